@@ -78,10 +78,12 @@ lint: venv ## ruff, mypy --strict, layer contracts, generated files current
 	$(BIN)/mypy $(PACKAGES)
 	$(BIN)/lint-imports
 	$(BIN)/python -m modelrollout.crdgen --check
+	$(BIN)/python -m modelrollout.reasonsgen --check
 
 .PHONY: generate
-generate: venv ## Write crds/ and the chart's copy from the types
+generate: venv ## Write crds/ and the chart's copy from the types, and the pages on reasons
 	$(BIN)/python -m modelrollout.crdgen
+	$(BIN)/python -m modelrollout.reasonsgen
 
 .PHONY: pins
 pins: ## Resolve pyproject.toml into requirements/*.txt anew

@@ -19,6 +19,8 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from modelrollout.api import selectors, uris
+from modelrollout.api.v1alpha1.policy import Queries
+from modelrollout.telemetry.redaction import mask_uris
 
 
 class ConfigError(ValueError):
@@ -36,8 +38,8 @@ class _Config(BaseModel):
 
 
 def _plain(instead: str) -> AfterValidator:
-    """Nothing but a place: the configuration is a ConfigMap, and its URIs stand in messages and in
-    pods.
+    """Refuse a URI that carries more than a place: the configuration is a ConfigMap, and its URIs
+    stand in messages and in pods.
     """
 
     def checked(uri: str) -> str:
@@ -60,7 +62,7 @@ PrometheusUrl = Annotated[
 RedirectPrefix = Annotated[
     str,
     Field(pattern=r"^https?://[^/\s]+/"),
-    _plain("a prefix is enough: what a redirect carries besides is its own"),
+    _plain("a prefix is enough, whatever query the redirect carries"),
 ]
 
 
@@ -81,12 +83,9 @@ def lies_in(uri: str, prefix: str) -> bool:
     return uri.startswith(prefix.rstrip("/") + "/") and "/../" not in uri and not uri.endswith("/..")
 
 
-Queries = Literal["Templates", "Own"]
-
-
 class StoreConfig(_Config):
-    """A place that models and data may come from: URIs that begin with ``uri``. Nothing else is
-    fetched.
+    """A place that models and data may come from: URIs that begin with ``uri``. Jobs fetch nothing
+    else.
     """
 
     name: str
@@ -108,20 +107,18 @@ class StoreConfig(_Config):
     @model_validator(mode="after")
     def _leads_somewhere(self) -> Self:
         if self.redirects_to and self.uri.startswith("s3://"):
-            raise ValueError(
-                "redirectsTo is for http(s) stores: no redirect of an S3 store is followed; leave it out"
-            )
+            raise ValueError("redirectsTo: redirects of an S3 store are never followed; leave it out")
         for prefix in self.redirects_to:
             if prefix.startswith("http://") and (self.uri.startswith("https://") or not self.allow_http):
                 raise ValueError(
-                    f"redirectsTo: {prefix}: no redirect leads from https to http, nor to http without"
-                    " allowHttp; write https://"
+                    f"redirectsTo: {prefix}: redirects from https to http, and to http without allowHttp,"
+                    " are not followed; write https://"
                 )
         return self
 
     @property
     def leads_to(self) -> tuple[str, ...] | None:
-        """Prefixes that a redirect may lead to: its own, and those that it names. None for S3."""
+        """Prefixes that a redirect may lead to: the store's own and redirectsTo. None for S3."""
         return None if self.uri.startswith("s3://") else (self.uri.rstrip("/") + "/", *self.redirects_to)
 
     def holds(self, uri: str) -> bool:
@@ -147,7 +144,7 @@ class ArtifactStoreConfig(StoreConfig):
 
 
 class PrometheusConfig(_Config):
-    """A Prometheus that analyses may ask. Credentials are files (a mounted Secret) in the
+    """A Prometheus that analyses may query. Credentials are files (a mounted Secret) in the
     operator's pod.
     """
 
@@ -160,54 +157,53 @@ class PrometheusConfig(_Config):
 
 
 class GatewayMetrics(_Config):
-    """How the gateway's metrics name a backend Service. ``traefik`` is built in; more come with
-    more gateways.
-    """
+    """How the gateway's metrics name a backend Service."""
 
     profile: Literal["traefik", "none"] = "traefik"
     provider: str | None = Field(
         None, description="Prometheus that scrapes the gateway, by name; default the first one."
     )
     settle_seconds: float = Field(
-        3.0, description="A weight counts as taken up this long after the gateway accepted it."
+        3.0, description="A weight counts as programmed this long after the gateway accepted it."
     )
     selector: Selector = Field(
         "",
         description=(
-            'Matchers of labels that the scrape sets on the gateway and on nobody else: namespace="gateways".'
+            'Matchers of labels that the scrape sets on the gateway alone, for example namespace="gateways".'
         ),
     )
     namespaces: list[Namespace] = Field(
-        default_factory=list, description="Of the gateway's pods; empty: it is none of the cluster's pods."
+        default_factory=list,
+        description="Namespaces of the gateway's pods; empty: the gateway runs outside the cluster.",
     )
 
 
 class FeedbackMetrics(_Config):
-    """Whose labels of answers are believed; as in GatewayMetrics."""
+    """Which feedback counters are trusted; fields as in GatewayMetrics."""
 
     selector: Selector = ""
     namespaces: list[Namespace] = Field(default_factory=list)
     labels_per_row: float = Field(
-        1.0, ge=0, description="Labels that one row of an answer may get; 0: it is not looked at."
+        1.0, ge=0, description="Labels that one row of an answer may get; 0: no limit is checked."
     )
 
 
 class Scrape(_Config):
-    """What Prometheus says of a pod that it scrapes."""
+    """Labels that Prometheus sets on the pods that it scrapes."""
 
     namespace_label: LabelName = "namespace"
     pod_label: LabelName = "pod"
     trusted_namespaces: list[Namespace] = Field(
         default_factory=list,
         description=(
-            "Where the platform alone runs pods: these may be scraped with honor_labels, for example"
-            " monitoring."
+            "Namespaces in which only the platform team runs pods, for example monitoring: those"
+            " pods may be scraped with honor_labels."
         ),
     )
 
 
 class ImagesConfig(_Config):
-    """Images of Jobs and servers, best by digest."""
+    """Images of Jobs and servers, preferably by digest."""
 
     optimizer: str
     trainer: str | None = Field(
@@ -238,8 +234,8 @@ class ImagesConfig(_Config):
 
 
 class DrainConfig(_Config):
-    """How a server goes away without losing a request: grace = pre_stop + exit_timeout + margin,
-    all in seconds.
+    """How a server stops without losing a request: grace = pre_stop + exit_timeout + margin, all in
+    seconds.
     """
 
     pre_stop_seconds: int = 10
@@ -248,7 +244,7 @@ class DrainConfig(_Config):
 
 
 class ShadowConfig(_Config):
-    """Limits of the comparer of shadow traffic, and whether Traefik mirrors for us."""
+    """Limits of the comparer of shadow traffic, and whether Traefik mirrors requests."""
 
     traefik: bool = Field(
         False,
@@ -258,10 +254,10 @@ class ShadowConfig(_Config):
         1 << 20,
         ge=1024,
         le=64 << 20,
-        description="Larger requests are not mirrored. Traefik reserves it for each.",
+        description="Larger requests are not mirrored. Traefik reserves this much memory for each request.",
     )
     concurrency: int = Field(
-        4, ge=1, le=64, description="Mirrored requests that are asked of both revisions at a time."
+        4, ge=1, le=64, description="Mirrored requests that the comparer sends to both revisions at a time."
     )
 
 
@@ -269,44 +265,46 @@ class HostnameRules(_Config):
     """Who may claim host names."""
 
     only_by_policy: bool = Field(
-        False, description="No name may be claimed that no RolloutPolicy allows (allowedHostnames)."
+        False, description="A host name may be claimed only if a RolloutPolicy allows it (allowedHostnames)."
     )
 
 
 class WorkloadRules(_Config):
-    """What pods and Jobs may take that is not the ModelDeployment's own."""
+    """Which images, Secrets and service accounts a spec may name."""
 
     only_by_policy: bool = Field(
         False,
         description=(
-            "A spec names no image, no Secret but a store's own, and no service account, unless a"
-            " RolloutPolicy allows it."
+            "A spec may name an image, a Secret other than a store's own, or a service account only"
+            " if a RolloutPolicy allows it."
         ),
     )
 
 
 class CapacityConfig(_Config):
-    """Whether the operator may look how many GPUs are free."""
+    """Whether the operator checks how many GPUs are free."""
 
     look_at_nodes: bool = Field(
-        False, description="List nodes and the pods on them before pods of a new revision are made."
+        False, description="List nodes and their pods before creating the pods of a new revision."
     )
     remember_seconds: float = Field(
-        10.0, gt=0, description="One look is shared by all ModelDeployments for this long."
+        10.0, gt=0, description="All ModelDeployments share one listing for this many seconds."
     )
 
 
 def _block(text: str) -> str:
-    """A range of addresses as the API server takes it; one address is a range of itself."""
+    """An address range as the API server accepts it; a single address is a range too."""
     try:
         found = ipaddress.ip_network(text)
     except ValueError:
         raise ValueError(
-            f"{text!r} is no range of addresses; write for example 10.20.0.0/24 or fd00:20::/64, with no bits"
-            " beyond its length"
+            f"{text!r} is not an address range; write for example 10.20.0.0/24 or fd00:20::/64, with no"
+            " bits set beyond the prefix length"
         ) from None
     if isinstance(found, ipaddress.IPv6Network) and found.network_address.ipv4_mapped is not None:
-        raise ValueError(f"{text!r} is an IPv4 address in IPv6 words, which no packet has; write it as IPv4")
+        raise ValueError(
+            f"{text!r} is an IPv4-mapped IPv6 address, which no packet carries; write it as IPv4"
+        )
     return str(found)
 
 
@@ -316,77 +314,78 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Peers(_Config):
-    """Pods by their namespace; by address what runs outside of the cluster or with the network of
-    its node.
-    """
+    """Pods by namespace; by address, what runs outside the cluster or on its node's network."""
 
     namespaces: list[NamespaceName] = Field(default_factory=list)
     addresses: list[Block] = Field(
         default_factory=list,
-        description="Ranges, for example 10.20.0.0/24; link-local addresses only if they are named.",
+        description="Address ranges, for example 10.20.0.0/24; link-local ones only count if listed.",
     )
 
     @property
-    def nobody(self) -> bool:
-        """Whether none is named: a rule for nobody must be left out, for Kubernetes takes it for
-        one for all.
-        """
+    def is_empty(self) -> bool:
+        """Whether no peer is listed. Such a rule must be left out: Kubernetes reads it as "all"."""
         return not self.namespaces and not self.addresses
 
 
 class PeersAtPorts(Peers):
-    """Who is asked, and where."""
+    """Peers, and the ports that are open on them."""
 
     ports: Annotated[list[Port], Field(min_length=1)] = Field(default_factory=lambda: [443])
 
     @model_validator(mode="after")
-    def _somebody(self) -> Self:
-        if self.nobody:
+    def _not_empty(self) -> Self:
+        if self.is_empty:
             raise ValueError(
-                "name namespaces or addresses; addresses: [0.0.0.0/0, '::/0'] are all but link-local ones"
+                "no peer is listed; give namespaces or addresses (addresses: [0.0.0.0/0, '::/0'] is all but"
+                " link-local ones)"
             )
         return self
 
 
 class NetworkPoliciesConfig(_Config):
-    """Who reaches the pods of ModelDeployments and whom these reach. Without this the operator
-    looks at no NetworkPolicy.
+    """Who may reach the pods of ModelDeployments, and what those may reach. Without it, the
+    operator reads and writes no NetworkPolicy.
     """
 
     mode: Literal["Write", "Remove"] = Field(
-        description="Remove: what Write has made is taken away, and nothing is written."
+        description="Write: write policies. Remove: delete those that Write created, and write none."
     )
     namespaces: list[NamespaceName] = Field(
-        default_factory=list, description="Written in these only; empty: in all that are watched."
+        default_factory=list,
+        description="Namespaces to write policies in; empty: all that the operator watches.",
     )
     proxies: Peers = Field(default_factory=Peers, description="Where the gateway's proxies run.")
-    prometheus: Peers = Field(default_factory=Peers, description="Who scrapes the servers and the comparer.")
+    prometheus: Peers = Field(
+        default_factory=Peers,
+        description="Where Prometheus runs, which scrapes the servers and the comparer.",
+    )
     dns: PeersAtPorts = Field(
         default_factory=lambda: PeersAtPorts(namespaces=["kube-system"], ports=[53]),
-        description="Who answers DNS.",
+        description="Where the DNS servers run.",
     )
     stores: list[PeersAtPorts] = Field(
         default_factory=list, description="Where the stores and the artifact store are."
     )
     operator_namespace: NamespaceName | None = Field(
-        None, description="Where the operator runs, which asks servers for their version."
+        None, description="Where the operator runs: it reads the servers' version from them."
     )
 
     @model_validator(mode="after")
-    def _cuts_off_nothing_unsaid(self) -> Self:
+    def _names_what_models_need(self) -> Self:
         missing = [
             name
-            for name, nobody in (
-                ("proxies", self.proxies.nobody),
-                ("prometheus", self.prometheus.nobody),
+            for name, is_empty in (
+                ("proxies", self.proxies.is_empty),
+                ("prometheus", self.prometheus.is_empty),
                 ("stores", not self.stores),
             )
-            if nobody
+            if is_empty
         ]
         if self.mode == "Write" and missing:
             raise ValueError(
-                f"{', '.join(missing)}: name where they are, or every model is cut off from them; policies"
-                " know addresses and no host names"
+                f"{', '.join(missing)}: without an entry every model is cut off from them; give namespaces or"
+                " addresses (a NetworkPolicy cannot name hosts)"
             )
         return self
 
@@ -404,9 +403,9 @@ class OperatorConfig(_Config):
     queries: Queries = Field(
         "Templates",
         description=(
-            "Whether ModelDeployments may have PromQL of their own where no RolloutPolicy says"
-            " (gates.queries). Templates: they may not, only policies have PromQL. Own: it is asked with a"
-            " matcher of their namespace in every selector, one query at a time for a namespace."
+            "Whether ModelDeployments may have PromQL of their own where no RolloutPolicy decides it"
+            " (gates.queries). Templates: no, only policies have PromQL. Own: yes; the operator adds a"
+            " matcher of their namespace to every selector and sends one query at a time for a namespace."
         ),
     )
     gateway_metrics: GatewayMetrics = Field(default_factory=GatewayMetrics)
@@ -419,7 +418,7 @@ class OperatorConfig(_Config):
     workloads: WorkloadRules = Field(default_factory=WorkloadRules)
     capacity: CapacityConfig = Field(default_factory=CapacityConfig)
     network_policies: NetworkPoliciesConfig | None = Field(
-        None, description="Left out: the operator neither writes nor looks at NetworkPolicies."
+        None, description="Left out: the operator neither reads nor writes NetworkPolicies."
     )
     namespaces: list[str] = Field(default_factory=list, description="Namespaces to watch; empty: all.")
     workers: int = Field(4, ge=1, le=64)
@@ -427,7 +426,7 @@ class OperatorConfig(_Config):
     job_ttl_seconds: int = 3600
 
     def store_for(self, uri: str) -> StoreConfig | None:
-        """The store with the longest prefix that holds ``uri``, or None: then it is not allowed."""
+        """The store with the longest prefix of ``uri``; None: the URI is not allowed."""
         return max((s for s in self.stores if s.holds(uri)), key=lambda s: len(s.uri), default=None)
 
     def prometheus_for(self, name: str | None) -> PrometheusConfig | None:
@@ -445,13 +444,15 @@ def load_config(path: Path) -> OperatorConfig:
         raw = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, ValueError) as e:
         # ValueError: bytes that are no text, dates that are none
-        raise ConfigError(uris.masked_text(f"{path}: {e}")) from None
+        raise ConfigError(mask_uris(f"{path}: {e}")) from None
     except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply") from None
+        raise ConfigError(f"{path}: the YAML is nested too deeply; flatten it") from None
     try:
         return OperatorConfig.model_validate(raw)
     except RecursionError:
-        raise ConfigError(f"{path}: a value holds itself") from None
+        raise ConfigError(
+            f"{path}: a value contains itself through a YAML anchor; remove the anchor"
+        ) from None
     except ValidationError as e:
         lines = "; ".join(
             f"{'.'.join(map(str, err['loc']))}: {err['msg']}"

@@ -493,7 +493,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "Python without permission": (
         backend(backend="Python"),
-        "backend: Python runs the model's own code: say code: Allowed",
+        "backend: Python runs the model's own code: set code: Allowed",
     ),
     "code of a plan": (
         backend(backend="TensorRT", code="Allowed"),

@@ -93,6 +93,11 @@ def test_crds_are_what_the_types_say() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+def test_the_pages_on_reasons_are_what_the_enumeration_says() -> None:
+    checked = run("-m", "modelrollout.reasonsgen", "--check")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 def test_a_flavour_of_the_optimizer_has_all_that_every_job_needs() -> None:
     """It mostly stands on the layers of the others, and what is in both must be of one version."""
     flavours = re.findall(

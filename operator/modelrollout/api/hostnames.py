@@ -1,5 +1,5 @@
 """Host names and wildcards, as the Gateway API compares them: ``*.example.com`` is every name below
-example.com, at any depth, and not itself.
+example.com, at any depth, but not example.com itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def covers(pattern: str, name: str) -> bool:
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether there is a name that both are for."""
+    """Whether some name is covered by both."""
     return covers(one, other) or covers(other, one)
 
 

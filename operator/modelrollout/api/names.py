@@ -35,18 +35,18 @@ COMPONENT_SHADOW = "shadow"
 ANNOTATION_OUTCOME = f"{GROUP}/outcome"
 ANNOTATION_REASON = f"{GROUP}/reason"
 ANNOTATION_RESTARTED = f"{GROUP}/restarted-at"  # on the pod template: another value means new pods
-# on the pod template: the version of what keeps everybody from managing the server
+# on the pod template: version of the hardening that keeps clients from managing the server
 ANNOTATION_HARDENED = f"{GROUP}/hardened"
-# on the prepare Job: hash of the resources, time limit and queue that spec asked for
+# on the prepare Job: hash of the resources, time limit and queue in spec
 ANNOTATION_ASKED = f"{GROUP}/asked"
 # on the Lease of a slot: start of the rollout that holds it
 ANNOTATION_ROLLOUT = f"{GROUP}/rollout"
-ANNOTATION_GPUS = f"{GROUP}/gpus"  # on the Lease of a slot: GPUs that the rollout asks for
+ANNOTATION_GPUS = f"{GROUP}/gpus"  # on the Lease of a slot: GPUs that the rollout requests
 ANNOTATION_HOSTNAME = f"{GROUP}/hostname"  # on the Lease of a host name: the name itself
-# on the same: how long it stays with the version that served last, once it is given up
+# on the same: how long the name stays reserved for the version that served last
 ANNOTATION_RESERVED = f"{GROUP}/reserved"
 ANNOTATION_VERSION = f"{GROUP}/version"  # on the same: hash of that version
-ANNOTATION_RELEASED = f"{GROUP}/released"  # on the same: when it was given up
+ANNOTATION_RELEASED = f"{GROUP}/released"  # on the same: when it was released
 
 # Verbs: annotations on the ModelRevision that they mean; the value is "[STEP ]NONCE", see
 # docs/reference/verbs.md.
@@ -84,11 +84,10 @@ def short_hash(value: Any, length: int = 8) -> str:
 
 
 def revision_name(namespace: str, deployment: str, user_input: Mapping[str, Any], source_sha256: str) -> str:
-    """Name of the revision: the same input and the same bytes are the same revision (DESIGN.md,
-    ModelRevision).
+    """Name of the revision: the same input and the same bytes give the same name.
 
-    The namespace takes part, because gateways join it and the name with a dash: ``ml``/``prod-x``
-    and ``ml-prod``/``x`` would be one.
+    The namespace is part of the hash because gateways join it and the name with a dash: otherwise
+    ``ml``/``prod-x`` and ``ml-prod``/``x`` would be one backend.
     """
     return (
         f"{deployment}-{short_hash({'namespace': namespace, 'input': user_input, 'sha256': source_sha256})}"
@@ -113,14 +112,14 @@ def slot_name(policy: str, index: int) -> str:
 
 
 def own_name(namespace: str, name: str) -> str:
-    """A ModelDeployment's own name where it stands among claims of host names: with a slash it is
-    none.
-    """
+    """A ModelDeployment's own entry among the claims of host names; no host name has a slash."""
     return f"modeldeployment/{namespace}/{name}"
 
 
 def host_lease(host: str) -> str:
-    """Name of the Lease that says whose a host name is: a wildcard is no name of an object."""
+    """Name of the Lease that records the owner of a host name: a hash, because a wildcard is not a
+    valid object name.
+    """
     return f"modelrollout-host-{short_hash(host, 32)}"
 
 
@@ -132,7 +131,7 @@ def stage_job_name(revision: str, component: str, rollout_id: str) -> str:
 
 
 def shadow_name(revision: str) -> str:
-    """Name of what shadows a revision: the comparer's Deployment and Service, and the route that
-    tries the mirror out.
+    """Name of a shadow's objects: the comparer's Deployment and Service, and the route that tests
+    the mirror.
     """
     return f"{revision}-shadow"

@@ -1,5 +1,5 @@
-"""Label matchers of the operator's configuration: whose counters are believed. The subset of PromQL
-that says who may, and never who may not.
+"""Label matchers of the operator's configuration: whose counters are trusted. Only matchers that
+include (= and =~), never those that exclude.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# What a process writes on the counters that are read: whoever is scraped may write the same.
+# Labels that a scraped process writes itself, so any other process can write them too.
 _WRITTEN_BY_TARGETS = frozenset(
     (
         "service",
@@ -42,7 +42,7 @@ class Matcher:
     pattern: bool = False
 
     def fits(self, labels: Mapping[str, str]) -> bool:
-        """Whether Prometheus would take a series with these labels."""
+        """Whether Prometheus would select a series with these labels."""
         found = labels.get(self.label, "")
         return re.fullmatch(self.value, found) is not None if self.pattern else found == self.value
 
@@ -57,10 +57,10 @@ def parse(text: str) -> tuple[Matcher, ...]:
     while rest:
         match = _MATCHER.match(rest)
         if match is None:
-            said = repr(rest.strip(", ")[:100])
+            unread = repr(rest.strip(", ")[:100])
             raise ValueError(
-                f'{said} is no label matcher; write LABEL="VALUE" or LABEL=~"REGEX", separated by commas,'
-                f" {_EXAMPLE}"
+                f'{unread} is not a label matcher; write LABEL="VALUE" or LABEL=~"REGEX", separated by'
+                f" commas, {_EXAMPLE}"
             )
         found.append(_checked(*match.groups()))
         rest = rest[match.end() :]
@@ -69,24 +69,22 @@ def parse(text: str) -> tuple[Matcher, ...]:
 
 def _checked(label: str, operator: str, quoted: str) -> Matcher:
     if operator not in ("=", "=~"):
-        raise ValueError(
-            f"{label}{operator}{quoted} says who may not count; say who may with = or =~, {_EXAMPLE}"
-        )
+        raise ValueError(f"{label}{operator}{quoted} excludes; say with = or =~ who may count, {_EXAMPLE}")
     if label in _WRITTEN_BY_TARGETS or label.startswith(("exported_", "__")):
         raise ValueError(
-            f"{label} is not set by the scrape, whoever is scraped may write it; name a label that the scrape"
-            f" sets, {_EXAMPLE}"
+            f"{label} can be written by any scraped process; name a label that the scrape itself sets,"
+            f" {_EXAMPLE}"
         )
     try:
         matcher = Matcher(label, json.loads(quoted), operator == "=~")
-        nobody = matcher.fits({})
+        fits_no_label = matcher.fits({})
     except (ValueError, re.error) as e:
         raise ValueError(
             f"{label}{operator}{quoted} cannot be read ({e}); correct the value, {_EXAMPLE}"
         ) from None
-    if nobody:
+    if fits_no_label:
         raise ValueError(
-            f"{label}{operator}{quoted} fits whoever has no such label; give a value, {_EXAMPLE}"
+            f"{label}{operator}{quoted} also fits series without that label; give a value, {_EXAMPLE}"
         )
     return matcher
 
@@ -97,5 +95,5 @@ def fit(matchers: tuple[Matcher, ...], labels: Mapping[str, str]) -> bool:
 
 
 def promql(text: str) -> str:
-    """The matchers as they stand in a query, between commas of others."""
+    """The matchers as text for a query, separated by commas."""
     return ",".join(map(str, parse(text)))

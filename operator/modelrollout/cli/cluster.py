@@ -12,7 +12,6 @@ import yaml
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.uris import masked_text
 from modelrollout.api.v1alpha1 import (
     ModelDeploymentSpec,
     ModelDeploymentStatus,
@@ -36,8 +35,9 @@ from modelrollout.kube.client import (
     Resource,
 )
 from modelrollout.rollout.policy.rules import spec_in_force
+from modelrollout.telemetry.redaction import mask_uris
 
-FIELD_MANAGER = "modelrollout-cli"  # what a person asked for is not the operator's
+FIELD_MANAGER = "modelrollout-cli"  # what a user requests is not the operator's
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 # Which ClusterRole of the chart allows what a command needs.
 _ROLES = {
@@ -284,11 +284,11 @@ class Cluster:
             )
         if error.status == 401:
             return Unanswered(f"the API server does not accept these credentials ({error.message})")
-        return Unanswered(f"the API server cannot be asked: {error}")
+        return Unanswered(f"the API server does not answer: {error}")
 
 
 def _spec(found: Object) -> ModelDeploymentSpec | None:
-    """The spec with what policies fill in, as the operator has told."""
+    """The spec with the defaults of policies, which the operator publishes in status."""
     defaults = (found.get("status") or {}).get("defaults") or {}
     try:
         return ModelDeploymentSpec.model_validate(spec_in_force(found["spec"], defaults))
@@ -302,7 +302,7 @@ def _printable(value: Any) -> Any:
     and statuses of earlier versions may have URIs with passwords.
     """
     if isinstance(value, str):
-        return masked_text("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value))
+        return mask_uris("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value))
     if isinstance(value, dict):
         return {key: _printable(inner) for key, inner in value.items()}
     return [_printable(inner) for inner in value] if isinstance(value, list) else value

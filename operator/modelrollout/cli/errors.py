@@ -1,12 +1,10 @@
-"""What the command line says when it cannot do what was asked, and the exit code that goes with
-it.
-"""
+"""Errors of the command line, each with its exit code."""
 
 from __future__ import annotations
 
 
 class Refused(Exception):
-    """The answer is no: nothing of that name, nothing to promote, or the operator refused. Exit
+    """The request is refused: no such object, nothing to promote, or the operator says no. Exit
     code 1.
     """
 
@@ -14,8 +12,6 @@ class Refused(Exception):
 
 
 class Unanswered(Exception):
-    """The question could not be asked, or nobody answered: no access, no API server, no operator.
-    Exit code 2, as for a wrong command line.
-    """
+    """No answer: no access, no API server, no operator. Exit code 2, as for a wrong command."""
 
     exit_code = 2

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -21,9 +21,19 @@ from rich.live import Live
 from rich.text import Text
 
 from modelrollout.cli import analyze as analysis
-from modelrollout.cli import cluster as clusters
 from modelrollout.cli import verbs, view
 from modelrollout.cli.cluster import Cluster, Rollout
+from modelrollout.cli.command import (
+    Context,
+    Kubeconfig,
+    Namespace,
+    Work,
+    add_options,
+    cluster_command,
+    exit_with,
+    run_locally,
+    run_on_cluster,
+)
 from modelrollout.cli.errors import Refused, Unanswered
 from modelrollout.cli.report import html as report_html
 from modelrollout.cli.report import model as reports
@@ -39,7 +49,7 @@ app = typer.Typer(
     name="modelrollout",
     help=(
         "Roll out machine-learning models: watch, promote, pause, abort, retry, roll back, restart. "
-        "Exit code 0: done; 1: the answer is no; 2: could not be asked."
+        "Exit code 0: done; 1: refused; 2: no answer from the cluster or the operator."
     ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -71,16 +81,9 @@ class Profile(StrEnum):
 
 
 Name = Annotated[str, typer.Argument(help="Name of the ModelDeployment.")]
-Namespace = Annotated[
-    str | None, typer.Option("--namespace", "-n", help="Namespace; default: that of the context.")
-]
-Kubeconfig = Annotated[
-    str | None, typer.Option("--kubeconfig", help="kubeconfig file; default: $KUBECONFIG, or ~/.kube/config.")
-]
-Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig.")]
 Form = Annotated[Output, typer.Option("--output", "-o", help="text or json.")]
 Wait = Annotated[
-    bool, typer.Option("--wait", help="Wait until the operator has carried it out or refused it.")
+    bool, typer.Option("--wait", help="Wait until the operator has carried out or refused the request.")
 ]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait at most.", min=0.1)]
 
@@ -88,19 +91,42 @@ InFlight = Annotated[
     str | None,
     typer.Option("--revision", help="Only if this revision (name or number) is the one in flight."),
 ]
+# Returns a verb's request; the second argument makes it distinct from earlier ones.
+Choice = Callable[[Rollout, str], verbs.Request]
+
+
+def verb_command(command: Callable[..., Choice]) -> Callable[..., None]:
+    """A command that requests a verb of the operator and, with --wait, waits for it."""
+
+    def request_verb(*, wait: Wait = False, timeout: Timeout = 60.0, **own: Any) -> Work:
+        choose, name = command(**own), own["name"]
+
+        async def send(cluster: Cluster) -> None:
+            request = choose(await cluster.rollout(name), verbs.nonce())
+            await cluster.annotate(request.resource, request.object_name, request.annotation, request.value)
+            if wait:
+                await _wait_until_handled(cluster, name, request, timeout)
+                _say(f"done: {request.meaning}")
+            else:
+                _say(
+                    f"requested: {request.meaning} (request {request.value}); see: modelrollout status"
+                    f" {name} -n {cluster.namespace}"
+                )
+
+        return send
+
+    return cluster_command(add_options(command, request_verb))
 
 
 @app.command()
+@cluster_command
 def status(
     name: Name,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Stay and show changes, until Ctrl-C. Only on a terminal.")
+        bool, typer.Option("--watch", "-w", help="Keep showing changes until Ctrl-C. Only on a terminal.")
     ] = False,
     output: Form = Output.text,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
+) -> Work:
     """Show a rollout: stages, weights, pods, each metric with its verdict, conditions, events, and
     what happens next.
     """
@@ -114,17 +140,15 @@ def status(
         else:
             _show(view.status(found, _now()))
 
-    _run(show, namespace, kubeconfig, context)
+    return show
 
 
 @app.command()
+@cluster_command
 def history(
     name: Name,
     output: Form = Output.text,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
+) -> Work:
     """List the kept revisions: number, outcome, reason, accuracy, size, latency, age."""
 
     async def show(cluster: Cluster) -> None:
@@ -142,10 +166,11 @@ def history(
         if found.unread and output is Output.text:
             _say(f"not shown, written by another version of the operator: {', '.join(found.unread)}")
 
-    _run(show, namespace, kubeconfig, context)
+    return show
 
 
 @app.command()
+@cluster_command
 def report(
     name: Annotated[
         str,
@@ -158,10 +183,7 @@ def report(
         ReportOutput,
         typer.Option("--output", "-o", help="text, markdown, html (one file, with pictures) or json."),
     ] = ReportOutput.text,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
+) -> Work:
     """Show the evidence on a version: digests, sizes, the gate, golden data and each canary step
     with intervals and verdicts, times by stage.
     """
@@ -169,92 +191,57 @@ def report(
 
     async def show(cluster: Cluster) -> None:
         found = await cluster.rollout(deployment)
-        told = reports.of(found, reports.which(found, wanted or None))
+        shown = reports.of(found, reports.which(found, wanted or None))
         match output:
             case ReportOutput.json:
-                _print_json(told.as_json())
+                _print_json(shown.as_json())
             case ReportOutput.markdown:
-                typer.echo(report_text.markdown(told), nl=False)
+                typer.echo(report_text.markdown(shown), nl=False)
             case ReportOutput.html:
-                typer.echo(report_html.html(told), nl=False)
+                typer.echo(report_html.html(shown), nl=False)
             case ReportOutput.text:
-                _show(report_text.text(told))
+                _show(report_text.text(shown))
 
-    _run(show, namespace, kubeconfig, context)
+    return show
 
 
 @app.command()
+@verb_command
 def promote(
     name: Name,
     full: Annotated[bool, typer.Option("--full", help="Past all remaining steps, to all traffic.")] = False,
     revision: InFlight = None,
-    wait: Wait = False,
-    timeout: Timeout = 60.0,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
-    """Let the present step go on: end a pause, a preview or a bake, or go on without a verdict
-    (recorded as an override).
+) -> Choice:
+    """Promote past the current step: end a pause, a preview or a bake, or continue without a
+    verdict (recorded as an override).
     """
-    _ask(
-        name,
-        lambda found, token: verbs.promote(found, revision, token, full=full),
-        wait,
-        timeout,
-        namespace,
-        kubeconfig,
-        context,
-    )
+    return lambda rollout, token: verbs.promote(rollout, revision, token, full=full)
 
 
 @app.command()
+@verb_command
 def pause(
     name: Name,
     revision: InFlight = None,
-    wait: Wait = False,
-    timeout: Timeout = 60.0,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
-    """Hold the rollout at its present weight. It is judged all the same: what is proven worse still
-    goes back.
+) -> Choice:
+    """Hold the rollout at its current weight. Analysis continues: a version that is proven worse
+    is still rolled back.
     """
-    _ask(
-        name,
-        lambda found, token: verbs.pause(found, revision, token),
-        wait,
-        timeout,
-        namespace,
-        kubeconfig,
-        context,
-    )
+    return lambda rollout, token: verbs.pause(rollout, revision, token)
 
 
 @app.command()
+@verb_command
 def resume(
     name: Name,
     revision: InFlight = None,
-    wait: Wait = False,
-    timeout: Timeout = 60.0,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
-    """Let a paused rollout go on; the time of the pause counts for no deadline."""
-    _ask(
-        name,
-        lambda found, token: verbs.resume(found, revision, token),
-        wait,
-        timeout,
-        namespace,
-        kubeconfig,
-        context,
-    )
+) -> Choice:
+    """Resume a paused rollout; the pause does not count towards any deadline."""
+    return lambda rollout, token: verbs.resume(rollout, revision, token)
 
 
 @app.command()
+@verb_command
 def restart(
     name: Name,
     revision: Annotated[
@@ -268,100 +255,59 @@ def restart(
         bool,
         typer.Option(
             "--allow-downtime",
-            help="End each pod before its successor is there: where no GPU is free for one more.",
+            help="End each pod before its successor starts, for when no GPU is free for one more.",
         ),
     ] = False,
-    wait: Wait = False,
-    timeout: Timeout = 60.0,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
+) -> Choice:
     """Replace the pods of a revision one after the other, each when the next one is ready.
 
-    Pods that an earlier operator rendered come back hardened: nobody but the kubelet manages their
+    Pods that an earlier operator rendered come back hardened: only the kubelet can manage their
     servers (docs/reference/endpoints.md).
     """
-    _ask(
-        name,
-        lambda found, token: verbs.restart(found, revision, token, allow_downtime=allow_downtime),
-        wait,
-        timeout,
-        namespace,
-        kubeconfig,
-        context,
-    )
+    return lambda rollout, token: verbs.restart(rollout, revision, token, allow_downtime=allow_downtime)
 
 
 @app.command()
+@verb_command
 def abort(
     name: Name,
-    wait: Wait = False,
-    timeout: Timeout = 60.0,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
+) -> Choice:
     """End the rollout in flight; stable gets all traffic back, and the version is not tried again
-    until spec changes or somebody says retry.
+    until spec changes or you retry it.
     """
-    _ask(name, verbs.abort, wait, timeout, namespace, kubeconfig, context)
+    return verbs.abort
 
 
 @app.command()
+@verb_command
 def retry(
     name: Name,
     revision: Annotated[
         str | None,
         typer.Option("--revision", help="Revision (name or number); default: the one that failed."),
     ] = None,
-    wait: Wait = False,
-    timeout: Timeout = 60.0,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
-    """Try a failed version again, or the spec's version after a rollback by hand.
+) -> Choice:
+    """Try a failed version again, or the spec's version after a manual rollback.
 
-    The request is an annotation on the failed ModelRevision. When the failure came before there was
-    a revision (stage Resolve), it is one on the ModelDeployment instead, which needs the right to
-    patch modeldeployments; Git may take that annotation away again, harmlessly.
+    The request is an annotation on the failed ModelRevision. If the rollout failed before it had a
+    revision (stage Resolve), the annotation goes on the ModelDeployment, which needs the right to
+    patch modeldeployments; a GitOps tool may remove it later without harm.
     """
-    _ask(
-        name,
-        lambda found, token: verbs.retry(found, revision, token),
-        wait,
-        timeout,
-        namespace,
-        kubeconfig,
-        context,
-    )
+    return lambda rollout, token: verbs.retry(rollout, revision, token)
 
 
 @app.command()
+@verb_command
 def rollback(
     name: Name,
     to: Annotated[
         str | None, typer.Option("--to", help="Kept revision (name or number) that has served before.")
     ] = None,
-    wait: Wait = False,
-    timeout: Timeout = 60.0,
-    namespace: Namespace = None,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-) -> None:
+) -> Choice:
     """Go back to a kept revision. Without --to: abort the rollout in flight, or else take the
     newest revision that served before stable.
     """
-    _ask(
-        name,
-        lambda found, token: verbs.rollback(found, to, token),
-        wait,
-        timeout,
-        namespace,
-        kubeconfig,
-        context,
-    )
+    return lambda rollout, token: verbs.rollback(rollout, to, token)
 
 
 @app.command()
@@ -385,7 +331,7 @@ def analyze(
         typer.Option("--prometheus", help="URL of a Prometheus, for example http://localhost:9090."),
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option("--token-file", help="File with a bearer token for it.")
+        Path | None, typer.Option("--token-file", help="File with a bearer token for that Prometheus.")
     ] = None,
     profile: Annotated[
         Profile, typer.Option("--profile", help="How the gateway's metrics name a backend.")
@@ -393,10 +339,10 @@ def analyze(
     start: Annotated[
         str | None,
         typer.Option(
-            "--start", help="Judge Prometheus history from then on: RFC 3339, or how long ago (2h)."
+            "--start", help="Judge Prometheus history from this time: RFC 3339, or how long ago (2h)."
         ),
     ] = None,
-    end: Annotated[str | None, typer.Option("--end", help="Until then; default: now.")] = None,
+    end: Annotated[str | None, typer.Option("--end", help="End of that history; default: now.")] = None,
     canary: Annotated[
         str | None,
         typer.Option("--canary", help="NAME:NUMBER of the revision to judge; default: the one in flight."),
@@ -412,7 +358,7 @@ def analyze(
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="METRIC.FIELD=VALUE or a field of spec.rollout, as often as you like."),
+        typer.Option("--set", help="METRIC.FIELD=VALUE or a field of spec.rollout; may be repeated."),
     ] = None,
     steps: Annotated[str | None, typer.Option("--steps", help="Other weights, for example 5,25,50.")] = None,
     window: Annotated[
@@ -426,9 +372,9 @@ def analyze(
     """Run a rollout's gates: now (NAME --prometheus URL), over history (with --start) or over a
     recording (--replay FILE -f model.yaml).
 
-    Nothing is written to the cluster. Over the past the operator's own state machine is stepped
-    through time, and what it would have done is printed: when each step passes, fails or has no
-    verdict, with the intervals; --set and --steps try other thresholds.
+    Writes nothing to the cluster. For past data it steps the operator's own state machine through
+    time and prints what it would have done: when each step passes, fails or has no verdict, with
+    the intervals; --set and --steps try other thresholds.
     """
 
     wanted = analysis.Wanted(
@@ -455,9 +401,11 @@ def analyze(
             _show(text)
 
     if wanted.needs_cluster:
-        _run(lambda cluster: analysis.analyze(wanted, cluster, _now(), tell), namespace, kubeconfig, context)
+        run_on_cluster(
+            lambda cluster: analysis.analyze(wanted, cluster, _now(), tell), namespace, kubeconfig, context
+        )
     else:
-        _local(analysis.analyze(wanted, None, _now(), tell))
+        run_locally(analysis.analyze(wanted, None, _now(), tell))
 
 
 @app.command()
@@ -484,7 +432,7 @@ def run(
             "--lease-namespace", envvar="POD_NAMESPACE", help="Namespace of the Lease of the leader election."
         ),
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done in detail.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log in detail.")] = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
@@ -502,14 +450,14 @@ def run(
             verbose=verbose,
         )
     except (ConfigError, KubeError) as e:
-        raise _fail(Unanswered(f"the operator cannot start: {e}")) from e
+        raise exit_with(Unanswered(f"the operator cannot start: {e}")) from e
 
 
 @app.command()
 def feedback(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "0.0.0.0",
     port: Annotated[int, typer.Option("--port", help="Port of /v1/feedback.", min=0, max=65535)] = 8080,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done in detail.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log in detail.")] = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
@@ -527,7 +475,7 @@ def feedback(
     try:
         asyncio.run(go())
     except (KubeError, OSError) as e:
-        raise _fail(Unanswered(f"the feedback service cannot start: {e}")) from e
+        raise exit_with(Unanswered(f"the feedback service cannot start: {e}")) from e
 
 
 @app.command()
@@ -540,13 +488,15 @@ def references(
     ],
     namespaces: Annotated[
         list[str] | None,
-        typer.Option("--namespace", "-n", help="Only there; may be repeated. Default: all namespaces."),
+        typer.Option(
+            "--namespace", "-n", help="Only this namespace; may be repeated. Default: all namespaces."
+        ),
     ] = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Write which artifacts are in use, for the clean-up of the artifact store. When the cluster
-    cannot be asked, nothing is written.
+    """Write which artifacts are in use, for the clean-up of the artifact store. Writes nothing if
+    the cluster cannot be read.
     """
     from modelrollout.cli.references import InUse, in_use
 
@@ -558,47 +508,23 @@ def references(
         found = asyncio.run(go())
         output.write_text(json.dumps({"artifacts": found.artifacts, "untouched": found.untouched}))
     except (KubeError, OSError) as e:
-        raise _fail(Unanswered(f"the references cannot be read: {e}")) from e
+        raise exit_with(Unanswered(f"the references cannot be read: {e}")) from e
     _say(f"{len(found.artifacts)} artifacts are in use")
     if found.untouched:
         _say(
-            f"nothing is to be deleted in {', '.join(found.untouched)}: an object there cannot be read; the"
-            " operator's log names it"
+            f"the clean-up deletes nothing in {', '.join(found.untouched)}: an object there cannot be read;"
+            " the operator's log names it"
         )
 
 
-def _ask(
-    name: str,
-    choose: Callable[[Rollout, str], verbs.Request],
-    wait: bool,
-    timeout: float,
-    namespace: str | None,
-    kubeconfig: str | None,
-    context: str | None,
-) -> None:
-    async def ask(cluster: Cluster) -> None:
-        request = choose(await cluster.rollout(name), verbs.nonce())
-        await cluster.annotate(request.resource, request.object_name, request.annotation, request.value)
-        if wait:
-            await _handled(cluster, name, request, timeout)
-            _say(f"done: {request.meaning}")
-        else:
-            _say(
-                f"asked to {request.meaning} (request {request.value}); see: modelrollout status {name} -n"
-                f" {cluster.namespace}"
-            )
-
-    _run(ask, namespace, kubeconfig, context)
-
-
-async def _handled(cluster: Cluster, name: str, request: verbs.Request, limit: float) -> None:
-    """Return when the operator has carried the request out; raise when it refused or did not answer
-    in time.
+async def _wait_until_handled(cluster: Cluster, name: str, request: verbs.Request, limit: float) -> None:
+    """Wait for the operator to carry the request out. Raises Refused, and Unanswered after
+    ``limit`` seconds.
     """
     deadline = time.monotonic() + limit
     while True:
-        found = await cluster.rollout(name)
-        done, refusal = verbs.answer(found.status.handled_verbs, request)
+        rollout = await cluster.rollout(name)
+        done, refusal = verbs.answer(rollout.status.handled_verbs, request)
         if refusal is not None:
             raise Refused(f"the operator refused to {request.meaning}: {refusal}")
         if done:
@@ -618,12 +544,12 @@ async def _watch(cluster: Cluster, found: Rollout) -> None:
         for turn in itertools.count(1):
             await asyncio.sleep(POLL_SECONDS)
             trouble: list[Text] = []
-            look = turn % EVENTS_EVERY == 0  # they can only be listed for the whole namespace
+            look = turn % EVENTS_EVERY == 0  # events can only be listed for the whole namespace
             try:
                 fresh = await cluster.rollout(found.name, pods=True, events=look)
                 found = fresh if look else replace(fresh, events=found.events)
             except Unanswered as e:  # a watch outlives a restart of the API server
-                trouble = [Text(f"{e}; shown is what was last seen\n", "red")]
+                trouble = [Text(f"{e}; showing the last known state\n", "red")]
             live.update(Group(*trouble, view.status(found, _now(), live=True)), refresh=True)
 
 
@@ -652,46 +578,9 @@ def _as_json(found: Rollout) -> dict[str, Any]:
     }
 
 
-def _run(
-    work: Callable[[Cluster], Awaitable[None]],
-    namespace: str | None,
-    kubeconfig: str | None,
-    context: str | None,
-) -> None:
-    """Do the work against the API server."""
-
-    async def go() -> None:
-        try:
-            api = await clusters.connect(kubeconfig, context)
-        except KubeError as e:
-            raise Unanswered(f"no access to a cluster: {e.message}") from e
-        cluster = Cluster(api, namespace or clusters.default_namespace(kubeconfig, context))
-        try:
-            await work(cluster)
-        finally:
-            await cluster.close()
-
-    _local(go())
-
-
-def _local(work: Coroutine[Any, Any, None]) -> None:
-    """Do the work; what goes wrong becomes one message and an exit code."""
-    try:
-        asyncio.run(work)
-    except (Refused, Unanswered) as e:
-        raise _fail(e) from e
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None
-
-
-def _fail(error: Refused | Unanswered) -> typer.Exit:
-    typer.echo(f"modelrollout: {error}", err=True)
-    return typer.Exit(error.exit_code)
-
-
 def _console() -> Console:
     terminal = sys.stdout.isatty()
-    # No markup and no emoji: what is shown is made of other people's texts, and [n, 64] is a shape.
+    # No markup and no emoji: most of the text is other people's, and [n, 64] is a shape.
     return Console(
         highlight=False,
         markup=False,

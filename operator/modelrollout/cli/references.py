@@ -37,7 +37,7 @@ async def in_use(kube: Kube, namespaces: Sequence[str | None]) -> InUse:
     async def read(resource: Resource, namespace: str | None, label_selector: str = "") -> list[Object]:
         listing = await kube.list(resource, namespace, label_selector=label_selector, keep=_kept)
         for unread in listing.unread:
-            if not unread.namespace:  # whose it is nobody knows, so anything may be in use
+            if not unread.namespace:  # its namespace is unknown, so anything may be in use
                 raise Unreadable(
                     200, "Unreadable", f"{resource.kind} {unread.name or '(without a name)'} {unread.why}"
                 )
@@ -45,7 +45,7 @@ async def in_use(kube: Kube, namespaces: Sequence[str | None]) -> InUse:
         return listing.items
 
     for namespace in namespaces:
-        # in this order: what moves from a rollout to its revision is seen in one of them
+        # in this order: an artifact that moves from a rollout to its revision is in one of them
         for resource in (MODEL_DEPLOYMENT, MODEL_REVISION):
             for o in await read(resource, namespace):
                 found.update(_uris(o.get("status")))

@@ -1,5 +1,6 @@
-"""PURE: which annotation says what a person wants, or why there is nothing to say
-(docs/reference/verbs.md).
+"""PURE: which annotation requests a verb, or why it cannot be requested.
+
+docs/reference/verbs.md lists the verbs.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Request:
 
 
 def nonce() -> str:
-    """What tells one request from the same one made before."""
+    """Makes a request distinct from an earlier one of the same verb."""
     return secrets.token_hex(4)
 
 
@@ -83,10 +84,10 @@ def pause(rollout: Rollout, revision: str | None, token: str) -> Request:
 
 
 def resume(rollout: Rollout, revision: str | None, token: str) -> Request:
-    """Let a rollout that somebody paused go on."""
+    """Resume a paused rollout."""
     flying, _ = _on_trial(rollout, revision, "resume")
     if flying.held is None:
-        raise Refused(f"nothing to resume: nobody has paused {flying.revision}")
+        raise Refused(f"nothing to resume: {flying.revision} is not paused")
     assert flying.revision is not None
     return _on_revision("resume", flying.revision, token, None, f"resume {flying.revision}")
 

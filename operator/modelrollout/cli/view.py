@@ -390,7 +390,7 @@ def _next_when_idle(rollout: Rollout) -> list[str]:
     if s.pinned and s.pinned.generation == rollout.generation:
         return [
             (
-                f"nothing by itself: somebody rolled back to {s.pinned.revision}, and spec still asks for"
+                f"nothing by itself: a user rolled back to {s.pinned.revision}, and spec still names"
                 " another version"
             ),
             f"change spec, or try its version again: modelrollout retry {rollout.name}",
@@ -427,7 +427,7 @@ def _next_in_shadow(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[s
         verb = {
             "Pause": "the rollout pauses",
             "Rollback": "it is rejected",
-            "Promote": "it goes on unproven",
+            "Promote": "the rollout continues unproven",
         }[rollout.spec.rollout.on_inconclusive]
         lines += _deadline(rollout, r.since, now, verb)
     return [*lines, promote, abort]
@@ -443,7 +443,7 @@ def _next_in_canary(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[s
         resume = f"go on: modelrollout resume {rollout.name}"
         return [
             (
-                "nothing by itself: somebody has paused it; it is judged all the same, and goes back if it is"
+                "nothing by itself: a user paused it; analysis continues, and it is rolled back if it is"
                 " proven worse"
             ),
             resume,
@@ -494,7 +494,7 @@ def _next_in_bake(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[str
     ]
     if r.held is not None:
         return [
-            "nothing by itself: somebody has paused it; it is judged all the same",
+            "nothing by itself: a user paused it; analysis continues",
             f"go on: modelrollout resume {rollout.name}",
             *verbs,
         ]

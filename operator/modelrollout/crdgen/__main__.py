@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     drifted = [path for path, text in files.items() if not path.is_file() or path.read_text() != text]
     for path in drifted:
-        sys.stderr.write(f"{path} is not what the types say; run: python -m modelrollout.crdgen\n")
+        sys.stderr.write(f"{path} is not up to date with the types; run: python -m modelrollout.crdgen\n")
     return 1 if drifted else 0
 
 

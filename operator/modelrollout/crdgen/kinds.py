@@ -1,4 +1,4 @@
-"""The CustomResourceDefinitions: what the API server is told about each kind beside its schema."""
+"""The CustomResourceDefinitions: what each kind declares beside its schema."""
 
 from __future__ import annotations
 

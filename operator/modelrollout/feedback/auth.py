@@ -20,12 +20,12 @@ from modelrollout.telemetry.rate import Rate
 
 AUDIENCE = "modelrollout-feedback"
 REMEMBER_SECONDS = 60.0
-REMEMBER_REFUSAL_SECONDS = 10.0  # so that a right that was just given is not missed for long
+REMEMBER_REFUSAL_SECONDS = 10.0  # short, so that a right that was just granted soon works
 REMEMBER_ENTRIES = 5_000  # an identity takes a few kB
 REVIEWS_AT_ONCE = 8
-REVIEWS_WAITING = 256  # beyond those nobody is asked about: 503
+REVIEWS_WAITING = 256  # further ones get 503
 REFUSED_PER_MINUTE = 30.0
-# questions about ModelDeployments that a tenant may cause, which must not exist for that
+# access reviews that a tenant may cause; it can name ModelDeployments that do not exist
 RIGHTS_PER_SECOND = 10.0
 RIGHTS_BURST = 256.0
 TOKEN_REVIEW = Resource("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", namespaced=False)
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class UnavailableError(Exception):
-    """Nobody can say now who this is; try again after ``retry_after`` seconds."""
+    """The API server cannot identify the sender now; try again after ``retry_after`` seconds."""
 
     def __init__(self, message: str, retry_after: float = 2.0) -> None:
         super().__init__(message)
@@ -47,8 +47,8 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """A caller; ``user`` is the name, ``key`` stands for the token (its SHA-256), ``review`` is
-    what a SubjectAccessReview wants to know.
+    """A caller: ``user`` is the name, ``key`` the SHA-256 of the token, ``review`` the fields of a
+    SubjectAccessReview.
     """
 
     user: str
@@ -57,15 +57,15 @@ class Identity:
 
     @property
     def tenant(self) -> str:
-        """Who answers for the caller: the namespace of a service account (whoever may make one may
-        make a thousand), else the user.
+        """Whose limits apply: the namespace of a service account (one who can create one can create
+        a thousand), else the user.
         """
         kind, _, account = self.user.partition("system:serviceaccount:")
         return f"namespace {account.partition(':')[0]}" if account and not kind else self.user
 
 
 class Authorizer(Protocol):
-    """Raises UnavailableError when it cannot tell, and TooManyError when it was asked too often."""
+    """Raises UnavailableError without an answer, TooManyError beyond the sender's limit."""
 
     async def authenticate(self, token: str, source: str) -> Identity | None: ...
 
@@ -79,11 +79,11 @@ class Creator(Protocol):
 
 
 class KubernetesAuthorizer:
-    """Asks the API server: TokenReview, then SubjectAccessReview. Answers are remembered for a
-    minute, by the SHA-256 of the token.
+    """Asks the API server: TokenReview, then SubjectAccessReview. Caches the answers for a minute,
+    by the SHA-256 of the token.
 
     A source may cause ``refused_per_minute`` TokenReviews that end in a refusal. Tokens that were
-    good once are asked about again whatever others at the same address send.
+    valid before are exempt, whatever else the same address sends.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class KubernetesAuthorizer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kube = kube
-        self._identities: _Memory[Identity | None] = _Memory(clock)
-        self._rights: _Memory[bool] = _Memory(clock)
+        self._identities: _Cache[Identity | None] = _Cache(clock)
+        self._rights: _Cache[bool] = _Cache(clock)
         self._reviews = asyncio.Semaphore(REVIEWS_AT_ONCE)
         self._refused = Rate(refused_per_minute / 60, max(1.0, refused_per_minute), clock=clock)
         self._asked = Rate(RIGHTS_PER_SECOND, RIGHTS_BURST, clock=clock)
@@ -131,8 +131,7 @@ class KubernetesAuthorizer:
 
     async def _who(self, token: str, key: str) -> Identity | None:
         status = await self._review(TOKEN_REVIEW, {"token": token, "audiences": [AUDIENCE]})
-        # An authenticator that knows nothing of audiences leaves them out: then the token was not
-        # made for us.
+        # An authenticator without audiences leaves them out: the token is not for this service.
         if status.get("authenticated") is not True or AUDIENCE not in (status.get("audiences") or []):
             return None
         user = status.get("user") or {}
@@ -167,15 +166,15 @@ class KubernetesAuthorizer:
             # only the kind and the status: a message could quote what was sent
             log.warning("a %s got no answer", resource.kind, extra={"status": e.status, "reason": e.reason})
             raise UnavailableError(
-                "the API server cannot be asked now who is allowed", e.retry_after or 2.0
+                "the API server does not answer who is allowed now", e.retry_after or 2.0
             ) from None
         status = answer.get("status")
         return status if isinstance(status, dict) else {}
 
 
-class _Memory(Generic[T]):
-    """Answers for a limited time, the longest unused forgotten first. Many who ask the same at once
-    wait for one answer; failures are forgotten.
+class _Cache(Generic[T]):
+    """A cache with a time limit that drops the longest unused entry first. Concurrent callers with
+    the same key share one question; failures are not cached.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -184,12 +183,12 @@ class _Memory(Generic[T]):
         self._asking: dict[Hashable, asyncio.Task[T]] = {}
 
     def would_ask(self, key: Hashable) -> bool:
-        """Whether ``get`` has neither an answer nor asked for one already."""
+        """Whether ``get`` would have to send a new question."""
         entry = self._known.get(key)
         return not (entry and entry[0] > self._clock()) and key not in self._asking
 
     def last(self, key: Hashable) -> T | None:
-        """The answer of the last time, however old."""
+        """The last answer, however old."""
         entry = self._known.get(key)
         return entry[1] if entry else None
 
@@ -201,9 +200,9 @@ class _Memory(Generic[T]):
         task = self._asking.get(key)
         if task is None:
             if len(self._asking) >= REVIEWS_WAITING:
-                raise UnavailableError("the API server is asked about many others now")
+                raise UnavailableError("the API server has too many such questions waiting")
             task = self._asking[key] = asyncio.ensure_future(self._ask(key, ask))
-        return await asyncio.shield(task)  # one who goes away takes the answer from nobody
+        return await asyncio.shield(task)  # a caller that disconnects must not cancel the others' answer
 
     async def _ask(self, key: Hashable, ask: Callable[[], Awaitable[T]]) -> T:
         try:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 MAX_ITEMS = 1000
 MAX_ID = 128
-MAX_MODELS = 16  # in one request: each of them is asked about at the API server
+MAX_MODELS = 16  # in one request: each costs a question to the API server
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _SLICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.:/=+-]{0,63}")
 _FIELDS = frozenset({"namespace", "name", "version", "id", "correct", "prediction", "label", "slice"})

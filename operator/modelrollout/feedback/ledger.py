@@ -20,7 +20,7 @@ OTHER = "other"
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the process. What is longest unused goes first.
+    """Bounds of the process. The longest unused is dropped first.
 
     A counter that goes and comes back starts at 0, which the analysis takes for a restart. ``ids``
     are remembered to tell a repeated label from a new one, over all models, about 150 bytes each: a

@@ -1,6 +1,4 @@
-"""How much a sender may ask of the feedback service: memory for bodies that are being read, and
-what is said to who asks for more.
-"""
+"""Limits of a sender of feedback: memory for bodies in transit, and the error beyond a limit."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from contextlib import contextmanager
 
 
 class TooManyError(Exception):
-    """More than the caller may ask for now; try again after ``retry_after`` seconds."""
+    """The caller is over its limit; try again after ``retry_after`` seconds."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
@@ -28,7 +26,7 @@ class BodyBudget:
 
     @contextmanager
     def room(self, tenant: str, size: int) -> Iterator[None]:
-        """Hold room for a body of ``size`` bytes; TooManyError when there is none."""
+        """Reserve memory for a body of ``size`` bytes. Raises TooManyError when none is left."""
         if self._held[tenant] + size > self._per_tenant:
             raise TooManyError(
                 f"{tenant} has sent bodies of {self._held[tenant]} bytes that are still on their way", 1.0

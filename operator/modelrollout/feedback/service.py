@@ -1,4 +1,5 @@
-"""The feedback service: labels for answers come in, counters of right and wrong go out.
+"""The feedback service: clients send labels for answers, Prometheus reads counters of right and
+wrong ones.
 
 ``POST /v1/feedback`` takes one object or ``{"items": [...]}``::
 
@@ -9,10 +10,9 @@ or ``prediction`` and ``label`` in place of ``correct``. Sent again with the sam
 count again (``Limits.ids``, in this process). A request is counted whole or not at all. State is
 counters only: after a restart they start at 0, which the analysis knows.
 
-Any pod may reach this: whatever is sent, connections, time and memory are bounded
-(``telemetry.http_guard``, ``feedback_rates``), for what ends the process ends the counters.
-``/metrics`` and the probes have a port of their own, so that no sender stands between them and the
-process.
+Any pod may reach this service, so connections, time and memory are bounded
+(``telemetry.http_guard``, ``feedback.rates``): when the process dies, its counters are lost.
+``/metrics`` and the probes have a port of their own, which senders cannot block.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from modelrollout.telemetry.rate import Rate
 MAX_BODY_BYTES = 1 << 20
 BODIES_BYTES = 16 << 20  # of all bodies that are being read
 BODIES_BYTES_TENANT = 4 << 20  # of those of one tenant
-BODY_UNIT = 16 << 10  # so much of a body costs a sender what a request does
+BODY_UNIT = 16 << 10  # each such part of a body counts as one request of its sender
 BURST_SECONDS = 2.0
-# not ready but still answering: until then the Service has stopped sending requests
+# not ready but still answering, until the Service has stopped sending requests
 DRAIN_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class FeedbackService:
         self.draining = False
 
     def app(self) -> web.Application:
-        """What senders reach; to be run by ``serve`` or by a test."""
+        """The application for senders; ``serve`` and tests run it."""
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._errors])
         app.add_routes([web.post("/v1/feedback", self.feedback)])
         return app
@@ -98,7 +98,7 @@ class FeedbackService:
         return app
 
     def watch(self, *others: Collector) -> None:
-        """Metrics of others, to be shown beside the own ones."""
+        """Show the metrics of other collectors too."""
         for other in others:
             self._registry.register(other)
 
@@ -124,7 +124,7 @@ class FeedbackService:
         return self._count(items)
 
     async def _read(self, request: web.Request, identity: Identity) -> bytes:
-        """The body, at the sender's rate, and within what is left of the memory for bodies."""
+        """The body, within the sender's rate and the memory for bodies."""
         rates = ((self._senders, identity.user), (self._tenants, identity.tenant))
         for rate, key in rates:
             if wait := rate.wait(key):
@@ -153,7 +153,7 @@ class FeedbackService:
         return web.Response(text="ok")
 
     async def ready(self, _: web.Request) -> web.Response:
-        """Ready until it is told to stop. An API server that is down does not count: callers get
+        """Ready until it has to stop. An API server that is down does not count: callers get
         503 and come back.
         """
         return web.Response(status=503, text="stopping") if self.draining else web.Response(text="ok")

@@ -25,9 +25,7 @@ class _Settings(BaseModel):
 
 
 class FeedbackLimits(_Settings):
-    """What strangers and senders may ask for. A source is an address, a sender a service
-    account.
-    """
+    """Limits of clients. A source is an address, a sender a service account."""
 
     connections: int = Field(1024, ge=16, description="Open at a time, of all sources.")
     connections_per_source: int = Field(
@@ -39,7 +37,7 @@ class FeedbackLimits(_Settings):
     head_seconds: float = Field(10.0, gt=0, description="For the head of a request.")
     idle_seconds: float = Field(95.0, gt=0, description="Between two requests of a connection.")
     request_seconds: float = Field(
-        30.0, gt=0, description="From the whole head to the answer, the body among it."
+        30.0, gt=0, description="From the complete head to the answer, the body included."
     )
     requests_per_second: float = Field(
         100.0, gt=0, description="Of one sender; each 16 KiB of a body count as one more."
@@ -52,7 +50,7 @@ class FeedbackLimits(_Settings):
     )
 
     def http(self) -> HttpLimits:
-        """Those of the senders' port."""
+        """The limits of the senders' port."""
         return HttpLimits(
             connections=self.connections,
             connections_per_source=min(self.connections_per_source, self.connections),
@@ -71,7 +69,7 @@ class FeedbackSettings(_Settings):
 
     @classmethod
     def from_environment(cls) -> FeedbackSettings:
-        """The defaults where the variable is not set. Raises SettingsError."""
+        """From the environment; defaults if the variable is not set. Raises SettingsError."""
         try:
             return cls.model_validate_json(os.environ.get(SETTINGS_ENV) or "{}")
         except ValidationError as e:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from modelrollout.api.uris import masked_text
+from modelrollout.telemetry.redaction import mask_uris
 
 LOGGER = logging.getLogger("modelrollout.job")
 
@@ -33,7 +33,7 @@ def redact(text: str) -> str:
     """
     for secret in sorted(_SECRETS, key=len, reverse=True):
         text = text.replace(secret, "***")
-    return masked_text(text)
+    return mask_uris(text)
 
 
 class JsonFormatter(logging.Formatter):

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 from modelrollout.api import names
-from modelrollout.api.uris import masked_text
 from modelrollout.kube.client import EVENT, AlreadyExists, KubeError, Object, Resource
+from modelrollout.telemetry.redaction import mask_uris
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Events:
         one word in CamelCase.
         """
         metadata = obj["metadata"]
-        message = masked_text(message)
+        message = mask_uris(message)
         message = message if len(message) <= MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 1] + "…"
         # 8 hexadecimal digits, as Event names have them by custom, would collide after some ten
         # thousand

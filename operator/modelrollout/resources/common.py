@@ -11,10 +11,10 @@ from typing import Any
 from kubernetes.utils.quantity import parse_quantity
 
 from modelrollout.api import names
-from modelrollout.api.uris import masked
 from modelrollout.api.v1alpha1 import Credentials
 from modelrollout.config import OperatorConfig, StoreConfig
 from modelrollout.contract.common import CREDENTIALS_DIR, Location
+from modelrollout.telemetry.redaction import mask_uri
 
 Object = dict[str, Any]
 NON_ROOT, OURS = 65532, 65533  # users in pods: of all containers, and of ours beside a stranger's
@@ -168,8 +168,8 @@ class NotAllowedError(ValueError):
     def __init__(self, field: str, uri: str) -> None:
         # Which stores there are is no tenant's business: other teams' are among them.
         super().__init__(
-            f"{field}: {masked(uri)} lies in no store that this operator is configured with; ask the platform"
-            " team which to use"
+            f"{field}: {mask_uri(uri)} lies in no store that this operator is configured with; ask the"
+            " platform team which to use"
         )
 
 

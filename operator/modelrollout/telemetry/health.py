@@ -1,7 +1,7 @@
 """/metrics, /healthz and /readyz.
 
-Liveness is about this process only: the event loop turns and the workers move. An API server that
-is away is no reason to restart.
+Liveness is about this process only: the event loop turns and the workers move. An unreachable API
+server is no reason to restart.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from modelrollout.telemetry.http_guard import STATUS, Exposition, GuardedServer
-from modelrollout.telemetry.logs import redact
+from modelrollout.telemetry.redaction import redact
 
 Check = Callable[[], str | None]  # None when well, else the reason
 BEAT_SECONDS = 1.0
 
 
 class Heartbeat:
-    """Proof of life: somebody beats, somebody else looks how long ago that was (seconds)."""
+    """Proof of life: a task beats, a check reads how many seconds ago."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last = clock()
 
     def beat(self) -> None:
-        """I am alive."""
+        """Record a sign of life."""
         self._last = self._clock()
 
     def age(self) -> float:
@@ -53,11 +53,10 @@ def check_flag(done: Callable[[], bool], what: str) -> Check:
 
 
 class HealthServer:
-    """Serves the three paths from the event loop whose life it reports, which it beats for itself.
+    """Serves the three paths from the event loop whose liveness it reports.
 
-    Use e.g. ``alive={"workers": within(queue.stalled_for, 120, "no worker moved")}`` and
-    ``ready={"watch": once(synced, "not synced yet"), "api": within(kube.silent_for, 60, "the API
-    server is silent")}``.
+    For example ``alive={"workers": check_age(queue.stalled_for, 120, "no worker moved")}`` and
+    ``ready={"watch": check_flag(synced, "not synced yet")}``.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class HealthServer:
         return await self._server.start(host, port)
 
     async def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         if self._beating:
             self._beating.cancel()
         if self._server:

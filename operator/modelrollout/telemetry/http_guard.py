@@ -1,16 +1,15 @@
-"""HTTP for strangers: aiohttp behind limits on connections, on time and on memory.
+"""HTTP for untrusted clients: aiohttp behind limits on connections, time and memory.
 
-aiohttp bounds neither how many connections are open nor how long a request's head may take (its
-``keepalive_timeout`` is an hour), it reads up to 256 KiB at a time, takes heads of a megabyte and
-queues 32 requests of one connection. 2,000 connections with half a head took 3 GB that way. Here
-two things stand before it. What is too much is closed as it is accepted, which costs a few
-microseconds. And a thin protocol hands on to aiohttp's own what it lets through: it is asyncio's
-``BufferedProtocol``, so that what is read at a time lies in one small buffer for all, and it closes
-what is too large or too slow.
+aiohttp bounds neither the number of open connections nor the time for a request's head (its
+``keepalive_timeout`` is an hour); it reads up to 256 KiB at a time, accepts heads of a megabyte and
+queues 32 requests of one connection. 2,000 connections with half a head took 3 GB that way. Two
+things protect it here. Excess connections are closed as they are accepted, which costs a few
+microseconds. And a thin protocol in front of aiohttp's own reads all connections through one small
+buffer (asyncio's ``BufferedProtocol``) and closes those that are too large or too slow.
 
-When all connections are taken, the one that has waited longest **of the source that holds most**
-goes. So a source with few connections gets in whatever another one holds, and those that never
-asked anything go before those that have been served.
+When all connections are taken, the server closes the one that has waited longest **of the source
+that holds most**. So a source with few connections always gets in, and idle connections are closed
+before those that have been served.
 """
 
 from __future__ import annotations
@@ -38,27 +37,26 @@ from prometheus_client.registry import Collector
 from modelrollout.telemetry.rate import Rate
 
 CHUNK_BYTES = 4 << 10  # read at a time from one connection
-# a body that nobody reads is thrown away for so long, that its sender may read the answer
+# how long the rest of a refused body is read and dropped, so that its sender can read the answer
 LINGER_SECONDS = 2.0
 RESERVED_FILES = 128  # descriptors beside the connections: the API server, logs, libraries
-# connections that the kernel keeps until they are accepted; beyond them a client waits a second and
-# tries again
+# connections that the kernel queues; beyond them a client waits a second and tries again
 BACKLOG = 1024
-ACCEPTS = 64  # at a time, before others have their turn
+ACCEPTS = 64  # at a time, before other tasks run
 ACCEPT_AGAIN_SECONDS = 1.0
-TURN_SECONDS = 1.0  # so long a connection keeps its place from those whose source has as many
+TURN_SECONDS = 1.0  # how long a connection keeps its place against sources with as many connections
 WARN_SECONDS = 60.0
 WRITE_BYTES = 64 << 10
 EXPOSITIONS = 8  # answers of /metrics in memory at a time
 
 Why = Literal["rate", "source", "total", "head_time", "head_size", "idle"]
 REASONS: dict[Why, str] = {
-    "rate": "its source opens more than it may in a second",
-    "source": "its source had all the connections that one may have",
+    "rate": "its source opens too many connections in a second",
+    "source": "its source had as many connections as one may have",
     "total": "all connections were taken, and its source held most",
-    "head_time": "no whole head of a request in time",
+    "head_time": "the head of a request was not complete in time",
     "head_size": "the head of a request was too large",
-    "idle": "no request for long",
+    "idle": "no request for too long",
 }
 
 log = logging.getLogger(__name__)
@@ -68,9 +66,9 @@ log = logging.getLogger(__name__)
 class HttpLimits:
     """Limits of one port. A source is an address: clients behind one gateway or NAT are one source.
 
-    ``idle_seconds`` is longer than what clients and proxies keep a connection for (Go and Traefik
-    90 s), or they would meet closed ones. ``request_seconds`` is for everything from the whole head
-    to the answer, the body among it.
+    ``idle_seconds`` is longer than clients and proxies keep a connection (Go and Traefik 90 s), or
+    they would send on closed ones. ``request_seconds`` lasts from the complete head to the answer,
+    the body included.
     """
 
     connections: int = 1024
@@ -82,8 +80,7 @@ class HttpLimits:
     request_seconds: float = 30.0
 
 
-# Probes and scrapes: few clients with small requests, but whoever reaches the port may not keep the
-# kubelet from it.
+# Probes and scrapes: few clients with small requests, but no client may lock the kubelet out.
 STATUS = HttpLimits(
     connections=128,
     connections_per_source=16,
@@ -94,8 +91,8 @@ STATUS = HttpLimits(
 
 
 def room_for(*limits: HttpLimits) -> tuple[HttpLimits, ...]:
-    """Raises this process's limit on open files to what all ``limits`` need together; where it may
-    not, they are cut, and the log says so.
+    """Raise this process's limit on open files to what all ``limits`` need together. Where that is
+    not allowed, returns smaller limits and logs it.
     """
     needed = sum(each.connections for each in limits) + RESERVED_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -114,8 +111,8 @@ def room_for(*limits: HttpLimits) -> tuple[HttpLimits, ...]:
 
 
 class GuardedServer(Collector):
-    """One aiohttp application on one port, within ``limits``. As a collector it tells how many
-    connections are open and why others were closed.
+    """One aiohttp application on one port, within ``limits``. Its metrics count open connections,
+    and closed ones by cause.
 
     ``name`` is the metrics' label ``server``; ``runner`` are arguments of aiohttp's AppRunner.
     """
@@ -162,7 +159,7 @@ class GuardedServer(Collector):
         return int(self._socket.getsockname()[1])
 
     async def stop(self) -> None:
-        """Listen no more; requests that have begun are answered within the runner's
+        """Stop listening; requests that have begun are answered within the runner's
         ``shutdown_timeout``.
         """
         if self._socket:
@@ -189,7 +186,7 @@ class GuardedServer(Collector):
         yield ended
 
     def protocol(self, connection: _Connection) -> asyncio.Protocol:
-        """aiohttp's own, for a connection that was let in."""
+        """aiohttp's own protocol for an admitted connection."""
         assert self._runner.server is not None
         made = self._runner.server()
         self._connections[made] = connection
@@ -200,7 +197,7 @@ class GuardedServer(Collector):
             asyncio.get_running_loop().add_reader(self._socket, self._accept)
 
     def _accept(self) -> None:
-        """Let in or refuse those who wait at the door."""
+        """Admit or refuse the connections that wait."""
         loop = asyncio.get_running_loop()
         for _ in range(ACCEPTS):
             if self._socket is None:
@@ -210,8 +207,7 @@ class GuardedServer(Collector):
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as e:
-                # no descriptors or memory: the kernel says so again at once, so nobody looks for a
-                # while
+                # no descriptors or memory: it would fail again at once, so wait a while
                 log.warning(
                     "no connection can be accepted: %s", e, extra={"server": self.name, "open": self._open}
                 )
@@ -231,12 +227,12 @@ class GuardedServer(Collector):
     async def _take(self, connection: _Connection, accepted: socket.socket) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, accepted)
-        except OSError:  # it went away meanwhile
+        except OSError:  # the client has gone
             accepted.close()
             connection.leave()
 
     def _refuses(self, new: _Connection) -> Why | None:
-        """Gives ``new`` its place, that of another one where all are taken, or says why not."""
+        """Give ``new`` a place, if need be another connection's. Returns why it is refused."""
         if self._rate.wait(new.source):
             return "rate"
         self._rate.take(new.source)
@@ -251,8 +247,8 @@ class GuardedServer(Collector):
             crowded = largest if largest.open > own.open else own
         if why:
             victim = crowded.longest_waiting()
-            # Without a turn sources of one size would take each other's places in turns, which
-            # costs more than all else here.
+            # Without TURN_SECONDS, sources of equal size would keep evicting each other, which
+            # costs more than everything else here.
             fairer = crowded.open - own.open >= 2
             if victim is None or (not fairer and new.since - victim.since < TURN_SECONDS):
                 return why
@@ -302,7 +298,7 @@ class GuardedServer(Collector):
         async def bounded(request: web.Request, handler: Handler) -> web.StreamResponse:
             connection = self._connections.get(request.protocol)
             if connection is None or not connection.begin(request):
-                return web.Response(status=408)  # for nobody: the client is gone
+                return web.Response(status=408)  # never read: the client is gone
             time_limit = asyncio.timeout(self.limits.request_seconds)
             try:
                 async with time_limit:
@@ -483,7 +479,7 @@ class _Connection(asyncio.BufferedProtocol):
 
 
 class _Taken(Collector):
-    """What a registry said."""
+    """The rendered metrics of a registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._families = list(registry.collect())
@@ -494,7 +490,7 @@ class _Taken(Collector):
 
 class Exposition:
     """``/metrics`` of a registry: read in the event loop, put into words by a thread (40,000 lines
-    take a second), once for all who wait for it.
+    take a second), once for all waiting callers.
 
     A few answers at most are in memory: where one more is asked for, the one longest on its way is
     cut off.
@@ -510,7 +506,7 @@ class Exposition:
         """The handler."""
         transport = request.transport
         if transport is None:
-            return web.Response(status=408)  # for nobody: the client is gone
+            return web.Response(status=408)  # never read: the client is gone
         while len(self._writing) >= EXPOSITIONS:
             slowest = next(iter(self._writing))
             del self._writing[slowest]
@@ -535,5 +531,5 @@ class Exposition:
 
     async def _render(self) -> bytes:
         async with self._one_at_a_time:
-            self._next = None  # who comes from now on wants a newer one
+            self._next = None  # later callers want a newer one
             return await asyncio.to_thread(generate_latest, _Taken(self._registry))

@@ -15,7 +15,7 @@ PASS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 
 
 class _Counts(Collector):
-    """Counts at scrape time, so that no gauge of a phase that nobody is in any more stays
+    """Counts at scrape time, so that no gauge of a phase that no object is in any more stays
     behind.
     """
 
@@ -131,5 +131,5 @@ class Metrics:
 
     def doubted(self, count: Callable[[], Mapping[tuple[str, str], int]]) -> None:
         """Ask ``count`` at each scrape: (source, reason) -> 1."""
-        words = "Sources of evidence for which others may count; the log says who."
+        words = "Sources of evidence whose counters others can write; the log names them."
         self.registry.register(_Counts("modelrollout_evidence_doubted", words, ["source", "reason"], count))

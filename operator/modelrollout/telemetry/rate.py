@@ -1,4 +1,4 @@
-"""Token buckets: how often each of many may do something."""
+"""Token buckets, one for each key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Rate:
 
     def __init__(self, rate: float, burst: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._burst, self._clock = rate, burst, clock
-        # what was left, and when
+        # tokens left, and when that was
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait(self, key: str) -> float:
@@ -24,8 +24,8 @@ class Rate:
         return max(0.0, (1.0 - self._level(key)) / self._rate)
 
     def take(self, key: str, amount: float = 1.0) -> None:
-        """Take, also more than is left: what is owed is waited for the next time. A negative amount
-        gives back.
+        """Take tokens, also more than are left: the next ``wait`` includes the debt. A negative
+        amount gives tokens back.
         """
         self._buckets[key] = (min(self._burst, self._level(key) - amount), self._clock())
         self._buckets.move_to_end(key)

@@ -150,14 +150,23 @@ def test_where_policies_are_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("mode: Write", "proxies, prometheus, stores: name where they are"),
+        ("mode: Write", "proxies, prometheus, stores: without an entry"),
         (f"mode: Write, {PEERS}".replace("gateways", ""), "proxies"),
         (f"mode: On, {PEERS}", "mode"),
         (f"mode: Write, {PEERS}".replace("gateways", "Gateways"), "proxies.namespaces.0"),
-        (f"mode: Write, {PEERS}".replace("10.20.0.0/24", "10.20.0.1/24"), "'10.20.0.1/24' is no range"),
-        (f"mode: Write, {PEERS}".replace("10.20.0.0/24", "s3.example.com"), "'s3.example.com' is no range"),
+        (
+            f"mode: Write, {PEERS}".replace("10.20.0.0/24", "10.20.0.1/24"),
+            "'10.20.0.1/24' is not an address range",
+        ),
+        (
+            f"mode: Write, {PEERS}".replace("10.20.0.0/24", "s3.example.com"),
+            "'s3.example.com' is not an address range",
+        ),
         (f"mode: Write, {PEERS}".replace("10.20.0.0/24", "'::ffff:169.254.169.254'"), "write it as IPv4"),
-        (f"mode: Write, {PEERS}".replace("10.20.0.0/24", ""), "name namespaces or addresses"),
+        (
+            f"mode: Write, {PEERS}".replace("10.20.0.0/24", ""),
+            "no peer is listed; give namespaces or addresses",
+        ),
         (f"mode: Write, {PEERS}, dns: {{namespaces: [kube-system], ports: []}}", "dns.ports"),
         (f"mode: Write, {PEERS}, dns: {{addresses: [169.254.20.10], ports: [0]}}", "dns.ports.0"),
         (f"mode: Write, {PEERS}, gateway: {{}}", "gateway"),

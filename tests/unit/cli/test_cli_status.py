@@ -106,7 +106,7 @@ def test_what_comes_next_in_a_canary(cli: Cli) -> None:
                 "rollout": rollout("Done"),
                 "pinned": {"revision": "digits-6c9f", "generation": 2},
             },
-            ["somebody rolled back to digits-6c9f", "modelrollout retry digits"],
+            ["a user rolled back to digits-6c9f", "modelrollout retry digits"],
         ),
     ],
     ids=["unseen", "new", "stable", "resolve", "promote", "shifting", "paused", "pinned"],

@@ -402,7 +402,7 @@ class TestPauseResumeFullRestart:
         assert re.fullmatch(value, said)
 
     def test_resume_is_for_what_is_paused(self, cli: Cli, kube: FakeKube) -> None:
-        refused(cli("resume", "digits"), "nobody has paused digits-8d1b")
+        refused(cli("resume", "digits"), "digits-8d1b is not paused")
         status = canary_status()
         status["rollout"]["held"] = {"since": "2026-11-22T08:59:00.000Z", "by": "n"}
         with_status(kube, **status)
@@ -410,7 +410,7 @@ class TestPauseResumeFullRestart:
         assert cli("resume", "digits").exit_code == 0
         assert asked(kube)[2] == "modelrollout.dev/resume"
         shown = cli("status", "digits").stdout
-        assert "somebody has paused it" in shown and "modelrollout resume digits" in shown
+        assert "a user paused it" in shown and "modelrollout resume digits" in shown
 
     @pytest.mark.parametrize(
         ("words", "annotation"),

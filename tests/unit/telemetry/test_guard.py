@@ -383,7 +383,7 @@ async def test_what_was_closed_is_counted_and_said_once(caplog: pytest.LogCaptur
     assert 'modelrollout_http_connections_closed_total{reason="source",server="test"} 5.0' in text
     said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert said == [
-        "a connection from 127.0.0.2 was closed: its source had all the connections that one may have"
+        "a connection from 127.0.0.2 was closed: its source had as many connections as one may have"
     ]
 
 

@@ -35,13 +35,13 @@ class ModelDeploymentSpec(ApiModel):
         ),
         Rule(
             "!has(self.rollout.abTest) || has(self.traffic.gateway)",
-            "rollout.abTest needs traffic.gateway: only a gateway can look at headers",
+            "rollout.abTest needs traffic.gateway: only a gateway can match headers",
         ),
         Rule(
             "!has(self.serving.triton) || !has(self.serving.triton.inputs) ||"
             " has(self.serving.triton.backend) || (has(self.model.format) && self.model.format == 'PyTorch')",
             "serving.triton.inputs and outputs belong to a backend or to model.format: PyTorch; other files"
-            " say themselves what they take and give",
+            " carry their own inputs and outputs",
         ),
         Rule(
             f"!({_BACKEND}) || !has(self.model.format)",
@@ -89,17 +89,14 @@ class ModelDeploymentSpec(ApiModel):
         """What makes a version: model, optimization and serving in canonical form, without what
         changes no answer.
 
-        Two inputs are compared after both went through the present types (``same_version``), so
-        that a field that a newer operator adds with a default makes no new version of an old object
-        (DESIGN.md, ModelRevision).
+        ``same_version`` reads both inputs with today's types before it compares them, so a field
+        that a newer operator adds with a default makes no new version of an old object.
         """
         return user_input(self.model, self.optimization, self.serving)
 
 
 def user_input(model: Model, optimization: Optimization, serving: Serving) -> dict[str, Any]:
-    """Canonical form of the three parts; sha256 is left out because it takes part as the pinned
-    digest.
-    """
+    """Canonical form of the three parts, without sha256: the pinned digest stands for it."""
     return {
         "model": model.model_dump(
             mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256", "interface_change"}

@@ -173,7 +173,7 @@ class TuningTrial(StatusModel):
     throughput: float = Field(
         0, description="Samples a second, with as many requests in flight as the objective allows."
     )
-    latency_ms: float = Field(0, description="What the asked share of the requests kept to.")
+    latency_ms: float = Field(0, description="Latency that the requested share of the requests kept to.")
     in_flight: int = 0
     within: bool = Field(False, description="The objective was kept.")
     problem: str | None = Field(None, description="How the server failed under it.")
@@ -195,7 +195,7 @@ class TuningEvidence(StatusModel):
 
 
 class SliceEvidence(StatusModel):
-    """What the golden data said of one slice: its name as ARRAY=VALUE, and the loss of accuracy
+    """The result on one slice of the golden data: its name as ARRAY=VALUE, and the loss of accuracy
     with an interval for all slices together.
     """
 
@@ -206,7 +206,7 @@ class SliceEvidence(StatusModel):
 
 
 class EvaluationEvidence(StatusModel):
-    """What the golden data said."""
+    """The result on golden data."""
 
     verdict: VerdictName
     reason: str

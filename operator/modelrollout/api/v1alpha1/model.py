@@ -73,13 +73,13 @@ class Model(ApiModel):
         None, description="How to read the file; left out: the store's default Secret, or anonymous."
     )
     signature: Signature | None = Field(
-        None, description="Whose signature the file must carry; left out: none is asked for."
+        None, description="Whose signature the file must carry; left out: no signature is required."
     )
     interface_change: Literal["Refused", "Allowed"] = Field(
         "Refused",
         description=(
-            "Whether a new version may take or give other tensors (names, data types, shapes) than the one"
-            " that serves. Refused: it is Rejected before it serves anything; say Allowed when the clients"
+            "Whether a new version may have other inputs or outputs (names, data types, shapes) than the one"
+            " that serves. Refused: it is Rejected before it serves anything; set Allowed when the clients"
             " are ready for it. No part of the version."
         ),
     )

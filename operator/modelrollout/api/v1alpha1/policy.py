@@ -23,7 +23,6 @@ from modelrollout.api.v1alpha1 import (
     Step,
     plain_uri,
 )
-from modelrollout.config import Queries
 
 NamespacePattern = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9*?]([-a-z0-9*?]*[a-z0-9*?])?$", max_length=63)
@@ -49,6 +48,9 @@ Moment = Annotated[
         max_length=32,
     ),
 ]
+
+# whether ModelDeployments may have PromQL of their own, or only policies
+Queries = Literal["Templates", "Own"]
 
 
 class PolicySelector(ApiModel):
@@ -94,7 +96,7 @@ class DefaultAnalysis(ApiModel):
 
 
 class PolicyDefaults(ApiModel):
-    """Fields of spec.rollout where a ModelDeployment leaves them out. What it says itself always
+    """Fields of spec.rollout where a ModelDeployment leaves them out. What it sets itself always
     wins; gates are for what it may not.
     """
 
@@ -260,7 +262,7 @@ class FreezeWindow(ApiModel):
     )
     end: Moment | None = Field(None, description="End of a single window.")
     reason: str | None = Field(
-        None, max_length=128, description="Told to those who wait, for example: end of the quarter."
+        None, max_length=128, description="Shown on the rollouts that wait, for example: end of the quarter."
     )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -295,14 +297,14 @@ class PolicyLimits(ApiModel):
         le=10000,
         description=(
             "GPUs that the new revisions of rollouts in flight may ask for together, beside what stable"
-            " revisions have. Replicas that are asked for later wait until there is room."
+            " revisions have. Replicas that are requested later wait until there is room."
         ),
     )
     max_hold: Duration | None = Field(
         None,
         description=(
             "The most that a rollout may hold its slot, pauses and bake included; then it goes back to stable"
-            " and gives it up. Left out: as long as it takes."
+            " and releases the slot. Left out: as long as it takes."
         ),
     )
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -351,8 +353,8 @@ class RolloutPolicySpec(ApiModel):
         None,
         description=(
             "Service accounts that pods and Jobs may run as (spec.serving.serviceAccountName): names, or"
-            " patterns with * and ?. Who names none runs as default: leave default out, and everybody has to"
-            " name one. Left out: any of the namespace."
+            " patterns with * and ?. A spec that names none runs as default: leave default out, and every"
+            " spec must name one. Left out: any of the namespace."
         ),
     )
     allowed_secrets: Annotated[list[NamePattern], Field(max_length=64)] | None = Field(
@@ -364,7 +366,7 @@ class RolloutPolicySpec(ApiModel):
         ),
     )
     freeze_windows: Annotated[list[FreezeWindow], Field(max_length=32)] | None = Field(
-        None, description="When nothing may climb."
+        None, description="Times in which no rollout starts and no weight rises."
     )
     limits: PolicyLimits | None = None
     analysis_templates: Annotated[list[AnalysisTemplate], Field(max_length=16), ListMapKey("name")] | None = (
@@ -373,7 +375,7 @@ class RolloutPolicySpec(ApiModel):
 
 
 class RolloutPolicyStatus(StatusModel):
-    """Whether the policy is understood, and whom it concerns."""
+    """Whether the policy is valid, and which ModelDeployments it matches."""
 
     observed_generation: int | None = None
     conditions: Annotated[list[Condition], ListMapKey("type")] = Field(default_factory=list)
@@ -387,5 +389,5 @@ class RolloutPolicyStatus(StatusModel):
         ),
     )
     frozen_until: str | None = Field(
-        None, description="End of the freeze that is in force, as of the last look."
+        None, description="End of the freeze that is in force, as of the last check."
     )

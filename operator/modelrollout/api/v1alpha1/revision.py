@@ -74,7 +74,7 @@ class ModelRevisionSpec(ApiModel):
         description="Rendered pod template: an upgrade of the operator does not change it."
     )
     lineage: Lineage | None = Field(
-        None, description="Where the model comes from, as the ModelDeployment said."
+        None, description="Where the model comes from, as in the ModelDeployment."
     )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule("self == oldSelf", "a ModelRevision is immutable; change the ModelDeployment instead"),

@@ -12,9 +12,9 @@ from modelrollout.api.v1alpha1.traffic import Hostnames
 
 
 class Pause(ApiModel):
-    """Wait; without a duration until somebody promotes."""
+    """A wait; without a duration it lasts until a user promotes."""
 
-    duration: Duration | None = Field(None, description="How long; left out: until somebody promotes.")
+    duration: Duration | None = Field(None, description="How long; left out: until a user promotes.")
 
 
 class Step(ApiModel):
@@ -35,7 +35,7 @@ class Step(ApiModel):
         le=1000,
         description=(
             "Pods of the canary from this step on, behind a gateway; left out: as scale says. Promotion"
-            " brings all."
+            " creates all of them."
         ),
     )
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -63,8 +63,8 @@ class Canary(ApiModel):
     steps: Annotated[list[Step], Field(min_length=1, max_length=32), LateDefault()] = Field(
         default_factory=lambda: list(DEFAULT_STEPS),
         description=(
-            "Weights must grow; 100 comes by itself at the end. Left out: those of a RolloutPolicy, else 5,"
-            " 25, 50."
+            "Weights must grow; the step to 100 is implied. Left out: those of a RolloutPolicy, else 5, 25,"
+            " 50."
         ),
     )
     scale: Literal["Full", "Weight"] = Field(
@@ -104,7 +104,7 @@ class BlueGreen(ApiModel):
     preview: Preview | None = Field(
         None,
         description=(
-            "Host names at the gateway; the Service NAME-preview inside the cluster comes always. "
+            "Host names at the gateway; the Service NAME-preview inside the cluster always exists. "
             "Both lead to stable when nothing is on trial."
         ),
     )
@@ -113,10 +113,10 @@ class BlueGreen(ApiModel):
         alias="for",
         description=(
             "Preview for this long, then go on unless something is proven worse or cannot be measured; left"
-            " out: go on as soon as the preview's own requests prove it, or when somebody promotes."
+            " out: go on as soon as the preview's own requests prove it, or when a user promotes."
         ),
     )
-    auto_promote: bool = Field(True, description="false: after the preview wait until somebody promotes.")
+    auto_promote: bool = Field(True, description="false: after the preview, wait until a user promotes.")
 
 
 class HeaderMatch(ApiModel):
@@ -144,7 +144,7 @@ class AbTest(ApiModel):
         alias="for",
         description="Test at least this long; left out: go on as soon as the evidence allows.",
     )
-    auto_promote: bool = Field(True, description="false: after the test wait until somebody promotes.")
+    auto_promote: bool = Field(True, description="false: after the test, wait until a user promotes.")
 
 
 SliceName = Annotated[
@@ -195,8 +195,8 @@ class Metric(ApiModel):
         None,
         max_length=4096,
         description=(
-            "PromQL that gives one number. One that no RolloutPolicy in force here has is a query of the"
-            " spec's own: refused, or asked within this namespace, as gates.queries says. {{revision}},"
+            "PromQL that returns one number. A query that no RolloutPolicy in force here has is the spec's"
+            " own: gates.queries decides whether it is refused or confined to this namespace. {{revision}},"
             " {{stable}} (names), {{version}}, {{stableVersion}} (numbers), {{weight}} (percent),"
             " {{namespace}}, {{name}} and {{window}} (since counting began, such as 90s) are filled in."
         ),
@@ -220,8 +220,8 @@ class Metric(ApiModel):
         None,
         alias="for",
         description=(
-            "query: the value must have been beyond its limits for this long, at every look, before the"
-            " metric fails; meanwhile the step holds. Left out: one look is enough."
+            "query: the value must have been beyond its limits for this long, in every measurement,"
+            " before the metric fails; meanwhile the step holds. Left out: one measurement is enough."
         ),
     )
     slices: Annotated[list[Slice], Field(max_length=16), ListMapKey("name")] | None = Field(
@@ -313,11 +313,11 @@ class Analysis(ApiModel):
             " metrics that a policy demands."
         ),
     )
-    interval: Duration = Field("5s", description="How often to look.")
+    interval: Duration = Field("5s", description="How often to measure.")
     initial_delay: Duration | None = Field(
         None,
         description=(
-            "Counting begins this long after each weight was taken up: caches warm up, autoscalers react."
+            "Counting begins this long after each weight was programmed: caches warm up, autoscalers react."
             " Part of progressDeadline."
         ),
     )
@@ -383,7 +383,7 @@ class Shadow(ApiModel):
         100,
         ge=1,
         le=100,
-        description="Share of the HTTP requests that is mirrored; stable is asked these once more.",
+        description="Share of the HTTP requests that is mirrored; stable answers these twice.",
     )
     for_: Duration | None = Field(
         None,

@@ -151,7 +151,7 @@ class Resources(ApiModel):
     """Requests and limits as in a container."""
 
     limits: Quantities | None = Field(
-        None, description="The most that the container may use; a GPU is asked for here."
+        None, description="The most that the container may use; GPUs are requested here."
     )
     requests: Quantities | None = Field(
         None, description="What is set aside for the container; left out: the limits."

@@ -58,15 +58,15 @@ class Triton(ApiModel):
     inputs: Annotated[list[Tensor], Field(min_length=1, max_length=64), ListMapKey("name")] | None = Field(
         None,
         description=(
-            "What the model takes, for a backend (left out: config.pbtxt in the archive says it) and for"
-            " TorchScript with model.format: PyTorch, which does not say it."
+            "The model's inputs, for a backend (left out: those of config.pbtxt in the archive) and for"
+            " TorchScript with model.format: PyTorch, whose file does not name them."
         ),
     )
     outputs: Annotated[list[Tensor], Field(min_length=1, max_length=64), ListMapKey("name")] | None = Field(
         None,
         description=(
-            "What the model gives, for a backend (left out: config.pbtxt in the archive says it) and for"
-            " TorchScript with model.format: PyTorch, which does not say it."
+            "The model's outputs, for a backend (left out: those of config.pbtxt in the archive) and for"
+            " TorchScript with model.format: PyTorch, whose file does not name them."
         ),
     )
     code: Literal["Allowed"] | None = Field(
@@ -88,7 +88,7 @@ class Triton(ApiModel):
         ),
         Rule(
             "!has(self.backend) || self.backend != 'Python' || has(self.code)",
-            "backend: Python runs the model's own code: say code: Allowed, and have a RolloutPolicy allow the"
+            "backend: Python runs the model's own code: set code: Allowed, and have a RolloutPolicy allow the"
             " place in allowedSources.code",
         ),
         Rule(
@@ -153,7 +153,7 @@ class Serving(ApiModel):
     node_selector: Labels | None = Field(None, description="Node labels that a pod needs.")
     tolerations: Annotated[list[TolerationAsWritten], Field(max_length=32)] | None = Field(
         None,
-        description="As in a pod; the usual toleration of nvidia.com/gpu is added when a GPU is asked for.",
+        description="As in a pod; the usual toleration of nvidia.com/gpu is added when a GPU is requested.",
     )
     affinity: AffinityAsWritten | None = Field(None, description="As in a pod.")
     service_account_name: Name | None = Field(

@@ -75,9 +75,7 @@ class Draining(StatusModel):
     revision: str
     number: int
     until: str = Field(
-        description=(
-            "Its pods go at this time; an entry whose time is over means nothing and goes with a later write."
-        )
+        description=("Its pods are deleted at this time; a later write removes an entry whose time is over.")
     )
 
 
@@ -101,7 +99,7 @@ class StepStatus(StatusModel):
     )
     phase: Literal["Shifting", "Observing", "Paused"]
     since: str = Field(description="Start of the step.")
-    observed_since: str | None = Field(None, description="When the data plane had taken the weight up.")
+    observed_since: str | None = Field(None, description="When the data plane had programmed the weight.")
     measured: str | None = Field(None, description="When the metrics below were written.")
     metrics: list[MetricStatus] = Field(
         default_factory=list,
@@ -124,7 +122,7 @@ class ShadowStatus(StatusModel):
         None, description="How the gateway mirrors; kept for as long as it does."
     )
     outputs: str = Field("", description="Hash of the tolerances: evidence under others is no evidence.")
-    observed_since: str | None = Field(None, description="When the data plane had taken the mirror up.")
+    observed_since: str | None = Field(None, description="When the data plane had programmed the mirror.")
     measured: str | None = Field(None, description="When the metric was written.")
     metric: MetricStatus | None = Field(
         None,
@@ -134,16 +132,18 @@ class ShadowStatus(StatusModel):
     )
     override: str | None = Field(None, description="Who let the rollout go on without a verdict.")
     promoted: Literal["Step", "Full"] | None = Field(
-        None, description="What somebody said by hand: on to the first step, or past all of them."
+        None, description="What a user requested: on to the first step, or past all of them."
     )
 
 
 class QueueStatus(StatusModel):
     """The rollout waits to be given GPUs; it has no pods yet."""
 
-    since: str = Field(description="Since when it waits: who came first goes first.")
+    since: str = Field(description="Since when it waits; the queue is first in, first out.")
     gpus: int = Field(0, description="GPUs that its pods will ask for.")
-    position: int | None = Field(None, description="Place in the queue for a slot, from 1, as told last.")
+    position: int | None = Field(
+        None, description="Place in the queue for a slot, from 1, as last published."
+    )
     short_since: str | None = Field(None, description="Since when it has all but free GPUs.")
 
 
@@ -174,7 +174,9 @@ class RolloutStatus(StatusModel):
     proven: bool = Field(
         True, description="Rollback: what was proven of the revision still counts (rollbackWindow)."
     )
-    held: Held | None = Field(None, description="Somebody said pause: the weight stays, deadlines wait.")
+    held: Held | None = Field(
+        None, description="A user paused the rollout: the weight stays, deadlines wait."
+    )
     sha256: str | None = None
     revision: str | None = None
     number: int | None = None
@@ -198,20 +200,18 @@ class RolloutStatus(StatusModel):
 
 
 class Pinned(StatusModel):
-    """Somebody rolled back: the version that spec asked for then is not tried again until spec asks
-    for another or somebody says retry.
+    """A user rolled back: the version that spec named then is not tried again until spec names
+    another one or a user retries it.
     """
 
-    revision: str = Field(description="Revision that was gone back to.")
+    revision: str = Field(description="Revision that serves since the rollback.")
     generation: int
-    against: str | None = Field(
-        None, description="Revision of the version that spec asked for, if it had one."
-    )
+    against: str | None = Field(None, description="Revision of the version that spec named, if it had one.")
     input_hash: str = ""
 
 
 class RestartStatus(StatusModel):
-    """Somebody asked for new pods of a revision."""
+    """A user requested new pods of a revision."""
 
     at: str
     former: str | None = Field(None, description="When that was asked for the time before.")
@@ -242,7 +242,7 @@ class Address(StatusModel):
 
 
 class ModelDeploymentStatus(StatusModel):
-    """The only state machine; everything else is made to match it."""
+    """The state of the rollout; the operator makes everything else match it."""
 
     observed_generation: int | None = None
     phase: Phase = "Pending"
@@ -256,7 +256,7 @@ class ModelDeploymentStatus(StatusModel):
         None, description="What an earlier operator wrote instead of draining; read, never written."
     )
     restarts: dict[str, RestartStatus] = Field(
-        default_factory=dict, description="What was last asked of the pods of a revision, by its name."
+        default_factory=dict, description="The last restart that was requested of a revision, by its name."
     )
     crash: CrashStatus | None = Field(
         None, description="The last server that ended while it should have gone on."

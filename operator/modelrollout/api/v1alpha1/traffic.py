@@ -30,7 +30,7 @@ class Hostnames(ApiModel):
 
 
 class Clients(ApiModel):
-    """Who calls the servers past the gateway."""
+    """Clients that call the servers without the gateway."""
 
     namespaces: Annotated[
         list[Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]],
@@ -52,7 +52,7 @@ class Traffic(ApiModel):
         ),
     )
     clients: Clients | None = Field(
-        None, description="Where the operator writes NetworkPolicies: who else they let in."
+        None, description="Further clients that the operator's NetworkPolicies let in, where it writes them."
     )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

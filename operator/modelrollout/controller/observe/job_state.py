@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from modelrollout.api import names
-from modelrollout.api.uris import lies_below, masked_text
+from modelrollout.api.uris import lies_below
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.controller.apply.diff import foreign_changes
 from modelrollout.controller.observe.pods import (
@@ -22,6 +22,7 @@ from modelrollout.controller.observe.pods import (
 from modelrollout.kube.client import Object
 from modelrollout.resources.jobs import LABEL_QUEUE, RETRIES, prepare_task
 from modelrollout.rollout.snapshot import JobState, Problem
+from modelrollout.telemetry.redaction import mask_uris
 
 
 def job_state(job: Object, candidates: Iterable[Object], folder: str) -> JobState:
@@ -64,7 +65,7 @@ def job_state(job: Object, candidates: Iterable[Object], folder: str) -> JobStat
         lies_below(uri, folder) and task.may_answer(uri, work.result.artifact_digest or "")
     ):
         text = (
-            f"the prepare Job answered with {masked_text(uri)}: neither a folder of its own nor what a"
+            f"the prepare Job answered with {mask_uris(uri)}: neither a folder of its own nor what a"
             " revision of this namespace records"
         )
         return JobState(
@@ -137,11 +138,11 @@ def _shown(end: Ending) -> Ending:
     """The last word of a pod, which may be one of an earlier version's, as it may stand in
     status.
     """
-    result = end.result and end.result.model_copy(update={"message": masked_text(end.result.message)})
+    result = end.result and end.result.model_copy(update={"message": mask_uris(end.result.message)})
     return replace(
         end,
         result=result,
-        problem=end.problem and replace(end.problem, message=masked_text(end.problem.message)),
+        problem=end.problem and replace(end.problem, message=mask_uris(end.problem.message)),
     )
 
 

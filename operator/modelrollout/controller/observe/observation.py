@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from modelrollout.analysis.golden import judge_golden
 from modelrollout.api import names
-from modelrollout.api.uris import lies_below, masked_text
+from modelrollout.api.uris import lies_below
 from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
     EvaluationEvidence,
@@ -70,6 +70,7 @@ from modelrollout.rollout.snapshot import (
 )
 from modelrollout.rollout.stages.tune import trial_serving
 from modelrollout.rollout.transitions import known_version
+from modelrollout.telemetry.redaction import mask_uris
 from modelrollout.traffic.gateway_api.features import GatewayFacts, route_problem
 from modelrollout.traffic.gateway_api.mirror import MirrorRouter, mirror_method, mirror_of
 from modelrollout.traffic.hostnames import (
@@ -324,7 +325,7 @@ def _spec(deployment: Object, rules: Rules) -> tuple[ModelDeploymentSpec | None,
             f"spec.{'.'.join(map(str, err['loc']))[:_FIELD]}: {err['msg'][:_FIELD]}" for err in e.errors()[:5]
         )
         # a map's key is part of a field's path, and the user's
-        return None, masked_text(f"{told}; correct these fields")
+        return None, mask_uris(f"{told}; correct these fields")
 
 
 def _status(deployment: Object) -> ModelDeploymentStatus:

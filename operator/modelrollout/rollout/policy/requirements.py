@@ -10,8 +10,8 @@ from itertools import chain
 from modelrollout.analysis.providers.prometheus.confinement import USE_A_TEMPLATE
 from modelrollout.analysis.providers.prometheus.promql import own_query_problem
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
-from modelrollout.api.v1alpha1.policy import PolicyGates
-from modelrollout.config import Queries, lies_in
+from modelrollout.api.v1alpha1.policy import PolicyGates, Queries
+from modelrollout.config import lies_in
 from modelrollout.rollout.policy.rules import Limit, Rules
 from modelrollout.rollout.snapshot import Problem
 from modelrollout.rollout.strategy import strategy_of

@@ -25,9 +25,9 @@ from modelrollout.api.v1alpha1.policy import (
     FreezeWindow,
     PolicyGates,
     PolicySelector,
+    Queries,
     RolloutPolicySpec,
 )
-from modelrollout.config import Queries
 
 LOOK_SECONDS = 600.0  # clocks are set now and then: no wait for the end of a freeze is longer
 # among the defaults in force: what a spec says counts only within them

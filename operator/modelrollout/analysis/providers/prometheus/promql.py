@@ -20,7 +20,7 @@ from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.prometheus.confinement import USE_A_TEMPLATE, confine
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Metric, RevisionRef, seconds
-from modelrollout.config import Queries
+from modelrollout.api.v1alpha1.policy import Queries
 
 Profile = Literal["traefik", "none"]
 Shape = Literal["codes", "buckets", "outcomes", "labels", "pairs", "value"]

@@ -1,0 +1,1157 @@
+"""Every reason that a Job, a verdict, a condition or an event may carry.
+
+The values are the strings on the wire. ``python -m modelrollout.reasonsgen`` writes the reasons
+pages of the documentation from this enumeration.
+"""
+
+from __future__ import annotations
+
+from enum import Flag, StrEnum, auto
+
+
+class Place(Flag):
+    """Where a reason appears; each place has a page of the documentation."""
+
+    JOB = auto()  # the result of a Job
+    VERDICT = auto()  # on a metric, on golden data, on the shadow
+    ROLLOUT = auto()  # conditions and events
+
+
+JOB, VERDICT, ROLLOUT = Place.JOB, Place.VERDICT, Place.ROLLOUT
+
+
+class Reason(StrEnum):
+    """A reason, with where it appears, one line of help in Markdown, and for the reasons of Jobs
+    the exit code.
+    """
+
+    places: Place
+    help: str
+    exit_code: int | None
+
+    def __new__(cls, value: str, places: Place, help: str, exit_code: int | None = None) -> Reason:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.places, member.help, member.exit_code = places, help, exit_code
+        return member
+
+    # The task and the Job itself
+    COMPLETED = "Completed", JOB, "the task is done", 0
+    TASK_INVALID = "TaskInvalid", JOB, "the Job cannot read its task", 10
+    TERMINATED = "Terminated", JOB, "the Job was told to end (a drained node)", 1
+    DEADLINE_EXCEEDED = (
+        "DeadlineExceeded",
+        JOB | ROLLOUT,
+        "not done within the limit for one run; the message says how long each stage took",
+        15,
+    )
+    OUT_OF_MEMORY = "OutOfMemory", JOB | ROLLOUT, "the Job ran out of memory", 14
+    MEMORY_LIMIT_TOO_LOW = (
+        "MemoryLimitTooLow",
+        JOB,
+        "a step takes more memory for a model of this size than the Job may use: said before the work",
+        14,
+    )
+    OUT_OF_DISK = "OutOfDisk", JOB | ROLLOUT, "the Job ran out of disk", 14
+    INTERNAL_ERROR = (
+        "InternalError",
+        JOB,
+        "an error that no code foresaw; the Job's log has the traceback",
+        1,
+    )
+    # Stores: models, data sets, artifacts
+    UNSUPPORTED_SCHEME = (
+        "UnsupportedScheme",
+        JOB,
+        "the URI does not begin with s3://, http:// or https://",
+        10,
+    )
+    URI_INVALID = (
+        "UriInvalid",
+        JOB,
+        "the URI names no object, or carries a user name, password, query or fragment (of an "
+        "object that was stored by an earlier version: new ones are refused)",
+        10,
+    )
+    REDIRECT_REFUSED = (
+        "RedirectRefused",
+        JOB,
+        "the store redirects to where its configuration does not let it lead: another host, port "
+        "or place, plain http, an address of a node or a metadata service, or in circles; nothing"
+        " was sent there",
+        10,
+    )
+    INSECURE_STORE = "InsecureStore", JOB, "plain HTTP to a store that is not configured for it", 10
+    OBJECT_MISSING = "ObjectMissing", JOB, "the object does not exist", 10
+    BUCKET_MISSING = "BucketMissing", JOB, "the bucket does not exist", 10
+    TOO_LARGE = "TooLarge", JOB, "the object, an archive or a data set unpacked exceeds the limit", 10
+    WRONG_REGION = "WrongRegion", JOB, "the bucket lies in another region", 10
+    STORE_REFUSED = "StoreRefused", JOB, "the store refused the request (another 4xx status)", 10
+    CERTIFICATE_REFUSED = "CertificateRefused", JOB, "the store's TLS certificate is not trusted", 10
+    CREDENTIALS_MISSING = (
+        "CredentialsMissing",
+        JOB,
+        "the store wants credentials and none were given, or the Secret is not mounted",
+        11,
+    )
+    CREDENTIALS_INCOMPLETE = "CredentialsIncomplete", JOB, "the Secret lacks a key", 11
+    ACCESS_DENIED = "AccessDenied", JOB, "the store refused the credentials", 11
+    STORE_NOT_RESOLVED = "StoreNotResolved", JOB, "the store's host name does not resolve", 1
+    STORE_UNREACHABLE = "StoreUnreachable", JOB, "no answer, or the connection broke", 1
+    STORE_UNAVAILABLE = (
+        "StoreUnavailable",
+        JOB,
+        "the store answered with a server error or asked to slow down",
+        1,
+    )
+    SIGNATURE_MISSING = (
+        "SignatureMissing",
+        JOB,
+        "`spec.model.signature` asks for a signature and there is none",
+        10,
+    )
+    SIGNATURE_INVALID = (
+        "SignatureInvalid",
+        JOB,
+        "the signature is not of that key, was changed, or is of another file",
+        10,
+    )
+    SIGNATURE_MALFORMED = (
+        "SignatureMalformed",
+        JOB,
+        "the file is no signature of OpenSSF model signing for one file with SHA-256",
+        10,
+    )
+    SIGNATURE_UNSUPPORTED = (
+        "SignatureUnsupported",
+        JOB,
+        "the signature was made with a certificate or an identity (keyless), and only keys are supported",
+        10,
+    )
+    SIGNER_KEY_MISSING = (
+        "SignerKeyMissing",
+        JOB,
+        "the Secret with the public key, or its key, is not there",
+        10,
+    )
+    SIGNER_KEY_INVALID = "SignerKeyInvalid", JOB, "no public key in PEM form on P-256, P-384 or P-521", 10
+    DIGEST_MISMATCH = "DigestMismatch", JOB, "the file's SHA-256 is not the pinned one", 10
+    # The model
+    MODEL_TRUNCATED = "ModelTruncated", JOB, "the file is empty or ends in the middle", 10
+    PICKLE_REFUSED = (
+        "PickleRefused",
+        JOB,
+        "a Python pickle, a PyTorch checkpoint, or more than tensors in an exported program: "
+        "loading it could run any code",
+        10,
+    )
+    NOT_ONNX = (
+        "NotOnnx",
+        JOB,
+        "another format, or graphs nested deeper than 100; the message names it when it is known "
+        "(HDF5, SavedModel, zip, an HTML page, a Git LFS pointer)",
+        10,
+    )
+    FORMAT_NOT_SET = (
+        "FormatNotSet",
+        JOB,
+        "the file is of another format than ONNX, and the Job's image was chosen for ONNX",
+        10,
+    )
+    FORMAT_MISMATCH = "FormatMismatch", JOB, "the file is of another format than `spec.model.format`", 10
+    FLAVOUR_MISSING = "FlavourMissing", JOB, "the Job's image lacks the libraries of the format", 10
+    SKOPS_UNTRUSTED = "SkopsUntrusted", JOB, "a skops file with types that skops does not trust", 10
+    MODEL_TIMEOUT = "ModelTimeout", JOB, "the library of the format does not get done with the file", 10
+    KERAS_UNTRUSTED = (
+        "KerasUntrusted",
+        JOB,
+        "a Keras file with code (Lambda, layers of one's own), layers that lead to other files or"
+        " frameworks, or weights that lie elsewhere",
+        10,
+    )
+    OPERATOR_REFUSED = (
+        "OperatorRefused",
+        JOB,
+        "a SavedModel with an operator that does more than compute (reads files, calls Python) or"
+        " has no match in ONNX, or with the name of a file; a TFLite model with operators of "
+        "TensorFlow or of one's own; a program of PyTorch with an operator that is not on the "
+        "list of those that compute",
+        10,
+    )
+    SERVING_SIGNATURE_MISSING = (
+        "ServingSignatureMissing",
+        JOB,
+        "several signatures, and none is `serving_default`",
+        10,
+    )
+    CONVERSION_FAILED = (
+        "ConversionFailed",
+        JOB,
+        "skl2onnx, onnxmltools, tf2onnx or torch.onnx does not convert this model",
+        10,
+    )
+    CONVERSION_UNFAITHFUL = (
+        "ConversionUnfaithful",
+        JOB,
+        "the converted model answers otherwise than the original",
+        10,
+    )
+    TENSOR_MISMATCH = (
+        "TensorMismatch",
+        JOB,
+        "the model of PyTorch takes or gives other tensors than `spec.serving.triton` says",
+        10,
+    )
+    MODEL_TOO_LARGE = (
+        "ModelTooLarge",
+        JOB,
+        "over 2 GiB in one ONNX file, or in constants of its nodes",
+        10,
+    )
+    EXTERNAL_DATA = "ExternalData", JOB, "tensors lie in other files", 10
+    EXTERNAL_DATA_UNSAFE = (
+        "ExternalDataUnsafe",
+        JOB,
+        "a tensor says that it lies outside the archive, or nowhere",
+        10,
+    )
+    EXTERNAL_DATA_MISSING = (
+        "ExternalDataMissing",
+        JOB,
+        "the file of a tensor is not there, or not that part of it, or it is not as long as the tensor",
+        10,
+    )
+    ARCHIVE_BROKEN = (
+        "ArchiveBroken",
+        JOB,
+        "the archive is cut off, damaged, encrypted, or packed in an unknown way",
+        10,
+    )
+    BACKEND_FILE_MISSING = (
+        "BackendFileMissing",
+        JOB,
+        "the archive lacks the file that `spec.serving.triton.backend` reads, or it is no archive"
+        " and has to be one",
+        10,
+    )
+    BACKEND_FILE_INVALID = (
+        "BackendFileInvalid",
+        JOB,
+        "that file is of another format, cut off, or has another tool's header",
+        10,
+    )
+    BACKEND_FILE_AMBIGUOUS = "BackendFileAmbiguous", JOB, "several models, or versions of one", 10
+    CODE_REFUSED = (
+        "CodeRefused",
+        JOB,
+        "code in a model that was not said to have any: Python, a library, pickled weights, "
+        "`trust_remote_code`, a graph that reaches files, what would run while PyTorch reads a "
+        "file",
+        10,
+    )
+    NAME_REFUSED = "NameRefused", JOB, "a file name with odd characters, too long, or taken", 10
+    CONFIG_MISSING = "ConfigMissing", JOB, "nothing says what the model takes and gives", 10
+    CONFIG_AMBIGUOUS = "ConfigAmbiguous", JOB, "both say it", 10
+    CONFIG_INVALID = (
+        "ConfigInvalid",
+        JOB,
+        "Triton would not read config.pbtxt, or it leaves something open",
+        10,
+    )
+    CONFIG_MISMATCH = (
+        "ConfigMismatch",
+        JOB,
+        "config.pbtxt is of another backend or names another file",
+        10,
+    )
+    CONFIG_UNSUPPORTED = (
+        "ConfigUnsupported",
+        JOB,
+        "config.pbtxt asks for what a single, moving version cannot have: other models, "
+        "sequences, paths, numbers of GPUs",
+        10,
+    )
+    TENSOR_UNKNOWN = "TensorUnknown", JOB, "the model has no such input or output", 10
+    ENGINE_INVALID = "EngineInvalid", JOB, "model.json is no JSON object with a model", 10
+    WEIGHTS_MISSING = (
+        "WeightsMissing",
+        JOB,
+        "model.json names weights that are not in the archive; nothing is fetched from a hub",
+        10,
+    )
+    ARCHIVE_UNSAFE = (
+        "ArchiveUnsafe",
+        JOB,
+        "a name in the archive (or in a .keras file, or of a weight of an exported program) leads"
+        " out of its folder, is there twice, or is a link or a device",
+        10,
+    )
+    ARCHIVE_AMBIGUOUS = "ArchiveAmbiguous", JOB, "the archive holds several models", 10
+    CUSTOM_OPERATOR = (
+        "CustomOperator",
+        JOB,
+        "an operator that is not one of ONNX or ONNX Runtime: it would be code",
+        10,
+    )
+    TENSOR_TOO_LARGE = (
+        "TensorTooLarge",
+        JOB,
+        "a tensor, an input or an output says that it has more than 2^31 elements, or a negative size",
+        10,
+    )
+    MODEL_INVALID = "ModelInvalid", JOB, "the ONNX checker, or the model's own library, refuses it", 10
+    MODEL_REFUSED = "ModelRefused", JOB, "valid ONNX that ONNX Runtime does not run", 10
+    TYPE_UNSUPPORTED = (
+        "TypeUnsupported",
+        JOB,
+        "an input or output is no tensor, or of a type that cannot be served",
+        10,
+    )
+    SHAPE_UNKNOWN = "ShapeUnknown", JOB, "an input or output has no shape", 10
+    BATCHING_IMPOSSIBLE = (
+        "BatchingImpossible",
+        JOB,
+        "`maxBatchSize` is set, but the model's first dimension is fixed, or its config.pbtxt allows less",
+        10,
+    )
+    NO_BATCH_DIMENSION = "NoBatchDimension", JOB, "the inputs have different fixed first dimensions", 10
+    INFERENCE_TIMEOUT = "InferenceTimeout", JOB, "the model took more than 300 s for 32 samples", 10
+    OUTPUT_NOT_CLASSES = "OutputNotClasses", JOB, "accuracy is asked of a model that gives no classes", 10
+    OUTPUT_NOT_SCORES = "OutputNotScores", JOB, "auc or topK is asked of a model that gives no scores", 10
+    OUTPUT_NOT_NUMBERS = (
+        "OutputNotNumbers",
+        JOB,
+        "mae or mse is asked of a model that gives no numbers",
+        10,
+    )
+    OUTPUT_NOT_FINITE = "OutputNotFinite", JOB, "a regression answers with NaN or Inf", 10
+    # Data sets: calibration, held-out, golden
+    DATA_NOT_NPZ = "DataNotNpz", JOB, "no .npz archive, or a damaged one", 10
+    DATA_PICKLE_REFUSED = "DataPickleRefused", JOB, "an array holds Python objects", 10
+    DATA_INPUT_MISSING = "DataInputMissing", JOB, "an input of the model has no array", 10
+    DATA_EMPTY = "DataEmpty", JOB, "no samples", 10
+    DATA_SHAPE_MISMATCH = "DataShapeMismatch", JOB, "an array does not fit the model's input", 10
+    DATA_TYPE_MISMATCH = (
+        "DataTypeMismatch",
+        JOB,
+        "an array's type does not fit; integers are not taken for floats, because they are mostly"
+        " unscaled pixels",
+        10,
+    )
+    DATA_LENGTH_MISMATCH = "DataLengthMismatch", JOB, "the arrays have different numbers of samples", 10
+    DATA_NOT_FINITE = "DataNotFinite", JOB, "NaN or Inf", 10
+    LABELS_NOT_NUMBERS = "LabelsNotNumbers", JOB, "labels for mae or mse are no finite numbers", 10
+    LABELS_MISSING = "LabelsMissing", JOB, "the archive has no array of that name", 10
+    LABELS_NOT_INTEGER = "LabelsNotInteger", JOB, "labels are no integers", 10
+    LABELS_SHAPE = "LabelsShape", JOB, "labels are not one-dimensional", 10
+    LABELS_LENGTH = "LabelsLength", JOB, "labels and samples differ in number", 10
+    LABELS_OUT_OF_RANGE = "LabelsOutOfRange", JOB, "labels that the model cannot predict", 10
+    SLICE_INVALID = "SliceInvalid", JOB, "a slice's array is missing, of another length, or has NaN", 10
+    CALIBRATION_MISSING = "CalibrationMissing", JOB, "`method: Static` without calibration data", 10
+    # Optimization and gate
+    ALREADY_QUANTIZED = "AlreadyQuantized", JOB, "the model is quantized already", 10
+    OPSET_TOO_OLD = "OpsetTooOld", JOB, "static quantization per channel needs opset 13", 10
+    NOTHING_TO_QUANTIZE = (
+        "NothingToQuantize",
+        JOB,
+        "no operator that this method quantizes (Dynamic leaves convolutions alone; trees have none)",
+        10,
+    )
+    STEP_FAILED = (
+        "StepFailed",
+        JOB,
+        "a step's library does not handle this model, or what it made cannot be run; the Job's "
+        "log has the traceback",
+        10,
+    )
+    QUANTIZATION_FAILED = (
+        "QuantizationFailed",
+        JOB,
+        "ONNX Runtime's quantizer does not handle this model",
+        10,
+    )
+    NOTHING_TO_PRUNE = (
+        "NothingToPrune",
+        JOB,
+        "the model has no channels (or no weights) that can be removed safely",
+        10,
+    )
+    SPARSITY_TOO_HIGH = (
+        "SparsityTooHigh",
+        JOB,
+        "more is asked for than lies in channels that can be removed; the message says how much does",
+        10,
+    )
+    PRUNING_FAILED = "PruningFailed", JOB, "ONNX Runtime cannot measure the model's activations", 10
+    STUDENT_MISMATCH = (
+        "StudentMismatch",
+        JOB,
+        "the student's inputs and outputs are not those of the source model",
+        10,
+    )
+    TRAINING_UNSUPPORTED = (
+        "TrainingUnsupported",
+        JOB,
+        "an operator that cannot be trained through here, which the message names, or no float32 weights",
+        10,
+    )
+    TRAINING_DATA_TOO_SMALL = (
+        "TrainingDataTooSmall",
+        JOB,
+        "fewer samples than the model's fixed batch",
+        10,
+    )
+    TRAINING_DIVERGED = "TrainingDiverged", JOB, "the loss is no number any more", 10
+    TOOL_MISSING = "ToolMissing", JOB, "the Job's image lacks what the step needs", 10
+    CONTAINER_OUTPUT_MISSING = (
+        "ContainerOutputMissing",
+        JOB,
+        "the container of the step ended with code 0 and left no /out/model.onnx",
+        10,
+    )
+    CONTAINER_OUTPUT_INVALID = (
+        "ContainerOutputInvalid",
+        JOB,
+        "what it left is no plain file that can be read, or larger than an ONNX file can be",
+        10,
+    )
+    CONTAINER_OUTPUT_MISMATCH = (
+        "ContainerOutputMismatch",
+        JOB,
+        "its model's inputs and outputs are not those of the source model",
+        10,
+    )
+    SELECTION_IS_HELD_OUT = (
+        "SelectionIsHeldOut",
+        JOB,
+        "`auto.data` is the gate's file: a model chosen by it would be judged too well",
+        10,
+    )
+    SELECTION_UNFIT = (
+        "SelectionUnfit",
+        JOB,
+        "on `auto.data` not even the model as it was given passes the gate's metrics: too few "
+        "samples for the budget, or a value beyond `min` or `max`; the message tells",
+        10,
+    )
+    NOTHING_TO_CONVERT = "NothingToConvert", JOB, "no float32 weights to store in 16 bit", 10
+    OUT_OF_RANGE = "OutOfRange", JOB, "a weight is too large for float16", 10
+    GRAPH_OPTIMIZATION_FAILED = (
+        "GraphOptimizationFailed",
+        JOB,
+        "ONNX Runtime's optimizer does not handle this model",
+        10,
+    )
+    WITHIN_BUDGET = "WithinBudget", JOB, "the gate of the prepared model passed", 0
+    ACCURACY_DROP = (
+        "AccuracyDrop",
+        JOB,
+        "the loss exceeds `maxDrop` and is proven (the 95 % interval lies above 0)",
+        12,
+    )
+    ACCURACY_LOW = "AccuracyLow", JOB | VERDICT, "the accuracy is below `min`", 12
+    METRIC_DROP = (
+        "MetricDrop",
+        JOB,
+        "the same of another metric; the message names it, and the slice where one decided",
+        12,
+    )
+    METRIC_LOW = "MetricLow", JOB, "another metric is below `min`, or above `max`", 12
+    TOP_COUNT_TOO_LARGE = (
+        "TopCountTooLarge",
+        JOB,
+        "`k` is not less than the number of classes: every answer would be right",
+        10,
+    )
+    AVERAGE_IMPOSSIBLE = "AverageImpossible", JOB, "`average: Binary` with more than two classes", 10
+    AUC_UNDEFINED = "AucUndefined", JOB, "auc with samples of one class only, in all or in a slice", 10
+    TOO_FEW_SAMPLES = (
+        "TooFewSamples",
+        JOB | VERDICT,
+        "the held-out data cannot tell a loss of the budget, or whether the value is within `min`"
+        " or `max`; the message says how many samples would do",
+        13,
+    )
+    # Tuning
+    DATA_NEEDED = (
+        "DataNeeded",
+        JOB,
+        "an input of the model has a size of its own, or holds text or truth values: no input can be made up",
+        10,
+    )
+    # Artifacts
+    ARTIFACT_MISSING = (
+        "ArtifactMissing",
+        JOB | ROLLOUT,
+        "the prepared model is not in the artifact store any more",
+        10,
+    )
+    ARTIFACT_DIGEST_MISMATCH = (
+        "ArtifactDigestMismatch",
+        JOB | ROLLOUT,
+        "the manifest is not the one that the revision was proven with",
+        10,
+    )
+    ARTIFACT_CORRUPT = (
+        "ArtifactCorrupt",
+        JOB | ROLLOUT,
+        "a file differs from the manifest, or the manifest has another form",
+        10,
+    )
+    OUTPUT_REFUSED = (
+        "OutputRefused",
+        JOB | ROLLOUT,
+        "what the container left that reads the model is not what was asked for: another backend,"
+        " a setting, a file or a name beside it; or a revision records such a thing. It is not "
+        "published, and not placed for a server",
+        10,
+    )
+    REFERENCES_INVALID = (
+        "ReferencesInvalid",
+        JOB,
+        "the clean-up of the store cannot read which artifacts are in use; nothing was deleted",
+        10,
+    )
+    ARTIFACT_IN_THE_WAY = (
+        "ArtifactInTheWay",
+        JOB,
+        "another manifest lies where the Job was to write, under a name that only it knows; none "
+        "of it is taken",
+        10,
+    )
+    # Golden data through the served model
+    SERVER_UNREACHABLE = (
+        "ServerUnreachable",
+        JOB,
+        "no server answers at the candidate's address; tune: the Triton in its pod does not come back",
+        1,
+    )
+    SERVER_TIMEOUT = "ServerTimeout", JOB, "the candidate was too slow", 1
+    MODEL_NOT_SERVED = "ModelNotServed", JOB, "the server answers, but does not serve the model", 1
+    WRONG_VERSION = "WrongVersion", JOB, "another version answers at the candidate's address", 1
+    INFERENCE_FAILED = (
+        "InferenceFailed",
+        JOB,
+        "the model fails on the data, in the server or in prepare; tune: under every configuration",
+        10,
+    )
+    PROTOCOLS_DISAGREE = (
+        "ProtocolsDisagree",
+        JOB | VERDICT,
+        "HTTP and gRPC give different classes for the same input",
+        10,
+    )
+    STABLE_FAILED = (
+        "StableFailed",
+        JOB,
+        "stable did not answer the golden data; the candidate is not judged without it",
+        1,
+    )
+    STABLE_WRONG_VERSION = "StableWrongVersion", JOB, "another version answers at stable's address", 1
+    STABLE_NOT_COMPARABLE = (
+        "StableNotComparable",
+        JOB,
+        "the golden data fits the candidate, but not stable: the inputs changed",
+        10,
+    )
+    # Verdicts on a metric
+    PROVEN_NOT_WORSE = (
+        "ProvenNotWorse",
+        VERDICT,
+        "no regression is proven, and one that would do too much harm at the next weight is ruled out",
+    )
+    PROVEN_WITHIN_LIMIT = (
+        "ProvenWithinLimit",
+        VERDICT,
+        "the same for an absolute limit (`min`, `max`, `share`), where there is nothing of stable"
+        " to compare with, or no margin",
+    )
+    WITHIN_LIMITS = (
+        "WithinLimits",
+        VERDICT,
+        "a query's value (or golden data without a stable revision) lies within `min` and `max`",
+    )
+    ERRORS_HIGH = (
+        "ErrorsHigh",
+        VERDICT,
+        "more failed requests than stable, proven beyond a tenth of `maxIncrease`; or more than `max`",
+    )
+    LATENCY_HIGH = (
+        "LatencyHigh",
+        VERDICT,
+        "more requests slower than `objective` than stable, proven; or fewer than `share` within it",
+    )
+    LIMIT_EXCEEDED = (
+        "LimitExceeded",
+        VERDICT,
+        "only pauses: an absolute limit (`max`, `min`, `share`) is exceeded, and stable, counted "
+        "at the same time, does not keep it either, or nothing of stable was counted at the same "
+        "time (a bake)",
+    )
+    SLICE_ACCURACY_LOW = (
+        "SliceAccuracyLow",
+        VERDICT,
+        "more wrong answers than stable on one slice, proven beyond a tenth of its `maxDrop`, "
+        "whatever all answers together do",
+    )
+    VALUE_TOO_HIGH = (
+        "ValueTooHigh",
+        VERDICT,
+        "a query's value is above `max`, and has been for as long as `for` says",
+    )
+    VALUE_TOO_LOW = (
+        "ValueTooLow",
+        VERDICT,
+        "a query's value is below `min`, and has been for as long as `for` says",
+    )
+    BEYOND_LIMITS = (
+        "BeyondLimits",
+        VERDICT,
+        "a query's value is beyond its limits, for less time than `for`",
+    )
+    INITIAL_DELAY = (
+        "InitialDelay",
+        VERDICT | ROLLOUT,
+        "counting has not begun: `initialDelay` since the weight was taken up is not over",
+    )
+    NOT_YET_PROVEN = (
+        "NotYetProven",
+        VERDICT,
+        "enough samples for a look, too few for a proof; the message and `needed` say how many more",
+    )
+    NO_DATA = (
+        "NoData",
+        VERDICT | ROLLOUT,
+        "no request or label of the canary has been counted in this step, or a query found nothing",
+    )
+    NO_STABLE_DATA = (
+        "NoStableData",
+        VERDICT,
+        "nothing of stable has been counted, so there is nothing to compare with",
+    )
+    NO_METRICS = (
+        "NoMetrics",
+        VERDICT,
+        "`metrics: []`, or only dry runs: nothing decides, and nothing is promoted without evidence",
+    )
+    PROVIDER_UNREACHABLE = (
+        "ProviderUnreachable",
+        VERDICT,
+        "Prometheus cannot be connected to: refused, unknown host, TLS",
+    )
+    PROVIDER_TIMEOUT = (
+        "ProviderTimeout",
+        VERDICT,
+        "Prometheus did not answer within `timeoutSeconds` (a query of the spec's own: 2 s), or "
+        "ended the query itself",
+    )
+    PROVIDER_DENIED = (
+        "ProviderDenied",
+        VERDICT,
+        "Prometheus refused the credentials (401, 403), or their files cannot be read",
+    )
+    PROVIDER_ERROR = (
+        "ProviderError",
+        VERDICT,
+        "Prometheus failed (5xx, 429), or broke off while it answered a query of the spec's own",
+    )
+    QUERY_REJECTED = (
+        "QueryRejected",
+        VERDICT,
+        "Prometheus calls the query wrong (the message has its words), or the answer is too large",
+    )
+    BAD_ANSWER = (
+        "BadAnswer",
+        VERDICT,
+        "the answer is no instant vector: a login page, a wrong path, a range selector",
+    )
+    SEVERAL_SERIES = (
+        "SeveralSeries",
+        VERDICT,
+        "a query gives several series, and none of them is *the* value",
+    )
+    NOT_A_NUMBER = "NotANumber", VERDICT, "NaN or infinity (often 0 / 0). It neither passes nor fails"
+    EVIDENCE_IMPLAUSIBLE = (
+        "EvidenceImplausible",
+        VERDICT,
+        "counts that cannot be, so nobody is judged, whatever other metrics say: NaN, more bad "
+        "requests than requests, a canary's share of the requests far above its weight, more "
+        "labels than rows were answered",
+    )
+    NOT_A_BUCKET_BOUND = (
+        "NotABucketBound",
+        VERDICT,
+        "`objective` is no bucket bound of the gateway's histogram; the message names the bounds",
+    )
+    NO_SOURCE = (
+        "NoSource",
+        VERDICT,
+        "nothing here measures this: latency without a gateway, or no Prometheus configured",
+    )
+    QUERY_NOT_ALLOWED = (
+        "QueryNotAllowed",
+        VERDICT | ROLLOUT,
+        "a query of the spec's own, and none is allowed here (any more); or this one cannot be "
+        "bound to its namespace, or costs too much. Before a rollout begins it is refused for "
+        "that",
+    )
+    QUERY_PENDING = (
+        "QueryPending",
+        VERDICT,
+        "a query of the spec's own has not been answered yet: it takes longer than half a second,"
+        " or others of its namespace come first",
+    )
+    QUERIES_PAUSED = (
+        "QueriesPaused",
+        VERDICT,
+        "a query of this namespace's own took too long, or broke Prometheus: none is asked until "
+        "the time in the message",
+    )
+    UNKNOWN_PLACEHOLDER = "UnknownPlaceholder", VERDICT, "a query holds a `{{...}}` that nothing fills in"
+    UNKNOWN_TEMPLATE = (
+        "UnknownTemplate",
+        VERDICT,
+        "`templates` names one that no RolloutPolicy in force here has; the message lists those that are",
+    )
+    TOO_MANY_METRICS = (
+        "TooManyMetrics",
+        VERDICT,
+        "more than 32 metrics with those of templates and policies",
+    )
+    # Verdicts on golden data
+    NOT_PAIRED = "NotPaired", VERDICT, "stable was not asked on the same inputs"
+    NO_RESULT = "NoResult", VERDICT, "the evaluation ended without counts that add up"
+    # Verdicts on the shadow
+    SHADOW_AGREES = (
+        "ShadowAgrees",
+        VERDICT,
+        "at most 1 - `minAgreement` of the mirrored requests get another answer from the canary, proven",
+    )
+    SHADOW_DISAGREES = (
+        "ShadowDisagrees",
+        VERDICT,
+        "more than that do, or the canary fails on them, proven",
+    )
+    # At rest
+    STABLE = "Stable", ROLLOUT, "the present spec is the stable revision, and it serves"
+    SERVING = "Serving", ROLLOUT, "a pod of the stable revision is ready (or zero replicas are asked for)"
+    NO_STABLE = "NoStable", ROLLOUT, "no revision has become stable yet"
+    NO_READY_PODS = (
+        "NoReadyPods",
+        ROLLOUT,
+        "no pod of the revision is ready: it gets no traffic until one is. `kubectl describe pod`",
+    )
+    PENDING = "Pending", ROLLOUT, "the rollout has not begun, or stable's pods are starting"
+    HEALTHY = "Healthy", ROLLOUT, "the servers of stable, and of what is on trial, go on as they should"
+    SERVER_NOT_READY = "ServerNotReady", ROLLOUT, "a server that was ready is not ready any more"
+    SERVER_CRASHED = (
+        "ServerCrashed",
+        ROLLOUT,
+        "Triton ended, or a Python process of the model died under it; said of stable, too, with "
+        "the event and in ServersHealthy",
+    )
+    UNHARDENED = (
+        "Unhardened",
+        ROLLOUT,
+        "an earlier operator rendered these pods: whoever reaches them inside the cluster can "
+        "manage their servers. `modelrollout restart`",
+    )
+    TRITON_VULNERABLE = (
+        "TritonVulnerable",
+        ROLLOUT,
+        "the version of Triton that a pod tells (`GET /v2`) has flaws that NVIDIA's security "
+        "bulletins name, as of the operator's release; some let one request end the server, or "
+        "run code. No gateway closes that: set `spec.serving.triton.image`, or `triton.image` in "
+        "the chart, to the release that the message names. With `gates.patchedServers` of a "
+        "RolloutPolicy a new revision is Rejected for it",
+    )
+    TRITON_TOO_OLD = "TritonTooOld", ROLLOUT, "the same, and their image is too old for it"
+    CHILD_REFUSED = (
+        "ChildRefused",
+        ROLLOUT,
+        "the API server refuses a child: quota, admission, RBAC; its words are in the message",
+    )
+    NAME_TAKEN = (
+        "NameTaken",
+        ROLLOUT,
+        "an object of the name to be written exists, and neither the ModelDeployment nor a "
+        "revision of it controls it, whatever its labels say; the message names it and who "
+        "controls it. It is left as it is, and all else goes on",
+    )
+    UNVERIFIED = (
+        "Unverified",
+        ROLLOUT,
+        "the operator cannot tell whether others can write the counters that evidence comes from",
+    )
+    UNPROTECTED = (
+        "Unprotected",
+        ROLLOUT,
+        "during a shadow: the operator writes no NetworkPolicies in this namespace "
+        "(`networkPolicy.models`), so nobody knows who reaches the comparer",
+    )
+    FOREIGN_TARGETS = (
+        "ForeignTargets",
+        ROLLOUT,
+        "somebody else can write them now; the operator's log names the pods. The rollout goes "
+        "on: pause it if you do not trust them",
+    )
+    IN_PROGRESS = "InProgress", ROLLOUT, "the stage, or the replacement of pods, is under way"
+    INSUFFICIENT_GPU = (
+        "InsufficientGPU",
+        ROLLOUT,
+        "too few GPUs are free on the nodes that fit; the message has the numbers. After "
+        "`unscheduledDeadline` the rollout ends",
+    )
+    UNSCHEDULABLE = "Unschedulable", ROLLOUT, "no node fits; the message is the scheduler's"
+    IDLE = "Idle", ROLLOUT, "nothing is under way"
+    PROGRESSING = "Progressing", ROLLOUT, "a rollout is under way"
+    PAUSED = "Paused", ROLLOUT, "the rollout waits for `promote` or `abort`"
+    PASSED = "Passed", ROLLOUT, "the latest rollout has passed this stage"
+    SKIPPED = "Skipped", ROLLOUT, "the latest rollout did not need this stage"
+    NOT_REACHED = "NotReached", ROLLOUT, "the latest rollout has not reached this stage"
+    # What keeps a spec from being rolled out
+    INVALID_SPEC = (
+        "InvalidSpec",
+        ROLLOUT,
+        "the operator cannot read spec, though the API server took it (an older CRD); so it is "
+        "with URIs that carry user names, passwords or queries",
+    )
+    STORE_NOT_ALLOWED = (
+        "StoreNotAllowed",
+        ROLLOUT,
+        "a URI lies in none of the stores of the operator's configuration",
+    )
+    TRAINER_MISSING = (
+        "TrainerMissing",
+        ROLLOUT,
+        "an optimization step trains, or is int4, and the operator has no image for that",
+    )
+    IMAGE_FLAVOURS_CLASH = (
+        "ImageFlavoursClash",
+        ROLLOUT,
+        "an optimization step needs the trainer image, `spec.model.format` the image `trees`, "
+        "`tensorflow` or `pytorch`; a Job has one image",
+    )
+    PROMETHEUS_NOT_ALLOWED = (
+        "PrometheusNotAllowed",
+        ROLLOUT,
+        "the provider is not in the operator's configuration",
+    )
+    GATEWAY_API_MISSING = (
+        "GatewayAPIMissing",
+        ROLLOUT,
+        "spec.traffic wants routes and the cluster has no such kind",
+    )
+    GATEWAY_REQUIRED = (
+        "GatewayRequired",
+        ROLLOUT,
+        "spec.rollout.abTest or shadow without what they need: only a gateway can look at "
+        "headers, only a gateway can mirror, and only HTTP",
+    )
+    GATEWAY_FEATURE_MISSING = (
+        "GatewayFeatureMissing",
+        ROLLOUT,
+        "the GatewayClass lists what it supports, and what the spec needs is not among it (the "
+        "message names field, GatewayClass and feature); for mirroring also where it lists "
+        "nothing",
+    )
+    NAME_RESERVED = (
+        "NameReserved",
+        ROLLOUT,
+        "under a RolloutPolicy that demands metrics this name has served another version, and "
+        "would give its clients this one without a comparison",
+    )
+    HOSTNAME_TAKEN = (
+        "HostnameTaken",
+        ROLLOUT,
+        "another ModelDeployment holds this host name or one that overlaps it, or a route that is"
+        " not the operator's takes its requests",
+    )
+    HOSTNAME_NOT_ALLOWED = (
+        "HostnameNotAllowed",
+        ROLLOUT,
+        "a RolloutPolicy (`allowedHostnames`) does not allow the name; or it is a wildcard, or "
+        "the chart says `hostnames.onlyByPolicy`, and no policy allows it",
+    )
+    GATEWAY_UNKNOWN = (
+        "GatewayUnknown",
+        ROLLOUT,
+        "spec.rollout.shadow, and the Gateway or its GatewayClass is not there, takes no routes "
+        "of other namespaces, or the operator may not read it (then its log says so)",
+    )
+    POLICY_INVALID = (
+        "PolicyInvalid",
+        ROLLOUT,
+        "a RolloutPolicy that matches cannot be read, so nobody knows what it forbids",
+    )
+    SOURCE_NOT_ALLOWED = "SourceNotAllowed", ROLLOUT, "a URI lies outside what a RolloutPolicy allows"
+    CODE_NOT_ALLOWED = (
+        "CodeNotAllowed",
+        ROLLOUT,
+        "the model may carry code (`spec.serving.triton.code`), and no RolloutPolicy names its "
+        "place in `allowedSources.code`, or one names others",
+    )
+    IMAGE_NOT_ALLOWED = (
+        "ImageNotAllowed",
+        ROLLOUT,
+        "an image that the spec names lies outside what a RolloutPolicy allows; or none allows "
+        "any, and the chart says `workloads.onlyByPolicy`",
+    )
+    SERVICE_ACCOUNT_NOT_ALLOWED = (
+        "ServiceAccountNotAllowed",
+        ROLLOUT,
+        "`spec.serving.serviceAccountName`, or `default` where it is left out, is none that a "
+        "RolloutPolicy allows (`allowedServiceAccounts`); or none allows any, and the chart says "
+        "`workloads.onlyByPolicy`",
+    )
+    SECRET_NOT_ALLOWED = (
+        "SecretNotAllowed",
+        ROLLOUT,
+        "a Secret that the spec names (credentials, a signer's key, `imagePullSecrets`) is none "
+        "that a RolloutPolicy allows (`allowedSecrets`), nor the store's own; or none allows any,"
+        " and the chart says `workloads.onlyByPolicy`",
+    )
+    AFFINITY_NOT_ALLOWED = (
+        "AffinityNotAllowed",
+        ROLLOUT,
+        "required anti-affinity against pods of other namespaces: it would keep those off the node",
+    )
+    GATE_REQUIRED = (
+        "GateRequired",
+        ROLLOUT,
+        "a RolloutPolicy demands golden data, held-out data, a digest or a smaller budget, or its"
+        " metrics a strategy that begins with few requests",
+    )
+    SLOT_HELD_TOO_LONG = (
+        "SlotHeldTooLong",
+        ROLLOUT,
+        "the rollout held a slot of a RolloutPolicy for longer than its `limits.maxHold`; it went"
+        " back to stable",
+    )
+    LIMIT_TOO_SMALL = (
+        "LimitTooSmall",
+        ROLLOUT,
+        "the new revision alone asks for more GPUs than a RolloutPolicy gives to all rollouts",
+    )
+    FROZEN = "Frozen", ROLLOUT, "a RolloutPolicy freezes rollouts: none starts and no weight rises"
+    FREEZE_WINDOW = (
+        "FreezeWindow",
+        ROLLOUT,
+        "a freeze window of a RolloutPolicy is open; the message says until when",
+    )
+    CHILD_UNREADABLE = (
+        "ChildUnreadable",
+        ROLLOUT,
+        "a child that the operator has made cannot be read any more: somebody made it larger than"
+        " 256 KiB, or nested it without end",
+    )
+    REVISION_UNREADABLE = (
+        "RevisionUnreadable",
+        ROLLOUT,
+        "the revision in flight was made by a newer operator",
+    )
+    QUARANTINED = (
+        "Quarantined",
+        ROLLOUT,
+        "this very version ended badly before (the message names revision and reason)",
+    )
+    ROLLED_BACK_BY_USER = (
+        "RolledBackByUser",
+        ROLLOUT,
+        "somebody rolled back, and spec still asks for the version that was left",
+    )
+    # Tuning
+    SERVING_TUNED = (
+        "ServingTuned",
+        ROLLOUT,
+        "the message has the settings chosen (or that the configured ones stay), throughput and latency",
+    )
+    OBJECTIVE_UNMET = (
+        "ObjectiveUnmet",
+        ROLLOUT,
+        "under no settings the asked share of the requests was within the objective: the "
+        "configured ones stay, and the canary's evidence decides",
+    )
+    # What a stage waits for
+    WAITING_FOR_SLOT = (
+        "WaitingForSlot",
+        ROLLOUT,
+        "a RolloutPolicy limits the rollouts or GPUs at one time; the message says the place in "
+        "the queue and who is before it",
+    )
+    PREPARED_TOGETHER = (
+        "PreparedTogether",
+        ROLLOUT,
+        "another ModelDeployment of the namespace, which the message names, asks for the very "
+        "same; its prepare Job works for both",
+    )
+    IMAGE_PULL_FAILED = "ImagePullFailed", ROLLOUT, "an image cannot be pulled"
+    CONTAINER_CONFIG_ERROR = "ContainerConfigError", ROLLOUT, "a container cannot be created"
+    BACKEND_MISSING = (
+        "BackendMissing",
+        ROLLOUT,
+        "the Triton image lacks the backend that the model is served by",
+    )
+    MODEL_NOT_LOADED = (
+        "ModelNotLoaded",
+        ROLLOUT,
+        "Triton does not load the model; its words are in the message",
+    )
+    ROUTE_NOT_ACCEPTED = (
+        "RouteNotAccepted",
+        ROLLOUT,
+        "the gateway refuses the route; its reason is in the message",
+    )
+    SCALING_UP = (
+        "ScalingUp",
+        ROLLOUT,
+        "not enough pods are ready for the next weight, or for all traffic; the former weight "
+        "stays meanwhile",
+    )
+    TRAFFIC_NOT_SHIFTED = "TrafficNotShifted", ROLLOUT, "the gateway never took the weight up"
+    COMPARER_NOT_READY = (
+        "ComparerNotReady",
+        ROLLOUT,
+        "the pod that compares mirrored requests is not ready",
+    )
+    MIRROR_NOT_TAKEN_UP = "MirrorNotTakenUp", ROLLOUT, "the gateway never took the mirror up"
+    PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded", ROLLOUT, "nothing said what is missing"
+    PAUSE_STEP = "PauseStep", ROLLOUT, "a pause step of spec; no trouble"
+    PAUSED_BY_USER = (
+        "PausedByUser",
+        ROLLOUT,
+        "somebody said `pause`; no trouble. What is proven worse goes back all the same",
+    )
+    INCONCLUSIVE = (
+        "Inconclusive",
+        ROLLOUT,
+        "no verdict within `progressDeadline` (or `errorLimit`), and `onInconclusive` is Pause",
+    )
+    DEADLINE_UNREACHABLE = (
+        "DeadlineUnreachable",
+        ROLLOUT,
+        "at the rate at which samples come, the evidence is not there before `progressDeadline`; "
+        "the message has the numbers",
+    )
+    # Jobs: queues, lost nodes, limits
+    QUEUED = (
+        "Queued",
+        ROLLOUT,
+        "Kueue has not admitted the Job yet (the message has its Workload and Kueue's own words),"
+        " or somebody suspended it",
+    )
+    NOT_ADMISSIBLE = (
+        "NotAdmissible",
+        ROLLOUT,
+        "Kueue will not admit the Job as things are: the queue does not exist or is stopped, its "
+        "Workload was deactivated, or (where Kueue says so) no quota is ever enough",
+    )
+    POD_REFUSED = (
+        "PodRefused",
+        ROLLOUT,
+        "the Job gets no pod: a ResourceQuota, a LimitRange or admission (the message has their "
+        "words); or the node's kubelet refused it",
+    )
+    EVICTED = "Evicted", ROLLOUT, "drained, or the node was short of something or shutting down"
+    PREEMPTED = "Preempted", ROLLOUT, "the scheduler gave its place to a more important pod"
+    NODE_LOST = "NodeLost", ROLLOUT, "its node is gone or does not answer"
+    KILLED = "Killed", ROLLOUT, "SIGKILL, and not for its memory: somebody or something on the node"
+    RESULT_LOST = "ResultLost", ROLLOUT, "the result of a Job went with its pod, several times"
+    POD_FOREIGN = (
+        "PodForeign",
+        ROLLOUT,
+        "somebody passed a pod off as the Job's by copying its labels, and the Job ended by it; "
+        "nothing that it says counts",
+    )
+    POD_CHANGED = (
+        "PodChanged",
+        ROLLOUT,
+        "the Job's pod is not as the Job's template says (the message has in what), so that it "
+        "may have run something else, and no other pod has spoken",
+    )
+    CONTAINER_FAILED = (
+        "ContainerFailed",
+        ROLLOUT,
+        "the container of an optimization step of yours ended with a code other than 0; the "
+        "message has its last line",
+    )
+    JOB_CRASHED = "JobCrashed", ROLLOUT, "native code crashed (SIGSEGV and the like)"
+    ARTIFACT_FOREIGN = (
+        "ArtifactForeign",
+        ROLLOUT,
+        "its pod answered with an artifact that is neither in a folder of this Job's own nor what"
+        " a revision of the namespace records",
+    )
+    JOB_FAILED = "JobFailed", ROLLOUT, "it ended and left no word"
+    # How a rollout ends
+    REPLACED = "Replaced", ROLLOUT, "another revision became stable; this one can be rolled back to"
+    ABORTED_BY_USER = "AbortedByUser", ROLLOUT, "a user aborted the rollout"
+    SUPERSEDED = "Superseded", ROLLOUT, "spec named another version before the rollout ended"
+    SIGNATURE_CHANGED = "SignatureChanged", ROLLOUT, "inputs or outputs are not those of stable"
+    # Events
+    ROLLOUT_STARTED = "RolloutStarted", ROLLOUT, "a rollout started"
+    PREPARED = "Prepared", ROLLOUT, "the model is prepared, and passed its gate"
+    EVALUATED = "Evaluated", ROLLOUT, "the revision passed golden data"
+    SHADOW_PASSED = "ShadowPassed", ROLLOUT, "the revision agreed with stable on mirrored requests"
+    STEP_PASSED = "StepPassed", ROLLOUT, "the revision passed a step"
+    PROMOTED = "Promoted", ROLLOUT, "the revision passed all steps and is stable now"
+    ROLLED_BACK = "RolledBack", ROLLOUT, "the revision was rolled back"
+    FAILED = "Failed", ROLLOUT, "the rollout failed, and its stage gave no reason of its own"
+    UNCHANGED = "Unchanged", ROLLOUT, "the source is still what stable was made of"
+    IN_PLACE = "InPlace", ROLLOUT, "stable makes room for the new revision, or is about to"
+    PREVIEW_ENDED = (
+        "PreviewEnded",
+        ROLLOUT,
+        "the time of a preview is over and nothing speaks against the revision",
+    )
+    BAKE_STARTED = "BakeStarted", ROLLOUT, "the revision has all traffic and is watched"
+    PROMOTED_BY_USER = "PromotedByUser", ROLLOUT, "a user promoted a step, or the whole rollout"
+    RESUMED_BY_USER = "ResumedByUser", ROLLOUT, "a user resumed the rollout"
+    RETRIED_BY_USER = "RetriedByUser", ROLLOUT, "a user retried a revision"
+    RESTARTED_BY_USER = "RestartedByUser", ROLLOUT, "a user restarted the pods"
+    VERB_REFUSED = "VerbRefused", ROLLOUT, "a verb could not be carried out; the message says why"
+    SIGNATURE_UNKNOWN = (
+        "SignatureUnknown",
+        ROLLOUT,
+        "inputs and outputs could not be compared with those of stable",
+    )
+    CAPACITY_UNKNOWN = (
+        "CapacityUnknown",
+        ROLLOUT,
+        "pods are created although the operator could not see whether GPUs are free",
+    )
+    FREEZE_OVERRIDDEN = "FreezeOverridden", ROLLOUT, "a user promoted a step during a freeze"
+    METRICS_OVERRIDDEN = (
+        "MetricsOverridden",
+        ROLLOUT,
+        "a user promoted a version that the metrics of a RolloutPolicy had not proven",
+    )
+    METRICS_DEMANDED = (
+        "MetricsDemanded",
+        ROLLOUT,
+        "a weight was to rise before the metrics of a RolloutPolicy had a verdict",
+    )
+    PROMOTED_BY_POLICY = (
+        "PromotedByPolicy",
+        ROLLOUT,
+        "a step passed without proof, because `onInconclusive` is Promote",
+    )
+    ROUTES_NARROWED = (
+        "RoutesNarrowed",
+        ROLLOUT,
+        "routes opened more than clients may request, and were narrowed",
+    )
+    STATE_REBUILT = (
+        "StateRebuilt",
+        ROLLOUT,
+        "status was empty or had lost what is stable, and was recovered",
+    )
+    PASS_FAILED = (
+        "PassFailed",
+        ROLLOUT,
+        "the operator failed to reconcile this object and tries again; its log says where",
+    )
+    UNREADABLE = "Unreadable", ROLLOUT, "the operator ignores this object because it cannot read it"
+    # RolloutPolicies
+    ACCEPTED = "Accepted", ROLLOUT, "the RolloutPolicy is valid and in force"
+    INVALID = "Invalid", ROLLOUT, "the RolloutPolicy is invalid: what it matches starts no rollout"
