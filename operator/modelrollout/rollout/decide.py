@@ -8,7 +8,7 @@ from datetime import datetime
 from modelrollout.rollout import verbs
 from modelrollout.rollout.compatibility import is_declared
 from modelrollout.rollout.desired import desired, desired_traffic_only, has_all_pods, revision_status
-from modelrollout.rollout.plan import Desired, Event, Plan, Transition
+from modelrollout.rollout.plan import Converge, Desired, Event, Plan, Transition, Wait, Write
 from modelrollout.rollout.pod_restarts import waiting_restart, withdraw_incompatible_restart
 from modelrollout.rollout.policy.freeze import block_while_frozen
 from modelrollout.rollout.policy.rules import active_freeze
@@ -40,17 +40,15 @@ def decide(s: Snapshot, now: datetime) -> Plan:
     move = next((found for check in CHECKS if (found := check(s, now)) is not None), Transition(s.status))
     move = cap_unproven_weight(s, block_while_frozen(s, move, now), now)
     if _replaces_unrecorded(s, move):
-        return Plan(s.status, desired(s, now), requeue_after=0.0)
+        return Converge(s.status, desired(s, now), requeue_after=0.0)
     status = derive_status(s, move.status, now)
     if status != s.status:
-        return Plan(
-            status, None, tuple(dict.fromkeys((*move.events, *changed_condition_events(s, status, now))))
-        )
+        return Write(status, tuple(dict.fromkeys((*move.events, *changed_condition_events(s, status, now)))))
     waits = [*still_draining(s, now).values(), *([] if move.requeue_after is None else [move.requeue_after])]
     if (not waits and s.spec_problem) or waiting_restart(s, s.status) is not None:
         # what stands in the way of it may be another object, whose events wake somebody else
         waits.append(CHECK_SECONDS)
-    return Plan(status, desired(s, now), requeue_after=min(waits, default=None))
+    return Converge(status, desired(s, now), requeue_after=min(waits, default=None))
 
 
 def _without_spec(s: Snapshot, now: datetime) -> Plan:
@@ -65,10 +63,10 @@ def _without_spec(s: Snapshot, now: datetime) -> Plan:
         move = STAGES["Revert"](s, now)
     status = derive_status(s, move.status if move else s.status, now)
     if status != s.status:
-        return Plan(status, None, (*(move.events if move else ()), *changed_condition_events(s, status, now)))
+        return Write(status, (*(move.events if move else ()), *changed_condition_events(s, status, now)))
     if rollout is not None and rollout.stage == "Revert":
-        return Plan(status, desired_traffic_only(s), requeue_after=move.requeue_after if move else None)
-    return Plan(status, Desired(narrow=True) if s.overly_open else None)
+        return Converge(status, desired_traffic_only(s), requeue_after=move.requeue_after if move else None)
+    return Converge(status, Desired(narrow=True)) if s.overly_open else Wait(status)
 
 
 def _replaces_unrecorded(s: Snapshot, move: Transition) -> bool:

@@ -1,4 +1,4 @@
-"""What a decision consists of: a transition, or the children that the written state asks for."""
+"""The result of a pass: a status to write, children to converge to, or a wait."""
 
 from __future__ import annotations
 
@@ -63,15 +63,35 @@ class Desired:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Either a transition (``status`` differs from the observed one) or children to be made to
-    match; never both (DESIGN.md, The loop).
+class Write:
+    """Write ``status``, then post ``events``. No child changes in the same pass: the next one starts
+    from the written state.
     """
 
     status: ModelDeploymentStatus
-    desired: Desired | None = None
     events: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True)
+class Converge:
+    """The written ``status`` stands: make the children match ``desired``. ``requeue_after``: seconds
+    until the next pass; None waits for an event.
+    """
+
+    status: ModelDeploymentStatus
+    desired: Desired
     requeue_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Write nothing, neither status nor children."""
+
+    status: ModelDeploymentStatus
+    requeue_after: float | None = None
+
+
+Plan = Write | Converge | Wait
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from modelrollout.rollout.desired import (
     stage_job,
 )
 from modelrollout.rollout.in_place import active_in_place, stable_floor
-from modelrollout.rollout.plan import Desired, Plan
+from modelrollout.rollout.plan import Converge, Desired, Plan, Wait, Write
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.policy.rules import NO_RULES, Rules, active_freeze
 from modelrollout.rollout.recovery import sanitize
@@ -295,11 +295,11 @@ class World:
         """
         s = self.snapshot()
         plan = decide(s, self.now)
-        if plan.status != s.status:
+        if isinstance(plan, Write):
             self.deciding = s
             self.write_status(plan.status, self.version)
             return True, plan
-        if plan.desired is None:
+        if not isinstance(plan, Converge):
             return False, plan
         wrote = False
         for count, write in enumerate(self.writes(s, plan.desired)):
@@ -396,13 +396,13 @@ class World:
             return None
         return json.dumps([h.wire() for h in s.spec.rollout.ab_test.headers]), desired.matched
 
-    def reconcile(self) -> Plan:
+    def reconcile(self) -> Converge | Wait:
         """Passes until nothing is written any more; the plan of the last one. Fails on a livelock
         and on a wait for nothing.
         """
         for _ in range(LIVELOCK):
             wrote, plan = self.one_pass()
-            if not wrote and plan.requeue_after != 0:
+            if not isinstance(plan, Write) and not wrote and plan.requeue_after != 0:
                 self._check_waits(plan)
                 return plan
         raise AssertionError(f"no end of writes without a change outside: {self.status.rollout}")
@@ -936,7 +936,7 @@ class World:
                 new_one = rollout.step.phase == "Shifting" and weight > rollout.step.former
                 assert not new_one or has_pods_for(s, rollout.step), "more traffic than there are pods for"
 
-    def _check_waits(self, plan: Plan) -> None:
+    def _check_waits(self, plan: Converge | Wait) -> None:
         """Invariant 5 and what holds once the children match the state."""
         rollout = self.status.rollout
         assert plan.status == self.status
