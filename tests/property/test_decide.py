@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from modelrollout.api import names
 from modelrollout.rollout.decide import decide
+from modelrollout.rollout.plan import Converge, Write
 from modelrollout.rollout.policy.rules import NO_RULES, Rules, combine, read
 from modelrollout.rollout.snapshot import Problem, in_flight
 from modelrollout.testing import builders as b
@@ -212,14 +213,14 @@ class RolloutMachine(RuleBasedStateMachine):
         assert former is not None
         s = former.snapshot()
         plan = decide(s, self.world.now)
-        if plan.status != s.status:
+        if isinstance(plan, Write):
             try:
                 self.world.deciding = s
                 self.world.write_status(plan.status, former.version)
             except Refused:
                 assert former.version != self.world.version
         elif (
-            plan.desired is not None
+            isinstance(plan, Converge)
             and s.gateway
             and plan.desired.split
             and former.route_version == self.world.route_version

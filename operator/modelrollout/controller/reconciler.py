@@ -157,7 +157,8 @@ class Reconciler:
             narrowed, kept = await self._actor.narrow(seen) if plan.desired.narrow else (False, None)
             if narrowed:
                 await self._reporter.post(
-                    seen, Event("RoutesNarrowed", f"{', '.join(seen.snapshot.overly_open)}: {ROUTES_NARROWED}")
+                    seen,
+                    Event("RoutesNarrowed", f"{', '.join(seen.snapshot.overly_open)}: {ROUTES_NARROWED}"),
                 )
                 return 0.0
             wrote = await self._isolate(key, seen)

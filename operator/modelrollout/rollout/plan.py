@@ -64,8 +64,8 @@ class Desired:
 
 @dataclass(frozen=True)
 class Write:
-    """Write ``status``, then post ``events``. No child changes in the same pass: the next one starts
-    from the written state.
+    """Write ``status``, then post ``events``. No child changes in the same pass: the next one
+    starts from the written state.
     """
 
     status: ModelDeploymentStatus
@@ -74,8 +74,8 @@ class Write:
 
 @dataclass(frozen=True)
 class Converge:
-    """The written ``status`` stands: make the children match ``desired``. ``requeue_after``: seconds
-    until the next pass; None waits for an event.
+    """The written ``status`` stands: make the children match ``desired``. ``requeue_after``:
+    seconds until the next pass; None waits for an event.
     """
 
     status: ModelDeploymentStatus

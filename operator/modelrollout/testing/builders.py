@@ -24,7 +24,7 @@ from modelrollout.api.v1alpha1 import (
     VerdictName,
 )
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.plan import Converge, Desired, Plan, Write
+from modelrollout.rollout.plan import Converge, Desired, Event, Plan, Write
 from modelrollout.rollout.snapshot import Assessment, Revision, Server, Snapshot, Traffic, stamp
 from modelrollout.rollout.transitions import input_hash
 
@@ -244,6 +244,11 @@ def moved(plan: Plan) -> RolloutStatus:
     assert plan.status.rollout is not None
     assert isinstance(plan, Write), "a pass either writes a transition or makes the children match"
     return plan.status.rollout
+
+
+def events(plan: Plan) -> tuple[Event, ...]:
+    """The events that the plan posts; only a transition has any."""
+    return plan.events if isinstance(plan, Write) else ()
 
 
 def rests(plan: Plan) -> bool:

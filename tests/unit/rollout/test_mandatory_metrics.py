@@ -123,7 +123,7 @@ def test_a_person_may_override_and_it_is_recorded(verb: str) -> None:
     world.kindly()
     world.reconcile()
     world.say(verb, V2, "n1", world.status.step)
-    events = [e for _ in range(3) for e in world.one_pass()[1].events]
+    events = [e for _ in range(3) for e in b.events(world.one_pass()[1])]
     assert [e.reason for e in events][:2] == [
         "PromotedByUser",
         "MetricsOverridden",

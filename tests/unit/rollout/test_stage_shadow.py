@@ -12,7 +12,7 @@ import pytest
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ShadowStatus, VerdictName
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired, needs_measurement, replicas, split
-from modelrollout.rollout.plan import Plan
+from modelrollout.rollout.plan import Plan, Write
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Assessment, MirrorState, Problem, Server, Snapshot, Traffic, Verb
 from modelrollout.rollout.stages.next_stage import outputs_of
@@ -196,7 +196,8 @@ def test_a_proven_disagreement_rejects_without_a_word_of_the_payload() -> None:
 
 def test_no_verdict_until_the_deadline_pauses_or_rejects() -> None:
     s = in_shadow("Observing", assessment=agreement("Inconclusive", "TooFewSamples", 3))
-    assert decide(s, b.START).desired is None or decide(s, b.START).requeue_after
+    soon = decide(s, b.START)
+    assert isinstance(soon, Write) or soon.requeue_after
     late = decide(s, b.at(601))
     assert (
         phase(late) == "Paused" and b.moved(late).reason == "Inconclusive" and late.status.phase == "Paused"

@@ -32,7 +32,7 @@ from modelrollout.rollout.desired import (
     replicas_with_traffic,
     split,
 )
-from modelrollout.rollout.plan import Plan
+from modelrollout.rollout.plan import Converge, Wait
 from modelrollout.rollout.recovery import sanitize
 from modelrollout.rollout.snapshot import Assessment, Problem, Server, Snapshot, Traffic, stamp
 from modelrollout.rollout.stages.waiting import GRACE_SECONDS
@@ -621,7 +621,7 @@ def test_a_paused_bake_writes_only_news() -> None:
         assessment=b.judged("Error"),
     )
     written = decide(s, b.START).status
-    assert decide(replace(s, status=written), b.at(1)).desired is not None
+    assert isinstance(decide(replace(s, status=written), b.at(1)), Converge)
 
 
 # --- what drains
@@ -655,10 +655,10 @@ def test_the_next_end_is_waited_for() -> None:
     assert settled.requeue_after == pytest.approx(20.0)
 
 
-def settle(s: Snapshot, now: Any = b.START) -> Plan:
+def settle(s: Snapshot, now: Any = b.START) -> Converge:
     for _ in range(5):
         plan = decide(s, now)
-        if plan.desired is not None:
+        if isinstance(plan, Converge):
             return plan
         s = replace(s, status=plan.status)
     raise AssertionError("status does not settle")
@@ -742,12 +742,7 @@ def test_with_an_unreadable_spec_abort_gives_stable_everything() -> None:
     assert (to.stage, to.outcome, plan.status.handled_verbs) == ("Revert", "Aborted", [f"abort:{V2}:n"])
     going = replace(s, status=plan.status, traffic=Traffic(False, "not accepted yet"))
     shares = settle(going)
-    assert (
-        shares.desired
-        and shares.desired.split == ((V1, 100),)
-        and shares.desired.selector == V1
-        and shares.requeue_after
-    )
+    assert shares.desired.split == ((V1, 100),) and shares.desired.selector == V1 and shares.requeue_after
     assert shares.desired.servers == {V1: 2, V2: 2}
     assert b.moved(decide(replace(going, traffic=b.TAKEN), b.at(5))).stage == "Failed"
 
@@ -756,7 +751,7 @@ def test_without_one_nothing_is_touched() -> None:
     s = unreadable(b.in_canary(assessment=Assessment("Failed", "ErrorsHigh", "")))
     told = decide(s, b.START).status
     quiet = decide(replace(s, status=told), b.START)
-    assert quiet.status == told and quiet.desired is None and quiet.requeue_after is None
+    assert quiet.status == told and isinstance(quiet, Wait) and quiet.requeue_after is None
     assert Problem("InvalidSpec", "x").reason == b.condition(quiet, "Ready").reason
 
 
