@@ -16,7 +16,6 @@ from modelrollout.analysis.providers.prometheus.parse import CounterReading
 from modelrollout.api.v1alpha1 import (
     Counter,
     Draining,
-    Held,
     InPlaceStatus,
     MetricStatus,
     ModelDeploymentStatus,
@@ -25,6 +24,7 @@ from modelrollout.api.v1alpha1 import (
     RestartStatus,
     ShadowStatus,
     StepEvidence,
+    UserPause,
 )
 from modelrollout.controller.observe.observation import _status
 from modelrollout.rollout.assessment import assess, metrics_due
@@ -60,11 +60,11 @@ ENDED = {"outcome": "RolledBack", "reason": "x", "message": "m"}
 STAGES: dict[str, dict[str, Any]] = {
     "Resolve": {},
     "Prepare": {},
-    "Provision": {"queue": QueueStatus(since=b.ago(9), gpus=2, short_since=b.ago(3))},
+    "Provision": {"queue": QueueStatus(since=b.ago(9), gpus=2, gpu_shortage_since=b.ago(3))},
     "Evaluate": {},
     "Shadow": {"shadow": SHADOW},
-    "Canary": STEP | {"held": Held(since=b.ago(2), by="x")},
-    "Promote": STEP | {"in_place": InPlaceStatus(of=2, keeps=1)},
+    "Canary": STEP | {"paused_by_user": UserPause(since=b.ago(2), by="x")},
+    "Promote": STEP | {"in_place": InPlaceStatus(previous_stable_replicas=2, stable_replicas=1)},
     "Bake": {"step": b.step(3, 100, metrics=[METRIC])},
     "Revert": ENDED,
     "Failed": ENDED,
@@ -146,7 +146,7 @@ def test_no_damage_crashes_a_pass_or_costs_stable_its_pods(stage: str) -> None:
         "retiring": b.ref(1),
         "restarts": {V1: RestartStatus(at=b.ago(3))},
     }
-    pinned = Pinned(revision=V1, generation=1, against=V2) if stage == "Failed" else None
+    pinned = Pinned(revision=V1, generation=1, rolled_back_from=V2) if stage == "Failed" else None
     wire = s.status.model_copy(update=more | {"pinned": pinned, "handled_verbs": [f"promote:{V2}:n"]}).wire()
     for place in places(wire):
         for wrong in WRONG:

@@ -467,7 +467,7 @@ class RolloutMachine(RuleBasedStateMachine):
                 )
             else:
                 assert rollout.stage in ("Canary", "Bake") and rollout.step, f"{rollout} does not end"
-                assert rollout.step.phase == "Paused" or rollout.held, f"{rollout} does not end"
+                assert rollout.step.phase == "Paused" or rollout.paused_by_user, f"{rollout} does not end"
             self.nonce += 1
             world.say("abort", rollout.revision or "", f"n{self.nonce}")
         assert not in_flight(world.status.rollout), f"{world.status.rollout} does not end"

@@ -37,8 +37,8 @@ ANNOTATION_REASON = f"{GROUP}/reason"
 ANNOTATION_RESTARTED = f"{GROUP}/restarted-at"  # on the pod template: another value means new pods
 # on the pod template: the version of what keeps everybody from managing the server
 ANNOTATION_HARDENED = f"{GROUP}/hardened"
-# on the prepare Job: hash of the resources, time limit and queue that spec asked for
-ANNOTATION_ASKED = f"{GROUP}/asked"
+# on the prepare Job: hash of the resources, time limit and queue in spec
+ANNOTATION_EXECUTION = f"{GROUP}/execution-hash"
 # on the Lease of a slot: start of the rollout that holds it
 ANNOTATION_ROLLOUT = f"{GROUP}/rollout"
 ANNOTATION_GPUS = f"{GROUP}/gpus"  # on the Lease of a slot: GPUs that the rollout asks for

@@ -76,7 +76,7 @@ def pause(rollout: Rollout, revision: str | None, token: str) -> Request:
     arrives.
     """
     flying, _ = _on_trial(rollout, revision, "pause")
-    if flying.held is not None:
+    if flying.paused_by_user is not None:
         raise Refused(f"nothing to pause: {flying.revision} is paused already")
     assert flying.revision is not None
     return _on_revision("pause", flying.revision, token, None, f"pause {flying.revision}")
@@ -85,7 +85,7 @@ def pause(rollout: Rollout, revision: str | None, token: str) -> Request:
 def resume(rollout: Rollout, revision: str | None, token: str) -> Request:
     """Let a rollout that somebody paused go on."""
     flying, _ = _on_trial(rollout, revision, "resume")
-    if flying.held is None:
+    if flying.paused_by_user is None:
         raise Refused(f"nothing to resume: nobody has paused {flying.revision}")
     assert flying.revision is not None
     return _on_revision("resume", flying.revision, token, None, f"resume {flying.revision}")

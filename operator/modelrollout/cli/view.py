@@ -314,7 +314,7 @@ def _steps(r: RolloutStatus, steps: Sequence[Step], now: datetime) -> Table:
         number = f"{i + 1}/{len(steps)}"
         if i == current and r.step is not None and r.stage == "Canary":
             since = r.step.observed_since or r.step.since
-            phase = "Paused" if r.held else r.step.phase
+            phase = "Paused" if r.paused_by_user else r.step.phase
             table.add_row(
                 Text("▶", "cyan"), number, what, styled(phase), age(since, now), r.step.override or ""
             )
@@ -439,7 +439,7 @@ def _next_in_canary(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[s
     promote = f"go on without waiting: modelrollout promote {rollout.name}"
     abort = f"end it: modelrollout abort {rollout.name}"
     following = steps[r.step.index + 1] if 0 <= r.step.index < len(steps) - 1 else None
-    if r.held is not None:
+    if r.paused_by_user is not None:
         resume = f"go on: modelrollout resume {rollout.name}"
         return [
             (
@@ -492,7 +492,7 @@ def _next_in_bake(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[str
         f"end the bake: modelrollout promote {rollout.name}",
         f"back to {former}: modelrollout abort {rollout.name}",
     ]
-    if r.held is not None:
+    if r.paused_by_user is not None:
         return [
             "nothing by itself: somebody has paused it; it is judged all the same",
             f"go on: modelrollout resume {rollout.name}",

@@ -167,7 +167,7 @@ def replicas_with_traffic(s: Snapshot) -> dict[str, int]:
     if stable:
         found[stable] = max(full, s.server(stable).desired_replicas) if divided else full
         if shared is not None:
-            found[stable] = max(shared.keeps, stable_floor(s.spec))
+            found[stable] = max(shared.stable_replicas, stable_floor(s.spec))
     if new and new != stable and rollout:
         found[new] = max(1, full) if shared is None or rollout.stage == "Bake" else canary_room(s.spec)
         if rollout.stage == "Revert":
@@ -348,7 +348,7 @@ def _granted(s: Snapshot) -> int:
     if too_coarse(s):
         return 0
     return (
-        step.former
+        step.previous_weight
         if step.phase == "Shifting" and s.spec is not None and not has_pods_for(s, step)
         else step.weight
     )
@@ -559,7 +559,7 @@ def _beyond_history(s: Snapshot, now: datetime) -> tuple[str, ...]:
         *still_draining(s, now),
         status.rollout.revision if status.rollout else None,
         status.pinned.revision if status.pinned else None,
-        status.pinned.against if status.pinned else None,
+        status.pinned.rolled_back_from if status.pinned else None,
     }
     others = sorted((r for r in s.revisions if r.name not in needed), key=lambda r: r.number, reverse=True)
     limit = s.spec.revision_history_limit

@@ -26,7 +26,7 @@ def restart_requested_at(s: Snapshot, revision: str) -> str | None:
     record = s.status.restarts.get(revision)
     if record is None:
         return s.server(revision).restarted
-    return record.former if record.too_old else record.at
+    return record.previous_at if record.triton_too_old else record.at
 
 
 def revisions_to_harden(s: Snapshot, revisions: Collection[str]) -> dict[str, str | None]:
@@ -38,9 +38,9 @@ def revisions_to_harden(s: Snapshot, revisions: Collection[str]) -> dict[str, st
         revision, live, record = s.revision(name), s.servers.get(name), s.status.restarts.get(name)
         if revision is None or revision.hardened:
             continue
-        if live is None or (record is not None and record.at != live.restarted and not record.too_old):
+        if live is None or (record is not None and record.at != live.restarted and not record.triton_too_old):
             found[name] = None  # they come up anew
-        elif record is not None and record.too_old:
+        elif record is not None and record.triton_too_old:
             continue
         elif live.overlay is not None or record is not None:
             found[name] = live.overlay  # also where somebody has edited what is laid over it
@@ -67,10 +67,16 @@ def withdraw_incompatible_restart(s: Snapshot) -> tuple[ModelDeploymentStatus, E
     for name, record in s.status.restarts.items():
         revision, server = s.revision(name), s.server(name)
         problem = server.problem if server.problem is not None and server.problem.reason == TOO_OLD else None
-        if problem is None or revision is None or revision.hardened or not server.hardened or record.too_old:
+        if (
+            problem is None
+            or revision is None
+            or revision.hardened
+            or not server.hardened
+            or record.triton_too_old
+        ):
             continue
         text = f"{name} keeps the pods that it has, which are not hardened: {problem.message}"
-        return _recorded(s.status, {name: record.model_copy(update={"too_old": True})}), Event(
+        return _recorded(s.status, {name: record.model_copy(update={"triton_too_old": True})}), Event(
             TOO_OLD, text, "Warning"
         )
     return None
@@ -95,7 +101,7 @@ def mark_finished(s: Snapshot, status: ModelDeploymentStatus) -> ModelDeployment
 def waiting_restart(s: Snapshot, status: ModelDeploymentStatus) -> tuple[str, Problem | None] | None:
     """A revision whose restart is not done yet, and what stands in its way."""
     for name, record in status.restarts.items():
-        if name in s.servers and not (record.done or record.too_old):
+        if name in s.servers and not (record.done or record.triton_too_old):
             return name, s.server(name).problem
     return None
 

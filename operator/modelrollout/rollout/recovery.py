@@ -70,7 +70,7 @@ def sanitize(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
 
 def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
     step = rollout.step
-    if step is not None and not (0 <= step.weight <= 100 and 0 <= step.former <= 100):
+    if step is not None and not (0 <= step.weight <= 100 and 0 <= step.previous_weight <= 100):
         return False
     times = [rollout.since, rollout.started]
     if step is not None:
@@ -80,10 +80,13 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
             rollout.shadow.since,
             *(t for t in (rollout.shadow.observed_since, rollout.shadow.measured) if t is not None),
         ]
-    if rollout.held is not None:
-        times.append(rollout.held.since)
+    if rollout.paused_by_user is not None:
+        times.append(rollout.paused_by_user.since)
     if rollout.queue is not None:
-        times += [rollout.queue.since, *([rollout.queue.short_since] if rollout.queue.short_since else [])]
+        times += [
+            rollout.queue.since,
+            *([rollout.queue.gpu_shortage_since] if rollout.queue.gpu_shortage_since else []),
+        ]
     if rollout.slot is not None:
         times.append(rollout.slot.since)
     if not all(map(_is_time, times)):

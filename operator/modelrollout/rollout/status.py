@@ -170,7 +170,7 @@ def _phase(s: Snapshot, status: ModelDeploymentStatus) -> Phase:
     if (
         rollout.stage in ("Canary", "Bake")
         and rollout.step
-        and (rollout.step.phase == "Paused" or rollout.held)
+        and (rollout.step.phase == "Paused" or rollout.paused_by_user)
     ):
         return "Paused"
     if rollout.stage == "Shadow" and rollout.shadow and rollout.shadow.phase == "Paused":
@@ -239,13 +239,13 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
     else:
         rows.append(("Available", "False", "NoReadyPods", f"no pod of revision {stable.revision} is ready"))
     if flying and rollout:
-        text = rollout.message or (_HELD if rollout.held else _WAITING.get(rollout.stage, ""))
+        text = rollout.message or (_HELD if rollout.paused_by_user else _WAITING.get(rollout.stage, ""))
         rows.append(("Ready", "False", rollout.stage, text))
         rows.append(
             (
                 "Reconciling",
                 "True",
-                rollout.reason or ("PausedByUser" if rollout.held else rollout.stage),
+                rollout.reason or ("PausedByUser" if rollout.paused_by_user else rollout.stage),
                 text,
             )
         )
@@ -338,7 +338,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
     elif alive:
         rows.append((HEALTHY, "True", "Healthy", ""))
     if left := unhardened_revisions(s, status):
-        old = [name for name in left if (record := status.restarts.get(name)) and record.too_old]
+        old = [name for name in left if (record := status.restarts.get(name)) and record.triton_too_old]
         text = f"whoever reaches the pods of {', '.join(left)} inside the cluster can manage their servers"
         if old:
             rows.append((HARDENED, "False", TOO_OLD, f"{text}; {', '.join(old)}: {TOO_OLD_WHY}"))

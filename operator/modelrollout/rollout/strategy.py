@@ -71,7 +71,9 @@ def with_traffic(step: StepStatus) -> StepStatus:
 
 def previous_step(step: StepStatus) -> StepStatus:
     """The step before one whose weight was never given."""
-    return step.model_copy(update={"index": step.index - 1, "weight": step.former, "phase": "Observing"})
+    return step.model_copy(
+        update={"index": step.index - 1, "weight": step.previous_weight, "phase": "Observing"}
+    )
 
 
 def locate(steps: Sequence[Step], status: StepStatus) -> Position:

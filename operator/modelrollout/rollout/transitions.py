@@ -55,7 +55,7 @@ def pinned(s: Snapshot, revision: str) -> Pinned:
     return Pinned(
         revision=revision,
         generation=s.generation,
-        against=against.name if against else None,
+        rolled_back_from=against.name if against else None,
         input_hash=input_hash(s),
     )
 
@@ -67,7 +67,7 @@ def is_held(s: Snapshot) -> bool:
     pinned = s.status.pinned
     if pinned is None or s.spec is None:
         return False
-    against = s.revision(pinned.against)
+    against = s.revision(pinned.rolled_back_from)
     return against.is_version(s.spec) if against else pinned.input_hash == input_hash(s)
 
 
@@ -138,7 +138,9 @@ def fail(
     """End the rollout; stable was never touched. Only for stages without traffic (else
     ``revert``).
     """
-    return enter(status, "Failed", now, outcome=outcome, reason=reason, message=message, step=None, held=None)
+    return enter(
+        status, "Failed", now, outcome=outcome, reason=reason, message=message, step=None, paused_by_user=None
+    )
 
 
 def revert(
@@ -147,7 +149,7 @@ def revert(
     """Give all traffic back to stable first; the rollout ends as Failed once the data plane has
     taken that up.
     """
-    return enter(status, "Revert", now, outcome=outcome, reason=reason, message=message, held=None)
+    return enter(status, "Revert", now, outcome=outcome, reason=reason, message=message, paused_by_user=None)
 
 
 def retire(
@@ -178,7 +180,7 @@ def succeed(
     rollout = status.rollout
     assert rollout is not None and rollout.revision is not None and rollout.number is not None
     former = status.stable
-    done = enter(status, "Done", now, outcome=outcome, step=None, held=None)
+    done = enter(status, "Done", now, outcome=outcome, step=None, paused_by_user=None)
     done = done.model_copy(
         update={
             "stable": RevisionRef(revision=rollout.revision, number=rollout.number, since=stamp(now)),
@@ -196,7 +198,7 @@ def reached(step: StepStatus) -> int:
     """The weight that there were pods for: of this step, or while it is on its way still of the one
     before.
     """
-    return step.former if step.phase == "Shifting" else step.weight
+    return step.previous_weight if step.phase == "Shifting" else step.weight
 
 
 def weight(status: ModelDeploymentStatus) -> int:
@@ -228,12 +230,12 @@ def at_step(
         index=index,
         weight=weight,
         strategy=strategy,
-        former=min(reached(before), weight) if before else 0,
+        previous_weight=min(reached(before), weight) if before else 0,
         phase="Paused" if pause else "Shifting",
         since=stamp(now),
         override=override,
     )
-    return change(status, step=step, reason="PauseStep" if pause else None, message=None, held=None)
+    return change(status, step=step, reason="PauseStep" if pause else None, message=None, paused_by_user=None)
 
 
 def record(

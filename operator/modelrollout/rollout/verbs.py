@@ -6,7 +6,7 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Held, ModelDeploymentStatus, RestartStatus
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RestartStatus, UserPause
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of, within_window
@@ -98,7 +98,7 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         event = Event(
             "PromotedByUser", f"{verb.revision} was promoted by hand at step {present}, past all others"
         )
-        return None, Transition(enter(status, "Promote", now, step=step, held=None), (event,))
+        return None, Transition(enter(status, "Promote", now, step=step, paused_by_user=None), (event,))
     event = Event("PromotedByUser", f"step {present} of {verb.revision} was promoted by hand")
     if bakes:
         return None, Transition(succeed(s, status, now, "Promoted"), (event,))
@@ -159,11 +159,11 @@ def _pause(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     if refusal:
         return refusal, None
     assert s.status.rollout is not None
-    if s.status.rollout.held is not None:
+    if s.status.rollout.paused_by_user is not None:
         return "it is paused already", None
-    held = change(s.status, held=Held(since=stamp(now), by=verb.nonce[:64]))
+    paused = change(s.status, paused_by_user=UserPause(since=stamp(now), by=verb.nonce[:64]))
     return None, Transition(
-        held,
+        paused,
         (Event("PausedByUser", f"{verb.revision} stays where it is until somebody says resume or promote"),),
     )
 
@@ -174,16 +174,19 @@ def _resume(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         return refusal, None
     rollout = s.status.rollout
     assert rollout is not None and rollout.step is not None
-    if rollout.held is None:
+    if rollout.paused_by_user is None:
         return (
             "nobody has paused it" + ("; say promote to go on" if rollout.step.phase == "Paused" else ""),
             None,
         )
     # The time of the pause counts for no deadline and no pause step.
-    begun = datetime.fromisoformat(rollout.step.since) + timedelta(seconds=since(rollout.held.since, now))
+    begun = datetime.fromisoformat(rollout.step.since) + timedelta(
+        seconds=since(rollout.paused_by_user.since, now)
+    )
     step = rollout.step.model_copy(update={"since": stamp(begun)})
     return None, Transition(
-        change(s.status, step=step, held=None), (Event("ResumedByUser", f"{verb.revision} goes on"),)
+        change(s.status, step=step, paused_by_user=None),
+        (Event("ResumedByUser", f"{verb.revision} goes on"),),
     )
 
 
@@ -197,10 +200,12 @@ def _restart(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     downtime = verb.verb == "restart-allow-downtime"
     # while its restart is not over, the pods that serve are older than the template
     before = s.status.restarts.get(verb.revision)
-    former = (
-        before.former if before and not (before.done or before.too_old) else s.server(verb.revision).restarted
+    previous = (
+        before.previous_at
+        if before and not (before.done or before.triton_too_old)
+        else s.server(verb.revision).restarted
     )
-    asked = RestartStatus(at=stamp(now), former=former, allow_downtime=downtime)
+    asked = RestartStatus(at=stamp(now), previous_at=previous, allow_downtime=downtime)
     restarts = {name: record for name, record in s.status.restarts.items() if name in s.servers} | {
         verb.revision: asked
     }

@@ -1,9 +1,8 @@
-"""A cluster in plain Python, driven by ``decide`` exactly as ``controller.reconciler`` does: a
-transition, or children made to match.
+"""A cluster in plain Python, driven by ``decide`` exactly as ``controller.reconciler`` does it.
 
-What the world does (Jobs, pods, gateway, data plane, users) is in its public methods; ``reconcile``
-is the operator. ``check`` holds the invariants of DESIGN.md after every single write. Shared by the
-scenarios in tests/unit and the state machine in tests/property.
+Public methods are what happens outside of the operator (Jobs, pods, gateway, data plane, users);
+``reconcile`` is the operator. ``check`` asserts the invariants of docs/explanation/invariants.md
+after every write.
 """
 
 from __future__ import annotations
@@ -599,7 +598,7 @@ class World:
             assert shared is None or self.spec is None or count >= stable_floor(self.spec), (
                 "less than the floor of surge InPlace"
             )
-            least = pods.asked if shared is None else min(pods.asked, shared.keeps)
+            least = pods.asked if shared is None else min(pods.asked, shared.stable_replicas)
             assert rollout.stage == "Provision" or count >= least, (
                 "stable is scaled down while it may have to carry everything again"
             )
@@ -798,12 +797,12 @@ class World:
                     or verb == "promote-full"
                 )
                 return
-            waited = old.step.phase == "Paused" and old.reason == "PauseStep" and old.held is None
+            waited = old.step.phase == "Paused" and old.reason == "PauseStep" and old.paused_by_user is None
             proven = (
                 s.assessment is not None
                 and s.assessment.verdict == "Successful"
                 and old.step.phase == "Observing"
-                and old.held is None
+                and old.paused_by_user is None
             )
             told = new.history[-1].reason if new.history else ""
             override = verb in ("promote", "promote-full") and told == "PromotedByUser"
@@ -811,12 +810,12 @@ class World:
                 told == "PreviewEnded"
                 and s.assessment is not None
                 and s.assessment.verdict == "Inconclusive"
-                and old.held is None
+                and old.paused_by_user is None
             )
             policy = (
                 told == "PromotedByPolicy"
                 and self.spec.rollout.on_inconclusive == "Promote"
-                and old.held is None
+                and old.paused_by_user is None
             )
             assert waited or proven or override or soaked or policy, (
                 f"{old.step} -> {new.step}: nobody proved it"
@@ -933,7 +932,7 @@ class World:
                 assert rollout.stage == "Canary" and rollout.step and weight <= rollout.step.weight
                 # A weight that was reached stays as long as there are pods at all; a new one waits
                 # for those that it needs.
-                new_one = rollout.step.phase == "Shifting" and weight > rollout.step.former
+                new_one = rollout.step.phase == "Shifting" and weight > rollout.step.previous_weight
                 assert not new_one or has_pods_for(s, rollout.step), "more traffic than there are pods for"
 
     def _check_waits(self, plan: Converge | Wait) -> None:
@@ -968,7 +967,7 @@ class World:
         asked = {n: p.asked for n, p in self.servers.items()}
         shared = active_in_place(status)
         assert asked[stable] >= (
-            spec.serving.replicas if shared is None else min(spec.serving.replicas, shared.keeps)
+            spec.serving.replicas if shared is None else min(spec.serving.replicas, shared.stable_replicas)
         )
         loaded = serving_revision(status)
         assert loaded is not None

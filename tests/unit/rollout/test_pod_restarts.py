@@ -137,7 +137,7 @@ def test_an_image_too_old_for_the_flags_leaves_the_pods_that_serve_alone() -> No
         said, servers={V1: Server(3, 2, TOO_OLD, 2, restarted=at, hardened="1", overlay="1", updated=1)}
     )
     plan = decide(fell, b.at(8))
-    assert ("Warning", "TritonTooOld") in events(plan) and plan.status.restarts[V1].too_old
+    assert ("Warning", "TritonTooOld") in events(plan) and plan.status.restarts[V1].triton_too_old
     kept = replace(fell, status=plan.status)
     wanted = desired(kept, b.at(9))
     assert wanted.hardened == {} and wanted.restarts == {V1: "2026-11-20T10:00:00.000Z"}, (
@@ -171,7 +171,7 @@ def test_after_downtime_that_was_allowed_the_pods_of_before_come_back() -> None:
     )
     plan = decide(gone, b.at(8))
     assert (
-        plan.status.restarts[V1].too_old
+        plan.status.restarts[V1].triton_too_old
         and desired(replace(gone, status=plan.status), b.at(8)).hardened == {}
     )
 
@@ -186,7 +186,7 @@ def test_two_restarts_at_once_go_back_to_the_pods_that_serve() -> None:
         },
     )
     second = after(replace(written, verbs=say("restart-allow-downtime", "n2")), b.at(3))
-    assert second.status.restarts[V1].former == "2026-11-20T10:00:00.000Z"
+    assert second.status.restarts[V1].previous_at == "2026-11-20T10:00:00.000Z"
 
 
 def test_a_record_of_pods_that_are_gone_is_forgotten() -> None:
@@ -196,7 +196,9 @@ def test_a_record_of_pods_that_are_gone_is_forgotten() -> None:
     kept = after(serves(), servers={V1: OLD})
     old = replace(
         kept,
-        status=kept.status.model_copy(update={"restarts": {V1: RestartStatus(at=b.ago(9), too_old=True)}}),
+        status=kept.status.model_copy(
+            update={"restarts": {V1: RestartStatus(at=b.ago(9), triton_too_old=True)}}
+        ),
         servers={},
     )
     assert desired(old, b.START).hardened == {V1: None}

@@ -190,7 +190,7 @@ class TestFreeze:
         few, all_there = (
             {b.revision_name(1): b.ready(4, 4), b.revision_name(2): Server(4, n, None, 4)} for n in (1, 4)
         )
-        at = b.step(2, 50, "Shifting", former=25) if stage == "Canary" else b.step(2, 50)
+        at = b.step(2, 50, "Shifting", previous_weight=25) if stage == "Canary" else b.step(2, 50)
         before = b.second(stage, wanted=wanted, changes={"step": at}, servers=few, rules=FREEZE)
         s = replace(settled(before), servers=all_there)
         for seconds in (1, 5, 60, 600):
@@ -288,7 +288,7 @@ class TestGpus:
         assert (
             moved.reason == "InsufficientGPU"
             and moved.queue is not None
-            and moved.queue.short_since == b.ago(0)
+            and moved.queue.gpu_shortage_since == b.ago(0)
         )
         assert (
             moved.message

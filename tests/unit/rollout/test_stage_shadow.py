@@ -31,7 +31,7 @@ def at(phase: str, **changes: Any) -> ShadowStatus:
     made = ShadowStatus.model_validate(
         {"phase": phase, "since": b.ago(10), "mirror": "TraefikService", "observedSince": b.ago(5)}
     )
-    return made.model_copy(update={"outputs": outputs_of(WANTED.rollout.shadow)} | changes)
+    return made.model_copy(update={"outputs_hash": outputs_of(WANTED.rollout.shadow)} | changes)
 
 
 def in_shadow(

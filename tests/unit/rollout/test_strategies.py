@@ -14,11 +14,11 @@ from modelrollout.analysis.measurement import carried_of
 from modelrollout.api.v1alpha1 import (
     Counter,
     Draining,
-    Held,
     MetricStatus,
     ModelDeploymentStatus,
     RevisionRef,
     StepEvidence,
+    UserPause,
     VerdictName,
 )
 from modelrollout.rollout.assessment import metrics_due
@@ -241,13 +241,21 @@ def test_but_what_waits_for_a_person_goes_on_waiting() -> None:
 
 
 def scaled(
-    ready: int, *, weight: int = 25, former: int = 5, phase: str = "Shifting", asked: int = 1, **step: Any
+    ready: int,
+    *,
+    weight: int = 25,
+    previous_weight: int = 5,
+    phase: str = "Shifting",
+    asked: int = 1,
+    **step: Any,
 ) -> Snapshot:
     """8 replicas, pods by weight, on the way from 5 % (1 pod) to 25 % (2 pods)."""
     steps = [{"weight": 5}, {"weight": weight, **step}, {"weight": 50}]
     wanted = b.spec(2, replicas=8, rollout={"canary": {"scale": "Weight", "steps": steps}})
     return b.in_canary(
-        wanted=wanted, at_step=b.step(1, weight, phase, former=former), servers=pods((8, 8), (asked, ready))
+        wanted=wanted,
+        at_step=b.step(1, weight, phase, previous_weight=previous_weight),
+        servers=pods((8, 8), (asked, ready)),
     )
 
 
@@ -275,7 +283,7 @@ def test_a_weight_skipped_by_hand_has_no_more_than_was_reached() -> None:
 
     s = replace(scaled(1), verbs=(Verb("promote", V2, "n", "2/3"),))
     to = b.moved(decide(s, b.START)).step
-    assert to and (to.weight, to.former) == (50, 5)
+    assert to and (to.weight, to.previous_weight) == (50, 5)
 
 
 def counted(verdict: VerdictName, bad: int) -> Assessment:
@@ -309,7 +317,7 @@ def test_what_has_traffic_is_judged_while_a_weight_waits_for_pods() -> None:
     step = b.moved(decide(s, b.START)).step
     assert (
         step
-        and (step.phase, step.index, step.weight, step.former) == ("Shifting", 1, 25, 5)
+        and (step.phase, step.index, step.weight, step.previous_weight) == ("Shifting", 1, 25, 5)
         and needs_measurement(s)
     )
     assert [m.canary for m in step.metrics] == [Counter(total=100)], "its counts go on"
@@ -354,7 +362,7 @@ def test_who_went_on_without_a_verdict_is_not_asked_again_at_the_weight_before()
         assessment=counted("Inconclusive", 9),
     )
     to = b.moved(decide(replace(s, verbs=(Verb("promote", V2, "n", "1/3"),)), b.START)).step
-    assert to and (to.phase, to.weight, to.former, to.metrics) == ("Shifting", 25, 5, [])
+    assert to and (to.phase, to.weight, to.previous_weight, to.metrics) == ("Shifting", 25, 5, [])
 
 
 def test_a_weight_whose_pods_never_come_pauses_at_the_one_before() -> None:
@@ -608,7 +616,7 @@ def test_a_baking_revision_without_pods_gives_way_until_all_are_back() -> None:
 
 
 def test_pause_holds_a_bake_and_it_is_judged_all_the_same() -> None:
-    held = {"held": Held(since=b.ago(5), by="n")}
+    held = {"paused_by_user": UserPause(since=b.ago(5), by="n")}
     plan = decide(baking(changes=held, assessment=b.judged("Successful")), b.at(100_000))
     assert b.moved(plan).stage == "Bake" and plan.status.phase == "Paused"
     assert b.moved(decide(baking(changes=held, assessment=b.judged("Failed")), b.START)).stage == "Revert"
@@ -673,14 +681,14 @@ def test_what_an_earlier_operator_wrote_still_drains() -> None:
 def test_a_status_of_the_version_before_goes_on() -> None:
     """A canary in flight: no strategy, no former weight, no draining."""
     told = b.in_canary(at_step=b.step(1, 25, "Observing")).status.wire()
-    for gone in ("strategy", "former"):
+    for gone in ("strategy", "previousWeight"):
         del told["rollout"]["step"][gone]
     del told["draining"], told["restarts"], told["rollout"]["proven"]
     s = dataclasses.replace(
         b.in_canary(), status=ModelDeploymentStatus.model_validate(told), assessment=b.judged("Successful")
     )
     to = b.moved(decide(s, b.START))
-    assert to.step and (to.step.weight, to.step.former) == (50, 25)
+    assert to.step and (to.step.weight, to.step.previous_weight) == (50, 25)
 
 
 def test_a_scale_down_delay_is_the_formers() -> None:

@@ -701,7 +701,7 @@ def _waits_with_another_wish(live: Object, wanted: Object) -> bool:
     What was asked is compared, not the Job: a webhook that changes Jobs would have each made anew.
     """
     before, now = (
-        (o["metadata"].get("annotations") or {}).get(names.ANNOTATION_ASKED) for o in (live, wanted)
+        (o["metadata"].get("annotations") or {}).get(names.ANNOTATION_EXECUTION) for o in (live, wanted)
     )
     queued = live["spec"].get("suspend") and jobs.LABEL_QUEUE in (live["metadata"].get("labels") or {})
     return bool(queued) and None not in (before, now) and before != now

@@ -70,7 +70,7 @@ def _is_on_its_way(s: Snapshot, move: Transition) -> bool:
     return (
         rollout.stage == "Canary"
         and step.phase == "Shifting"
-        and step.former < step.weight
+        and step.previous_weight < step.weight
         and not has_pods_for(s, step)
     )
 

@@ -47,7 +47,7 @@ def begin_bake(s: Snapshot, now: datetime) -> ModelDeploymentStatus:
         index=len(steps_of(s)),
         weight=100,
         strategy=stepping.strategy_of(s.spec.rollout),
-        former=100,
+        previous_weight=100,
         phase="Observing",
         since=stamp(now),
         observed_since=stamp(now),
@@ -90,7 +90,7 @@ def bake(s: Snapshot, now: datetime) -> Transition:
     if step.phase == "Paused":  # for a cause: a person says promote or abort
         return Transition(with_metric_events(s, step, s.assessment, now), requeue_after=interval(s))
     left = seconds(s.spec.rollout.bake) - since(step.since, now)
-    if left <= 0 and rollout.held is None:
+    if left <= 0 and rollout.paused_by_user is None:
         if found.verdict != "Error":
             return _over(
                 s,

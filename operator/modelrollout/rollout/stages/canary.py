@@ -30,7 +30,7 @@ def canary(s: Snapshot, now: datetime) -> Transition:
     """First what ends the canary, then what keeps it where it is, then the next step."""
     assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
     step = s.status.rollout.step
-    waits_for_a_person = s.status.rollout.held or (
+    waits_for_a_person = s.status.rollout.paused_by_user or (
         step.phase == "Paused" and s.status.rollout.reason != "PauseStep"
     )
     if step.strategy != stepping.strategy_of(s.spec.rollout) and not waits_for_a_person:
@@ -54,7 +54,7 @@ def begin_trial(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> Mo
     assert s.spec is not None
     first = steps_of(s)[0]
     if baseline(s) is None or first.weight == 100:
-        return enter(status, "Promote", now, held=None)
+        return enter(status, "Promote", now, paused_by_user=None)
     entered = status if status.rollout and status.rollout.stage == "Canary" else enter(status, "Canary", now)
     return at_step(
         entered,
@@ -172,7 +172,7 @@ def _paused(
     if s.status.rollout.reason != "PauseStep":
         # for a cause: only somebody who says promote may raise the weight now
         return Transition(status, requeue_after=interval(s))
-    if s.status.rollout.held:
+    if s.status.rollout.paused_by_user:
         return Transition(status, requeue_after=interval(s))
     pause = steps_of(s)[position.index].pause if position.exact else None
     left = seconds(pause.duration) - since(step.since, now) if pause and pause.duration else None
@@ -198,7 +198,7 @@ def _observing(
         if present and present.for_
         else 0.0
     )
-    soaks, held = _soaks(step, present), s.status.rollout.held is not None
+    soaks, held = _soaks(step, present), s.status.rollout.paused_by_user is not None
     if (
         (found.verdict == "Successful" or (soaks and found.verdict == "Inconclusive"))
         and stay <= 0
@@ -419,7 +419,7 @@ def advance(
         return begin_trial(s, status, now)
     index = stepping.next_index(steps, position)
     if index is None:
-        return enter(status, "Promote", now, held=None)
+        return enter(status, "Promote", now, paused_by_user=None)
     step, before = steps[index], status.rollout.step
     moved = at_step(
         status,
@@ -441,7 +441,7 @@ def _judged_meanwhile(
     """
     assert status.rollout is not None and status.rollout.step is not None
     step = status.rollout.step
-    if step.phase != "Shifting" or step.former == 0 or has_pods_for(replace(s, status=status), step):
+    if step.phase != "Shifting" or step.previous_weight == 0 or has_pods_for(replace(s, status=status), step):
         return status
     kept = {"metrics": before.metrics, "measured": before.measured, "observed_since": before.observed_since}
     return change(status, step=step.model_copy(update=kept))

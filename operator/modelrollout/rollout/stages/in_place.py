@@ -44,19 +44,20 @@ def release_stable_pods(s: Snapshot) -> Transition | None:
             f" {canary_room(s.spec)}, stable keeps at least {least} of {of}"
         )
         return Transition(
-            change(s.status, in_place=InPlaceStatus(of=of, keeps=of)),
+            change(s.status, in_place=InPlaceStatus(previous_stable_replicas=of, stable_replicas=of)),
             (Event("InPlace", text),),
             CHECK_SECONDS,
         )
     wanted = replicas_with_traffic(s)[rollout.revision or ""]
-    keeps = max(least, at.of - wanted)
-    if server.desired_replicas != wanted or keeps >= at.keeps:
+    keeps = max(least, at.previous_stable_replicas - wanted)
+    if server.desired_replicas != wanted or keeps >= at.stable_replicas:
         return None
     text = (
-        f"stable {stable.revision} keeps {keeps} of {at.of} pods, the others make room for {rollout.revision}"
+        f"stable {stable.revision} keeps {keeps} of {at.previous_stable_replicas} pods and releases the"
+        f" others for {rollout.revision}"
     )
     return Transition(
-        change(s.status, in_place=at.model_copy(update={"keeps": keeps})),
+        change(s.status, in_place=at.model_copy(update={"stable_replicas": keeps})),
         (Event("InPlace", text),),
         CHECK_SECONDS,
     )

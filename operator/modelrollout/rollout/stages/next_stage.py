@@ -20,7 +20,7 @@ def after_evaluate(s: Snapshot, status: ModelDeploymentStatus, now: datetime) ->
         enter(status, "Shadow", now),
         "Starting",
         now,
-        outputs=outputs_of(s.spec.rollout.shadow),
+        outputs_hash=outputs_of(s.spec.rollout.shadow),
         mirror=s.mirror.way,
     )
 

@@ -171,13 +171,13 @@ def _short(s: Snapshot, queue: QueueStatus, gpus: Gpus, now: datetime) -> Transi
     assert s.spec is not None
     problem = Problem("InsufficientGPU", _numbers(gpus))
     limit = s.spec.rollout.unscheduled_deadline or s.spec.rollout.progress_deadline
-    if queue.short_since is None:
+    if queue.gpu_shortage_since is None:
         moved = wait(s, problem)
         told = change(
-            moved.status, queue=queue.model_copy(update={"short_since": stamp(now), "position": None})
+            moved.status, queue=queue.model_copy(update={"gpu_shortage_since": stamp(now), "position": None})
         )
         return Transition(told, moved.events, moved.requeue_after)
-    left = seconds(limit) - since(queue.short_since, now)
+    left = seconds(limit) - since(queue.gpu_shortage_since, now)
     if left <= 0:
         return _unscheduled(s, problem, limit, now)
     return wait(s, problem, min(CHECK_SECONDS, left))

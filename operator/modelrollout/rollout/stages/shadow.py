@@ -33,13 +33,13 @@ def shadow(s: Snapshot, now: datetime) -> Transition:
         return _leaving(s, at, now)
     if wanted is None:
         return Transition(in_shadow(s.status, "Leaving", now, override="spec asks for no shadow any more"))
-    if at.outputs != outputs_of(wanted):
+    if at.outputs_hash != outputs_of(wanted):
         return Transition(
             in_shadow(
                 s.status,
                 "Starting",
                 now,
-                outputs=outputs_of(wanted),
+                outputs_hash=outputs_of(wanted),
                 metric=None,
                 measured=None,
                 observed_since=None,

@@ -44,7 +44,7 @@ def remaining(s: Snapshot, now: datetime, idle_since: str | None = None) -> floa
     """
     assert s.spec is not None and s.status.rollout is not None
     rollout = s.status.rollout
-    if rollout.held is not None:
+    if rollout.paused_by_user is not None:
         return CHECK_SECONDS
     limit = seconds(s.spec.rollout.progress_deadline)
     start = rollout.step.since if rollout.step and rollout.stage in ("Canary", "Bake") else rollout.since
