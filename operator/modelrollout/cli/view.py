@@ -16,7 +16,6 @@ from modelrollout.api.v1alpha1 import (
     Counter,
     MetricStatus,
     RolloutStatus,
-    Stage,
     Step,
     StepStatus,
     Strategy,
@@ -24,33 +23,10 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.cli.cluster import Replicas, Revision, Rollout
 from modelrollout.cli.verbs import idle, in_flight
+from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.strategy import steps_of, strategy_of
 
-STAGES: tuple[Stage, ...] = (
-    "Resolve",
-    "Prepare",
-    "Tune",
-    "Provision",
-    "Evaluate",
-    "Shadow",
-    "Canary",
-    "Promote",
-    "Bake",
-)
 EVENTS = 6  # shown, newest last
-_DOES: dict[str, str] = {
-    "Resolve": "the digest of the source is being pinned; then the model is prepared",
-    "Prepare": "the model is being fetched, verified and optimized; then its servers start",
-    "Tune": "serving configurations are being measured on a Triton of its own; then its servers start",
-    "Provision": (
-        "the model servers are starting; then golden data is sent, if there is any, and the canary begins"
-    ),
-    "Evaluate": "golden data is being sent through the served model; then the canary begins",
-    "Promote": (
-        "the revision is getting all traffic; then it bakes if spec says so, and the old servers go away"
-    ),
-    "Revert": "stable is getting all traffic back; then the rollout has ended",
-}
 _TRIAL: dict[Strategy, str] = {"Canary": "Canary", "BlueGreen": "Preview", "ABTest": "Test by headers"}
 _STYLES = {
     "Successful": "green", "True": "green", "Stable": "green", "Promoted": "green",
@@ -129,7 +105,8 @@ def what_next(rollout: Rollout, now: datetime) -> list[str]:
     if flying.stage == "Bake" and flying.step is not None and rollout.spec is not None:
         return _next_in_bake(rollout, flying, now)
     if flying.stage != "Canary" or flying.step is None:
-        lines = [flying.message or _DOES.get(flying.stage, f"stage {flying.stage}")]
+        stage = STAGES[flying.stage]
+        lines = [flying.message or f"{stage.doing}; then {stage.then}"]
         if flying.stage not in ("Promote", "Revert"):
             if flying.queue is None:
                 lines += _deadline(rollout, flying.since, now, "the rollout fails, stable stays as it is")
@@ -237,7 +214,7 @@ def _pods(rollout: Rollout, revision: str) -> str:
 def _stages(rollout: Rollout, r: RolloutStatus, now: datetime) -> Table:
     table = _grid()
     shadowed = r.shadow is not None or (rollout.spec is not None and rollout.spec.rollout.shadow is not None)
-    stages = [s for s in STAGES if s != "Shadow" or shadowed]
+    stages = [s for s, spec in STAGES.items() if (spec.condition and s != "Shadow") or shadowed]
     reached: Stage = (
         r.stage if r.stage in stages else next((x for x in reversed(stages) if x in r.stages), "Resolve")
     )

@@ -26,14 +26,15 @@ from modelrollout.api.v1alpha1 import Metric, MetricStatus
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of
 from modelrollout.rollout.snapshot import Assessment, Snapshot, baseline, since
+from modelrollout.rollout.views import AtStep
 
 
 def metrics_due(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
     """The metrics to look at, or the assessment that stands without a look: the initial delay, a
     template that is not there.
     """
-    assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
-    step, analysis = stepping.with_traffic(s.status.rollout.step), s.spec.rollout.analysis
+    at = AtStep.of(s)
+    step, analysis = stepping.with_traffic(at.step), at.spec.rollout.analysis
     metrics = effective_metrics(analysis, s.templates, s.mandatory)
     if isinstance(metrics, MeasurementProblem):
         return Assessment("Error", metrics.kind, metrics.message, tuple(step.metrics))
@@ -59,8 +60,8 @@ def assess(
     ``split``: errors and latency are counted by a gateway that splits requests by the step's
     weight; of a replay nobody knows.
     """
-    assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
-    rollout, step, steps = s.status.rollout, stepping.with_traffic(s.status.rollout.step), steps_of(s)
+    at = AtStep.of(s)
+    rollout, step, steps = at.rollout, stepping.with_traffic(at.step), steps_of(at)
     bakes = rollout.stage == "Bake"
     counted = counts_of(step.metrics)
     found = fold_in(readings, counted, stable=baseline(s) is not None and not bakes)
@@ -88,7 +89,7 @@ def assess(
     verdict = combine(statuses)
     waits = {
         p.metric: round(p.seconds)
-        for p in paces(statuses, counted_seconds(step, s.spec.rollout.analysis, now))
+        for p in paces(statuses, counted_seconds(step, at.spec.rollout.analysis, now))
     }
     return Assessment(
         verdict.name,

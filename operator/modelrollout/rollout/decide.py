@@ -17,6 +17,7 @@ from modelrollout.rollout.policy.weight_cap import cap_unproven_weight
 from modelrollout.rollout.recovery import recover
 from modelrollout.rollout.snapshot import QUARANTINED, Snapshot, in_flight, still_draining
 from modelrollout.rollout.stages import STAGES
+from modelrollout.rollout.stages.promote import end_revert
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from modelrollout.rollout.status import changed_condition_events, derive_status
 from modelrollout.rollout.transitions import (
@@ -29,18 +30,21 @@ from modelrollout.rollout.transitions import (
     known_version,
     revert,
 )
+from modelrollout.rollout.views import Specified
 
-Check = Callable[[Snapshot, datetime], Transition | None]
+Check = Callable[[Specified, datetime], Transition | None]
 
 
 def decide(s: Snapshot, now: datetime) -> Plan:
     """One step: a transition to write, or the children that the written state asks for."""
     if s.spec is None:
         return _without_spec(s, now)
-    move = next((found for check in CHECKS if (found := check(s, now)) is not None), Transition(s.status))
-    move = cap_unproven_weight(s, block_while_frozen(s, move, now), now)
+    specified = Specified.of(s)
+    moves = (move for check in CHECKS if (move := check(specified, now)) is not None)
+    move = next(moves, Transition(s.status))
+    move = cap_unproven_weight(s, block_while_frozen(specified, move, now), now)
     if _replaces_unrecorded(s, move):
-        return Converge(s.status, desired(s, now), requeue_after=0.0)
+        return Converge(s.status, desired(specified, now), requeue_after=0.0)
     status = derive_status(s, move.status, now)
     if status != s.status:
         return Write(status, tuple(dict.fromkeys((*move.events, *changed_condition_events(s, status, now)))))
@@ -48,7 +52,7 @@ def decide(s: Snapshot, now: datetime) -> Plan:
     if (not waits and s.spec_problem) or waiting_restart(s, s.status) is not None:
         # what stands in the way of it may be another object, whose events wake somebody else
         waits.append(CHECK_SECONDS)
-    return Converge(status, desired(s, now), requeue_after=min(waits, default=None))
+    return Converge(status, desired(specified, now), requeue_after=min(waits, default=None))
 
 
 def _without_spec(s: Snapshot, now: datetime) -> Plan:
@@ -60,7 +64,7 @@ def _without_spec(s: Snapshot, now: datetime) -> Plan:
     move = verbs.carry_out(s, verb, now) if verb else None
     rollout = s.status.rollout
     if move is None and rollout is not None and rollout.stage == "Revert":
-        move = STAGES["Revert"](s, now)
+        move = end_revert(s, rollout, now)
     status = derive_status(s, move.status if move else s.status, now)
     if status != s.status:
         return Write(status, (*(move.events if move else ()), *changed_condition_events(s, status, now)))
@@ -77,7 +81,7 @@ def _replaces_unrecorded(s: Snapshot, move: Transition) -> bool:
     return old is not None and new is not None and old.started != new.started and bool(revision_status(s))
 
 
-def recover_lost_status(s: Snapshot, now: datetime) -> Transition | None:
+def recover_lost_status(s: Specified, now: datetime) -> Transition | None:
     """Status names no stable revision although there are revisions: somebody emptied or damaged it,
     or a backup brought none.
     """
@@ -104,10 +108,9 @@ def carry_out_verb(s: Snapshot, now: datetime) -> Transition | None:
     return verbs.carry_out(s, verb, now) if verb else None
 
 
-def end_superseded(s: Snapshot, now: datetime) -> Transition | None:
+def end_superseded(s: Specified, now: datetime) -> Transition | None:
     """The spec asks for another version than the one in flight: end it, stable first."""
     rollout = s.status.rollout
-    assert s.spec is not None
     if (
         rollout is None
         or not in_flight(rollout)
@@ -125,7 +128,7 @@ def end_superseded(s: Snapshot, now: datetime) -> Transition | None:
     if same:
         return None
     message = f"spec (generation {s.generation}) asks for another version"
-    end = revert if rollout.stage in ("Shadow", "Canary", "Promote", "Bake") else fail
+    end = revert if STAGES[rollout.stage].carries_weight else fail
     return Transition(
         end(s.status, now, "Superseded", "Superseded", message), (Event("Superseded", message),)
     )
@@ -157,7 +160,7 @@ def end_overdue(s: Snapshot, now: datetime) -> Transition | None:
     if rollout.stage == "Promote" and (s.status.stable is None or has_all_pods(s)):
         return None  # it is about to end
     event = (Event(problem.reason, problem.message, "Warning"),)
-    if rollout.stage in ("Shadow", "Canary", "Promote", "Bake") and s.status.stable is not None:
+    if STAGES[rollout.stage].carries_weight and s.status.stable is not None:
         return Transition(revert(s.status, now, "RolledBack", problem.reason, problem.message), event)
     return Transition(fail(s.status, now, "Failed", problem.reason, problem.message), event)
 
@@ -182,12 +185,11 @@ def run_stage(s: Snapshot, now: datetime) -> Transition | None:
     rollout = s.status.rollout
     if rollout is None or not in_flight(rollout):
         return None
-    return STAGES[rollout.stage](s, now)
+    return STAGES[rollout.stage].run(s, now)
 
 
-def start_rollout(s: Snapshot, now: datetime) -> Transition | None:
+def start_rollout(s: Specified, now: datetime) -> Transition | None:
     """Begin a rollout when spec asks for a version that is neither stable nor known to be bad."""
-    assert s.spec is not None
     status = s.status
     stable = s.revision(status.stable.revision) if status.stable else None
     if stable is not None and stable.is_version(s.spec):

@@ -9,6 +9,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import (
     Canary,
     MetricStatus,
+    ModelDeploymentSpec,
     ModelDeploymentStatus,
     ModelRevisionStatus,
     Outcome,
@@ -16,7 +17,6 @@ from modelrollout.api.v1alpha1 import (
     StepStatus,
 )
 from modelrollout.rollout import strategy as stepping
-from modelrollout.rollout.in_place import active_in_place, canary_room, stable_floor
 from modelrollout.rollout.plan import Desired, NewRevision
 from modelrollout.rollout.pod_restarts import restart_requested_at, revisions_to_harden
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of, too_coarse
@@ -28,21 +28,24 @@ from modelrollout.rollout.snapshot import (
     Revision,
     Snapshot,
     Split,
+    active_in_place,
     artifact_is_unusable,
     baseline,
     in_flight,
     rollout_id,
+    rollout_of,
     serving_revision,
     since,
     still_draining,
 )
 from modelrollout.rollout.transitions import reached, scale_down_delay
+from modelrollout.rollout.views import InFlight, Specified
 
 ALL_REVISIONS = "*"
 _SERVING_STAGES = ("Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert")
 
 
-def desired(s: Snapshot, now: datetime) -> Desired:
+def desired(s: Specified, now: datetime) -> Desired:
     """Everything that is to exist now; what is not named goes away."""
     loaded, shares = serving_revision(s.status), split(s)
     servers = replicas(s, now)
@@ -148,7 +151,7 @@ def candidate(rollout: RolloutStatus | None) -> str | None:
     )
 
 
-def replicas_with_traffic(s: Snapshot) -> dict[str, int]:
+def replicas_with_traffic(s: Specified) -> dict[str, int]:
     """Replicas of stable and of the candidate.
 
     While the traffic is divided nothing that carries it is scaled down: an autoscaler looks at
@@ -156,7 +159,6 @@ def replicas_with_traffic(s: Snapshot) -> dict[str, int]:
     all of it again. In Bake the autoscaler looks at the new revision, and the former stable keeps
     what it has.
     """
-    assert s.spec is not None
     full = s.spec.serving.replicas
     found: dict[str, int] = {}
     status, rollout = s.status, s.status.rollout
@@ -194,14 +196,13 @@ def replicas_with_traffic(s: Snapshot) -> dict[str, int]:
     return found
 
 
-def replicas(s: Snapshot, now: datetime) -> dict[str, int]:
+def replicas(s: Specified, now: datetime) -> dict[str, int]:
     """Replicas by revision: those of ``carriers``, and what has lately lost its traffic keeps the
     pods that it has.
 
     As long as that lasts, the one that took the traffic over is not scaled down either: what an
     autoscaler asked for comes from a time in which the load was divided.
     """
-    assert s.spec is not None
     found, status, full = replicas_with_traffic(s), s.status, s.spec.serving.replicas
     left = still_draining(s, now)
     taken_over = serving_revision(status)
@@ -223,11 +224,21 @@ def replicas(s: Snapshot, now: datetime) -> dict[str, int]:
     return found
 
 
-def trial_pods(s: Snapshot) -> int:
+def stable_floor(spec: ModelDeploymentSpec) -> int:
+    """Pods that may carry all traffic for a while (surge InPlace); at least one."""
+    full = max(1, spec.serving.replicas)
+    return min(full, spec.serving.floor or max(1, full // 2))
+
+
+def canary_room(spec: ModelDeploymentSpec) -> int:
+    """Pods of the new revision beside stable's floor, until it has all traffic."""
+    return max(stable_floor(spec), max(1, spec.serving.replicas) - stable_floor(spec))
+
+
+def trial_pods(s: Specified) -> int:
     """Pods of a revision before and in its trial behind a gateway: those of its step, or those that
     are to be there before the first.
     """
-    assert s.spec is not None
     rollout, full = s.status.rollout, max(1, s.spec.serving.replicas)
     shared = active_in_place(s.status)
     if (
@@ -253,12 +264,11 @@ def pods_for(weight: int, full: int) -> int:
     return max(1, math.ceil(full * weight / 100))
 
 
-def has_pods_for(s: Snapshot, step: StepStatus) -> bool:
+def has_pods_for(s: Specified, step: StepStatus) -> bool:
     """Whether enough pods are ready for the step's weight; for fewer pods than that if spec asks
     for fewer.
     """
-    assert s.spec is not None and s.status.rollout is not None
-    ready = s.server(s.status.rollout.revision).ready
+    ready = s.candidate.ready
     if not s.gateway:
         return ready > 0 or (step.weight == 0 and step.strategy == "Canary")
     return ready >= min(trial_pods(s), pods_for(step.weight, max(1, s.spec.serving.replicas)))
@@ -268,29 +278,25 @@ def has_all_pods(s: Snapshot) -> bool:
     """Whether the revision in flight can carry everything: behind a gateway that takes all its
     pods; without one stable helps until then.
     """
-    assert s.status.rollout is not None
-    if s.spec is None:
-        return s.server(s.status.rollout.revision).ready > 0
-    return s.server(s.status.rollout.revision).ready >= (_for_everything(s) if s.gateway else 1)
+    enough = _for_everything(Specified.of(s)) if s.gateway and s.spec is not None else 1
+    return s.candidate.ready >= enough
 
 
-def _for_everything(s: Snapshot) -> int:
+def _for_everything(s: Specified) -> int:
     """Pods that may carry all traffic."""
-    assert s.spec is not None
     return max(1, s.spec.serving.replicas) if active_in_place(s.status) is None else stable_floor(s.spec)
 
 
-def scaling_problem(s: Snapshot) -> Problem:
+def scaling_problem(s: InFlight) -> Problem:
     """Why the weight waits."""
-    assert s.status.rollout is not None
-    server = s.server(s.status.rollout.revision)
+    server = s.candidate
     if server.problem or server.ready == 0:
         return server.problem or NOT_READY
     if problem := waiting_replicas(s):
         return problem
     return Problem(
         "ScalingUp",
-        f"{server.ready} of {server.desired_replicas} pods of {s.status.rollout.revision} are ready;"
+        f"{server.ready} of {server.desired_replicas} pods of {s.rollout.revision} are ready;"
         " more of the traffic waits for the others",
     )
 
@@ -333,9 +339,8 @@ def split(s: Snapshot) -> Split:
 
 def _granted(s: Snapshot) -> int:
     """Percent of the requests for the revision in flight."""
-    rollout = s.status.rollout
-    assert rollout is not None
-    if s.server(rollout.revision).ready == 0:
+    rollout = rollout_of(s.status)
+    if s.candidate.ready == 0:
         return 0
     # when all its pods were gone, everything comes back with the last of them, not with the first
     if rollout.stage == "Bake":
@@ -349,7 +354,7 @@ def _granted(s: Snapshot) -> int:
         return 0
     return (
         step.previous_weight
-        if step.phase == "Shifting" and s.spec is not None and not has_pods_for(s, step)
+        if step.phase == "Shifting" and s.spec is not None and not has_pods_for(Specified.of(s), step)
         else step.weight
     )
 
@@ -408,7 +413,7 @@ def preview_host_revision(s: Snapshot) -> str | None:
     return None if proves and first_weight(s) is not None else preview_revision(s)
 
 
-def service_selector(s: Snapshot) -> str | None:
+def service_selector(s: Specified) -> str | None:
     """With a gateway always one revision; without one both, until the new one can carry
     everything.
     """
@@ -417,7 +422,6 @@ def service_selector(s: Snapshot) -> str | None:
         return None
     if s.gateway:
         return weights[0][0]
-    assert s.spec is not None
     arriving = (
         s.status.rollout is not None and s.status.rollout.stage == "Promote" and s.status.stable is not None
     )
@@ -551,8 +555,7 @@ def human_bytes(count: int) -> str:
     raise AssertionError("unreachable")
 
 
-def _beyond_history(s: Snapshot, now: datetime) -> tuple[str, ...]:
-    assert s.spec is not None
+def _beyond_history(s: Specified, now: datetime) -> tuple[str, ...]:
     status = s.status
     needed = {
         status.stable.revision if status.stable else None,

@@ -13,14 +13,13 @@ from datetime import datetime
 from modelrollout.analysis.process_groups import GROUP, GROUP_FIELDS
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, RevisionRef, RolloutStatus
 from modelrollout.rollout.snapshot import SERVED, Revision, Snapshot, stamp
+from modelrollout.rollout.stages import STAGES
+from modelrollout.rollout.stages.resolve import RESOLVE
 from modelrollout.rollout.transitions import begin, pinned
+from modelrollout.rollout.views import AtStep, InShadow, Specified
 
 _MOST = 1e18  # no counter of requests gets there, and what is computed from it stays a number
 _LAST_YEAR = 9000  # to later times nothing can be added
-# Stages of a revision that has a name.
-_NAMED = frozenset(
-    {"Prepare", "Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Done"}
-)
 
 
 def sanitize(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
@@ -91,18 +90,19 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
         times.append(rollout.slot.since)
     if not all(map(_is_time, times)):
         return False
+    if rollout.stage == "Failed":
+        return rollout.outcome is not None and rollout.queue is None
+    if rollout.stage == "Done":
+        return status.stable is not None and rollout.queue is None
+    stage = STAGES[rollout.stage]
     named = bool(rollout.revision and rollout.sha256) and rollout.number is not None
-    if rollout.stage in _NAMED and not named and rollout.stage != "Done":
-        return False
-    if rollout.stage in ("Shadow", "Canary", "Bake", "Revert", "Done") and status.stable is None:
-        return False
-    if rollout.stage == "Shadow" and rollout.shadow is None:
-        return False
-    if rollout.queue is not None and rollout.stage not in ("Tune", "Provision"):
-        return False
-    if rollout.stage in ("Canary", "Bake") and step is None:
-        return False
-    return rollout.stage != "Failed" or rollout.outcome is not None
+    return (
+        (named or stage is RESOLVE)
+        and (status.stable is not None or not stage.needs_stable)
+        and (rollout.queue is None or stage.may_queue)
+        and (step is not None or stage.view is not AtStep)
+        and (rollout.shadow is not None or stage.view is not InShadow)
+    )
 
 
 def _is_measured(metric: MetricStatus) -> bool:
@@ -127,7 +127,7 @@ def _is_time(text: str | None) -> bool:
         return False
 
 
-def recover(s: Snapshot, now: datetime) -> ModelDeploymentStatus | None:
+def recover(s: Specified, now: datetime) -> ModelDeploymentStatus | None:
     """The state as revisions and the live route show it, if status names no stable revision that
     exists although one has served; None when there is nothing to rebuild or to gain. A rollout in
     flight is given up with it: what it would be compared with is not known.

@@ -29,9 +29,20 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.assessment import assess, metrics_due
-from modelrollout.rollout.snapshot import Assessment, Server, Snapshot, Traffic, since, stamp
-from modelrollout.rollout.stages.canary import UNREACHABLE, canary
+from modelrollout.rollout.snapshot import (
+    Assessment,
+    Server,
+    Snapshot,
+    Traffic,
+    rollout_of,
+    since,
+    stamp,
+    step_of,
+)
+from modelrollout.rollout.stages.canary import canary
+from modelrollout.rollout.stages.judging import UNREACHABLE
 from modelrollout.rollout.transitions import at_step
+from modelrollout.rollout.views import AtStep
 from modelrollout.statistics.dispersion import Spread
 
 STILL_KNOWN_SECONDS = 600.0  # queries.BASELINE_WINDOW
@@ -161,29 +172,24 @@ class _Run:
         self._known.add(moment)
         for _ in range(_PASSES):
             before = self._status
-            assert before.rollout is not None and before.rollout.step is not None
             s = self._snapshot(before)
             assessment = self._assess(s, moment)
             self._last = (moment, assessment)
-            move = canary(replace(s, assessment=assessment), moment.at)
+            move = canary(AtStep.of(replace(s, assessment=assessment)), moment.at)
             after, self._status = move.status, move.status
-            assert after.rollout is not None and after.rollout.step is not None
             metrics = assessment.metrics if assessment else ()
-            told = [(e.reason, e.message) for e in move.events]
-            if (
-                not told
-                and after.rollout.step.phase == "Observing"
-                and before.rollout.step.phase == "Shifting"
-            ):
-                told = [("Counting", f"the step begins at weight {after.rollout.step.weight} %")]
-            if not told and after.rollout.reason != before.rollout.reason:
+            happened = [(e.reason, e.message) for e in move.events]
+            if not happened and step_of(after).phase == "Observing" and step_of(before).phase == "Shifting":
+                happened = [("Counting", f"the step begins at weight {step_of(after).weight} %")]
+            rollout, was = rollout_of(after), rollout_of(before).reason
+            if not happened and rollout.reason != was:
                 over = (
                     ("OnTime", "at the present rate the deadline can be met")
-                    if before.rollout.reason == UNREACHABLE
+                    if was == UNREACHABLE
                     else ("Recovered", "it is over")
                 )
-                told = [(after.rollout.reason, after.rollout.message or "") if after.rollout.reason else over]
-            for what, message in told:
+                happened = [(rollout.reason, rollout.message or "") if rollout.reason else over]
+            for what, message in happened:
                 self._say(before, moment.at, what, message, metrics)
             ended = self._ended(after)
             if ended is not None or after == before:
@@ -242,8 +248,7 @@ class _Run:
         )
 
     def _assess(self, s: Snapshot, moment: Moment) -> Assessment | None:
-        assert s.status.rollout is not None and s.status.rollout.step is not None
-        step = s.status.rollout.step
+        step = step_of(s.status)
         if step.phase == "Shifting" and since(step.since, moment.at) < self._settle:
             return None
         metrics = metrics_due(s, moment.at)
@@ -270,21 +275,20 @@ class _Run:
         message: str,
         metrics: tuple[MetricStatus, ...],
     ) -> None:
-        assert status.rollout is not None and status.rollout.step is not None and self._began is not None
-        steps, step = stepping.steps_of(self._spec.rollout), status.rollout.step
+        assert self._began is not None
+        steps, step = stepping.steps_of(self._spec.rollout), step_of(status)
         label = stepping.step_position(steps, stepping.locate(steps, step))
         self._timeline.append(
             Entry(now, (now - self._began).total_seconds(), label, step.weight, what, message, metrics)
         )
 
     def _ended(self, status: ModelDeploymentStatus) -> Replayed | None:
-        rollout = status.rollout
-        assert rollout is not None and rollout.step is not None
+        rollout = rollout_of(status)
         timeline = tuple(self._timeline)
         if rollout.stage == "Promote":
             return Replayed("Promoted", "Promoted", "it would have climbed all steps", timeline)
         if rollout.stage == "Revert":
             return Replayed("RolledBack", rollout.reason or "Failed", rollout.message or "", timeline)
-        if rollout.step.phase == "Paused" and rollout.reason != "PauseStep":
+        if step_of(status).phase == "Paused" and rollout.reason != "PauseStep":
             return Replayed("Paused", rollout.reason or "Paused", rollout.message or "", timeline)
         return None

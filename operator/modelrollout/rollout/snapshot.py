@@ -17,6 +17,7 @@ from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
     Draining,
     EvaluationEvidence,
+    InPlaceStatus,
     Metric,
     MetricStatus,
     MirrorMethod,
@@ -25,6 +26,8 @@ from modelrollout.api.v1alpha1 import (
     ModelRevisionStatus,
     RevisionRef,
     RolloutStatus,
+    ShadowStatus,
+    StepStatus,
     VerdictName,
     same_version,
 )
@@ -291,10 +294,40 @@ class Snapshot:
         """The pods of a revision; zero of zero if there are none."""
         return self.servers.get(name or "", Server())
 
+    @property
+    def candidate(self) -> Server:
+        """The pods of the latest rollout's revision; zero of zero if there are none."""
+        return self.server(self.status.rollout.revision if self.status.rollout else None)
+
+
+def rollout_of(status: ModelDeploymentStatus) -> RolloutStatus:
+    """The rollout of a status that has one."""
+    assert status.rollout is not None
+    return status.rollout
+
+
+def step_of(status: ModelDeploymentStatus) -> StepStatus:
+    """The step of a status whose rollout is at one."""
+    step = rollout_of(status).step
+    assert step is not None
+    return step
+
+
+def shadow_of(status: ModelDeploymentStatus) -> ShadowStatus:
+    """The shadow of a status whose rollout has one."""
+    shadow = rollout_of(status).shadow
+    assert shadow is not None
+    return shadow
+
 
 def in_flight(rollout: RolloutStatus | None) -> bool:
     """Whether a rollout is under way."""
     return rollout is not None and rollout.stage not in ("Failed", "Done")
+
+
+def active_in_place(status: ModelDeploymentStatus) -> InPlaceStatus | None:
+    """How many pods stable keeps in the rollout in flight, if it released any."""
+    return status.rollout.in_place if status.rollout is not None and in_flight(status.rollout) else None
 
 
 def draining(status: ModelDeploymentStatus, settle_seconds: float) -> list[Draining]:

@@ -43,58 +43,11 @@ from modelrollout.rollout.snapshot import (
     since,
     stamp,
 )
+from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.transitions import SHADOW_STEP, cut, is_held
+from modelrollout.rollout.views import Specified
 
-_PHASES: dict[Stage, Phase] = {
-    "Resolve": "Resolving",
-    "Prepare": "Preparing",
-    "Tune": "Tuning",
-    "Provision": "Provisioning",
-    "Evaluate": "Evaluating",
-    "Shadow": "Shadowing",
-    "Canary": "Canary",
-    "Promote": "Promoting",
-    "Bake": "Baking",
-    "Revert": "RollingBack",
-    "Failed": "Failed",
-    "Done": "Stable",
-}
-_ORDER: tuple[Stage, ...] = (
-    "Resolve",
-    "Prepare",
-    "Tune",
-    "Provision",
-    "Evaluate",
-    "Shadow",
-    "Canary",
-    "Promote",
-    "Bake",
-    "Done",
-)
-_CONDITION_OF: dict[Stage, str] = {
-    "Resolve": "Resolved",
-    "Prepare": "Prepared",
-    "Tune": "Tuned",
-    "Provision": "Provisioned",
-    "Evaluate": "Evaluated",
-    "Shadow": "Shadowed",
-    "Canary": "CanaryPassed",
-    "Promote": "Promoted",
-    "Bake": "Baked",
-}
 _PHASE_OF_TRIAL: dict[Strategy, Phase] = {"Canary": "Canary", "BlueGreen": "Previewing", "ABTest": "Testing"}
-_WAITING: dict[Stage, str] = {
-    "Resolve": "the digest of the source is being pinned",
-    "Prepare": "the model is being fetched, verified and optimized",
-    "Tune": "serving configurations are being measured on a Triton of its own",
-    "Provision": "the model servers are starting",
-    "Evaluate": "golden data is being sent through the served model",
-    "Shadow": "the revision's answers are being compared with stable's on mirrored requests",
-    "Canary": "the revision is being judged on live traffic",
-    "Promote": "the data plane is taking the revision up as stable",
-    "Bake": "the revision has all traffic and is watched; the former stable keeps its pods",
-    "Revert": "stable is getting all traffic back",
-}
 HEALTHY, HARDENED, ISOLATED = "ServersHealthy", "Hardened", "Isolated"
 RESTARTED, PATCHED, VERIFIED = "Restarted", "Patched", "EvidenceVerified"
 _WELL = {
@@ -105,7 +58,7 @@ _WELL = {
     PATCHED: "nothing is known against the servers' version any more",
 }
 _NEWS_SECONDS = 600.0  # older crashes are no news: the operator has only just begun to look
-_HELD = "paused by hand; resume, promote or abort"
+_PAUSED = "paused by hand; resume, promote or abort"
 _Truth = Literal["True", "False", "Unknown"]
 _Row = tuple[str, _Truth, str, str]
 
@@ -126,7 +79,7 @@ def derive_status(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> 
     label: str | None = None
     weight: int | None = None
     if rollout and rollout.stage in ("Canary", "Bake") and step and s.spec:
-        label = stepping.step_label(rollout, steps_of(s))
+        label = stepping.step_label(rollout.stage, step, steps_of(Specified.of(s)))
         weight = step.weight
         verdict = rollout.reason or "in progress"
     elif rollout and rollout.stage == "Shadow":
@@ -179,7 +132,9 @@ def _phase(s: Snapshot, status: ModelDeploymentStatus) -> Phase:
         return _PHASE_OF_TRIAL[rollout.step.strategy]
     if rollout.stage == "Failed" and _is_current(s, status):
         return "Stable"
-    return _PHASES[rollout.stage]
+    if rollout.stage == "Failed":
+        return "Failed"
+    return "Stable" if rollout.stage == "Done" else STAGES[rollout.stage].phase
 
 
 def _is_current(s: Snapshot, status: ModelDeploymentStatus) -> bool:
@@ -239,7 +194,7 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
     else:
         rows.append(("Available", "False", "NoReadyPods", f"no pod of revision {stable.revision} is ready"))
     if flying and rollout:
-        text = rollout.message or (_HELD if rollout.paused_by_user else _WAITING.get(rollout.stage, ""))
+        text = rollout.message or (_PAUSED if rollout.paused_by_user else STAGES[rollout.stage].doing)
         rows.append(("Ready", "False", rollout.stage, text))
         rows.append(
             (
@@ -304,7 +259,8 @@ def _looked_after(status: ModelDeploymentStatus) -> list[str]:
         rollout
         and rollout.revision
         and rollout.revision not in found
-        and rollout.stage in ("Evaluate", "Shadow", "Canary", "Promote", "Bake")
+        and in_flight(rollout)
+        and STAGES[rollout.stage].watched
     ):
         found.append(rollout.revision)
     return found
@@ -461,55 +417,46 @@ def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
 
 def _stages(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
     """One condition for each stage of the latest rollout; those of shadow and tuning only where
-    there is one.
+    spec configures them, or the rollout has been there.
     """
     rollout = status.rollout
     if rollout is None:
         return []
     rows: list[_Row] = []
-    reached = rollout.stage if rollout.stage in _ORDER else _last_stage(rollout.stages)
-    at = _ORDER.index(reached)
-    ended_badly = rollout.stage in ("Failed", "Revert")
-    shadowed = rollout.shadow is not None or (s.spec is not None and s.spec.rollout.shadow is not None)
-    tuned = (
-        rollout.stage == "Tune"
-        or rollout.tuning is not None
-        or (s.spec is not None and s.spec.serving.tune is not None)
-    )
-    for i, stage in enumerate(_ORDER[:-1]):
-        if (stage == "Shadow" and not shadowed) or (stage == "Tune" and not tuned):
+    reached, passed = _reached(rollout), True
+    been_at = {
+        "Shadow": rollout.shadow is not None,
+        "Tune": rollout.stage == "Tune" or rollout.tuning is not None,
+    }
+    for stage in STAGES.values():
+        passed = passed and stage.name != reached
+        configured = stage.is_configured is None or (s.spec is not None and stage.is_configured(s.spec))
+        if stage.condition is None or not (configured or been_at.get(stage.name)):
             continue
-        kind = _CONDITION_OF[stage]
-        if i < at:
-            skipped = stage not in rollout.stages
-            told = rollout.tuning.message if stage == "Tune" and rollout.tuning else ""
-            rows.append(
-                (
-                    kind,
-                    "True",
-                    "Skipped" if skipped else "Passed",
-                    "not needed or proven before" if skipped else told,
-                )
-            )
-        elif i == at:
-            rows.append(
-                (
-                    kind,
-                    "False",
-                    rollout.reason or ("Failed" if ended_badly else "InProgress"),
-                    rollout.message or _doing(rollout),
-                )
-            )
+        if passed:
+            skipped = stage.name not in rollout.stages
+            text = rollout.tuning.message if stage.name == "Tune" and rollout.tuning else ""
+            why = "not needed or proven before" if skipped else text
+            rows.append((stage.condition, "True", "Skipped" if skipped else "Passed", why))
+        elif stage.name == reached:
+            reason = "Failed" if rollout.stage in ("Failed", "Revert") else "InProgress"
+            text = rollout.message or _doing(rollout)
+            rows.append((stage.condition, "False", rollout.reason or reason, text))
         else:
-            rows.append((kind, "Unknown", "NotReached", ""))
+            rows.append((stage.condition, "Unknown", "NotReached", ""))
     return rows
 
 
 def _doing(rollout: RolloutStatus) -> str:
+    if not in_flight(rollout):
+        return ""
     metric = rollout.shadow.metric if rollout.stage == "Shadow" and rollout.shadow else None
-    return metric.message if metric and metric.message else _WAITING.get(rollout.stage, "")
+    return metric.message if metric and metric.message else STAGES[rollout.stage].doing
 
 
-def _last_stage(spent: dict[str, float]) -> Stage:
-    passed = [stage for stage in _ORDER if stage in spent]
-    return passed[-1] if passed else "Resolve"
+def _reached(rollout: RolloutStatus) -> Stage:
+    """The stage at which the rollout is, or at which it ended."""
+    if rollout.stage not in ("Failed", "Revert"):
+        return rollout.stage
+    been = [spec.name for spec in STAGES.values() if spec.condition and spec.name in rollout.stages]
+    return been[-1] if been else "Resolve"

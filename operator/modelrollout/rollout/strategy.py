@@ -13,7 +13,7 @@ from modelrollout.api.v1alpha1 import (
     Canary,
     Pause,
     Rollout,
-    RolloutStatus,
+    Stage,
     Step,
     StepStatus,
     Strategy,
@@ -118,11 +118,8 @@ def step_position(steps: Sequence[Step], position: Position) -> str:
     return f"{position.index + 1}/{len(steps)}"
 
 
-def step_label(rollout: RolloutStatus, steps: Sequence[Step]) -> str:
+def step_label(stage: Stage, step: StepStatus, steps: Sequence[Step]) -> str:
     """The present step as ``status.step`` shows it and ``promote`` names it: ``2/4``, or
     ``bake``.
     """
-    assert rollout.step is not None
-    if rollout.stage == "Bake":
-        return BAKE
-    return step_position(steps, locate(steps, rollout.step))
+    return BAKE if stage == "Bake" else step_position(steps, locate(steps, step))

@@ -23,8 +23,17 @@ from modelrollout.api.v1alpha1 import (
     VerdictName,
     seconds,
 )
-from modelrollout.rollout.in_place import active_in_place
-from modelrollout.rollout.snapshot import Revision, Snapshot, draining, since, stamp
+from modelrollout.rollout.snapshot import (
+    Revision,
+    Snapshot,
+    active_in_place,
+    draining,
+    rollout_of,
+    since,
+    stamp,
+    step_of,
+)
+from modelrollout.rollout.views import Specified
 
 SHADOW_STEP = "shadow"  # how status and verbs name the shadow where they name a step
 MAX_HISTORY = 32
@@ -33,9 +42,8 @@ MAX_CARRIED_BYTES = 4 * 1024  # of steps whose other numbers found no room there
 MAX_MESSAGE = 1024
 
 
-def input_hash(s: Snapshot) -> str:
+def input_hash(s: Specified) -> str:
     """Names what the spec asks for before a revision exists."""
-    assert s.spec is not None
     return names.short_hash([s.spec.user_input(), s.spec.model.sha256])
 
 
@@ -49,7 +57,7 @@ def _bounded(changes: dict[str, Any]) -> dict[str, Any]:
     return changes | {"message": cut(changes["message"])} if changes.get("message") else changes
 
 
-def pinned(s: Snapshot, revision: str) -> Pinned:
+def pinned(s: Specified, revision: str) -> Pinned:
     """Hold at ``revision``, against the version that spec asks for now."""
     against = known_version(s)
     return Pinned(
@@ -68,15 +76,14 @@ def is_held(s: Snapshot) -> bool:
     if pinned is None or s.spec is None:
         return False
     against = s.revision(pinned.rolled_back_from)
-    return against.is_version(s.spec) if against else pinned.input_hash == input_hash(s)
+    return against.is_version(s.spec) if against else pinned.input_hash == input_hash(Specified.of(s))
 
 
 def enter(
     status: ModelDeploymentStatus, stage: Stage, now: datetime, **changes: Any
 ) -> ModelDeploymentStatus:
     """Go to a stage and book the time that the one before took."""
-    rollout = status.rollout
-    assert rollout is not None
+    rollout = rollout_of(status)
     spent = dict(rollout.stages)
     spent[rollout.stage] = round(spent.get(rollout.stage, 0.0) + since(rollout.since, now), 3)
     moved = rollout.model_copy(
@@ -95,11 +102,11 @@ def enter(
 
 def change(status: ModelDeploymentStatus, **changes: Any) -> ModelDeploymentStatus:
     """Change the rollout within its stage."""
-    assert status.rollout is not None
-    return status.model_copy(update={"rollout": status.rollout.model_copy(update=_bounded(changes))})
+    rollout = rollout_of(status).model_copy(update=_bounded(changes))
+    return status.model_copy(update={"rollout": rollout})
 
 
-def begin(s: Snapshot, now: datetime, stage: Stage, **changes: Any) -> ModelDeploymentStatus:
+def begin(s: Specified, now: datetime, stage: Stage, **changes: Any) -> ModelDeploymentStatus:
     """A new rollout."""
     rollout = RolloutStatus(
         stage=stage,
@@ -112,9 +119,10 @@ def begin(s: Snapshot, now: datetime, stage: Stage, **changes: Any) -> ModelDepl
     return s.status.model_copy(update={"rollout": rollout, "pinned": None})
 
 
-def allocate(s: Snapshot, status: ModelDeploymentStatus, sha256: str, now: datetime) -> ModelDeploymentStatus:
+def allocate(
+    s: Specified, status: ModelDeploymentStatus, sha256: str, now: datetime
+) -> ModelDeploymentStatus:
     """Give the version its revision (the one that it had, if it is known) and go on to Prepare."""
-    assert s.spec is not None
     name = names.revision_name(s.namespace, s.name, s.spec.user_input(), sha256)
     known = s.revision(name) or next(
         (r for r in s.revisions if r.sha256 == sha256 and r.is_version(s.spec)), None
@@ -177,9 +185,8 @@ def succeed(
     s: Snapshot, status: ModelDeploymentStatus, now: datetime, outcome: Outcome
 ) -> ModelDeploymentStatus:
     """The revision is stable; the former stable one retires."""
-    rollout = status.rollout
-    assert rollout is not None and rollout.revision is not None and rollout.number is not None
-    former = status.stable
+    rollout, former = rollout_of(status), status.stable
+    assert rollout.revision is not None and rollout.number is not None
     done = enter(status, "Done", now, outcome=outcome, step=None, paused_by_user=None)
     done = done.model_copy(
         update={
@@ -224,8 +231,7 @@ def at_step(
     override: str | None = None,
 ) -> ModelDeploymentStatus:
     """Go to a step of the strategy."""
-    assert status.rollout is not None
-    before = status.rollout.step
+    before = rollout_of(status).step
     step = StepStatus(
         index=index,
         weight=weight,
@@ -248,8 +254,7 @@ def record(
     """Add the verdict on the present step to the rollout's history, without the raw counters.
     ``next_weight``: what a person gave it by that.
     """
-    rollout = status.rollout
-    assert rollout is not None and rollout.step is not None
+    rollout, step = rollout_of(status), step_of(status)
     bare: dict[str, Any] = {"last": {}, "scraped": None}
     metrics = [
         m.model_copy(
@@ -258,14 +263,14 @@ def record(
                 "stable": m.stable.model_copy(update=bare) if m.stable else None,
             }
         )
-        for m in rollout.step.metrics
+        for m in step.metrics
     ]
     evidence = StepEvidence(
-        index=rollout.step.index,
-        weight=rollout.step.weight,
+        index=step.index,
+        weight=step.weight,
         verdict=verdict,
         reason=reason,
-        seconds=round(since(rollout.step.since, now), 3),
+        seconds=round(since(step.since, now), 3),
         next_weight=next_weight,
         metrics=metrics,
     )
@@ -299,8 +304,7 @@ def _bare(metrics: list[MetricStatus]) -> list[MetricStatus]:
     ]
 
 
-def known_version(s: Snapshot) -> Revision | None:
+def known_version(s: Specified) -> Revision | None:
     """The newest kept revision that is what the spec asks for."""
-    assert s.spec is not None
     found = [r for r in s.revisions if r.is_version(s.spec)]
     return max(found, key=lambda r: r.number, default=None)

@@ -11,9 +11,18 @@ from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of, within_window
 from modelrollout.rollout.policy.rules import active_freeze
-from modelrollout.rollout.snapshot import Snapshot, Verb, in_flight, since, stamp
-from modelrollout.rollout.stages.canary import advance
-from modelrollout.rollout.stages.next_stage import in_shadow
+from modelrollout.rollout.snapshot import (
+    Snapshot,
+    Verb,
+    in_flight,
+    rollout_of,
+    shadow_of,
+    since,
+    stamp,
+    step_of,
+)
+from modelrollout.rollout.stages import STAGES
+from modelrollout.rollout.stages.next_stage import advance, in_shadow
 from modelrollout.rollout.strategy import step_label
 from modelrollout.rollout.transitions import (
     SHADOW_STEP,
@@ -27,6 +36,7 @@ from modelrollout.rollout.transitions import (
     revert,
     succeed,
 )
+from modelrollout.rollout.views import AtStep, Specified
 
 _TELL = 32  # refusals that are kept with their reason; of older ones only the key stays
 _MAX_REFUSAL = 200
@@ -79,12 +89,12 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     refusal = _not_at(s, verb)
     if refusal:
         return refusal, None
-    assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
-    full, bakes = verb.verb == "promote-full", s.status.rollout.stage == "Bake"
+    at = AtStep.of(s)
+    full, bakes = verb.verb == "promote-full", at.rollout.stage == "Bake"
     if full and bakes:
         return f"{verb.revision} has all traffic already; promote ends its bake", None
-    steps = steps_of(s)
-    present, position = step_label(s.status.rollout, steps), stepping.locate(steps, s.status.rollout.step)
+    steps = steps_of(at)
+    present, position = step_label(at.rollout.stage, at.step, steps), stepping.locate(steps, at.step)
     status = record(
         s.status,
         "Inconclusive",
@@ -92,9 +102,8 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         now,
         100 if full else stepping.next_weight(steps, position),
     )
-    assert status.rollout is not None and status.rollout.step is not None
     if full:
-        step = status.rollout.step.model_copy(update={"override": _override(verb, present)})
+        step = step_of(status).model_copy(update={"override": _override(verb, present)})
         event = Event(
             "PromotedByUser", f"{verb.revision} was promoted by hand at step {present}, past all others"
         )
@@ -102,7 +111,7 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     event = Event("PromotedByUser", f"step {present} of {verb.revision} was promoted by hand")
     if bakes:
         return None, Transition(succeed(s, status, now, "Promoted"), (event,))
-    return None, Transition(advance(s, status, position, now, _override(verb, present)), (event,))
+    return None, Transition(advance(at, status, position, now, _override(verb, present)), (event,))
 
 
 def _is_in_shadow(s: Snapshot, verb: Verb) -> bool:
@@ -112,11 +121,9 @@ def _is_in_shadow(s: Snapshot, verb: Verb) -> bool:
 
 def _past_shadow(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     """The mirror is taken out of the route first; then come the steps, or all traffic."""
-    rollout = s.status.rollout
-    assert rollout is not None and rollout.shadow is not None
     if verb.step != SHADOW_STEP:
         return f"it means step {verb.step or '(none)'}, the rollout is at step {SHADOW_STEP}", None
-    if rollout.shadow.phase == "Leaving":
+    if shadow_of(s.status).phase == "Leaving":
         return "the shadow has ended already", None
     full = verb.verb == "promote-full"
     left = in_shadow(
@@ -147,8 +154,7 @@ def _not_at(s: Snapshot, verb: Verb, *, any_step: bool = False) -> str | None:
         or rollout.revision != verb.revision
     ):
         return f"{verb.revision} is not in a step of a trial"
-    assert s.spec is not None
-    present = step_label(rollout, steps_of(s))
+    present = step_label(rollout.stage, rollout.step, steps_of(Specified.of(s)))
     if verb.step == present or (any_step and verb.step is None):
         return None
     return f"it means step {verb.step or '(none)'}, the rollout is at step {present}"
@@ -158,8 +164,7 @@ def _pause(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     refusal = _not_at(s, verb, any_step=True)
     if refusal:
         return refusal, None
-    assert s.status.rollout is not None
-    if s.status.rollout.paused_by_user is not None:
+    if rollout_of(s.status).paused_by_user is not None:
         return "it is paused already", None
     paused = change(s.status, paused_by_user=UserPause(since=stamp(now), by=verb.nonce[:64]))
     return None, Transition(
@@ -172,20 +177,13 @@ def _resume(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     refusal = _not_at(s, verb, any_step=True)
     if refusal:
         return refusal, None
-    rollout = s.status.rollout
-    assert rollout is not None and rollout.step is not None
-    if rollout.paused_by_user is None:
-        return (
-            "nobody has paused it" + ("; say promote to go on" if rollout.step.phase == "Paused" else ""),
-            None,
-        )
+    paused, step = rollout_of(s.status).paused_by_user, step_of(s.status)
+    if paused is None:
+        return "it is not paused by hand" + ("; say promote to go on" if step.phase == "Paused" else ""), None
     # The time of the pause counts for no deadline and no pause step.
-    begun = datetime.fromisoformat(rollout.step.since) + timedelta(
-        seconds=since(rollout.paused_by_user.since, now)
-    )
-    step = rollout.step.model_copy(update={"since": stamp(begun)})
+    begun = datetime.fromisoformat(step.since) + timedelta(seconds=since(paused.since, now))
     return None, Transition(
-        change(s.status, step=step, paused_by_user=None),
+        change(s.status, step=step.model_copy(update={"since": stamp(begun)}), paused_by_user=None),
         (Event("ResumedByUser", f"{verb.revision} goes on"),),
     )
 
@@ -228,14 +226,13 @@ def _abort(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
 
 
 def _end(s: Snapshot, now: datetime, reason: str, message: str) -> Transition:
-    rollout = s.status.rollout
-    assert rollout is not None
-    end = revert if rollout.stage in ("Shadow", "Canary", "Promote", "Bake") and s.status.stable else fail
+    rollout = rollout_of(s.status)
+    end = revert if STAGES[rollout.stage].carries_weight and s.status.stable else fail
     return Transition(end(s.status, now, "Aborted", reason, message), (Event(reason, message),))
 
 
-def _retry(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
-    assert s.spec is not None
+def _retry(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
+    s = Specified.of(snapshot)
     if in_flight(s.status.rollout):
         return "a rollout is in flight; abort it first", None
     if s.spec_problem:
@@ -261,8 +258,8 @@ def _retry(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     return None, Transition(status, (Event("RetriedByUser", f"revision {verb.revision} is tried again"),))
 
 
-def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
-    assert s.spec is not None
+def _rollback(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
+    s = Specified.of(snapshot)
     target = s.revision(verb.revision)
     if target is None:
         return f"there is no revision {verb.revision}", None
@@ -273,8 +270,7 @@ def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     if target.status.outcome not in ("Stable", "Promoted", "Retired"):
         return f"{verb.revision} never served as stable (outcome {target.status.outcome})", None
     rollout = s.status.rollout
-    if in_flight(rollout):
-        assert rollout is not None
+    if rollout is not None and in_flight(rollout):
         if rollout.stage == "Revert":
             return None, None
         if rollout.mode == "Rollback" and rollout.revision == verb.revision:

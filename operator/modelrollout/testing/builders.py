@@ -27,6 +27,7 @@ from modelrollout.rollout.decide import decide
 from modelrollout.rollout.plan import Converge, Desired, Event, Plan, Write
 from modelrollout.rollout.snapshot import Assessment, Revision, Server, Snapshot, Traffic, stamp
 from modelrollout.rollout.transitions import input_hash
+from modelrollout.rollout.views import Specified
 
 START = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 NAME, NAMESPACE = "digits", "ml"
@@ -125,7 +126,7 @@ def ready(count: int = 2, asked: int = 2) -> Server:
 def rollout(stage: str, version: int = 2, **changes: Any) -> RolloutStatus:
     """A rollout of ``version`` that came to ``stage`` ten seconds ago."""
     before = {
-        "input_hash": input_hash(snapshot(spec(version))),
+        "input_hash": input_hash(Specified.of(snapshot(spec(version)))),
         "generation": 1,
         "since": ago(10),
         "started": ago(60),

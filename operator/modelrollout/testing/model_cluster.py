@@ -40,9 +40,9 @@ from modelrollout.rollout.desired import (
     replicas_with_traffic,
     service_selector,
     split,
+    stable_floor,
     stage_job,
 )
-from modelrollout.rollout.in_place import active_in_place, stable_floor
 from modelrollout.rollout.plan import Converge, Desired, Plan, Wait, Write
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.policy.rules import NO_RULES, Rules, active_freeze
@@ -59,11 +59,13 @@ from modelrollout.rollout.snapshot import (
     Snapshot,
     Split,
     Verb,
+    active_in_place,
     in_flight,
     serving_revision,
     still_draining,
 )
 from modelrollout.rollout.stages.waiting import GRACE_SECONDS
+from modelrollout.rollout.views import Specified
 from modelrollout.testing import builders
 from modelrollout.traffic.gateway_api.mirror import MirrorRouter, MirrorTarget, mirror_of
 from modelrollout.traffic.router import FrozenRoutes, GatewayRouter, Router, ServiceRouter
@@ -209,7 +211,9 @@ class World:
                 s.name, self.spec.traffic, self.spec.rollout, header_revision(s), preview_revision(s)
             )
             if s.gateway
-            else ServiceRouter(s.name, replicas_with_traffic(s), service_selector(s))
+            else ServiceRouter(
+                s.name, replicas_with_traffic(Specified.of(s)), service_selector(Specified.of(s))
+            )
         )
         if s.gateway:
             router = mirroring = MirrorRouter(router, s.name, self.spec, mirror_of(s), CONFIG)
@@ -778,7 +782,7 @@ class World:
         )
         if old.stage == "Canary":
             assert old.step is not None and self.spec is not None
-            steps = steps_of(s)
+            steps = steps_of(Specified.of(s))
             verb = (
                 after.handled_verbs[-1].split(":")[0]
                 if set(after.handled_verbs) - set(before.handled_verbs)
@@ -832,7 +836,7 @@ class World:
                 "nobody proved that they agree"
             )
             assert self.spec is not None
-            first = steps_of(s)[0].weight or 0
+            first = steps_of(Specified.of(s))[0].weight or 0
             assert old.shadow.promoted == "Full" or self.weight(after) == first, "a step was left out"
         elif new.mode == "Update" or not new.proven:
             assert old.stage == "Evaluate"
@@ -933,7 +937,9 @@ class World:
                 # A weight that was reached stays as long as there are pods at all; a new one waits
                 # for those that it needs.
                 new_one = rollout.step.phase == "Shifting" and weight > rollout.step.previous_weight
-                assert not new_one or has_pods_for(s, rollout.step), "more traffic than there are pods for"
+                assert not new_one or has_pods_for(Specified.of(s), rollout.step), (
+                    "more traffic than there are pods for"
+                )
 
     def _check_waits(self, plan: Converge | Wait) -> None:
         """Invariant 5 and what holds once the children match the state."""

@@ -70,6 +70,7 @@ from modelrollout.rollout.snapshot import (
 )
 from modelrollout.rollout.stages.tune import trial_serving
 from modelrollout.rollout.transitions import known_version
+from modelrollout.rollout.views import Specified
 from modelrollout.traffic.gateway_api.features import GatewayFacts, route_problem
 from modelrollout.traffic.gateway_api.mirror import MirrorRouter, mirror_method, mirror_of
 from modelrollout.traffic.hostnames import (
@@ -184,7 +185,7 @@ def observe(
         )
     snapshot = replace(snapshot, live_split=_live_split(by_name, key[1]))
     snapshot = replace(snapshot, mirror=_mirror(spec, gateway, config))
-    back = now is not None and is_return(snapshot, known_version(snapshot), now)
+    back = now is not None and is_return(snapshot, known_version(Specified.of(snapshot)), now)
     refusal = _refusal(key, spec, config, gateway_kinds, gateway, rules, returns=back)
     as_asked = stands.settled and (refusal is None or refusal.reason not in TRAFFIC_REFUSALS)
     # only a spec that is accepted claims names, but for its own, which nobody else could have
@@ -201,7 +202,8 @@ def observe(
     wanted = split(snapshot)
     router: Router
     if not snapshot.gateway:
-        router = ServiceRouter(key[1], replicas_with_traffic(snapshot), service_selector(snapshot))
+        specified = Specified.of(snapshot)
+        router = ServiceRouter(key[1], replicas_with_traffic(specified), service_selector(specified))
     else:
         aim = (spec.rollout, header_revision(snapshot), preview_host_revision(snapshot))
         router = (

@@ -12,12 +12,13 @@ from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.rollout.desired import has_all_pods, has_pods_for
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.rules import active_freeze
-from modelrollout.rollout.snapshot import Snapshot, in_flight
+from modelrollout.rollout.snapshot import in_flight, rollout_of, step_of
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from modelrollout.rollout.transitions import at_step, enter, reached, weight
+from modelrollout.rollout.views import Specified
 
 
-def block_while_frozen(s: Snapshot, move: Transition, now: datetime) -> Transition:
+def block_while_frozen(s: Specified, move: Transition, now: datetime) -> Transition:
     """The move, or none where it would raise a weight in a freeze.
 
     One place for all strategies, so that no stage can forget it. A rollback by hand goes on, and a
@@ -49,7 +50,7 @@ def block_while_frozen(s: Snapshot, move: Transition, now: datetime) -> Transiti
     return Transition(s.status, requeue_after=min(freeze.left(now), CHECK_SECONDS))
 
 
-def _is_on_its_way(s: Snapshot, move: Transition) -> bool:
+def _is_on_its_way(s: Specified, move: Transition) -> bool:
     """Whether a weight was decided before the freeze began and still waits for pods: they may come
     hours later, in the midst of it.
     """
@@ -77,8 +78,6 @@ def _is_on_its_way(s: Snapshot, move: Transition) -> bool:
 
 def _back(status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
     """To the weight that was reached, which is judged until the freeze is over."""
-    rollout = status.rollout
-    assert rollout is not None and rollout.step is not None
-    entered = status if rollout.stage == "Canary" else enter(status, "Canary", now)
-    step = rollout.step
+    entered = status if rollout_of(status).stage == "Canary" else enter(status, "Canary", now)
+    step = step_of(status)
     return at_step(entered, step.index, reached(step), now, strategy=step.strategy, pause=False)

@@ -13,6 +13,7 @@ from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Step, seconds
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.snapshot import Revision, Snapshot, baseline, in_flight, since
 from modelrollout.rollout.transitions import weight
+from modelrollout.rollout.views import Specified
 
 
 def first_weight(s: Snapshot) -> int | None:
@@ -48,9 +49,8 @@ def within_window(s: Snapshot, target: Revision, now: datetime) -> bool:
     return window is None or (last is not None and since(last, now) <= seconds(window))
 
 
-def steps_of(s: Snapshot) -> list[Step]:
+def steps_of(s: Specified) -> list[Step]:
     """The steps of the strategy, with one of the first weight before any that gives more."""
-    assert s.spec is not None
     return stepping.steps_of(s.spec.rollout, first_weight(s))
 
 

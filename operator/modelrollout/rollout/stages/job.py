@@ -10,9 +10,10 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.snapshot import JobState, Problem, Snapshot, since
+from modelrollout.rollout.snapshot import JobState, Problem, since
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS, wait, wait_or_fail
 from modelrollout.rollout.transitions import change, fail
+from modelrollout.rollout.views import InFlight
 
 MAX_LOST = 3  # Jobs lost, or results with their pods, before it is called a failure
 SOON_SECONDS = 2.0  # to hear why a Job that was just queued waits
@@ -24,7 +25,7 @@ RESULT_LOST = Problem(
 )
 
 
-def job_in_progress(s: Snapshot, now: datetime, waiting_for: str) -> Transition:
+def job_in_progress(s: InFlight, now: datetime, waiting_for: str) -> Transition:
     """The Job has not ended. While it works it has a limit of its own; progressDeadline is for the
     time in which no pod of it does, and while it is queued there is none.
     """
@@ -40,10 +41,9 @@ def job_in_progress(s: Snapshot, now: datetime, waiting_for: str) -> Transition:
     return wait_or_fail(s, now, work.problem or s.write_problem or work.retried, waiting_for, work.idle_since)
 
 
-def retry_job(s: Snapshot, now: datetime, problem: Problem) -> Transition:
+def retry_job(s: InFlight, now: datetime, problem: Problem) -> Transition:
     """Run it once more as another Job."""
-    rollout = s.status.rollout
-    assert rollout is not None
+    rollout = s.rollout
     if rollout.attempt < MAX_LOST:
         return Transition(change(s.status, attempt=rollout.attempt + 1))
     message = f"{problem.message}; that was try {rollout.attempt + 1}, say retry when the cause is gone"
@@ -52,7 +52,7 @@ def retry_job(s: Snapshot, now: datetime, problem: Problem) -> Transition:
     )
 
 
-def failed_job(s: Snapshot, work: JobState, now: datetime) -> Transition:
+def failed_job(s: InFlight, work: JobState, now: datetime) -> Transition:
     """A Job that ended badly for good: the program's own reason, or the pod's. Killed for no reason
     of its own, or ended by a stranger's pod, it runs again.
     """

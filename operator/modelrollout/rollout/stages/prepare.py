@@ -17,20 +17,21 @@ from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.results import Search, TaskResult
 from modelrollout.rollout.compatibility import interface_change, served_interface
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.snapshot import Problem, Snapshot, baseline, stamp
+from modelrollout.rollout.snapshot import Problem, baseline, stamp
 from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
 from modelrollout.rollout.stages.provision import queued
+from modelrollout.rollout.stages.spec import StageSpec
 from modelrollout.rollout.stages.tune import is_wanted
 from modelrollout.rollout.stages.waiting import wait, wait_or_fail
 from modelrollout.rollout.transitions import change, enter, fail
+from modelrollout.rollout.views import InFlight
 
 _TOGETHER = "PreparedTogether"
 
 
-def prepare(s: Snapshot, now: datetime) -> Transition:
+def prepare(s: InFlight, now: datetime) -> Transition:
     """Go on with the artifact that the Job published, or that this revision has already."""
-    rollout = s.status.rollout
-    assert rollout is not None
+    rollout = s.rollout
     revision = s.revision(rollout.revision)
     if revision is None:
         return wait_or_fail(s, now, None, "the ModelRevision")
@@ -76,10 +77,9 @@ def prepare(s: Snapshot, now: datetime) -> Transition:
     return _onward(s, evidence, now, _gate_event(evidence))
 
 
-def _onward(s: Snapshot, artifact: ArtifactEvidence, now: datetime, *events: Event) -> Transition:
+def _onward(s: InFlight, artifact: ArtifactEvidence, now: datetime, *events: Event) -> Transition:
     """To the model servers, if clients of stable could use them."""
-    rollout = s.status.rollout
-    assert rollout is not None
+    rollout = s.rollout
     if rollout.mode == "Update":
         if problem := interface_change(s, artifact.interface):
             rejected = change(
@@ -96,7 +96,7 @@ def _onward(s: Snapshot, artifact: ArtifactEvidence, now: datetime, *events: Eve
     return Transition(enter(s.status, following, now, artifact=artifact, queue=queued(s, now)), events)
 
 
-def _rejected(s: Snapshot, now: datetime, problem: Problem, evidence: ArtifactEvidence | None) -> Transition:
+def _rejected(s: InFlight, now: datetime, problem: Problem, evidence: ArtifactEvidence | None) -> Transition:
     """By the gate. The evidence stays readable; the artifact itself was not published, so there is
     no digest to serve.
     """
@@ -151,3 +151,14 @@ def _gate_event(evidence: ArtifactEvidence) -> Event:
         return Event("Prepared", f"{size}, no gate")
     metrics = ", ".join(f"{m.name} {m.before:.4f} -> {m.after:.4f}" for m in evidence.metrics)
     return Event("Prepared", f"{size}, {metrics} on {evidence.samples} samples")
+
+
+PREPARE = StageSpec(
+    "Prepare",
+    prepare,
+    InFlight,
+    phase="Preparing",
+    doing="the model is being fetched, verified and optimized",
+    then="its servers start",
+    condition="Prepared",
+)

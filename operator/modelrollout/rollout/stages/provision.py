@@ -16,22 +16,23 @@ from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.requirements import gpus_of_spec, too_small
 from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.security_bulletins import known_flaws
-from modelrollout.rollout.snapshot import Gpus, Problem, Slot, Snapshot, since, stamp
-from modelrollout.rollout.stages.in_place import LACKS, release_stable_pods
+from modelrollout.rollout.snapshot import Gpus, Problem, Slot, since, stamp
+from modelrollout.rollout.stages.in_place import UNSCHEDULABLE, release_stable_pods
+from modelrollout.rollout.stages.spec import StageSpec
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS, remaining, wait, wait_or_fail
 from modelrollout.rollout.transitions import change, enter, fail
+from modelrollout.rollout.views import InFlight
 
 # each rollout that leaves the queue moves all behind it: further back the place is not told, or
 # that would be many writes
 TOLD_POSITIONS = 10
 
 
-def provision(s: Snapshot, now: datetime) -> Transition:
+def provision(s: InFlight, now: datetime) -> Transition:
     """Go on once every replica that the trial begins with serves the model: a weight never rises on
     pods that are not there.
     """
-    rollout = s.status.rollout
-    assert rollout is not None and s.spec is not None
+    rollout = s.rollout
     if rollout.queue is not None:
         return in_queue(s, rollout.queue, now)
     server = s.server(rollout.revision)
@@ -53,7 +54,7 @@ def provision(s: Snapshot, now: datetime) -> Transition:
     ):
         problem = Problem("InsufficientGPU", f"{_numbers(s.gpus)}; {problem.message}")
     limit = s.spec.rollout.unscheduled_deadline
-    if problem is not None and problem.reason in LACKS and limit is not None:
+    if problem is not None and problem.reason in UNSCHEDULABLE and limit is not None:
         left = seconds(limit) - since(rollout.since, now)
         if left <= 0:
             return _unscheduled(s, problem, limit, now)
@@ -63,7 +64,7 @@ def provision(s: Snapshot, now: datetime) -> Transition:
     )
 
 
-def _if_patched(s: Snapshot, policy: str, version: str | None, now: datetime) -> Transition:
+def _if_patched(s: InFlight, policy: str, version: str | None, now: datetime) -> Transition:
     if version is None:
         asks = "the operator asks GET /v2 of a pod, which a network policy may forbid"
         return wait_or_fail(
@@ -81,21 +82,19 @@ def _if_patched(s: Snapshot, policy: str, version: str | None, now: datetime) ->
     return Transition(enter(s.status, "Evaluate", now))
 
 
-def queued(s: Snapshot, now: datetime) -> QueueStatus | None:
+def queued(s: InFlight, now: datetime) -> QueueStatus | None:
     """The queue that a rollout enters before it is given GPUs; None where nothing limits it."""
-    assert s.spec is not None and s.status.rollout is not None
     gpus = sum(gpus_of_spec(s.spec).values())
     limited = any(limit.concerns(gpus) for limit in s.rules.limits) or active_freeze(s.rules, now) is not None
-    if s.status.rollout.mode == "Rollback" or not (limited or (s.spec.serving.surge == "Wait" and gpus)):
+    if s.rollout.mode == "Rollback" or not (limited or (s.spec.serving.surge == "Wait" and gpus)):
         return None
     return QueueStatus(since=stamp(now), gpus=gpus)
 
 
-def in_queue(s: Snapshot, queue: QueueStatus, now: datetime) -> Transition:
+def in_queue(s: InFlight, queue: QueueStatus, now: datetime) -> Transition:
     """Until no freeze is in force, every slot is ours, and (where spec wants that) the GPUs are
     free.
     """
-    assert s.spec is not None and s.status.rollout is not None
     if freeze := active_freeze(s.rules, now):
         return wait(s, Problem("Frozen", freeze.message), min(CHECK_SECONDS, freeze.left(now)))
     asked = sum(gpus_of_spec(s.spec).values())
@@ -120,11 +119,11 @@ def in_queue(s: Snapshot, queue: QueueStatus, now: datetime) -> Transition:
         elif s.gpus.free < s.gpus.needed:
             return _short(s, queue, s.gpus, now)
     return Transition(
-        enter(s.status, s.status.rollout.stage, now, queue=None, slot=_slot(s, queue, slots, now)), events
+        enter(s.status, s.rollout.stage, now, queue=None, slot=_slot(s, queue, slots, now)), events
     )
 
 
-def _slot(s: Snapshot, queue: QueueStatus, slots: Mapping[str, Slot], now: datetime) -> SlotStatus | None:
+def _slot(s: InFlight, queue: QueueStatus, slots: Mapping[str, Slot], now: datetime) -> SlotStatus | None:
     """What is held from now on. Replicas may have been edited since the Leases were taken: those
     count.
     """
@@ -133,7 +132,7 @@ def _slot(s: Snapshot, queue: QueueStatus, slots: Mapping[str, Slot], now: datet
     return SlotStatus(since=stamp(now), gpus=min([queue.gpus, *counted])) if limited else None
 
 
-def _in_line(s: Snapshot, queue: QueueStatus, slot: Slot) -> Transition:
+def _in_line(s: InFlight, queue: QueueStatus, slot: Slot) -> Transition:
     if slot.turn:
         return Transition(s.status, requeue_after=CHECK_SECONDS)  # the slot is being taken
     position = slot.position if slot.position <= TOLD_POSITIONS else None
@@ -167,8 +166,7 @@ def _ordinal(n: int) -> str:
     return f"{n}{suffix}"
 
 
-def _short(s: Snapshot, queue: QueueStatus, gpus: Gpus, now: datetime) -> Transition:
-    assert s.spec is not None
+def _short(s: InFlight, queue: QueueStatus, gpus: Gpus, now: datetime) -> Transition:
     problem = Problem("InsufficientGPU", _numbers(gpus))
     limit = s.spec.rollout.unscheduled_deadline or s.spec.rollout.progress_deadline
     if queue.gpu_shortage_since is None:
@@ -190,8 +188,20 @@ def _numbers(gpus: Gpus) -> str:
     )
 
 
-def _unscheduled(s: Snapshot, problem: Problem, limit: str, now: datetime) -> Transition:
+def _unscheduled(s: InFlight, problem: Problem, limit: str, now: datetime) -> Transition:
     message = f"not scheduled within {limit} (unscheduledDeadline): {problem.message}"
     return Transition(
         fail(s.status, now, "Failed", problem.reason, message), (Event(problem.reason, message, "Warning"),)
     )
+
+
+PROVISION = StageSpec(
+    "Provision",
+    provision,
+    InFlight,
+    phase="Provisioning",
+    doing="the model servers are starting",
+    then="golden data is sent, if there is any, and the canary begins",
+    condition="Provisioned",
+    may_queue=True,
+)

@@ -10,18 +10,19 @@ from modelrollout.api.v1alpha1 import Tune, TuningEvidence, TuningTrial
 from modelrollout.contract.common import ServingConfig
 from modelrollout.contract.results import TaskResult, TrialResult, TuneResult
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.snapshot import SERVED, Snapshot
+from modelrollout.rollout.snapshot import SERVED
 from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
 from modelrollout.rollout.stages.provision import in_queue
+from modelrollout.rollout.stages.spec import StageSpec
 from modelrollout.rollout.transitions import enter
+from modelrollout.rollout.views import InFlight
 
 
-def is_wanted(s: Snapshot) -> bool:
+def is_wanted(s: InFlight) -> bool:
     """Whether the version in flight is tuned first: once, and never when it has served or has pods,
     whose template must not change.
     """
-    rollout = s.status.rollout
-    assert rollout is not None and s.spec is not None
+    rollout = s.rollout
     revision = s.revision(rollout.revision)
     if s.spec.serving.tune is None or rollout.mode == "Rollback" or revision is None:
         return False
@@ -32,12 +33,11 @@ def is_wanted(s: Snapshot) -> bool:
     )
 
 
-def tune(s: Snapshot, now: datetime) -> Transition:
+def tune(s: InFlight, now: datetime) -> Transition:
     """Go on with what the Job found; an objective that nothing keeps to is told, and the canary's
     evidence decides.
     """
-    rollout, work = s.status.rollout, s.work
-    assert rollout is not None and s.spec is not None
+    rollout, work = s.rollout, s.work
     if rollout.queue is not None:
         return in_queue(s, rollout.queue, now)
     asked = s.spec.serving.tune
@@ -111,3 +111,16 @@ def settings(t: TuningTrial) -> str:
         if t.batch
         else f"{instances}, requests one by one"
     )
+
+
+TUNE = StageSpec(
+    "Tune",
+    tune,
+    InFlight,
+    phase="Tuning",
+    doing="serving configurations are being measured on a Triton of its own",
+    then="its servers start",
+    condition="Tuned",
+    is_configured=lambda spec: spec.serving.tune is not None,
+    may_queue=True,
+)

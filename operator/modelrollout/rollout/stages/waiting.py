@@ -6,8 +6,9 @@ from datetime import datetime
 
 from modelrollout.api.v1alpha1 import seconds
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.snapshot import Problem, Snapshot, since, stamp
+from modelrollout.rollout.snapshot import Problem, since, stamp
 from modelrollout.rollout.transitions import change, cut, fail
+from modelrollout.rollout.views import InFlight
 
 CHECK_SECONDS = 30.0  # how often a stage that waits for a watched event looks by itself
 # what a stage may need to get on after nobody has looked for long: pods start, Jobs run
@@ -15,13 +16,12 @@ GRACE_SECONDS = 600.0
 
 
 def wait(
-    s: Snapshot, problem: Problem | None = None, requeue_after: float = CHECK_SECONDS, *, latest: bool = False
+    s: InFlight, problem: Problem | None = None, requeue_after: float = CHECK_SECONDS, *, latest: bool = False
 ) -> Transition:
     """Stay, and say in status why, as long as there is a reason that is worth a word. ``latest``:
     its last words stand, not its first.
     """
-    rollout = s.status.rollout
-    assert rollout is not None
+    rollout = s.rollout
     problem = problem or s.write_problem
     reason, message = (problem.reason, cut(problem.message)) if problem else (None, None)
     if rollout.reason == reason and (not latest or rollout.message == message):
@@ -34,7 +34,7 @@ def wait(
     return Transition(change(s.status, reason=reason, message=message), events, requeue_after)
 
 
-def remaining(s: Snapshot, now: datetime, idle_since: str | None = None) -> float:
+def remaining(s: InFlight, now: datetime, idle_since: str | None = None) -> float:
     """Seconds until the stage's (or in the canary the step's) progressDeadline; negative when it
     has passed. ``idle_since``: it counts from then.
 
@@ -42,8 +42,7 @@ def remaining(s: Snapshot, now: datetime, idle_since: str | None = None) -> floa
     of it: a new leader gives every stage ``GRACE_SECONDS`` of its own (or the whole deadline, if
     that is shorter).
     """
-    assert s.spec is not None and s.status.rollout is not None
-    rollout = s.status.rollout
+    rollout = s.rollout
     if rollout.paused_by_user is not None:
         return CHECK_SECONDS
     limit = seconds(s.spec.rollout.progress_deadline)
@@ -56,14 +55,13 @@ def remaining(s: Snapshot, now: datetime, idle_since: str | None = None) -> floa
 
 
 def wait_or_fail(
-    s: Snapshot, now: datetime, problem: Problem | None, waiting_for: str, idle_since: str | None = None
+    s: InFlight, now: datetime, problem: Problem | None, waiting_for: str, idle_since: str | None = None
 ) -> Transition:
     """Wait until the progress deadline, then fail with what stood in the way."""
     left = remaining(s, now, idle_since)
     problem = problem or s.write_problem
     if left > 0:
         return wait(s, problem, min(CHECK_SECONDS, left))
-    assert s.spec is not None
     reason = problem.reason if problem else "ProgressDeadlineExceeded"
     detail = problem.message if problem else f"still waiting for {waiting_for}"
     message = f"not done within progressDeadline {s.spec.rollout.progress_deadline}: {detail}"
