@@ -16,6 +16,7 @@ from modelrollout.api.v1alpha1 import (
     Counter,
     MetricStatus,
     RolloutStatus,
+    Stage,
     Step,
     StepStatus,
     Strategy,
@@ -214,7 +215,7 @@ def _pods(rollout: Rollout, revision: str) -> str:
 def _stages(rollout: Rollout, r: RolloutStatus, now: datetime) -> Table:
     table = _grid()
     shadowed = r.shadow is not None or (rollout.spec is not None and rollout.spec.rollout.shadow is not None)
-    stages = [s for s, spec in STAGES.items() if (spec.condition and s != "Shadow") or shadowed]
+    stages = [s for s, spec in STAGES.items() if spec.condition and (s != "Shadow" or shadowed)]
     reached: Stage = (
         r.stage if r.stage in stages else next((x for x in reversed(stages) if x in r.stages), "Resolve")
     )

@@ -937,9 +937,7 @@ class World:
                 # A weight that was reached stays as long as there are pods at all; a new one waits
                 # for those that it needs.
                 new_one = rollout.step.phase == "Shifting" and weight > rollout.step.previous_weight
-                assert not new_one or has_pods_for(Specified.of(s), rollout.step), (
-                    "more traffic than there are pods for"
-                )
+                assert not new_one or has_pods_for(Specified.of(s), rollout.step), "more traffic than pods"
 
     def _check_waits(self, plan: Converge | Wait) -> None:
         """Invariant 5 and what holds once the children match the state."""

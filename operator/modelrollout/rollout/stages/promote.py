@@ -87,7 +87,7 @@ PROMOTE = StageSpec(
     promote,
     InFlight,
     phase="Promoting",
-    doing="the data plane is taking the revision up as stable",
+    doing="the revision is getting all traffic",
     then="it bakes if spec says so, and the old servers go away",
     condition="Promoted",
     watched=True,
