@@ -29,7 +29,7 @@ from modelrollout.api.v1alpha1 import (
 from modelrollout.controller.observe.observation import _status
 from modelrollout.rollout.assessment import assess, metrics_due
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import needs_measurement
+from modelrollout.rollout.desired.traffic import needs_measurement
 from modelrollout.rollout.plan import Converge
 from modelrollout.rollout.snapshot import Assessment, Snapshot
 from modelrollout.testing import builders as b

@@ -28,7 +28,7 @@ from modelrollout.kube.client import (
     NotFound,
 )
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import needs_measurement
+from modelrollout.rollout.desired.traffic import needs_measurement
 from modelrollout.rollout.plan import Converge, Event, Wait, Write
 from modelrollout.rollout.policy.rules import NO_RULES
 from modelrollout.rollout.snapshot import Assessment, Problem, Snapshot

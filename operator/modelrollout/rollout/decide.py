@@ -7,7 +7,9 @@ from datetime import datetime
 
 from modelrollout.rollout import verbs
 from modelrollout.rollout.compatibility import is_declared
-from modelrollout.rollout.desired import desired, desired_traffic_only, has_all_pods, revision_status
+from modelrollout.rollout.desired import desired, desired_traffic_only
+from modelrollout.rollout.desired.pods import has_all_pods
+from modelrollout.rollout.desired.revisions import revision_status
 from modelrollout.rollout.plan import Converge, Desired, Event, Plan, Transition, Wait, Write
 from modelrollout.rollout.pod_restarts import waiting_restart, withdraw_incompatible_restart
 from modelrollout.rollout.policy.freeze import block_while_frozen

@@ -20,7 +20,7 @@ from modelrollout.api.v1alpha1 import (
     Strategy,
 )
 from modelrollout.rollout import strategy as stepping
-from modelrollout.rollout.desired import real_share
+from modelrollout.rollout.desired.pods import real_share
 from modelrollout.rollout.plan import Event
 from modelrollout.rollout.pod_restarts import (
     TOO_OLD,

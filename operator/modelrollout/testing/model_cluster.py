@@ -32,16 +32,14 @@ from modelrollout.contract.results import TaskResult, TrialResult, TuneResult
 from modelrollout.resources.endpoints import matches
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import (
-    has_pods_for,
+from modelrollout.rollout.desired.jobs import stage_job
+from modelrollout.rollout.desired.pods import has_pods_for, replicas_with_traffic, stable_floor
+from modelrollout.rollout.desired.traffic import (
     header_revision,
     needs_measurement,
     preview_revision,
-    replicas_with_traffic,
     service_selector,
     split,
-    stable_floor,
-    stage_job,
 )
 from modelrollout.rollout.plan import Converge, Desired, Plan, Wait, Write
 from modelrollout.rollout.policy.mandatory_metrics import steps_of

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
-from modelrollout.rollout.desired import revision_status
+from modelrollout.rollout.desired.revisions import revision_status
 from modelrollout.rollout.policy.requirements import first_violation
 from modelrollout.rollout.policy.rules import Rules, combine, read
 from modelrollout.testing import builders as b

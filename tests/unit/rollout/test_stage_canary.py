@@ -11,7 +11,7 @@ from modelrollout.analysis.metrics import MAX_METRICS
 from modelrollout.analysis.process_groups import FOLLOWED, GROUPS
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, StepEvidence, Strategy, VerdictName
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import split
+from modelrollout.rollout.desired.traffic import split
 from modelrollout.rollout.plan import Converge
 from modelrollout.rollout.snapshot import Assessment, Problem, Server, Snapshot, Traffic, stamp
 from modelrollout.rollout.status import derive_status

@@ -11,7 +11,7 @@ import pytest
 from modelrollout.api.v1alpha1 import QueueStatus
 from modelrollout.contract.results import TaskResult
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import split
+from modelrollout.rollout.desired.traffic import split
 from modelrollout.rollout.policy.rules import Rules, combine, read
 from modelrollout.rollout.snapshot import Gpus, JobState, Problem, Server, Slot, Snapshot, Verb
 from modelrollout.testing import builders as b

@@ -11,7 +11,9 @@ import pytest
 
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ShadowStatus, VerdictName
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import desired, needs_measurement, replicas, split
+from modelrollout.rollout.desired import desired
+from modelrollout.rollout.desired.pods import replicas
+from modelrollout.rollout.desired.traffic import needs_measurement, split
 from modelrollout.rollout.plan import Plan, Write
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Assessment, MirrorState, Problem, Server, Snapshot, Traffic, Verb

@@ -11,7 +11,8 @@ from modelrollout.api.v1alpha1 import QueueStatus, TuningEvidence, TuningTrial
 from modelrollout.contract.common import ServingConfig
 from modelrollout.contract.results import TaskResult, TrialResult, TuneResult
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import desired, stage_job
+from modelrollout.rollout.desired import desired
+from modelrollout.rollout.desired.jobs import stage_job
 from modelrollout.rollout.snapshot import JobState, Problem, Server, Snapshot
 from modelrollout.rollout.stages.tune import serving_of
 from modelrollout.testing import builders as b

@@ -23,15 +23,9 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.rollout.assessment import metrics_due
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import (
-    desired,
-    header_revision,
-    needs_measurement,
-    preview_revision,
-    replicas,
-    replicas_with_traffic,
-    split,
-)
+from modelrollout.rollout.desired import desired
+from modelrollout.rollout.desired.pods import replicas, replicas_with_traffic
+from modelrollout.rollout.desired.traffic import header_revision, needs_measurement, preview_revision, split
 from modelrollout.rollout.plan import Converge, Wait
 from modelrollout.rollout.recovery import sanitize
 from modelrollout.rollout.snapshot import Assessment, Problem, Server, Snapshot, Traffic, stamp
@@ -764,7 +758,7 @@ def test_without_one_nothing_is_touched() -> None:
 
 
 def test_since_when_a_revision_is_retired_stands_in_it() -> None:
-    from modelrollout.rollout.desired import revision_status
+    from modelrollout.rollout.desired.revisions import revision_status
 
     state = b.status(2, rollout=b.rollout("Done", 2, outcome="Promoted"))
     state = state.model_copy(update={"stable": RevisionRef(revision=V2, number=2, since=b.ago(7))})

@@ -54,7 +54,7 @@ from modelrollout.resources import jobs, network_policies, server
 from modelrollout.resources.common import NotAllowedError, Owner, controller_of, tenant_uri
 from modelrollout.resources.comparer import is_mirrored
 from modelrollout.resources.hardening import VERSION, harden, is_known
-from modelrollout.rollout.desired import ALL_REVISIONS
+from modelrollout.rollout.desired.traffic import ALL_REVISIONS
 from modelrollout.rollout.plan import Desired
 from modelrollout.rollout.policy.allowances import allowance_violation
 from modelrollout.rollout.policy.requirements import source_violation

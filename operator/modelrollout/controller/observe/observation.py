@@ -40,13 +40,13 @@ from modelrollout.kube.client import (
 from modelrollout.resources.common import NotAllowedError, controller_of, store_for_field, tenant_uri
 from modelrollout.resources.hardening import hardening_version, overlay_of
 from modelrollout.resources.server import fetch_task, restarted_at
-from modelrollout.rollout.desired import (
+from modelrollout.rollout.desired.jobs import stage_job
+from modelrollout.rollout.desired.pods import replicas_with_traffic
+from modelrollout.rollout.desired.traffic import (
     header_revision,
     preview_host_revision,
-    replicas_with_traffic,
     service_selector,
     split,
-    stage_job,
 )
 from modelrollout.rollout.policy.allowances import allowance_violation
 from modelrollout.rollout.policy.mandatory_metrics import is_return

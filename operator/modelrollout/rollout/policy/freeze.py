@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
-from modelrollout.rollout.desired import has_all_pods, has_pods_for
+from modelrollout.rollout.desired.pods import has_all_pods, has_pods_for
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.snapshot import in_flight, rollout_of, step_of

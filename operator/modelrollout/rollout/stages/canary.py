@@ -7,7 +7,7 @@ from datetime import datetime
 
 from modelrollout.api.v1alpha1 import Step, StepStatus, seconds
 from modelrollout.rollout import strategy as stepping
-from modelrollout.rollout.desired import has_pods_for, scaling_problem
+from modelrollout.rollout.desired.pods import has_pods_for, scaling_problem
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.snapshot import Assessment, since, stamp

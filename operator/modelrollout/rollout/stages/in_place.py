@@ -8,7 +8,7 @@ fits on no node.
 from __future__ import annotations
 
 from modelrollout.api.v1alpha1 import InPlaceStatus
-from modelrollout.rollout.desired import canary_room, replicas_with_traffic, stable_floor
+from modelrollout.rollout.desired.pods import canary_room, replicas_with_traffic, stable_floor
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.snapshot import baseline
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import Outcome, RolloutStatus
-from modelrollout.rollout.desired import has_all_pods, scaling_problem
+from modelrollout.rollout.desired.pods import has_all_pods, scaling_problem
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.snapshot import NOT_READY, Snapshot, baseline, since
 from modelrollout.rollout.stages.bake import begin_bake

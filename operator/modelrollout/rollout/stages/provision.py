@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, SlotStatus, seconds
-from modelrollout.rollout.desired import replicas_with_traffic
+from modelrollout.rollout.desired.pods import replicas_with_traffic
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.requirements import gpus_of_spec, too_small
 from modelrollout.rollout.policy.rules import active_freeze
