@@ -1,4 +1,4 @@
-"""``decide``: an ordered list of named checks; the first that has something to say decides."""
+"""``decide``: an ordered list of named checks; the first that returns a transition decides."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Check = Callable[[Specified, datetime], Transition | None]
 
 
 def decide(s: Snapshot, now: datetime) -> Plan:
-    """One step: a transition to write, or the children that the written state asks for."""
+    """One pass: a transition to write, children to converge to, or a wait."""
     if s.spec is None:
         return _without_spec(s, now)
     specified = Specified.of(s)
@@ -52,15 +52,15 @@ def decide(s: Snapshot, now: datetime) -> Plan:
         return Write(status, tuple(dict.fromkeys((*move.events, *changed_condition_events(s, status, now)))))
     waits = [*still_draining(s, now).values(), *([] if move.requeue_after is None else [move.requeue_after])]
     if (not waits and s.spec_problem) or waiting_restart(s, s.status) is not None:
-        # what stands in the way of it may be another object, whose events wake somebody else
+        # the cause may lie in another object, whose events do not wake this ModelDeployment
         waits.append(CHECK_SECONDS)
     return Converge(status, desired(specified, now), requeue_after=min(waits, default=None))
 
 
 def _without_spec(s: Snapshot, now: datetime) -> Plan:
-    """A spec that cannot be read changes nothing that runs: weights stay as they are, it is said in
-    status, and that is all. The limits and metrics of a trial under way are gone with it, so only a
-    person can end that: ``abort``.
+    """A spec that cannot be read changes nothing that runs: weights stay as they are, and status
+    reports it. Limits and metrics of the trial are gone with it, so only a person can end a
+    rollout, with ``abort``.
     """
     verb = verbs.unhandled(s, only=("abort",))
     move = verbs.carry_out(s, verb, now) if verb else None
@@ -76,28 +76,27 @@ def _without_spec(s: Snapshot, now: datetime) -> Plan:
 
 
 def _replaces_unrecorded(s: Snapshot, move: Transition) -> bool:
-    """A new rollout takes the place of the old one in status only after the old one's evidence
-    stands in its revision.
-    """
+    """Whether a new rollout would replace one whose evidence its revision does not have yet."""
     old, new = s.status.rollout, move.status.rollout
     return old is not None and new is not None and old.started != new.started and bool(revision_status(s))
 
 
 def recover_lost_status(s: Specified, now: datetime) -> Transition | None:
-    """Status names no stable revision although there are revisions: somebody emptied or damaged it,
-    or a backup brought none.
+    """Recover a status that names no stable revision although one has served: it was emptied or
+    damaged, or a backup did not contain it.
     """
     status = recover(s, now)
     if status is None:
         return None
     stable = status.stable.revision if status.stable else status.rollout.revision if status.rollout else None
-    found = f"revision {stable} is taken for stable" if stable else "no revision is known to have been stable"
+    result = f"revision {stable} is stable" if stable else "no revision is known to have been stable"
     return Transition(
         status,
         (
             Event(
                 "StateRebuilt",
-                f"status had lost what is stable, it was made anew from revisions and route: {found}",
+                "status did not name a stable revision; recovered it from the revisions and the live"
+                f" route: {result}",
                 "Warning",
             ),
         ),
@@ -105,13 +104,13 @@ def recover_lost_status(s: Specified, now: datetime) -> Transition | None:
 
 
 def carry_out_verb(s: Snapshot, now: datetime) -> Transition | None:
-    """A verb that was not handled yet."""
+    """Carry out the first verb that was not handled yet."""
     verb = verbs.unhandled(s)
     return verbs.carry_out(s, verb, now) if verb else None
 
 
 def end_superseded(s: Specified, now: datetime) -> Transition | None:
-    """The spec asks for another version than the one in flight: end it, stable first."""
+    """End a rollout whose version spec no longer requests, stable first."""
     rollout = s.status.rollout
     if (
         rollout is None
@@ -129,7 +128,7 @@ def end_superseded(s: Specified, now: datetime) -> Transition | None:
         same = rollout.input_hash == input_hash(s)
     if same:
         return None
-    message = f"spec (generation {s.generation}) asks for another version"
+    message = f"spec (generation {s.generation}) requests another version"
     end = revert if STAGES[rollout.stage].carries_weight else fail
     return Transition(
         end(s.status, now, "Superseded", "Superseded", message), (Event("Superseded", message),)
@@ -137,7 +136,7 @@ def end_superseded(s: Specified, now: datetime) -> Transition | None:
 
 
 def _waits_in_trial(s: Snapshot) -> bool:
-    """Promotion that still waits for pods, with the weight of the last step."""
+    """Whether promotion still waits for pods, at the weight of the last step."""
     return (
         s.status.stable is not None
         and s.status.rollout is not None
@@ -147,20 +146,20 @@ def _waits_in_trial(s: Snapshot) -> bool:
 
 
 def withdraw_failed_restart(s: Snapshot, now: datetime) -> Transition | None:
-    """New pods were asked for whose image does not know the flags of hardened servers."""
-    found = withdraw_incompatible_restart(s)
-    return Transition(found[0], (found[1],)) if found else None
+    """Withdraw a restart whose image lacks the flags of a hardened server."""
+    withdrawn = withdraw_incompatible_restart(s)
+    return Transition(withdrawn[0], (withdrawn[1],)) if withdrawn else None
 
 
 def end_overdue(s: Snapshot, now: datetime) -> Transition | None:
-    """A slot that was held too long: back to stable, whoever paused it and however long its own
-    deadlines are.
+    """End a rollout that has had its slot too long, even if a person paused it or its own deadlines
+    are longer.
     """
     rollout, problem = s.status.rollout, held_too_long(s, now)
     if rollout is None or problem is None or rollout.mode == "Rollback" or rollout.stage == "Revert":
         return None
     if rollout.stage == "Promote" and (s.status.stable is None or has_all_pods(s)):
-        return None  # it is about to end
+        return None  # it is about to finish
     event = (Event(problem.reason, problem.message, "Warning"),)
     if STAGES[rollout.stage].carries_weight and s.status.stable is not None:
         return Transition(revert(s.status, now, "RolledBack", problem.reason, problem.message), event)
@@ -168,9 +167,9 @@ def end_overdue(s: Snapshot, now: datetime) -> Transition | None:
 
 
 def enlarge_slot(s: Snapshot, now: datetime) -> Transition | None:
-    """The slot counts all GPUs that are asked for by now: the replicas that waited come."""
+    """Count all GPUs of the present replicas, once every limit has room for them."""
     slot, wanted = slot_of(s), gpus_requested(s)
-    # where a limit came after the slot there is none of it
+    # a limit that was added after the slot was taken counts no GPUs
     counted = [x for x in s.slots if x.gpus]
     if (
         slot is None
@@ -183,7 +182,7 @@ def enlarge_slot(s: Snapshot, now: datetime) -> Transition | None:
 
 
 def run_stage(s: Snapshot, now: datetime) -> Transition | None:
-    """The stage of the rollout in flight."""
+    """Run the stage of the rollout in flight."""
     rollout = s.status.rollout
     if rollout is None or not in_flight(rollout):
         return None
@@ -191,7 +190,7 @@ def run_stage(s: Snapshot, now: datetime) -> Transition | None:
 
 
 def start_rollout(s: Specified, now: datetime) -> Transition | None:
-    """Begin a rollout when spec asks for a version that is neither stable nor known to be bad."""
+    """Begin a rollout if spec requests a version that is neither stable nor quarantined."""
     status = s.status
     stable = s.revision(status.stable.revision) if status.stable else None
     if stable is not None and stable.is_version(s.spec):
@@ -209,7 +208,7 @@ def start_rollout(s: Specified, now: datetime) -> Transition | None:
         if same and not is_declared(s, rollout.reason):
             return None
     if s.spec_problem:
-        # No rollout begins, so that it begins by itself once the reason is gone.
+        # No rollout begins, so that one begins by itself once the reason is gone.
         return Transition(
             status, (Event(s.spec_problem.reason, s.spec_problem.message, "Warning"),), CHECK_SECONDS
         )
@@ -217,8 +216,8 @@ def start_rollout(s: Specified, now: datetime) -> Transition | None:
         return Transition(status, requeue_after=freeze.left(now))
     if known is not None and known.status.outcome in QUARANTINED and not is_declared(s, known.status.reason):
         message = (
-            f"revision {known.name} is this very version and ended as {known.status.outcome}"
-            f" ({known.status.reason}); say retry on it to try it again, or change the model"
+            f"revision {known.name} is this version and ended as {known.status.outcome}"
+            f" ({known.status.reason}); retry that revision, or change the model"
         )
         failed = fail(
             begin(s, now, "Resolve", revision=known.name, number=known.number, sha256=known.sha256),

@@ -33,25 +33,23 @@ class NewRevision:
 
 @dataclass(frozen=True)
 class Desired:
-    """The children that the written state asks for, in the words of this project; ``resources``
-    makes objects of them.
-    """
+    """The children that the written state calls for, by revision; ``resources`` renders them."""
 
     new_revision: NewRevision | None = None
     work: tuple[str, str] | None = None  # (component, name) of the Job of the present stage
     servers: Mapping[str, int] = field(default_factory=dict)  # replicas by revision; others go away
-    # by revision: another value means new pods
+    # by revision: a changed value replaces the pods
     restarts: Mapping[str, str] = field(default_factory=dict)
-    # Revisions whose frozen template gets what keeps everybody from managing its servers: in this
-    # version, None for the latest.
+    # Revisions whose frozen template gets the hardening overlay, in this version; None is the
+    # latest.
     hardened: Mapping[str, str | None] = field(default_factory=dict)
-    # revisions of which a pod may end before its successor is there
+    # revisions whose pods may end before their successors are ready
     ends_first: frozenset[str] = frozenset()
-    # routes that open too much are made narrow, also where spec cannot be read
+    # close routes that open more than clients may use, also where spec cannot be read
     narrow: bool = False
     split: Split = ()
     matched: str | None = None  # revision for requests that carry the headers of abTest
-    # revisions that keep what they have: pods, and what mirrored requests to them
+    # revisions that keep their pods, and whatever mirrors requests to them
     draining: frozenset[str] = frozenset()
     # revision behind the preview's host names and Service; None: there is no preview
     preview: str | None = None
@@ -96,7 +94,7 @@ Plan = Write | Converge | Wait
 
 @dataclass(frozen=True)
 class Transition:
-    """A new state, or the old one and when to look again."""
+    """A new state, or the old one with the seconds until the next pass."""
 
     status: ModelDeploymentStatus
     events: tuple[Event, ...] = ()

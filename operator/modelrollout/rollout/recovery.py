@@ -1,9 +1,7 @@
-"""A status that was lost or damaged: what of it can be believed, and what revisions and the live
-route say instead.
+"""Recovers a lost or damaged status from its valid parts, the revisions and the live route.
 
-A restore from Git or a backup brings no status, and somebody may edit it, or only the part that
-names stable. Starting at nothing would roll the present version out once more, take a version that
-was refused for a new one, and remove the pods of stable.
+A restore from Git or a backup brings no status, and people edit it. An empty status would roll the
+present version out again, treat a refused version as new, and remove the pods of stable.
 """
 
 from __future__ import annotations
@@ -18,14 +16,12 @@ from modelrollout.rollout.stages.resolve import RESOLVE
 from modelrollout.rollout.transitions import begin, pinned
 from modelrollout.rollout.views import AtStep, InShadow, Specified
 
-_MOST = 1e18  # no counter of requests gets there, and what is computed from it stays a number
-_LAST_YEAR = 9000  # to later times nothing can be added
+_MOST = 1e18  # no counter of requests gets there, and arithmetic on it stays finite
+_LAST_YEAR = 9000  # later timestamps overflow when a duration is added
 
 
 def sanitize(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
-    """The status without the parts that contradict themselves, so that every later step may rely on
-    the rest.
-    """
+    """The status without invalid or contradictory parts, so that all other code may rely on it."""
     changes: dict[str, object] = {}
     for field in ("stable", "retiring"):
         ref: RevisionRef | None = getattr(status, field)
@@ -35,18 +31,16 @@ def sanitize(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
     if drains != status.draining:
         changes["draining"] = drains
     rollout = status.rollout
-    if rollout is not None and not all(_is_measured(m) for e in rollout.history for m in e.metrics):
+    if rollout is not None and not all(_is_usable(m) for e in rollout.history for m in e.metrics):
         history = [
-            e if all(map(_is_measured, e.metrics)) else e.model_copy(update={"metrics": []})
+            e if all(map(_is_usable, e.metrics)) else e.model_copy(update={"metrics": []})
             for e in rollout.history
         ]
         changes["rollout"] = rollout = rollout.model_copy(update={"history": history})
-    if rollout is not None and not _holds(status, rollout):
+    if rollout is not None and not _is_consistent(status, rollout):
         changes["rollout"] = None
-    elif (
-        rollout is not None and rollout.step is not None and not all(map(_is_measured, rollout.step.metrics))
-    ):
-        # Counting begins anew: that costs time and proves nothing wrong.
+    elif rollout is not None and rollout.step is not None and not all(map(_is_usable, rollout.step.metrics)):
+        # Counting starts again: that costs time and cannot prove anything wrong.
         changes["rollout"] = rollout.model_copy(
             update={"step": rollout.step.model_copy(update={"metrics": []})}
         )
@@ -54,7 +48,7 @@ def sanitize(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
         rollout is not None
         and rollout.shadow is not None
         and rollout.shadow.metric is not None
-        and not _is_measured(rollout.shadow.metric)
+        and not _is_usable(rollout.shadow.metric)
     ):
         changes["rollout"] = rollout.model_copy(
             update={"shadow": rollout.shadow.model_copy(update={"metric": None})}
@@ -67,7 +61,7 @@ def sanitize(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
     return status.model_copy(update=changes) if changes else status
 
 
-def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
+def _is_consistent(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
     step = rollout.step
     if step is not None and not (0 <= step.weight <= 100 and 0 <= step.previous_weight <= 100):
         return False
@@ -105,9 +99,9 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
     )
 
 
-def _is_measured(metric: MetricStatus) -> bool:
-    """Whether a measurement can be gone on with: its time is one, its counts are, and so are the
-    counters of its processes.
+def _is_usable(metric: MetricStatus) -> bool:
+    """Whether a stored measurement is usable: its timestamp, counts and per-process counters are
+    all valid.
     """
     counters = [c for c in (metric.canary, metric.stable) if c is not None]
     raw = [(name, numbers) for c in counters for name, numbers in c.last.items()]
@@ -128,13 +122,13 @@ def _is_time(text: str | None) -> bool:
 
 
 def recover(s: Specified, now: datetime) -> ModelDeploymentStatus | None:
-    """The state as revisions and the live route show it, if status names no stable revision that
-    exists although one has served; None when there is nothing to rebuild or to gain. A rollout in
-    flight is given up with it: what it would be compared with is not known.
+    """The state that revisions and the live route show, if status names no existing stable revision
+    although one has served; None if there is nothing to recover. A rollout in flight is dropped:
+    its baseline is unknown.
 
-    Stable is what the route sends the most to, before all a revision that is known to have served;
-    without a route the newest one whose outcome says so (read from its annotations where its own
-    status is gone as well). Verbs that stand on the objects were carried out long ago.
+    Stable is the revision with the highest weight in the route, preferring those known to have
+    served; without a route the newest one whose outcome says so (read from its annotations if its
+    own status is gone, too). Verbs on the objects count as handled.
     """
     if not s.revisions or not _is_lost(s):
         return None
@@ -150,8 +144,8 @@ def recover(s: Specified, now: datetime) -> ModelDeploymentStatus | None:
     if stable is None:
         return found if found != s.status else None
     if stable.prepared is None:
-        # Its evidence is gone and no pod of it runs: it is made ready again, which finds the work
-        # in the store, and takes all traffic.
+        # Its evidence is gone and it has no pods: preparing it again finds the artifact in the
+        # store, and it then takes all traffic.
         made = begin(
             s,
             now,
@@ -166,16 +160,16 @@ def recover(s: Specified, now: datetime) -> ModelDeploymentStatus | None:
         "stable": RevisionRef(revision=stable.name, number=stable.number, since=stamp(now))
     }
     if any(v.verb == "rollback" and v.revision == stable.name for v in s.verbs):
-        update["pinned"] = pinned(s, stable.name)  # somebody went back to it: nothing climbs by itself
+        update["pinned"] = pinned(s, stable.name)  # a person rolled back to it, so spec must not roll forward
     return found.model_copy(update=update)
 
 
 def _is_lost(s: Snapshot) -> bool:
-    """Whether status cannot be what the operator wrote last: a revision is recorded as stable only
-    once status has named it.
+    """Whether status is not what the operator wrote last: a revision is recorded as stable only
+    after status has named it.
     """
     stable, rollout = s.status.stable, s.status.rollout
-    # a name that never was; of a revision that somebody has removed the route tells nothing else
+    # a name that never existed; for a removed revision the route shows no other one
     if stable is not None:
         serving = _serving(s)
         return (
@@ -186,7 +180,7 @@ def _is_lost(s: Snapshot) -> bool:
     recorded = _recorded(s)
     if recorded is None:
         return False
-    # a rollback to it is what ``rebuilt`` begins
+    # ``recover`` itself begins a rollback to it
     return rollout.mode != "Rollback" or rollout.revision != (_serving(s) or recorded).name
 
 

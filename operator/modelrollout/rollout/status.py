@@ -1,5 +1,5 @@
-"""What people and tools read in status: phase, conditions (kstatus), columns. Derived from the
-state, never the state itself.
+"""What people and tools read in status: phase, conditions (kstatus) and columns. All of it is
+derived from the state.
 """
 
 from __future__ import annotations
@@ -52,24 +52,22 @@ HEALTHY, HARDENED, ISOLATED = "ServersHealthy", "Hardened", "Isolated"
 RESTARTED, PATCHED, VERIFIED = "Restarted", "Patched", "EvidenceVerified"
 _WELL = {
     HEALTHY: "all servers answer again",
-    HARDENED: "nobody but the kubelet manages the servers any more",
-    ISOLATED: "the NetworkPolicies are as the operator's configuration wants them",
-    RESTARTED: "all pods of the revision are new",
-    PATCHED: "nothing is known against the servers' version any more",
+    HARDENED: "the servers accept management requests from the kubelet only",
+    ISOLATED: "the NetworkPolicies match the operator's configuration",
+    RESTARTED: "all pods of the revision were replaced",
+    PATCHED: "the servers' version has no known flaws",
 }
-_NEWS_SECONDS = 600.0  # older crashes are no news: the operator has only just begun to look
+_NEWS_SECONDS = 600.0  # older crashes post no event: the operator has only just started
 _PAUSED = "paused by hand; resume, promote or abort"
 _Truth = Literal["True", "False", "Unknown"]
 _Row = tuple[str, _Truth, str, str]
 
 
 def derive_status(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
-    """The status with everything that is derived filled in; equal to the observed one when there is
-    no news.
-    """
+    """The status with all derived fields filled in; the observed one if nothing changed."""
     status = mark_finished(s, status)
     rollout = status.rollout
-    loaded = serving_revision(status)  # what an autoscaler has to look at
+    loaded = serving_revision(status)  # what an autoscaler scales
     server = s.server(loaded.revision) if loaded else None
     flying = in_flight(rollout)
     address = f"{s.name}.{s.namespace}.svc"
@@ -176,15 +174,15 @@ def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> li
 
 
 def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) -> list[_Row]:
-    """Ready, Reconciling and Stalled as kstatus reads them, and Available apart from them: stable
-    may serve while a new revision fails.
+    """Ready, Reconciling and Stalled as kstatus reads them; and Available, since stable may serve
+    while a new revision fails.
     """
     rollout, stable = status.rollout, serving_revision(status)
     server = s.server(stable.revision) if stable else None
     zero = s.spec is not None and s.spec.serving.replicas == 0
     serving = server is not None and (server.ready > 0 or zero)
     problem = _problem(s, status)
-    # a spec that cannot be read stops everything
+    # a spec that cannot be read stops the rollout
     flying = in_flight(rollout) and s.spec is not None
     rows: list[_Row] = []
     if stable is None:
@@ -249,31 +247,31 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
     return rows
 
 
-def _looked_after(status: ModelDeploymentStatus) -> list[str]:
-    """Revisions whose servers should go on: what serves, and what is on trial once its servers were
+def _watched(status: ModelDeploymentStatus) -> list[str]:
+    """Revisions whose servers should stay up: stable, and the one on trial once its servers were
     ready.
     """
     rollout, stable = status.rollout, status.stable
-    found = [stable.revision] if stable else []
+    revisions = [stable.revision] if stable else []
     if (
         rollout
         and rollout.revision
-        and rollout.revision not in found
+        and rollout.revision not in revisions
         and in_flight(rollout)
         and STAGES[rollout.stage].watched
     ):
-        found.append(rollout.revision)
-    return found
+        revisions.append(rollout.revision)
+    return revisions
 
 
 def _crash(s: Snapshot, status: ModelDeploymentStatus) -> CrashStatus | None:
-    """The last one known: pods forget theirs when they go."""
+    """The latest known crash: pods take theirs along when they are deleted."""
     rollout = status.rollout
-    # how it came up belongs to the stage before
+    # crashes during its start belong to the stage before
     tried = (rollout.revision, rollout.since) if rollout and in_flight(rollout) else ("", "")
     seen = [
         (name, crash)
-        for name in _looked_after(status)
+        for name in _watched(status)
         if (crash := s.server(name).crash) and not (name == tried[0] and crash.at < tried[1])
     ]
     name, last = max(seen, key=lambda found: found[1].at, default=("", None))
@@ -283,11 +281,9 @@ def _crash(s: Snapshot, status: ModelDeploymentStatus) -> CrashStatus | None:
 
 
 def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
-    """Whether the servers do well, and how they are protected; not a part of Ready: others serve
-    meanwhile.
-    """
+    """Health and protection of the servers. Not part of Ready, since other pods may serve."""
     rows: list[_Row] = []
-    alive = [name for name in _looked_after(status) if name in s.servers]
+    alive = [name for name in _watched(status) if name in s.servers]
     fallen = next(((name, down) for name in alive if (down := s.server(name).down)), None)
     if fallen:
         rows.append((HEALTHY, "False", fallen[1].reason, f"revision {fallen[0]}: {fallen[1].message}"))
@@ -295,7 +291,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
         rows.append((HEALTHY, "True", "Healthy", ""))
     if left := unhardened_revisions(s, status):
         old = [name for name in left if (record := status.restarts.get(name)) and record.triton_too_old]
-        text = f"whoever reaches the pods of {', '.join(left)} inside the cluster can manage their servers"
+        text = f"anyone who reaches the pods of {', '.join(left)} in the cluster can manage their servers"
         if old:
             rows.append((HARDENED, "False", TOO_OLD, f"{text}; {', '.join(old)}: {TOO_OLD_WHY}"))
         else:
@@ -305,7 +301,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
                     "False",
                     "Unhardened",
                     (
-                        f"{text}; an earlier operator rendered them: say modelrollout restart"
+                        f"{text}; an earlier operator rendered them: run modelrollout restart"
                         " (docs/endpoints.md)"
                     ),
                 )
@@ -318,7 +314,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
         rows.append((PATCHED, "False", flawed[1].reason, f"revision {flawed[0]}: {flawed[1].message}"))
     if late := waiting_restart(s, status):
         name, problem = late
-        # else at what those pods need
+        # in these stages s.gpus counts for other pods
         looked = status.rollout is None or status.rollout.stage not in ("Tune", "Provision")
         if (
             problem is not None
@@ -333,7 +329,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
             )
             problem = Problem(
                 "InsufficientGPU",
-                f"{numbers}; it goes on when there is one, or say modelrollout restart --allow-downtime",
+                f"{numbers}; it continues when one is free, or run modelrollout restart --allow-downtime",
             )
         reason, text = (
             (problem.reason, problem.message)
@@ -345,7 +341,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
 
 
 def exposure_message(status: ModelDeploymentStatus) -> Problem | None:
-    """What was told of NetworkPolicies: a new leader has not tried to write them yet."""
+    """The NetworkPolicy problem in status, for a new leader that has not written them yet."""
     return next(
         (
             Problem(c.reason, c.message)
@@ -357,12 +353,12 @@ def exposure_message(status: ModelDeploymentStatus) -> Problem | None:
 
 
 def changed_condition_events(s: Snapshot, after: ModelDeploymentStatus, now: datetime) -> tuple[Event, ...]:
-    """Events on what has become of the servers, from one status to the next."""
-    before, serves = s.status, any(name in s.servers for name in _looked_after(after))
-    found: list[Event] = []
+    """Events about conditions of the servers that changed from one status to the next."""
+    before, serves = s.status, any(name in s.servers for name in _watched(after))
+    events: list[Event] = []
     old, new = ({c.type: c for c in status.conditions} for status in (before, after))
     if after.crash is not None and after.crash != before.crash and since(after.crash.at, now) < _NEWS_SECONDS:
-        found.append(
+        events.append(
             Event(after.crash.reason, f"revision {after.crash.revision}: {after.crash.message}", "Warning")
         )
     ready, was_ready = new.get("Ready"), old.get("Ready")
@@ -371,24 +367,24 @@ def changed_condition_events(s: Snapshot, after: ModelDeploymentStatus, now: dat
         and ready.reason in {*TRAFFIC_REFUSALS, NAME_TAKEN}
         and (was_ready is None or was_ready.reason != ready.reason)
     ):
-        found.append(Event(ready.reason, ready.message, "Warning"))
+        events.append(Event(ready.reason, ready.message, "Warning"))
     for kind in (HEALTHY, HARDENED, ISOLATED, RESTARTED, PATCHED):
         was, now_is = old.get(kind), new.get(kind)
-        told = now_is is not None and now_is.status == "False" and now_is.reason != "InProgress"
+        is_bad = now_is is not None and now_is.status == "False" and now_is.reason != "InProgress"
         if (
-            told
+            is_bad
             and now_is is not None
             and (was is None or (was.status, was.reason) != ("False", now_is.reason))
         ):
-            if not (kind == HEALTHY and found):  # the crash says it already
-                found.append(Event(now_is.reason, now_is.message, "Warning"))
+            if not (kind == HEALTHY and events):  # the crash event covers it
+                events.append(Event(now_is.reason, now_is.message, "Warning"))
         elif (
             was is not None
             and was.status == "False"
             and (now_is.status == "True" if now_is else serves and kind != HEALTHY)
         ):
-            found.append(Event(kind, _WELL[kind]))
-    return tuple(found)
+            events.append(Event(kind, _WELL[kind]))
+    return tuple(events)
 
 
 def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
@@ -404,11 +400,11 @@ def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
     if s.write_problem and not in_flight(rollout):
         return s.write_problem
     if status.pinned and is_held(replace(s, status=status)) and not _is_current(s, status):
-        held = status.stable.revision if status.stable else "none"
+        pinned = status.stable.revision if status.stable else "none"
         return Problem(
             "RolledBackByUser",
-            f"held at revision {held}; change the version in spec, or say retry on the revision that spec"
-            " asks for",
+            f"pinned at revision {pinned}; change the version in spec, or retry the revision that spec"
+            " requests",
         )
     if rollout and rollout.stage == "Failed" and not _is_current(s, status):
         return Problem(rollout.reason or "Failed", rollout.message or "")

@@ -1,4 +1,4 @@
-"""The moves of the state machine, each a function from state to state. Only these write
+"""The transitions of the state machine, each a function from state to state. Only these write
 ``status.rollout``.
 """
 
@@ -38,17 +38,17 @@ from modelrollout.rollout.views import Specified
 SHADOW_STEP = "shadow"  # how status and verbs name the shadow where they name a step
 MAX_HISTORY = 32
 MAX_HISTORY_BYTES = 8 * 1024  # status as a whole stays below 32 KiB
-MAX_CARRIED_BYTES = 4 * 1024  # of steps whose other numbers found no room there
+MAX_CARRIED_BYTES = 4 * 1024  # of log evidence beyond that, which later steps build on
 MAX_MESSAGE = 1024
 
 
 def input_hash(s: Specified) -> str:
-    """Names what the spec asks for before a revision exists."""
+    """Hash of the version that spec requests, before a revision exists."""
     return names.short_hash([s.spec.user_input(), s.spec.model.sha256])
 
 
 def cut(text: str, limit: int = MAX_MESSAGE) -> str:
-    """A message of bounded length: what pods, gateways and Jobs say has none."""
+    """A message of bounded length: those of pods, gateways and Jobs are not."""
     limit = min(limit, MAX_MESSAGE)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -58,7 +58,7 @@ def _bounded(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def pinned(s: Specified, revision: str) -> Pinned:
-    """Hold at ``revision``, against the version that spec asks for now."""
+    """A pin at ``revision`` that blocks the version in spec."""
     against = known_version(s)
     return Pinned(
         revision=revision,
@@ -69,8 +69,8 @@ def pinned(s: Specified, revision: str) -> Pinned:
 
 
 def is_held(s: Snapshot) -> bool:
-    """Whether a pin is in force: spec still asks for the version that somebody rolled back from. An
-    autoscaler's replicas do not let go of it.
+    """Whether a pin is in force: spec still requests the version that a person rolled back from.
+    Replicas set by an autoscaler do not release it.
     """
     pinned = s.status.pinned
     if pinned is None or s.spec is None:
@@ -82,7 +82,7 @@ def is_held(s: Snapshot) -> bool:
 def enter(
     status: ModelDeploymentStatus, stage: Stage, now: datetime, **changes: Any
 ) -> ModelDeploymentStatus:
-    """Go to a stage and book the time that the one before took."""
+    """Go to a stage, and add up the time that the previous one took."""
     rollout = rollout_of(status)
     spent = dict(rollout.stages)
     spent[rollout.stage] = round(spent.get(rollout.stage, 0.0) + since(rollout.since, now), 3)
@@ -122,7 +122,7 @@ def begin(s: Specified, now: datetime, stage: Stage, **changes: Any) -> ModelDep
 def allocate(
     s: Specified, status: ModelDeploymentStatus, sha256: str, now: datetime
 ) -> ModelDeploymentStatus:
-    """Give the version its revision (the one that it had, if it is known) and go on to Prepare."""
+    """Go to Prepare with the version's revision: the known one, or a new name and number."""
     name = names.revision_name(s.namespace, s.name, s.spec.user_input(), sha256)
     known = s.revision(name) or next(
         (r for r in s.revisions if r.sha256 == sha256 and r.is_version(s.spec)), None
@@ -143,9 +143,7 @@ def allocate(
 def fail(
     status: ModelDeploymentStatus, now: datetime, outcome: Outcome, reason: str, message: str
 ) -> ModelDeploymentStatus:
-    """End the rollout; stable was never touched. Only for stages without traffic (else
-    ``revert``).
-    """
+    """End the rollout. Only for stages without traffic (else ``revert``)."""
     return enter(
         status, "Failed", now, outcome=outcome, reason=reason, message=message, step=None, paused_by_user=None
     )
@@ -154,8 +152,8 @@ def fail(
 def revert(
     status: ModelDeploymentStatus, now: datetime, outcome: Outcome, reason: str, message: str
 ) -> ModelDeploymentStatus:
-    """Give all traffic back to stable first; the rollout ends as Failed once the data plane has
-    taken that up.
+    """Give all traffic back to stable; the rollout ends as Failed once the data plane has taken
+    that up.
     """
     return enter(status, "Revert", now, outcome=outcome, reason=reason, message=message, paused_by_user=None)
 
@@ -163,8 +161,8 @@ def revert(
 def retire(
     status: ModelDeploymentStatus, revision: str | None, number: int | None, now: datetime, keep: float
 ) -> ModelDeploymentStatus:
-    """Let a revision that has just lost its traffic keep its pods for ``keep`` seconds: connections
-    and configuration drain.
+    """Keep the pods of a revision that has just lost its traffic for ``keep`` seconds, so that
+    connections drain and proxies learn of it.
     """
     if revision is None or number is None:
         return status
@@ -177,8 +175,8 @@ def retire(
 
 def scale_down_delay(s: Snapshot) -> float:
     """Seconds that a former stable keeps its pods after it has lost its traffic."""
-    asked = s.spec.rollout.scale_down_delay if s.spec else None
-    return max(s.settle_seconds, seconds(asked) if asked else 0.0)
+    delay = s.spec.rollout.scale_down_delay if s.spec else None
+    return max(s.settle_seconds, seconds(delay) if delay else 0.0)
 
 
 def succeed(
@@ -202,8 +200,8 @@ def succeed(
 
 
 def reached(step: StepStatus) -> int:
-    """The weight that there were pods for: of this step, or while it is on its way still of the one
-    before.
+    """The last weight backed by ready pods: the previous step's while this one is still
+    shifting.
     """
     return step.previous_weight if step.phase == "Shifting" else step.weight
 
@@ -252,7 +250,7 @@ def record(
     next_weight: int | None = None,
 ) -> ModelDeploymentStatus:
     """Add the verdict on the present step to the rollout's history, without the raw counters.
-    ``next_weight``: what a person gave it by that.
+    ``next_weight``: the weight that a person approved with it.
     """
     rollout, step = rollout_of(status), step_of(status)
     bare: dict[str, Any] = {"last": {}, "scraped": None}
@@ -278,8 +276,8 @@ def record(
 
 
 def _within_bounds(history: list[StepEvidence]) -> list[StepEvidence]:
-    """All verdicts stay; the numbers behind the older ones go where there are too many, and last of
-    all the evidence that later steps build on.
+    """Keeps all verdicts, and drops the numbers behind older ones if there are too many; the log
+    evidence that later steps build on goes last.
     """
     kept: list[StepEvidence] = []
     room, more = MAX_HISTORY_BYTES, MAX_CARRIED_BYTES
@@ -305,6 +303,5 @@ def _bare(metrics: list[MetricStatus]) -> list[MetricStatus]:
 
 
 def known_version(s: Specified) -> Revision | None:
-    """The newest kept revision that is what the spec asks for."""
-    found = [r for r in s.revisions if r.is_version(s.spec)]
-    return max(found, key=lambda r: r.number, default=None)
+    """The newest kept revision of the version that spec requests."""
+    return max((r for r in s.revisions if r.is_version(s.spec)), key=lambda r: r.number, default=None)

@@ -1,4 +1,4 @@
-"""What a person asked: carried out once, or refused with a reason (docs/verbs.md)."""
+"""Verbs: a person's requests, each carried out once or refused with a reason (docs/verbs.md)."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ from modelrollout.rollout.transitions import (
 )
 from modelrollout.rollout.views import AtStep, Specified
 
-_TELL = 32  # refusals that are kept with their reason; of older ones only the key stays
+_REFUSALS = 32  # refusals that keep their reason; older ones keep only the key
 _MAX_REFUSAL = 200
 CLIENTS_NOTICE = (
-    "from then on the servers refuse what manages them (403 without the pod's key), and a model that writes"
-    " into its own folder cannot"
+    "from then on the servers refuse management requests (403 without the pod's key), and a model cannot"
+    " write into its own folder"
 )
 
 
 def unhandled(s: Snapshot, only: Collection[str] = names.VERBS) -> Verb | None:
-    """The first verb that status does not know yet."""
+    """The first verb that status does not list as handled."""
     known = {":".join(entry.split(":", 3)[:3]) for entry in s.status.handled_verbs}
     return next((v for v in s.verbs if v.key not in known and v.verb in only), None)
 
 
 def carry_out(s: Snapshot, verb: Verb, now: datetime) -> Transition | None:
-    """The move that the verb asks for; None while it has to wait for a rollout that ends first."""
+    """The transition of the verb; None while it has to wait for the rollout in flight to end."""
     refusal, move = _ACTIONS[verb.verb](s, verb, now)
     if refusal:
         refusal = refusal[:_MAX_REFUSAL]
@@ -64,26 +64,26 @@ def carry_out(s: Snapshot, verb: Verb, now: datetime) -> Transition | None:
     if move is None:
         return None
     if in_flight(s.status.rollout) and verb.verb == "rollback":
-        return move  # first the rollout in flight ends; the verb stays and is carried out then
+        return move  # ends the rollout in flight; the verb stays unhandled until then
     return Transition(_handled(s, move.status, verb.key), move.events, move.requeue_after)
 
 
 def _handled(s: Snapshot, status: ModelDeploymentStatus, entry: str) -> ModelDeploymentStatus:
-    """Remember the verb as long as its revision exists: the annotation stays on it."""
+    """Record the verb for as long as its revision, and so its annotation, exists."""
     alive = {r.name for r in s.revisions} | {""}
     slot = entry.split(":", 2)[:2]
     kept = [e for e in status.handled_verbs if e.split(":", 2)[1] in alive and e.split(":", 2)[:2] != slot]
-    # None is dropped: the verb would be carried out again. There is one for each verb and revision
-    # that exists.
-    older = [":".join(e.split(":", 3)[:3]) for e in kept[: -(_TELL - 1)]]
-    return status.model_copy(update={"handled_verbs": [*older, *kept[-(_TELL - 1) :], entry]})
+    # No key is dropped, or its verb would be carried out again. There is one per verb and existing
+    # revision.
+    older = [":".join(e.split(":", 3)[:3]) for e in kept[: -(_REFUSALS - 1)]]
+    return status.model_copy(update={"handled_verbs": [*older, *kept[-(_REFUSALS - 1) :], entry]})
 
 
 _Answer = tuple[str | None, Transition | None]
 
 
 def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
-    """promote: past the present step; promote-full: past all of them."""
+    """promote skips the present step, promote-full all of them."""
     if _is_in_shadow(s, verb):
         return _past_shadow(s, verb, now)
     refusal = _not_at(s, verb)
@@ -120,7 +120,7 @@ def _is_in_shadow(s: Snapshot, verb: Verb) -> bool:
 
 
 def _past_shadow(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
-    """The mirror is taken out of the route first; then come the steps, or all traffic."""
+    """Remove the mirror from the route; then come the steps, or all traffic."""
     if verb.step != SHADOW_STEP:
         return f"it means step {verb.step or '(none)'}, the rollout is at step {SHADOW_STEP}", None
     if shadow_of(s.status).phase == "Leaving":
@@ -140,12 +140,12 @@ def _override(verb: Verb, present: str) -> str:
 
 
 def _not_at(s: Snapshot, verb: Verb, *, any_step: bool = False) -> str | None:
-    """Why the verb does not mean what is under way now."""
+    """Why the verb does not apply to the present step; None if it does."""
     rollout = s.status.rollout
     if _is_in_shadow(s, verb):
         return (
             f"{verb.revision} is in its shadow, where no client gets its answers, so there is nothing to"
-            " hold: say promote or abort"
+            " pause: promote or abort"
         )
     if (
         rollout is None
@@ -169,7 +169,7 @@ def _pause(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     paused = change(s.status, paused_by_user=UserPause(since=stamp(now), by=verb.nonce[:64]))
     return None, Transition(
         paused,
-        (Event("PausedByUser", f"{verb.revision} stays where it is until somebody says resume or promote"),),
+        (Event("PausedByUser", f"{verb.revision} stays where it is until a person resumes or promotes it"),),
     )
 
 
@@ -179,7 +179,7 @@ def _resume(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         return refusal, None
     paused, step = rollout_of(s.status).paused_by_user, step_of(s.status)
     if paused is None:
-        return "it is not paused by hand" + ("; say promote to go on" if step.phase == "Paused" else ""), None
+        return "it is not paused by hand" + ("; promote it to go on" if step.phase == "Paused" else ""), None
     # The time of the pause counts for no deadline and no pause step.
     begun = datetime.fromisoformat(step.since) + timedelta(seconds=since(paused.since, now))
     return None, Transition(
@@ -189,14 +189,12 @@ def _resume(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
 
 
 def _restart(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
-    """New pods for those of stable, of what is on trial, and of a former stable that keeps its pods
-    for a while.
-    """
+    """Replace the pods of a revision that has any."""
     revision = s.revision(verb.revision)
     if revision is None or verb.revision not in s.servers:
         return f"{verb.revision} has no pods", None
     downtime = verb.verb == "restart-allow-downtime"
-    # while its restart is not over, the pods that serve are older than the template
+    # until a restart is over, the serving pods are older than the template
     before = s.status.restarts.get(verb.revision)
     previous = (
         before.previous_at
@@ -251,7 +249,7 @@ def _retry(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
         return None, Transition(again, (Event("RetriedByUser", "the source is resolved again"),))
     revision = s.revision(verb.revision)
     if revision is None or not revision.is_version(s.spec):
-        return f"spec asks for another version than {verb.revision}", None
+        return f"spec requests another version than {verb.revision}", None
     if s.status.stable and s.status.stable.revision == verb.revision:
         return f"{verb.revision} is stable", None
     status = begin(s, now, "Prepare", sha256=revision.sha256, revision=revision.name, number=revision.number)
@@ -289,7 +287,7 @@ def _rollback(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
         artifact=target.status.artifact,
         evaluation=target.status.evaluation,
     )
-    # its pods come up anew
+    # its pods are created again
     restarts = {name: record for name, record in status.restarts.items() if name != target.name}
     status = status.model_copy(update={"pinned": pinned(s, target.name), "restarts": restarts})
     judged = (

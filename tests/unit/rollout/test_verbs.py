@@ -225,7 +225,7 @@ def test_retry_while_something_is_in_flight_is_refused() -> None:
 
 
 def test_retry_of_what_spec_does_not_ask_for_is_refused() -> None:
-    assert "spec asks for another version" in refusal(ended(verbs=(Verb("retry", V1, "n1"),)))
+    assert "spec requests another version" in refusal(ended(verbs=(Verb("retry", V1, "n1"),)))
 
 
 def test_retry_of_stable_is_refused() -> None:

@@ -91,7 +91,7 @@ def test_a_timed_pause_does_not_end_while_somebody_holds_it() -> None:
 def test_resume_of_what_nobody_paused_is_refused() -> None:
     assert refusal(b.in_canary(verbs=say("resume"))) == "it is not paused by hand"
     waiting = b.in_canary(at_step=b.step(phase="Paused"), reason="Inconclusive", verbs=say("resume"))
-    assert refusal(waiting) == "it is not paused by hand; say promote to go on"
+    assert refusal(waiting) == "it is not paused by hand; promote it to go on"
 
 
 def test_promote_ends_a_pause_by_hand() -> None:

@@ -19,7 +19,7 @@ from modelrollout.rollout.views import Specified
 
 
 def desired(s: Specified, now: datetime) -> Desired:
-    """Everything that is to exist now; what is not named goes away."""
+    """All children of the state; the shell deletes what this does not name."""
     loaded, shares = serving_revision(s.status), split(s)
     servers = replicas(s, now)
     return Desired(
@@ -46,9 +46,7 @@ def desired(s: Specified, now: datetime) -> Desired:
 
 
 def desired_traffic_only(s: Snapshot) -> Desired:
-    """What a rollback needs where spec cannot be read: the weights; everything else stays as it
-    is.
-    """
+    """The weights of a rollback where spec cannot be read; everything else stays as it is."""
     shares = split(s)
     servers = {name: server.desired_replicas for name, server in s.servers.items()}
     return Desired(

@@ -33,8 +33,8 @@ def stage_job(status: ModelDeploymentStatus, s: Snapshot) -> tuple[str, str] | N
         )
     golden = s.spec.rollout.analysis.golden if s.spec else None
     if rollout.stage == "Evaluate" and golden:
-        # Other golden data, edited under way, is other work. The budgets are no part of it: the
-        # verdict reads the present ones.
+        # Edited golden data needs another Job. Edited budgets do not: the verdict reads the present
+        # ones.
         data = golden.model_dump(mode="json", exclude={"max_drop", "min"})
         return names.COMPONENT_EVALUATE, names.stage_job_name(
             rollout.revision, "evaluate", names.short_hash([rollout_id(rollout), data], 4)

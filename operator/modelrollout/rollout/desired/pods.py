@@ -31,7 +31,7 @@ _SERVING_STAGES = ("Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake
 
 
 def candidate(rollout: RolloutStatus | None) -> str | None:
-    """The revision in flight that has pods; one that is queued has none yet."""
+    """The revision in flight if it has pods; one that is queued has none yet."""
     return (
         rollout.revision if rollout and rollout.stage in _SERVING_STAGES and rollout.queue is None else None
     )
@@ -40,56 +40,52 @@ def candidate(rollout: RolloutStatus | None) -> str | None:
 def replicas_with_traffic(s: Specified) -> dict[str, int]:
     """Replicas of stable and of the candidate.
 
-    While the traffic is divided nothing that carries it is scaled down: an autoscaler looks at
-    stable's pods, which then see only a part of the load, and after a rollback stable has to carry
-    all of it again. In Bake the autoscaler looks at the new revision, and the former stable keeps
-    what it has.
+    While traffic is divided, neither is scaled down: an autoscaler sees only the part of the load
+    that stable gets, and after a rollback stable has to carry all of it again. In Bake the
+    autoscaler looks at the new revision, and the former stable keeps its size.
     """
     full = s.spec.serving.replicas
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     status, rollout = s.status, s.status.rollout
     stable = status.stable.revision if status.stable else None
     new = candidate(rollout)
     divided = rollout is not None and rollout.stage in ("Canary", "Promote", "Bake", "Revert")
     shared = active_in_place(status)
     if stable:
-        found[stable] = max(full, s.server(stable).desired_replicas) if divided else full
+        counts[stable] = max(full, s.server(stable).desired_replicas) if divided else full
         if shared is not None:
-            found[stable] = max(shared.stable_replicas, stable_floor(s.spec))
+            counts[stable] = max(shared.stable_replicas, stable_floor(s.spec))
     if new and new != stable and rollout:
-        found[new] = max(1, full) if shared is None or rollout.stage == "Bake" else canary_room(s.spec)
+        counts[new] = max(1, full) if shared is None or rollout.stage == "Bake" else canary_room(s.spec)
         if rollout.stage == "Revert":
-            found[new] = s.server(new).desired_replicas or found[new]
+            counts[new] = s.server(new).desired_replicas or counts[new]
         elif s.gateway and rollout.stage in ("Provision", "Evaluate", "Shadow"):
-            found[new] = trial_pods(s)
+            counts[new] = trial_pods(s)
         elif s.gateway and rollout.stage in ("Canary", "Promote"):
-            # Who finds no GPU asks for no more than is needed.
+            # Pods that counts no GPU are not requested again.
             kept = (
                 s.server(new).desired_replicas
                 if shared is None
                 else min(s.server(new).ready, s.server(new).desired_replicas)
             )
-            found[new] = max(trial_pods(s) if rollout.stage == "Canary" else found[new], kept)
+            counts[new] = max(trial_pods(s) if rollout.stage == "Canary" else counts[new], kept)
         elif rollout.stage == "Canary" and rollout.step and rollout.step.strategy == "Canary":
-            # Replica-weighted: as near to the weight as whole pods allow; the status shows the real
-            # share.
-            found[new] = share_replicas(found.get(stable or "") or 1, rollout.step.weight)
-        held = pods_covered_by_slot(s)
-        # what carries requests stays
-        found[new] = (
-            found[new] if held is None else min(found[new], max(held, s.server(new).desired_replicas))
-        )
-    return found
+            # Without a gateway: as near to the weight as whole pods allow; status.share has the
+            # real one.
+            counts[new] = share_replicas(counts.get(stable or "") or 1, rollout.step.weight)
+        covered = pods_covered_by_slot(s)
+        if covered is not None:  # existing pods carry requests, so they stay
+            counts[new] = min(counts[new], max(covered, s.server(new).desired_replicas))
+    return counts
 
 
 def replicas(s: Specified, now: datetime) -> dict[str, int]:
-    """Replicas by revision: those of ``carriers``, and what has lately lost its traffic keeps the
-    pods that it has.
+    """Replicas per revision: those carrying traffic, plus draining revisions at their current size.
 
-    As long as that lasts, the one that took the traffic over is not scaled down either: what an
-    autoscaler asked for comes from a time in which the load was divided.
+    While a revision drains, its successor is not scaled down either: the autoscaler's number is
+    from when the load was divided.
     """
-    found, status, full = replicas_with_traffic(s), s.status, s.spec.serving.replicas
+    counts, status, full = replicas_with_traffic(s), s.status, s.spec.serving.replicas
     left = still_draining(s, now)
     taken_over = serving_revision(status)
     lately = (
@@ -99,15 +95,15 @@ def replicas(s: Specified, now: datetime) -> dict[str, int]:
     )
     if (
         taken_over
-        and taken_over.revision in found
+        and taken_over.revision in counts
         and (lately or any(r != taken_over.revision for r in left))
     ):
-        found[taken_over.revision] = max(
-            found[taken_over.revision], s.server(taken_over.revision).desired_replicas
+        counts[taken_over.revision] = max(
+            counts[taken_over.revision], s.server(taken_over.revision).desired_replicas
         )
     for revision in left:
-        found.setdefault(revision, s.server(revision).desired_replicas or max(1, full))
-    return found
+        counts.setdefault(revision, s.server(revision).desired_replicas or max(1, full))
+    return counts
 
 
 def stable_floor(spec: ModelDeploymentSpec) -> int:
@@ -122,8 +118,8 @@ def canary_room(spec: ModelDeploymentSpec) -> int:
 
 
 def trial_pods(s: Specified) -> int:
-    """Pods of a revision before and in its trial behind a gateway: those of its step, or those that
-    are to be there before the first.
+    """Pods of a revision behind a gateway before and during its trial: those of its step, or of the
+    first one.
     """
     rollout, full = s.status.rollout, max(1, s.spec.serving.replicas)
     shared = active_in_place(s.status)
@@ -151,9 +147,7 @@ def pods_for(weight: int, full: int) -> int:
 
 
 def has_pods_for(s: Specified, step: StepStatus) -> bool:
-    """Whether enough pods are ready for the step's weight; for fewer pods than that if spec asks
-    for fewer.
-    """
+    """Whether enough pods are ready for the step's weight, or as many as spec allows the step."""
     ready = s.candidate.ready
     if not s.gateway:
         return ready > 0 or (step.weight == 0 and step.strategy == "Canary")
@@ -161,20 +155,20 @@ def has_pods_for(s: Specified, step: StepStatus) -> bool:
 
 
 def has_all_pods(s: Snapshot) -> bool:
-    """Whether the revision in flight can carry everything: behind a gateway that takes all its
-    pods; without one stable helps until then.
+    """Whether the revision in flight can carry all traffic. Behind a gateway that takes all its
+    pods; without one stable's pods help until then.
     """
     enough = pods_for_everything(Specified.of(s)) if s.gateway and s.spec is not None else 1
     return s.candidate.ready >= enough
 
 
 def pods_for_everything(s: Specified) -> int:
-    """Pods that may carry all traffic."""
+    """Ready pods that the revision needs before it gets all traffic."""
     return max(1, s.spec.serving.replicas) if active_in_place(s.status) is None else stable_floor(s.spec)
 
 
 def scaling_problem(s: InFlight) -> Problem:
-    """Why the weight waits."""
+    """Why the weight waits for pods."""
     server = s.candidate
     if server.problem or server.ready == 0:
         return server.problem or NOT_READY
@@ -195,8 +189,8 @@ def share_replicas(stable: int, weight: int) -> int:
 
 
 def real_share(s: Snapshot) -> int | None:
-    """Without a gateway, percent of the ready pods that are the revision's on trial: the share of
-    the connections that it really gets.
+    """Without a gateway: percent of the ready pods that belong to the revision on trial, which is
+    the share of connections that it gets.
     """
     rollout, stable = s.status.rollout, s.status.stable
     if s.gateway or stable is None or rollout is None or rollout.stage != "Canary":

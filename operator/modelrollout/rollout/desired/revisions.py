@@ -35,16 +35,15 @@ def new_revision(s: Snapshot) -> NewRevision | None:
     return NewRevision(rollout.revision, rollout.number, rollout.sha256)
 
 
-# Stages that bring nothing new about the revision, or end at once: the next one's write says it
-# all.
+# Stages that add no evidence, or end at once: the write of the next stage covers them.
 _PASSING = ("Prepare", "Promote", "Revert")
 
 
 def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
-    """Status of the revisions whose written one differs: the evidence of the rollout, and what
-    became of former ones.
+    """Status of the revisions whose written status differs: evidence of the rollout, and the
+    outcome of former ones.
     """
-    found: dict[str, ModelRevisionStatus] = {}
+    changed: dict[str, ModelRevisionStatus] = {}
     stable = s.status.stable.revision if s.status.stable else None
     rollout = s.status.rollout
     for revision in s.revisions:
@@ -54,12 +53,11 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
         if rollout and rollout.revision == revision.name and rollout.reason != "Quarantined":
             wanted = _of_rollout(revision, rollout)
         elif revision.name == stable and revision.status.outcome not in SERVED:
-            # Taken for stable from the route, when status was lost in its promotion: without a
-            # record it could not be found again, nor gone back to.
+            # Recovered from the route after status was lost during its promotion: without this
+            # record neither recovery nor a rollback would find it again.
             wanted = revision.status.model_copy(update={"outcome": "Stable", "reason": "StateRebuilt"})
         elif revision.name != stable and revision.status.outcome in ("Stable", "Promoted"):
-            # Whoever rolled back by hand had a reason: a spec goes back to it as to any new
-            # version.
+            # A person rolled back from it: a spec that returns to it is judged like a new version.
             by_hand = rollout is not None and rollout.mode == "Rollback" and rollout.revision == stable
             since_when = s.status.stable.since if s.status.stable and not by_hand else None
             wanted = revision.status.model_copy(
@@ -68,14 +66,14 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
         if revision.name == (stable or (rollout.revision if rollout else None)):
             wanted = wanted.model_copy(update={"children": list(s.children)})
         if wanted != revision.status:
-            found[revision.name] = wanted
-    return found
+            changed[revision.name] = wanted
+    return changed
 
 
 def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStatus:
     old = revision.status
-    # What its servers could not load is forgotten by a try that ends for another reason, or the
-    # next one would take it again.
+    # An artifact that servers could not load is dropped even if this attempt ends for another
+    # reason, or the next one would reuse it.
     artifact = rollout.artifact or (None if artifact_is_unusable(old) else old.artifact)
     evaluation = rollout.evaluation or old.evaluation
     outcome: Outcome = rollout.outcome or (
@@ -83,10 +81,10 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
     )
     unproven = rollout.stage == "Failed" and old.outcome in SERVED and rollout.outcome != "RolledBack"
     if rollout.mode == "Rollback" and (in_flight(rollout) or unproven):
-        # a rollback that does not get on says nothing about the version that it leads to
+        # a rollback that fails says nothing about the version that it leads to
         outcome = old.outcome
     elif rollout.outcome == "Superseded" and old.retired is not None:
-        outcome = "Retired"  # it has served, and nothing was found against it
+        outcome = "Retired"  # it has served, and nothing was proven against it
     ended = not in_flight(rollout)
     found = old.model_copy(
         update={
@@ -102,7 +100,7 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
                 else old.shadow
             ),
             "steps": rollout.history or old.steps,
-            # Proven worse it is no version to come back to, though it has served once.
+            # Proven worse, it no longer counts as a version that has served.
             "retired": None if outcome in ("RolledBack", "Rejected") else old.retired,
             "stages": dict(rollout.stages) if ended else old.stages,
             "started": rollout.started,
@@ -116,7 +114,7 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
             ),
         }
     )
-    # made anew it may be another model
+    # preparing it again may yield another model
     return found.model_copy(update={"retired": None}) if artifact_is_unusable(found) else found
 
 
@@ -167,7 +165,7 @@ def beyond_history(s: Specified, now: datetime) -> tuple[str, ...]:
     }
     others = sorted((r for r in s.revisions if r.name not in needed), key=lambda r: r.number, reverse=True)
     limit = s.spec.revision_history_limit
-    # Apart from each other: a row of bad versions must not push out what can be rolled back to.
+    # Counted apart: a row of bad versions must not push out those that can be rolled back to.
     served, never = (
         [r for r in others if r.status.outcome in SERVED],
         [r for r in others if r.status.outcome not in SERVED],

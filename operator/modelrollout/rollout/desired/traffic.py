@@ -17,7 +17,9 @@ ALL_REVISIONS = "*"
 
 
 def needs_measurement(s: Snapshot) -> bool:
-    """Whether the revision in flight is to be judged now, on its traffic or on what is mirrored."""
+    """Whether to measure the revision in flight in this pass, on its traffic or on mirrored
+    requests.
+    """
     rollout = s.status.rollout
     if rollout is not None and rollout.stage == "Shadow" and rollout.shadow is not None:
         return rollout.shadow.phase == "Observing" or (
@@ -25,7 +27,7 @@ def needs_measurement(s: Snapshot) -> bool:
         )
     if rollout is None or rollout.step is None or s.spec is None:
         return False
-    # as long as it waits for pods, it has the weight of the last step
+    # while it waits for pods it keeps the weight of the last step
     if rollout.stage == "Promote":
         return s.status.stable is not None and rollout.step.phase != "Shifting" and not has_all_pods(s)
     return rollout.stage == "Bake" or (
@@ -37,9 +39,9 @@ def needs_measurement(s: Snapshot) -> bool:
 def split(s: Snapshot) -> Split:
     """Weights of the route's backends in percent.
 
-    A revision gets no more than its ready pods are enough for: nothing while there are none, the
-    former weight until those for the next are there. Stable is in the route in every state before
-    promotion (invariant 2).
+    A revision gets no more than its ready pods can carry: nothing while there are none, and the
+    previous weight until those for the next are ready. Stable stays in the route until promotion
+    (invariant 2).
     """
     status, rollout = s.status, s.status.rollout
     stable = status.stable.revision if status.stable else None
@@ -57,7 +59,7 @@ def _granted(s: Snapshot) -> int:
     rollout = rollout_of(s.status)
     if s.candidate.ready == 0:
         return 0
-    # when all its pods were gone, everything comes back with the last of them, not with the first
+    # after it lost all pods, traffic returns when all are ready again, not with the first one
     if rollout.stage == "Bake":
         return 100 if has_all_pods(s) or dict(s.live_split).get(rollout.revision or "", 0) > 0 else 0
     if rollout.stage == "Promote":
@@ -75,9 +77,7 @@ def _granted(s: Snapshot) -> int:
 
 
 def header_revision(s: Snapshot) -> str | None:
-    """The revision that gets the requests with the headers of a test, if one is under way and its
-    pods are ready.
-    """
+    """The revision for requests with the headers of an A/B test, if one runs and has ready pods."""
     rollout = s.status.rollout
     tested = (
         rollout is not None
@@ -93,14 +93,14 @@ def header_revision(s: Snapshot) -> str | None:
         or s.server(rollout.revision).ready == 0
     ):
         return None
-    if first_weight(s) is not None:  # a header that all requests carry chooses everybody
+    if first_weight(s) is not None:  # a header that all requests carry would send all of them
         return None
     return rollout.revision
 
 
 def preview_revision(s: Snapshot) -> str | None:
-    """The revision behind the preview's names: the one on trial, else stable, so that they always
-    lead somewhere.
+    """The revision behind the preview's names: the one on trial, else stable, so that the names
+    always resolve to a server.
     """
     rollout, stable = s.status.rollout, s.status.stable
     if s.spec is None or s.spec.rollout.blue_green is None or stable is None:
@@ -114,9 +114,9 @@ def preview_revision(s: Snapshot) -> str | None:
 
 
 def preview_host_revision(s: Snapshot) -> str | None:
-    """The revision behind the preview's host names. Nobody while a share of everybody's requests
-    proves the revision to what policies demand: a gateway counts by revision, so what is chosen and
-    sent to the preview would be counted with them.
+    """The revision behind the preview's host names. None while a share of all requests has to prove
+    the revision to a policy: a gateway counts by revision, so requests that a client sends to the
+    preview would count, too.
     """
     rollout = s.status.rollout
     proves = (
@@ -129,8 +129,8 @@ def preview_host_revision(s: Snapshot) -> str | None:
 
 
 def service_selector(s: Specified) -> str | None:
-    """With a gateway always one revision; without one both, until the new one can carry
-    everything.
+    """The revision behind the stable Service. Without a gateway both, until the new one can carry
+    all traffic.
     """
     weights = split(s)
     if not weights:
