@@ -28,7 +28,7 @@ from modelrollout.rollout.transitions import (
     change,
     fail,
     input_hash,
-    is_held,
+    is_pinned,
     known_version,
     revert,
 )
@@ -121,7 +121,7 @@ def end_superseded(s: Specified, now: datetime) -> Transition | None:
         return None
     revision = s.revision(rollout.revision)
     if rollout.mode == "Rollback":
-        same = is_held(s) if s.status.pinned else rollout.generation == s.generation
+        same = is_pinned(s) if s.status.pinned else rollout.generation == s.generation
     elif revision is not None:
         same = revision.is_version(s.spec)
     else:
@@ -195,7 +195,7 @@ def start_rollout(s: Specified, now: datetime) -> Transition | None:
     stable = s.revision(status.stable.revision) if status.stable else None
     if stable is not None and stable.is_version(s.spec):
         return None
-    if is_held(s):
+    if is_pinned(s):
         return None
     known = known_version(s)
     rollout = status.rollout

@@ -44,7 +44,7 @@ from modelrollout.rollout.snapshot import (
     stamp,
 )
 from modelrollout.rollout.stages import STAGES
-from modelrollout.rollout.transitions import SHADOW_STEP, cut, is_held
+from modelrollout.rollout.transitions import SHADOW_STEP, cut, is_pinned
 from modelrollout.rollout.views import Specified
 
 _PHASE_OF_TRIAL: dict[Strategy, Phase] = {"Canary": "Canary", "BlueGreen": "Previewing", "ABTest": "Testing"}
@@ -399,7 +399,7 @@ def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
         return s.spec_problem
     if s.write_problem and not in_flight(rollout):
         return s.write_problem
-    if status.pinned and is_held(replace(s, status=status)) and not _is_current(s, status):
+    if status.pinned and is_pinned(replace(s, status=status)) and not _is_current(s, status):
         pinned = status.stable.revision if status.stable else "none"
         return Problem(
             "RolledBackByUser",

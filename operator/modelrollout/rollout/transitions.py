@@ -68,7 +68,7 @@ def pinned(s: Specified, revision: str) -> Pinned:
     )
 
 
-def is_held(s: Snapshot) -> bool:
+def is_pinned(s: Snapshot) -> bool:
     """Whether a pin is in force: spec still requests the version that a person rolled back from.
     Replicas set by an autoscaler do not release it.
     """
