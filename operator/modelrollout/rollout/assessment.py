@@ -1,6 +1,4 @@
-"""From readings to the verdict on the present canary step. The operator's looks and a replay of the
-past share it.
-"""
+"""From readings to the verdict on the present canary step, for the operator and for replays."""
 
 from __future__ import annotations
 
@@ -30,8 +28,8 @@ from modelrollout.rollout.views import AtStep
 
 
 def metrics_due(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
-    """The metrics to look at, or the assessment that stands without a look: the initial delay, a
-    template that is not there.
+    """The metrics to read; or the assessment if nothing is to be read: during the initial delay, or
+    if a template is missing.
     """
     at = AtStep.of(s)
     step, analysis = stepping.with_traffic(at.step), at.spec.rollout.analysis
@@ -42,7 +40,7 @@ def metrics_due(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
     if delay and counted_seconds(step, analysis, now) <= 0:
         waited = since(step.observed_since, now) if step.observed_since else 0.0
         text = f"counting begins in {delay - waited:.0f} s (initialDelay {analysis.initial_delay})"
-        # a bake begins with what stable has shown
+        # a bake begins with stable's counts of the last step
         return Assessment("Inconclusive", "InitialDelay", text, tuple(step.metrics))
     return metrics
 
@@ -55,22 +53,22 @@ def assess(
     *,
     split: bool = False,
 ) -> Assessment:
-    """The verdict with this look added to what the step's status holds.
+    """The verdict after adding these readings to the counts in the step's status.
 
-    ``split``: errors and latency are counted by a gateway that splits requests by the step's
-    weight; of a replay nobody knows.
+    ``split``: a gateway that splits requests by the step's weight counts errors and latency;
+    unknown for a replay.
     """
     at = AtStep.of(s)
     rollout, step, steps = at.rollout, stepping.with_traffic(at.step), steps_of(at)
     bakes = rollout.stage == "Bake"
     counted = counts_of(step.metrics)
     found = fold_in(readings, counted, stable=baseline(s) is not None and not bakes)
-    # What a preview was asked somebody has chosen: where policies demand metrics it proves nothing
-    # of everybody's requests.
+    # Clients choose the requests to a preview: where policies require metrics they prove nothing
+    # about all requests.
     carried = carried_of([e for e in rollout.history if e.weight > 0 or first_weight(s) is None], step)
     if bakes:
-        # The former stable has no traffic: its counts of the last step stand for it. That step's
-        # evidence has them in it, so nothing is carried over.
+        # The former stable has no traffic, so its counts of the last step stand for it. They
+        # contain that step's evidence, so nothing is carried over.
         before = {m.name: m.stable for m in step.metrics}
         found, carried = {name: replace(m, stable=before.get(name)) for name, m in found.items()}, {}
     elif split:
@@ -95,21 +93,21 @@ def assess(
         verdict.name,
         verdict.reason,
         verdict.message,
-        tuple(_told(m, waits.get(m.name), onward) for m in statuses),
+        tuple(_annotated(m, waits.get(m.name), onward) for m in statuses),
     )
 
 
-def _told(m: MetricStatus, seconds_left: int | None, onward: int) -> MetricStatus:
-    """With how long it takes; and with what it was proven for: steps can be edited before the
-    weight is given.
+def _annotated(m: MetricStatus, seconds_left: int | None, onward: int) -> MetricStatus:
+    """The metric with the time it still needs, and with the weight that it was proven for: steps
+    can be edited before that weight begins.
     """
     proven_for = onward if m.verdict == "Successful" and m.canary is not None else None
     return m.model_copy(update={"needed_seconds": seconds_left, "next_weight": proven_for})
 
 
 def _by_weight(m: Measurement, before: Counts, weight: int) -> Measurement:
-    """Without the look that made the counts implausible: what is wrong with it may pass, and then
-    nothing is lost.
+    """The measurement; without this reading if that made the counts implausible, since the cause
+    may be temporary.
     """
     problem = None if m.problem else share_off_weight(m.canary, m.stable, weight)
     return m if problem is None else Measurement(before.canary, before.stable, problem=problem)

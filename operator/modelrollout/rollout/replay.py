@@ -1,9 +1,8 @@
-"""A rollout's gates over readings of the past: the trial's own state machine, fed with a recording
-instead of Prometheus.
+"""Replays a trial over recorded readings: the same state machine, without Prometheus.
 
-What a recording cannot say: its requests were split by the weights of its own time, so a replay
-with other weights has other numbers of samples than that rollout would have had; and the pods are
-taken to have been ready.
+A recording has two limits: its requests were split by the weights of its time, so with other
+weights the numbers of samples differ from those that the rollout would have had; and all pods count
+as ready.
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ from modelrollout.rollout.transitions import at_step
 from modelrollout.rollout.views import AtStep
 from modelrollout.statistics.dispersion import Spread
 
-STILL_KNOWN_SECONDS = 600.0  # queries.BASELINE_WINDOW
-_PASSES = 4  # at one moment: a step that ends and the next that begins need two
+STILL_KNOWN_SECONDS = 600.0  # as promql.BASELINE_WINDOW
+_PASSES = 4  # per moment: the end of a step and the begin of the next one need two
 Outcome = Literal["Promoted", "RolledBack", "Paused", "Unfinished"]
 
 
 @dataclass(frozen=True)
 class Moment:
-    """The readings of one look, by metric (and METRIC/SLICE)."""
+    """The readings of one measurement, by metric (and METRIC/SLICE)."""
 
     at: datetime
     readings: Mapping[str, Reading]
@@ -60,7 +59,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Entry:
-    """Something happened: ``seconds`` after the first moment, with the metrics as they stood."""
+    """An event, ``seconds`` after the first moment, with the metrics at that time."""
 
     at: datetime
     seconds: float
@@ -83,8 +82,8 @@ class Replayed:
 
 @dataclass
 class _Known:
-    """What the baseline of a step has to know: processes that were seen of late, also one whose
-    last scrape failed; and what is usual for stable.
+    """State needed for a step's baseline: recently seen processes (even if their last scrape
+    failed) and stable's usual variation.
     """
 
     usual: dict[str, Spread[float]] = field(default_factory=dict)
@@ -117,8 +116,8 @@ class _Known:
 def replay(
     spec: ModelDeploymentSpec, moments: Iterable[Moment], *, stable: bool = True, settle_seconds: float = 3.0
 ) -> Replayed:
-    """Step through the moments as the operator would. A pause until somebody promotes is left out;
-    ``stable``: whether there is one to compare with.
+    """Step through the moments as the operator would, without pauses that wait for a promote.
+    ``stable``: whether there is a baseline.
 
     Raises ValueError for what cannot be judged at all: unknown templates, a canary without a
     weight.
@@ -140,7 +139,7 @@ def replay(
 
 
 def _unattended(spec: ModelDeploymentSpec) -> ModelDeploymentSpec:
-    """The spec without the pauses that end when somebody promotes."""
+    """The spec without the pauses that only a promote ends."""
     rollout = spec.rollout
     if trial := rollout.blue_green or rollout.ab_test:
         field = "blue_green" if rollout.blue_green else "ab_test"
@@ -166,7 +165,7 @@ class _Run:
         self._last: tuple[Moment, Assessment | None] | None = None
 
     def at(self, moment: Moment) -> Replayed | None:
-        """One look, and what follows from it at the same time; the end if it is reached."""
+        """One measurement with all transitions at that time; the result if the rollout ended."""
         if self._status is None:
             self._status, self._began = self._start(moment.at), moment.at
         self._known.add(moment)
@@ -197,7 +196,7 @@ class _Run:
         return None
 
     def unfinished(self) -> Replayed:
-        """The recording is over and the rollout is not: what was missing."""
+        """The result if the recording ends before the rollout."""
         if self._status is None or self._last is None:
             return Replayed("Unfinished", "NoData", "there is no reading at all in this time")
         moment, assessment = self._last

@@ -1,5 +1,5 @@
-"""evaluate: golden data once through the served Triton at 0 % traffic, paired with stable: the
-authoritative gate.
+"""evaluate: sends golden data through the served model at 0 % traffic, paired with stable; this is
+the authoritative gate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from modelrollout.rollout.views import InFlight
 
 
 def evaluate(s: InFlight, now: datetime) -> Transition:
-    """Judge the golden answers, then go on."""
+    """The shadow or the trial once the Job's verdict is Successful; Rejected otherwise."""
     if (
         s.status.stable is None
         and s.rollout.mode == "Update"

@@ -30,7 +30,9 @@ _TOGETHER = "PreparedTogether"
 
 
 def prepare(s: InFlight, now: datetime) -> Transition:
-    """Go on with the artifact that the Job published, or that this revision has already."""
+    """Tune or Provision with the artifact that the Job published, or that the revision already
+    has.
+    """
     rollout = s.rollout
     revision = s.revision(rollout.revision)
     if revision is None:
@@ -46,7 +48,7 @@ def prepare(s: InFlight, now: datetime) -> Transition:
                 now,
                 replace(
                     shared.refused,
-                    message=f"{shared.refused.message} (the same work was done for {shared.by})",
+                    message=f"{shared.refused.message} (ModelDeployment {shared.by} did the same work)",
                 ),
                 taken,
             )
@@ -54,15 +56,15 @@ def prepare(s: InFlight, now: datetime) -> Transition:
             s,
             taken,
             now,
-            Event("Prepared", f"taken from ModelDeployment {shared.by}, which asked for the same"),
+            Event("Prepared", f"reused from ModelDeployment {shared.by}, which requested the same"),
         )
     if shared.by is not None:
         text = (
-            f"ModelDeployment {shared.by} asks for the very same; its prepare Job works for both, and what"
-            " comes of it is taken here"
+            f"ModelDeployment {shared.by} requests the same; its prepare Job works for both, and its"
+            " result is reused here"
         )
         return wait(s, Problem(_TOGETHER, text), latest=True)
-    # its own turn has come: how long it waited for another counts for no deadline of its own
+    # It works itself now: the time it waited for another one counts for no deadline.
     if rollout.reason == _TOGETHER:
         return Transition(enter(s.status, "Prepare", now))
     if work.state == "Running" or work.state == "Absent":
@@ -78,7 +80,7 @@ def prepare(s: InFlight, now: datetime) -> Transition:
 
 
 def _onward(s: InFlight, artifact: ArtifactEvidence, now: datetime, *events: Event) -> Transition:
-    """To the model servers, if clients of stable could use them."""
+    """Tune or Provision, if clients of stable could use the new version."""
     rollout = s.rollout
     if rollout.mode == "Update":
         if problem := interface_change(s, artifact.interface):
@@ -88,8 +90,8 @@ def _onward(s: InFlight, artifact: ArtifactEvidence, now: datetime, *events: Eve
             return Transition(rejected, (*events, Event(problem.reason, problem.message, "Warning")))
         if baseline(s) is not None and (artifact.interface is None or served_interface(s) is None):
             text = (
-                "inputs and outputs were not compared with those of stable: an older operator prepared one of"
-                " the two"
+                "inputs and outputs were not compared with those of stable, since an older operator prepared"
+                " one of the two"
             )
             events = (*events, Event("SignatureUnknown", text))
     following: Stage = "Tune" if is_wanted(s) else "Provision"
@@ -97,8 +99,8 @@ def _onward(s: InFlight, artifact: ArtifactEvidence, now: datetime, *events: Eve
 
 
 def _rejected(s: InFlight, now: datetime, problem: Problem, evidence: ArtifactEvidence | None) -> Transition:
-    """By the gate. The evidence stays readable; the artifact itself was not published, so there is
-    no digest to serve.
+    """Refused by the gate. The evidence stays readable; the artifact was not published, so it has
+    no digest.
     """
     rejected = fail(s.status, now, "Rejected", problem.reason, problem.message)
     if evidence:

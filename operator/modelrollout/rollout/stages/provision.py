@@ -1,8 +1,8 @@
 """provision: Triton pods with the model loaded.
 
 GPU use begins here (or in tune, where a version is tuned first), so this is where a rollout waits
-for what a RolloutPolicy limits: it is queued, without pods, until it has its slots. What comes
-before (resolve, prepare) needs no GPU and is not held up. A rollback is never queued.
+for what a RolloutPolicy limits: it is queued, without pods, until it has its slots. Resolve and
+prepare need no GPU and never wait. A rollback is never queued.
 """
 
 from __future__ import annotations
@@ -23,15 +23,13 @@ from modelrollout.rollout.stages.waiting import CHECK_SECONDS, remaining, wait, 
 from modelrollout.rollout.transitions import change, enter, fail
 from modelrollout.rollout.views import InFlight
 
-# each rollout that leaves the queue moves all behind it: further back the place is not told, or
-# that would be many writes
-TOLD_POSITIONS = 10
+# Positions beyond this are not published: every departure moves everyone behind it, at one status
+# write each.
+PUBLISHED_POSITIONS = 10
 
 
 def provision(s: InFlight, now: datetime) -> Transition:
-    """Go on once every replica that the trial begins with serves the model: a weight never rises on
-    pods that are not there.
-    """
+    """Evaluate once every replica that the trial begins with serves the model."""
     rollout = s.rollout
     if rollout.queue is not None:
         return in_queue(s, rollout.queue, now)
@@ -66,12 +64,12 @@ def provision(s: InFlight, now: datetime) -> Transition:
 
 def _if_patched(s: InFlight, policy: str, version: str | None, now: datetime) -> Transition:
     if version is None:
-        asks = "the operator asks GET /v2 of a pod, which a network policy may forbid"
+        asks = "the operator reads GET /v2 of a pod, which a network policy may forbid"
         return wait_or_fail(
             s,
             now,
             None,
-            f"the version of Triton, in which RolloutPolicy {policy} wants no known flaws: {asks}",
+            f"the version of Triton, which RolloutPolicy {policy} requires to have no known flaws: {asks}",
         )
     if problem := known_flaws(version):
         message = f"{problem.message}; RolloutPolicy {policy} demands it"
@@ -83,7 +81,7 @@ def _if_patched(s: InFlight, policy: str, version: str | None, now: datetime) ->
 
 
 def queued(s: InFlight, now: datetime) -> QueueStatus | None:
-    """The queue that a rollout enters before it is given GPUs; None where nothing limits it."""
+    """The queue that a rollout enters before it gets GPUs; None if nothing limits it."""
     gpus = sum(gpus_of_spec(s.spec).values())
     limited = any(limit.concerns(gpus) for limit in s.rules.limits) or active_freeze(s.rules, now) is not None
     if s.rollout.mode == "Rollback" or not (limited or (s.spec.serving.surge == "Wait" and gpus)):
@@ -92,21 +90,21 @@ def queued(s: InFlight, now: datetime) -> QueueStatus | None:
 
 
 def in_queue(s: InFlight, queue: QueueStatus, now: datetime) -> Transition:
-    """Until no freeze is in force, every slot is ours, and (where spec wants that) the GPUs are
-    free.
+    """Wait until no freeze is in force, the rollout has every slot, and (with surge Wait) the GPUs
+    are free.
     """
     if freeze := active_freeze(s.rules, now):
         return wait(s, Problem("Frozen", freeze.message), min(CHECK_SECONDS, freeze.left(now)))
-    asked = sum(gpus_of_spec(s.spec).values())
-    if asked != queue.gpus:  # replicas were edited or scaled meanwhile
-        return Transition(change(s.status, queue=queue.model_copy(update={"gpus": asked})))
+    gpus = sum(gpus_of_spec(s.spec).values())
+    if gpus != queue.gpus:  # replicas were edited or scaled meanwhile
+        return Transition(change(s.status, queue=queue.model_copy(update={"gpus": gpus})))
     slots = {slot.policy: slot for slot in s.slots}
     for limit in s.rules.limits:
         if problem := too_small(limit, queue.gpus):
             return wait(s, problem)
         slot = slots.get(limit.policy)
         if limit.concerns(queue.gpus) and (slot is None or not slot.held):
-            # the Leases cannot be read: s.write_problem says why
+            # without a slot the Leases cannot be read, and s.write_problem says why
             return _in_line(s, queue, slot) if slot else wait(s)
     events: tuple[Event, ...] = ()
     if s.spec.serving.surge == "Wait" and queue.gpus:
@@ -124,8 +122,8 @@ def in_queue(s: InFlight, queue: QueueStatus, now: datetime) -> Transition:
 
 
 def _slot(s: InFlight, queue: QueueStatus, slots: Mapping[str, Slot], now: datetime) -> SlotStatus | None:
-    """What is held from now on. Replicas may have been edited since the Leases were taken: those
-    count.
+    """The slot from now on. It counts the GPUs in the Leases, even if replicas were edited
+    since.
     """
     counted = [slots[x.policy].gpus for x in s.rules.limits if x.gpus is not None and x.policy in slots]
     limited = any(limit.concerns(queue.gpus) for limit in s.rules.limits)
@@ -135,11 +133,11 @@ def _slot(s: InFlight, queue: QueueStatus, slots: Mapping[str, Slot], now: datet
 def _in_line(s: InFlight, queue: QueueStatus, slot: Slot) -> Transition:
     if slot.turn:
         return Transition(s.status, requeue_after=CHECK_SECONDS)  # the slot is being taken
-    position = slot.position if slot.position <= TOLD_POSITIONS else None
+    position = slot.position if slot.position <= PUBLISHED_POSITIONS else None
     place = (
         f"{_ordinal(slot.position)} of {slot.waiting}"
         if position
-        else f"more than {TOLD_POSITIONS} are before it"
+        else f"more than {PUBLISHED_POSITIONS} are before it"
     )
     held = _holders(s.namespace, slot.holders)
     problem = Problem("WaitingForSlot", f"waiting for a slot of RolloutPolicy {slot.policy}: {place}; {held}")
@@ -153,8 +151,8 @@ def _in_line(s: InFlight, queue: QueueStatus, slot: Slot) -> Transition:
 
 
 def _holders(namespace: str, holders: Sequence[str]) -> str:
-    """Who holds the slots; of those in other namespaces how many, for their names are no tenant's
-    business.
+    """The rollouts that have the slots; only a number for other namespaces, whose names a tenant
+    should not see.
     """
     own = [h for h in holders if h.startswith(f"{namespace}/")]
     others = [f"{n} of other namespaces"] if (n := len(holders) - len(own)) else []
