@@ -94,9 +94,8 @@ def test_fifty_at_once_make_one_job(seed: int, at_once: bool) -> None:
         worker = next(name for name in fleet.names if str(fleet.rollout(name).revision) in job)
         said = fleet.rollout(fleet.waiting()[0]).message
         assert (
-            said
-            == f"ModelDeployment {worker} requests the same; its prepare Job works for both, and its result is"
-            " reused here"
+            said == f"ModelDeployment {worker} requests the same; its prepare Job works for both, and its"
+            " result is reused here"
         )
         fleet.end()
         await fleet.passes(at_once=at_once)
