@@ -61,8 +61,10 @@ def known_flaws(version: str) -> Problem | None:
     if not open_ones:
         return None
     worst, last = max(open_ones, key=lambda b: b.worst), max(open_ones, key=lambda b: b.fixed)
-    told = f"{len(open_ones)} security bulletins of NVIDIA, the worst is {worst.number}, CVSS {worst.worst:g}"
-    text = f"Triton {version} has {sum(b.flaws for b in open_ones)} known flaws ({told})"
+    summary = (
+        f"{len(open_ones)} security bulletins of NVIDIA, the worst is {worst.number}, CVSS {worst.worst:g}"
+    )
+    text = f"Triton {version} has {sum(b.flaws for b in open_ones)} known flaws ({summary})"
     return Problem(
         VULNERABLE,
         f"{text}: set spec.serving.triton.image, or triton.image in the chart, to {last.release} or later",

@@ -124,10 +124,10 @@ def preparer(members: Iterable[Member], before: str | None = None, *, idle: bool
 def outcome(mine: Member, others: Iterable[Member]) -> SharedPreparation:
     """The latest result of the same work since the rollout of ``mine`` began."""
     begun = datetime.fromisoformat(mine.began)
-    told = [(m.artifact, m) for m in others if not m.waits and m.artifact and m.artifact.prepared]
+    results = [(m.artifact, m) for m in others if not m.waits and m.artifact and m.artifact.prepared]
     fresh = [
         (a, m)
-        for a, m in told
+        for a, m in results
         if datetime.fromisoformat(a.prepared or "") >= begun and (a.digest or m.refused)
     ]
     if not fresh:

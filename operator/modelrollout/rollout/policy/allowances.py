@@ -116,9 +116,11 @@ def _secret(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> 
                     if uri
                     else patterns
                 )
-                told = f"{field}: {secret}: RolloutPolicy {name} allows only {', '.join(known) or 'none'}"
+                violation = (
+                    f"{field}: {secret}: RolloutPolicy {name} allows only {', '.join(known) or 'none'}"
+                )
                 return Problem(
-                    "SecretNotAllowed", f"{told}; name one of them, leave it out, or have it allowed"
+                    "SecretNotAllowed", f"{violation}; name one of them, leave it out, or have it allowed"
                 )
     return None
 

@@ -63,8 +63,8 @@ def _is_pending_rise(s: Specified, move: Transition) -> bool:
         or s.status.stable is None
     ):
         return False
-    step, told = rollout.step, rollout.history[-1].reason if rollout.history else None
-    if step.override is not None or (rollout.stage == "Promote" and told == "PromotedByUser"):
+    step, last_reason = rollout.step, rollout.history[-1].reason if rollout.history else None
+    if step.override is not None or (rollout.stage == "Promote" and last_reason == "PromotedByUser"):
         return False
     if rollout.stage == "Promote":
         return not has_all_pods(s)

@@ -78,11 +78,11 @@ def unproven_weight(s: Snapshot, status: ModelDeploymentStatus) -> str | None:
     policies = ", ".join(
         name for name, gates in s.rules.gates if any(m.name in missing for m in gates.metrics or ())
     )
-    told = (
+    cap = (
         f"RolloutPolicy {policies} (gates.metrics) gives no more than {most} % without a verdict of"
         f" {', '.join(missing)}"
     )
-    return f"{told}; promote by hand, or abort"
+    return f"{cap}; promote by hand, or abort"
 
 
 def too_coarse(s: Snapshot) -> bool:

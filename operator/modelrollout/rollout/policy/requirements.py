@@ -39,8 +39,8 @@ def first_violation(
     if problem := _code(rules, spec):
         return problem
     for name, gates in rules.gates:
-        if told := next(chain(_golden_missing(gates, spec), _missing(gates, spec)), None):
-            return Problem("GateRequired", f"{told}; RolloutPolicy {name} demands it")
+        if missing := next(chain(_golden_missing(gates, spec), _missing(gates, spec)), None):
+            return Problem("GateRequired", f"{missing}; RolloutPolicy {name} demands it")
     if not returns and (problem := _undivided(rules, spec)):
         return problem
     for limit in rules.limits:
@@ -158,8 +158,8 @@ def golden_violation(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
     can be edited during the rollout, and a first version has no other proof.
     """
     for name, gates in rules.gates:
-        if told := next(_golden_missing(gates, spec), None):
-            return Problem("GateRequired", f"{told}; RolloutPolicy {name} demands it")
+        if missing := next(_golden_missing(gates, spec), None):
+            return Problem("GateRequired", f"{missing}; RolloutPolicy {name} demands it")
     return None
 
 

@@ -162,8 +162,8 @@ def read(obj: Mapping[str, Any]) -> Policy:
         for i, window in enumerate(spec.freeze_windows or ()):
             _check(window, f"spec.freezeWindows[{i}]")
     except ValidationError as e:
-        told = "; ".join(f"spec.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors()[:5])
-        return Policy(name, uid, RolloutPolicySpec(), selector, told)
+        error = "; ".join(f"spec.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors()[:5])
+        return Policy(name, uid, RolloutPolicySpec(), selector, error)
     except ValueError as e:
         return Policy(name, uid, RolloutPolicySpec(), selector, str(e))
     return Policy(name, uid, spec, spec.selector)

@@ -139,8 +139,10 @@ def _in_line(s: InFlight, queue: QueueStatus, slot: Slot) -> Transition:
         if position
         else f"more than {PUBLISHED_POSITIONS} are before it"
     )
-    held = _holders(s.namespace, slot.holders)
-    problem = Problem("WaitingForSlot", f"waiting for a slot of RolloutPolicy {slot.policy}: {place}; {held}")
+    holders = _holders(s.namespace, slot.holders)
+    problem = Problem(
+        "WaitingForSlot", f"waiting for a slot of RolloutPolicy {slot.policy}: {place}; {holders}"
+    )
     moved = wait(s, problem)
     if moved.status is s.status and position == queue.position:
         return moved
@@ -169,10 +171,10 @@ def _short(s: InFlight, queue: QueueStatus, gpus: Gpus, now: datetime) -> Transi
     limit = s.spec.rollout.unscheduled_deadline or s.spec.rollout.progress_deadline
     if queue.gpu_shortage_since is None:
         moved = wait(s, problem)
-        told = change(
+        short = change(
             moved.status, queue=queue.model_copy(update={"gpu_shortage_since": stamp(now), "position": None})
         )
-        return Transition(told, moved.events, moved.requeue_after)
+        return Transition(short, moved.events, moved.requeue_after)
     left = seconds(limit) - since(queue.gpu_shortage_since, now)
     if left <= 0:
         return _unscheduled(s, problem, limit, now)
