@@ -29,7 +29,7 @@ from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Assessment, Problem, Snapshot
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import Cluster, Operator
-from modelrollout.testing.model_cluster import World
+from modelrollout.testing.model_cluster import ModelCluster
 from tests.property.test_decide import STRATEGIES, canary
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
@@ -91,7 +91,7 @@ class TenantOfTheWorld(RuleBasedStateMachine):
             "surge": {},
         }
         self.nonce = 0
-        self.world = World(self.spec())
+        self.world = ModelCluster(self.spec())
         self.world.serve()
         self.world.rules = combine(
             [

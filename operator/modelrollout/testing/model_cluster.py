@@ -95,9 +95,9 @@ class Pods:
 
 
 @dataclass
-class World:
-    """``spec`` and ``verbs`` are the user's, ``status`` is the operator's, the rest is what
-    exists.
+class ModelCluster:
+    """``spec`` and ``verbs`` are the user's, ``status`` is the operator's, and the rest is what
+    exists in the cluster.
     """
 
     spec: ModelDeploymentSpec | None
@@ -114,15 +114,15 @@ class World:
     # requests with this header (as JSON) go to that revision
     matched: tuple[str, str] | None = None
     accepted: bool = False
-    # accepted by the gateway, not yet in all its processes
+    # accepted by the gateway, not yet in all its proxies
     arriving: tuple[datetime, Split] | None = None
-    # what the gateway's processes do now; what gets matched requests is in it with weight 0
+    # what the gateway's proxies do now; a revision with header matches is in it with weight 0
     plane: Split = ()
     way: MirrorMethod | None = "TraefikService"  # how this gateway mirrors
     mirror: str | None = None  # revision for which comparer and TraefikService exist
-    mirror_known: bool = False  # the data plane has had time to take the TraefikService up
-    tried: bool = False  # the gateway has accepted the route that tries the mirror out
-    # the revision for which the route mirrors; likewise the next two
+    mirror_known: bool = False  # the data plane has had time to learn of the TraefikService
+    tried: bool = False  # the gateway has accepted the route that tries the mirror
+    # the revision that the route mirrors to; likewise for the next two
     route_mirror: str | None = None
     arriving_mirror: str | None = None
     plane_mirror: str | None = None
@@ -138,18 +138,18 @@ class World:
     refusal: Problem | None = None
     rules: Rules = NO_RULES
     wrong: set[str] = field(default_factory=set)  # revisions of a wrong model
-    # percent of the requests that a wrong model may ever have; None: nobody has said
+    # percent of the requests that a wrong model may ever have; None: no bound
     most: int | None = None
     names_since: datetime | None = None  # when it took over a host name
-    slot: bool = True  # whether the rollout that waits is given its slot
-    gpus: int | None = None  # pods that have room; None: as many as are asked for
+    slot: bool = True  # whether a queued rollout gets its slot
+    gpus: int | None = None  # pods that find a GPU; None: all
     # what the checks remember
     history: list[RolloutStatus] = field(default_factory=list)
     outcomes: dict[str, str] = field(default_factory=dict)
     quarantined: set[str] = field(default_factory=set)
-    # somebody took children or status away: invariant 2 holds again once they are back
+    # children or status were removed from outside: invariant 2 holds again once they are back
     damaged: bool = False
-    # what spec asked for when somebody rolled back
+    # the version in spec when a person rolled back
     pinned_against: dict[str, Any] = field(default_factory=dict)
     known_stable: str | None = None  # served when status was lost
     deciding: Snapshot | None = None
@@ -157,7 +157,7 @@ class World:
     # --- the operator
 
     def snapshot(self) -> Snapshot:
-        """As ``controller.observe.observation`` makes it."""
+        """The snapshot, as ``controller.observe.observation`` builds it."""
         s = Snapshot(
             name=builders.NAME,
             namespace=builders.NAMESPACE,
@@ -235,8 +235,8 @@ class World:
         return replace(s, assessment=found) if found else s
 
     def _assessment(self) -> Assessment | None:
-        """What a look finds. Nobody ever proves a wrong model, whatever the metrics of the spec's
-        own say.
+        """The assessment of a measurement. A wrong model never proves itself, whatever the spec's
+        own metrics say.
         """
         if not self.verdict:
             return None
@@ -484,7 +484,7 @@ class World:
         return next((builders.sha(v) for v in range(10) if self.spec.model.uri == builders.uri(v)), None)
 
     def serve(self) -> None:
-        """Everything goes well for a while: pods start, Jobs end, the gateway accepts, and the
+        """All goes well for a while: pods start, Jobs end, the gateway accepts, and the
         verdict is good.
         """
         self.verdict = "Successful"
@@ -500,7 +500,7 @@ class World:
                 return
 
     def kindly(self) -> None:
-        """One round in which nothing goes wrong."""
+        """One round without failures."""
         self.schedule()
         self.end_job("ok")
         self.comparer = self.mirror is not None
@@ -521,7 +521,7 @@ class World:
         self.version += not revision
 
     def delete_revision(self, name: str) -> None:
-        """The garbage collector takes what belongs to it."""
+        """Delete a revision; the garbage collector removes its children."""
         self.revisions.pop(name)
         self.servers.pop(name, None)
         self.mirrors.pop(name, None)
@@ -531,14 +531,14 @@ class World:
             del self.jobs[job]
 
     def away(self, seconds: float) -> None:
-        """Nobody looks for a while; then another leader does."""
+        """There is no leader for a while; then another one takes over."""
         self.tick(seconds)
         self.leading_since = self.now
 
     def change_route(
         self, split: Split, aside: tuple[str, str] | None = None, mirror: str | None = None
     ) -> None:
-        """Somebody else than the leader writes the route."""
+        """Another writer than the leader changes the route."""
         self.route, self.matched, self.route_mirror, self.accepted, self.damaged = (
             split,
             aside,
@@ -549,8 +549,8 @@ class World:
         self.route_version += 1
 
     def lose_status(self, *, all_of_it: bool = True) -> None:
-        """Somebody empties status, or a backup brings none, or what names stable is damaged; the
-        mirrors stay.
+        """Status is emptied, or loses the part that names stable; the annotations on revisions
+        stay.
         """
         carries = dict(self.route or ())
         stable = self.status.stable.revision if self.status.stable else ""
@@ -659,7 +659,7 @@ class World:
         if self.outcomes.get(name) != status.outcome:
             self.outcomes[name] = status.outcome
             if status.outcome in QUARANTINED:
-                self.quarantined.add(name)  # until somebody says retry
+                self.quarantined.add(name)  # until a person retries it
 
     # --- invariants
 
@@ -731,7 +731,7 @@ class World:
         return s is not None and s.assessment is not None and s.assessment.verdict == "Failed"
 
     def _check_deadline(self) -> None:
-        """The time in which nobody looked is nobody's fault."""
+        """No deadline counts the time without a leader."""
         since = self.deciding.leading_since if self.deciding else None
         if since is not None and self.spec is not None:
             looked = (self.now - since).total_seconds()

@@ -19,7 +19,7 @@ from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Assessment, MirrorState, Problem, Server, Snapshot, Traffic, Verb
 from modelrollout.rollout.stages.next_stage import outputs_of
 from modelrollout.testing import builders as b
-from modelrollout.testing.model_cluster import World
+from modelrollout.testing.model_cluster import ModelCluster
 from modelrollout.traffic.gateway_api.mirror import mirror_of
 
 SHADOW = {"minSamples": 100}
@@ -337,7 +337,7 @@ def test_it_is_looked_at_only_while_requests_are_mirrored() -> None:
 
 
 def test_an_unreadable_spec_and_abort_take_the_mirror_out() -> None:
-    world = World(b.spec(1))
+    world = ModelCluster(b.spec(1))
     world.serve()
     world.edit(WANTED)
     world.verdict = "Inconclusive"
@@ -370,7 +370,7 @@ def test_an_unreadable_spec_and_abort_take_the_mirror_out() -> None:
     ],
 )
 def test_it_comes_before_every_strategy(strategy: dict[str, Any], stages: list[str]) -> None:
-    world = World(b.spec(1))
+    world = ModelCluster(b.spec(1))
     world.serve()
     world.edit(b.spec(2, rollout={"shadow": SHADOW, **strategy}))
     world.serve()
@@ -402,7 +402,7 @@ def test_what_people_see() -> None:
 
 
 def test_a_gateway_that_cannot_mirror_is_refused_before_anything_begins() -> None:
-    world = World(b.spec(1))
+    world = ModelCluster(b.spec(1))
     world.serve()
     world.way = None
     world.edit(WANTED)
