@@ -62,7 +62,7 @@ def assess(
     rollout, step, steps = at.rollout, stepping.with_traffic(at.step), steps_of(at)
     bakes = rollout.stage == "Bake"
     counted = counts_of(step.metrics)
-    found = fold_in(readings, counted, stable=baseline(s) is not None and not bakes)
+    measured = fold_in(readings, counted, stable=baseline(s) is not None and not bakes)
     # Clients choose the requests to a preview: where policies require metrics they prove nothing
     # about all requests.
     carried = carried_of([e for e in rollout.history if e.weight > 0 or first_weight(s) is None], step)
@@ -70,19 +70,19 @@ def assess(
         # The former stable has no traffic, so its counts of the last step stand for it. They
         # contain that step's evidence, so nothing is carried over.
         before = {m.name: m.stable for m in step.metrics}
-        found, carried = {name: replace(m, stable=before.get(name)) for name, m in found.items()}, {}
+        measured, carried = {name: replace(m, stable=before.get(name)) for name, m in measured.items()}, {}
     elif split:
-        found = {
+        measured = {
             name: (
                 _by_weight(m, counted.get(name, Counts()), step.weight)
                 if name in ("errors", "latency")
                 else m
             )
-            for name, m in found.items()
+            for name, m in measured.items()
         }
     onward = stepping.next_weight(steps, stepping.locate(steps, step))
     statuses = judge_all(
-        parts_of(metrics), found, step.metrics, carried, step.weight, onward, now, at_once=not bakes
+        parts_of(metrics), measured, step.metrics, carried, step.weight, onward, now, at_once=not bakes
     )
     verdict = combine(statuses)
     waits = {

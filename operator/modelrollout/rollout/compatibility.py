@@ -47,16 +47,20 @@ def changes(old: Interface, new: Interface) -> list[str]:
     """
     if old.inputs is None or old.outputs is None or new.inputs is None or new.outputs is None:
         return [f"inputs or outputs changed: {_counts(old)} before, {_counts(new)} now"]
-    found: list[str] = []
+    differences: list[str] = []
     for what, before, after in (("input", old.inputs, new.inputs), ("output", old.outputs, new.outputs)):
-        found += [f"{what} {name} ({before[name]}) is gone" for name in sorted(before.keys() - after.keys())]
-        found += [f"{what} {name} ({after[name]}) is new" for name in sorted(after.keys() - before.keys())]
-        found += [
+        differences += [
+            f"{what} {name} ({before[name]}) is gone" for name in sorted(before.keys() - after.keys())
+        ]
+        differences += [
+            f"{what} {name} ({after[name]}) is new" for name in sorted(after.keys() - before.keys())
+        ]
+        differences += [
             f"{what} {n} was {before[n]} and is {after[n]}"
             for n in sorted(before.keys() & after.keys())
             if before[n] != after[n]
         ]
-    return found
+    return differences
 
 
 def _counts(interface: Interface) -> str:

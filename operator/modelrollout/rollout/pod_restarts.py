@@ -33,31 +33,31 @@ def revisions_to_harden(s: Snapshot, revisions: Collection[str]) -> dict[str, st
     """The revisions to render hardened although their frozen template is not, with the version of
     the hardening; None is the latest.
     """
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     for name in revisions:
         revision, live, record = s.revision(name), s.servers.get(name), s.status.restarts.get(name)
         if revision is None or revision.hardened:
             continue
         if live is None or (record is not None and record.at != live.restarted and not record.triton_too_old):
-            found[name] = None  # their pods are new anyway
+            versions[name] = None  # their pods are new anyway
         elif record is not None and record.triton_too_old:
             continue
         elif live.overlay is not None or record is not None:
-            found[name] = live.overlay  # also if a person has edited the overlay
-    return found
+            versions[name] = live.overlay  # also if a person has edited the overlay
+    return versions
 
 
 def unhardened_revisions(s: Snapshot, status: ModelDeploymentStatus) -> list[str]:
     """Revisions with pods whose servers anyone in the cluster can manage, until the last pod is
     replaced.
     """
-    found: list[str] = []
+    names: list[str] = []
     for revision in s.revisions:
         server, record = s.servers.get(revision.name), status.restarts.get(revision.name)
         replaced = revision.hardened or record is None or record.done
         if server is not None and not (server.hardened and replaced):
-            found.append(revision.name)
-    return found
+            names.append(revision.name)
+    return names
 
 
 def withdraw_incompatible_restart(s: Snapshot) -> tuple[ModelDeploymentStatus, Event] | None:
@@ -108,10 +108,10 @@ def waiting_restart(s: Snapshot, status: ModelDeploymentStatus) -> tuple[str, Pr
 
 def restart_without_gpu(s: Snapshot) -> str | None:
     """The revision whose restart finds no node, so that free GPUs have to be counted."""
-    found = waiting_restart(s, s.status)
+    waiting = waiting_restart(s, s.status)
     return (
-        found[0]
-        if found is not None and found[1] is not None and found[1].reason == "Unschedulable"
+        waiting[0]
+        if waiting is not None and waiting[1] is not None and waiting[1].reason == "Unschedulable"
         else None
     )
 

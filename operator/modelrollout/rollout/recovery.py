@@ -132,7 +132,7 @@ def recover(s: Specified, now: datetime) -> ModelDeploymentStatus | None:
     """
     if not s.revisions or not _is_lost(s):
         return None
-    found = s.status.model_copy(
+    recovered = s.status.model_copy(
         update={
             "stable": None,
             "rollout": None,
@@ -142,7 +142,7 @@ def recover(s: Specified, now: datetime) -> ModelDeploymentStatus | None:
     )
     stable = _serving(s) or _recorded(s)
     if stable is None:
-        return found if found != s.status else None
+        return recovered if recovered != s.status else None
     if stable.prepared is None:
         # Its evidence is gone and it has no pods: preparing it again finds the artifact in the
         # store, and it then takes all traffic.
@@ -155,13 +155,13 @@ def recover(s: Specified, now: datetime) -> ModelDeploymentStatus | None:
             revision=stable.name,
             number=stable.number,
         )
-        return found.model_copy(update={"rollout": made.rollout})
+        return recovered.model_copy(update={"rollout": made.rollout})
     update: dict[str, object] = {
         "stable": RevisionRef(revision=stable.name, number=stable.number, since=stamp(now))
     }
     if any(v.verb == "rollback" and v.revision == stable.name for v in s.verbs):
         update["pinned"] = pinned(s, stable.name)  # a person rolled back to it, so spec must not roll forward
-    return found.model_copy(update=update)
+    return recovered.model_copy(update=update)
 
 
 def _is_lost(s: Snapshot) -> bool:

@@ -200,12 +200,12 @@ class _Run:
         if self._status is None or self._last is None:
             return Replayed("Unfinished", "NoData", "there is no reading at all in this time")
         moment, assessment = self._last
-        found = assessment or Assessment("Inconclusive", "NoData", "a weight was being taken up")
-        self._say(self._status, moment.at, "Unfinished", found.message, found.metrics)
+        latest = assessment or Assessment("Inconclusive", "NoData", "a weight was being taken up")
+        self._say(self._status, moment.at, "Unfinished", latest.message, latest.metrics)
         return Replayed(
             "Unfinished",
-            found.reason,
-            f"the recording ends before a verdict: {found.message}",
+            latest.reason,
+            f"the recording ends before a verdict: {latest.message}",
             tuple(self._timeline),
         )
 

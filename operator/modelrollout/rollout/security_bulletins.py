@@ -53,10 +53,10 @@ def known_flaws(version: str) -> Problem | None:
     """The known flaws of this version of Triton, as ``GET /v2`` reports it; None also for text that
     is no version.
     """
-    found = _VERSION.match(version)
-    if found is None:
+    match = _VERSION.match(version)
+    if match is None:
         return None
-    at = (int(found[1]), int(found[2]), int(found[3] or 0))
+    at = (int(match[1]), int(match[2]), int(match[3] or 0))
     open_ones = [b for b in BULLETINS if at < b.fixed]
     if not open_ones:
         return None

@@ -67,12 +67,12 @@ def recorded(
     """(URI, digest) of the artifacts that a Job may reuse, in a stable order."""
     known = list(records)
     spoilt = {r.artifact.uri for r in known if r.artifact and r.lost}
-    found = {
+    artifacts = {
         (r.artifact.uri, r.artifact.digest)
         for r in known
         if r.artifact and r.artifact.uri not in spoilt and may_be_taken(r, sha256, model, folder)
     }
-    return tuple(sorted(found)[:MOST_RECORDS])
+    return tuple(sorted(artifacts)[:MOST_RECORDS])
 
 
 @dataclass(frozen=True)

@@ -269,12 +269,12 @@ def _crash(s: Snapshot, status: ModelDeploymentStatus) -> CrashStatus | None:
     rollout = status.rollout
     # crashes during its start belong to the stage before
     tried = (rollout.revision, rollout.since) if rollout and in_flight(rollout) else ("", "")
-    seen = [
+    crashes = [
         (name, crash)
         for name in _watched(status)
         if (crash := s.server(name).crash) and not (name == tried[0] and crash.at < tried[1])
     ]
-    name, last = max(seen, key=lambda found: found[1].at, default=("", None))
+    name, last = max(crashes, key=lambda found: found[1].at, default=("", None))
     if last is None or (status.crash is not None and last.at <= status.crash.at):
         return status.crash
     return CrashStatus(revision=name, at=last.at, reason=last.reason, message=cut(last.message))

@@ -86,7 +86,7 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
     elif rollout.outcome == "Superseded" and old.retired is not None:
         outcome = "Retired"  # it has served, and nothing was proven against it
     ended = not in_flight(rollout)
-    found = old.model_copy(
+    status = old.model_copy(
         update={
             "outcome": outcome,
             "reason": (rollout.reason or "-") if ended or rollout.stage == "Revert" else "-",
@@ -115,7 +115,7 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
         }
     )
     # preparing it again may yield another model
-    return found.model_copy(update={"retired": None}) if artifact_is_unusable(found) else found
+    return status.model_copy(update={"retired": None}) if artifact_is_unusable(status) else status
 
 
 def _without_counters(metric: MetricStatus) -> MetricStatus:

@@ -203,5 +203,5 @@ def gpus_of_pod(spec: ModelDeploymentSpec) -> dict[str, int]:
     nvidia.com/mig-1g.10gb.
     """
     limits = spec.serving.resources.limits or {}
-    found = {kind: int(value) for kind, value in limits.items() if "/" in kind and str(value).isdigit()}
-    return {kind: count for kind, count in found.items() if count > 0}
+    counts = {kind: int(value) for kind, value in limits.items() if "/" in kind and str(value).isdigit()}
+    return {kind: count for kind, count in counts.items() if count > 0}

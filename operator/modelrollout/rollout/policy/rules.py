@@ -123,8 +123,8 @@ class Rules:
         """Whether a spec may have queries of its own."""
         if self.broken:
             return "Templates"
-        said = {g.queries for _, g in self.gates if g.queries}
-        return "Templates" if "Templates" in said else "Own" if said else unless_said
+        values = {g.queries for _, g in self.gates if g.queries}
+        return "Templates" if "Templates" in values else "Own" if values else unless_said
 
     @property
     def prometheus(self) -> str | None:
@@ -204,17 +204,17 @@ def _check(window: FreezeWindow, where: str) -> None:
 
 def combine(policies: Iterable[Policy]) -> Rules:
     """The combined rules of policies that all match, in the order of their names."""
-    found = sorted(policies, key=lambda p: p.name)
-    if not found:
+    matching = sorted(policies, key=lambda p: p.name)
+    if not matching:
         return NO_RULES
     defaults: dict[str, Any] = {}
     templates: dict[str, tuple[Metric, ...]] = {}
-    for policy in found:
+    for policy in matching:
         if policy.spec.defaults is not None:
             defaults = with_defaults(defaults, policy.spec.defaults.wire())
         for template in policy.spec.analysis_templates or ():
             templates.setdefault(template.name, tuple(template.metrics))
-    gates = tuple((p.name, p.spec.gates) for p in found if p.spec.gates)
+    gates = tuple((p.name, p.spec.gates) for p in matching if p.spec.gates)
     bake = max((g.bake for _, g in gates if g.bake), key=seconds, default=None)
     if bake is not None:
         defaults["bake"] = bake
@@ -227,24 +227,28 @@ def combine(policies: Iterable[Policy]) -> Rules:
         k: v for k, v in (("minProgressDeadline", deadline), ("maxFirstWeight", first)) if v is not None
     }
     return Rules(
-        names=tuple(p.name for p in found),
-        broken=tuple((p.name, p.error) for p in found if p.error),
+        names=tuple(p.name for p in matching),
+        broken=tuple((p.name, p.error) for p in matching if p.error),
         defaults=defaults,
         gates=gates,
-        sources=tuple((p.name, p.spec.allowed_sources) for p in found if p.spec.allowed_sources),
-        hostnames=tuple((p.name, tuple(p.spec.allowed_hostnames)) for p in found if p.spec.allowed_hostnames),
+        sources=tuple((p.name, p.spec.allowed_sources) for p in matching if p.spec.allowed_sources),
+        hostnames=tuple(
+            (p.name, tuple(p.spec.allowed_hostnames)) for p in matching if p.spec.allowed_hostnames
+        ),
         accounts=tuple(
-            (p.name, tuple(p.spec.allowed_service_accounts)) for p in found if p.spec.allowed_service_accounts
+            (p.name, tuple(p.spec.allowed_service_accounts))
+            for p in matching
+            if p.spec.allowed_service_accounts
         ),
         secrets=tuple(
-            (p.name, tuple(p.spec.allowed_secrets)) for p in found if p.spec.allowed_secrets is not None
+            (p.name, tuple(p.spec.allowed_secrets)) for p in matching if p.spec.allowed_secrets is not None
         ),
-        freezes=tuple((p.name, w) for p in found for w in p.spec.freeze_windows or ()),
+        freezes=tuple((p.name, w) for p in matching for w in p.spec.freeze_windows or ()),
         limits=tuple(
             Limit(
                 p.name, p.uid, p.spec.limits.concurrent_rollouts, p.spec.limits.gpus, p.spec.limits.max_hold
             )
-            for p in found
+            for p in matching
             if p.spec.limits and (p.spec.limits.concurrent_rollouts or p.spec.limits.gpus)
         ),
         templates=templates,
@@ -255,7 +259,7 @@ def combine(policies: Iterable[Policy]) -> Rules:
             else max((g.reserve_names for _, g in gates if g.reserve_names), key=seconds, default=RESERVED)
         ),
         first_weight=first,
-        promql=frozenset(m.query for p in found for m in _metrics(p.spec) if m.query is not None),
+        promql=frozenset(m.query for p in matching for m in _metrics(p.spec) if m.query is not None),
     )
 
 
@@ -282,30 +286,30 @@ def effective(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
     """spec.rollout with the policies' defaults; a bake or deadline shorter than theirs is raised to
     theirs.
     """
-    found = with_defaults(given, {k: v for k, v in defaults.items() if k not in _BOUNDS})
+    filled = with_defaults(given, {k: v for k, v in defaults.items() if k not in _BOUNDS})
     for key, bound, unless_said in (
         ("bake", "bake", None),
         ("progressDeadline", "minProgressDeadline", _DEADLINE),
     ):
-        own, least = found.get(key, unless_said), defaults.get(bound)
+        own, least = filled.get(key, unless_said), defaults.get(bound)
         # the API's own validation reports an invalid duration
         with contextlib.suppress(ValueError):
             if isinstance(own, str) and least is not None and seconds(own) < seconds(least):
-                found[key] = least
-    return found
+                filled[key] = least
+    return filled
 
 
 def with_defaults(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """``given`` with the fields that it leaves out taken from ``defaults``, object by object; lists
     are taken whole.
     """
-    found = dict(given)
+    filled = dict(given)
     for key, value in defaults.items():
-        if isinstance(value, Mapping) and isinstance(found.get(key, {}), Mapping):
-            found[key] = with_defaults(found.get(key) or {}, value)
-        elif found.get(key) is None:
-            found[key] = value
-    return found
+        if isinstance(value, Mapping) and isinstance(filled.get(key, {}), Mapping):
+            filled[key] = with_defaults(filled.get(key) or {}, value)
+        elif filled.get(key) is None:
+            filled[key] = value
+    return filled
 
 
 def active_freeze(rules: Rules, now: datetime) -> Freeze | None:
@@ -363,15 +367,15 @@ def _end(window: FreezeWindow, now: datetime) -> datetime | None:
 def _last(schedule: str, timezone: str, minute: datetime) -> datetime | None:
     """The latest time of the schedule up to and including that minute."""
     local = (minute + timedelta(seconds=1)).astimezone(ZoneInfo(timezone))
-    found: datetime | None = next(CronSim(schedule, local, reverse=True), None)
-    if found is None:
+    latest: datetime | None = next(CronSim(schedule, local, reverse=True), None)
+    if latest is None:
         return None
     # Backwards, CronSim merges the hour that the end of summer time repeats: go forwards again to
     # the times that it skipped.
     later: datetime
-    for later in CronSim(schedule, found):
+    for later in CronSim(schedule, latest):
         # in UTC: local times of one zone compare without regard to the repeated hour
         if later.astimezone(UTC) > minute:
             break
-        found = later
-    return found.astimezone(UTC)
+        latest = later
+    return latest.astimezone(UTC)

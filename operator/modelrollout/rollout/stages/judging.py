@@ -131,8 +131,8 @@ def handle_inconclusive(
         )
         why = unproven_weight(s, onward)
         if why is None:
-            said = f"step {label} goes on unproven, as onInconclusive says: {reason}: {text}"
-            return Transition(onward, (Event("PromotedByPolicy", said, "Warning"),))
+            unproven = f"step {label} goes on unproven, as onInconclusive says: {reason}: {text}"
+            return Transition(onward, (Event("PromotedByPolicy", unproven, "Warning"),))
         text = f"{text}; {why}"
         paused = _pause(record(status, "Inconclusive", reason, now), step, "Inconclusive", text)
         return Transition(paused, (Event("Inconclusive", text, "Warning"),))

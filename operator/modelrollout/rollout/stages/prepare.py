@@ -139,9 +139,9 @@ def _evidence(result: TaskResult, now: datetime) -> ArtifactEvidence:
     )
 
 
-def _search(found: Search) -> SearchEvidence:
-    points = [SearchPoint(**point._asdict()) for point in found.points]
-    return SearchEvidence(**found.model_dump(exclude={"points"}), points=points)
+def _search(search: Search) -> SearchEvidence:
+    points = [SearchPoint(**point._asdict()) for point in search.points]
+    return SearchEvidence(**search.model_dump(exclude={"points"}), points=points)
 
 
 def _gate_event(evidence: ArtifactEvidence) -> Event:
