@@ -123,7 +123,10 @@ def test_in_place_two_revisions_take_turns_on_the_same_gpus(stage: Stage, in_pla
         ),
         180,
     )
-    assert stage.get(name)["status"]["rollout"]["inPlace"] == {"of": 2, "keeps": 1}
+    assert stage.get(name)["status"]["rollout"]["inPlace"] == {
+        "previousStableReplicas": 2,
+        "stableReplicas": 1,
+    }
     stage.cluster.modelrollout("abort", name, "-n", stage.namespace)
     stage.until(
         "stable has its pods again",

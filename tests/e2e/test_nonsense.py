@@ -105,7 +105,7 @@ def test_where_a_header_chooses_the_version_errors_pause_and_a_person_decides(st
     stage.until("it is paused", paused, 60)
     message = stage.condition(NAME, "Stalled")["message"]
     assert (
-        "where clients choose the revision, errors alone take nothing back" in message
+        "where clients choose the revision, errors alone revert nothing" in message
         and "promote or abort" in message
     )
     stage.until("an event says so", lambda: "ErrorsHigh" in stage.events(NAME), 20)

@@ -127,7 +127,7 @@ def test_pause_holds_resume_and_promote_full_go_on_and_restart_replaces_pods(sta
     )
     reached(stage, "Canary", {})
     stage.cluster.modelrollout("pause", NAME, "-n", stage.namespace)
-    stage.until("it is held", lambda: stage.get(NAME)["status"]["rollout"].get("held"))
+    stage.until("it is held", lambda: stage.get(NAME)["status"]["rollout"].get("pausedByUser"))
     asked(stage, 60)
     assert stage.get(NAME)["status"]["step"] == "1/4"
     stage.cluster.modelrollout("resume", NAME, "-n", stage.namespace)

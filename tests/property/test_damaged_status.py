@@ -16,7 +16,6 @@ from modelrollout.analysis.providers.prometheus.parse import CounterReading
 from modelrollout.api.v1alpha1 import (
     Counter,
     Draining,
-    Held,
     InPlaceStatus,
     MetricStatus,
     ModelDeploymentStatus,
@@ -25,11 +24,13 @@ from modelrollout.api.v1alpha1 import (
     RestartStatus,
     ShadowStatus,
     StepEvidence,
+    UserPause,
 )
 from modelrollout.controller.observe.observation import _status
 from modelrollout.rollout.assessment import assess, metrics_due
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import needs_measurement
+from modelrollout.rollout.desired.traffic import needs_measurement
+from modelrollout.rollout.plan import Converge
 from modelrollout.rollout.snapshot import Assessment, Snapshot
 from modelrollout.testing import builders as b
 
@@ -59,11 +60,11 @@ ENDED = {"outcome": "RolledBack", "reason": "x", "message": "m"}
 STAGES: dict[str, dict[str, Any]] = {
     "Resolve": {},
     "Prepare": {},
-    "Provision": {"queue": QueueStatus(since=b.ago(9), gpus=2, short_since=b.ago(3))},
+    "Provision": {"queue": QueueStatus(since=b.ago(9), gpus=2, gpu_shortage_since=b.ago(3))},
     "Evaluate": {},
     "Shadow": {"shadow": SHADOW},
-    "Canary": STEP | {"held": Held(since=b.ago(2), by="x")},
-    "Promote": STEP | {"in_place": InPlaceStatus(of=2, keeps=1)},
+    "Canary": STEP | {"paused_by_user": UserPause(since=b.ago(2), by="x")},
+    "Promote": STEP | {"in_place": InPlaceStatus(previous_stable_replicas=2, stable_replicas=1)},
     "Bake": {"step": b.step(3, 100, metrics=[METRIC])},
     "Revert": ENDED,
     "Failed": ENDED,
@@ -121,7 +122,7 @@ def two_passes(s: Snapshot) -> None:
             s = replace(s, assessment=found)
         plan = decide(s, b.at(seconds))
         ModelDeploymentStatus.model_validate(plan.status.wire())
-        if plan.desired is not None:
+        if isinstance(plan, Converge):
             assert V1 in plan.desired.servers, "stable has lost its pods"
             assert sum(w for _, w in plan.desired.split) == 100 and all(
                 0 < w <= 100 for _, w in plan.desired.split
@@ -145,7 +146,7 @@ def test_no_damage_crashes_a_pass_or_costs_stable_its_pods(stage: str) -> None:
         "retiring": b.ref(1),
         "restarts": {V1: RestartStatus(at=b.ago(3))},
     }
-    pinned = Pinned(revision=V1, generation=1, against=V2) if stage == "Failed" else None
+    pinned = Pinned(revision=V1, generation=1, rolled_back_from=V2) if stage == "Failed" else None
     wire = s.status.model_copy(update=more | {"pinned": pinned, "handled_verbs": [f"promote:{V2}:n"]}).wire()
     for place in places(wire):
         for wrong in WRONG:

@@ -1,9 +1,9 @@
-"""The state machine against every order of events that hypothesis can think of.
+"""The state machine against every order of events that hypothesis generates.
 
-The cluster is tests/unit/rollout/world.py: it is driven by ``decide`` as the reconciler does it,
-and holds the invariants of DESIGN.md after every single write (1 weights, 2 stable, numbers,
-kstatus, size and round trip of status) and after every pass (5 waits, livelock, leftovers). In the
-end the world turns kind, and every rollout has to come to an end with stable at 100 % (3).
+``modelrollout.testing.model_cluster`` drives ``decide`` as the reconciler does, and asserts the
+invariants of docs/explanation/invariants.md after every write (weights, stable, numbers, kstatus,
+size and round trip of status) and after every pass (waits, livelock, leftovers). At the end all
+failures cease, and every rollout has to finish with stable at 100 %.
 ``HYPOTHESIS_PROFILE=deep`` runs many times as long.
 """
 
@@ -19,10 +19,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from modelrollout.api import names
 from modelrollout.rollout.decide import decide
+from modelrollout.rollout.plan import Converge, Write
 from modelrollout.rollout.policy.rules import NO_RULES, Rules, combine, read
 from modelrollout.rollout.snapshot import Problem, in_flight
 from modelrollout.testing import builders as b
-from modelrollout.testing.model_cluster import Refused, World
+from modelrollout.testing.model_cluster import ModelCluster, Refused
 
 settings.register_profile(
     "deep-stateful",
@@ -152,8 +153,8 @@ class RolloutMachine(RuleBasedStateMachine):
             "revisionHistoryLimit": 2,
         }
         self.nonce = 0
-        self.world = World(self.spec(), way=way)
-        self.former: World | None = None
+        self.world = ModelCluster(self.spec(), way=way)
+        self.former: ModelCluster | None = None
         for version in range(1, serves + 1):
             self.world.serve()
             self.edit(version=version + 1, strategy=strategy, rollout=policy, surge=surge)
@@ -212,14 +213,14 @@ class RolloutMachine(RuleBasedStateMachine):
         assert former is not None
         s = former.snapshot()
         plan = decide(s, self.world.now)
-        if plan.status != s.status:
+        if isinstance(plan, Write):
             try:
                 self.world.deciding = s
                 self.world.write_status(plan.status, former.version)
             except Refused:
                 assert former.version != self.world.version
         elif (
-            plan.desired is not None
+            isinstance(plan, Converge)
             and s.gateway
             and plan.desired.split
             and former.route_version == self.world.route_version
@@ -466,7 +467,7 @@ class RolloutMachine(RuleBasedStateMachine):
                 )
             else:
                 assert rollout.stage in ("Canary", "Bake") and rollout.step, f"{rollout} does not end"
-                assert rollout.step.phase == "Paused" or rollout.held, f"{rollout} does not end"
+                assert rollout.step.phase == "Paused" or rollout.paused_by_user, f"{rollout} does not end"
             self.nonce += 1
             world.say("abort", rollout.revision or "", f"n{self.nonce}")
         assert not in_flight(world.status.rollout), f"{world.status.rollout} does not end"

@@ -3,10 +3,10 @@ than the first weight.
 
 Random walks over all that a tenant may do: specs, strategies, scale, the verbs of his own object,
 deletion and creation anew, another ModelDeployment, host names that wander. Two worlds: the state
-machine in plain Python (tests/unit/rollout/world.py), and the whole controller against an API
-server in plain Python. What is judged are the weights of the routes and of the data plane, and the
-pods that a Service selects, with a list of the models that are wrong; nothing of what the operator
-thinks of it. ``HYPOTHESIS_PROFILE=deep`` walks thousands of times.
+machine in plain Python (modelrollout.testing.model_cluster), and the whole controller against an
+API server in plain Python. What is judged are the weights of the routes and of the data plane, and
+the pods that a Service selects, with a list of the models that are wrong; nothing of what the
+operator thinks of it. ``HYPOTHESIS_PROFILE=deep`` walks thousands of times.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Assessment, Problem, Snapshot
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import Cluster, Operator
-from modelrollout.testing.model_cluster import World
+from modelrollout.testing.model_cluster import ModelCluster
 from tests.property.test_decide import STRATEGIES, canary
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
@@ -91,7 +91,7 @@ class TenantOfTheWorld(RuleBasedStateMachine):
             "surge": {},
         }
         self.nonce = 0
-        self.world = World(self.spec())
+        self.world = ModelCluster(self.spec())
         self.world.serve()
         self.world.rules = combine(
             [

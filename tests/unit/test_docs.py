@@ -45,7 +45,7 @@ def files() -> list[Path]:
 
 
 def pages() -> Iterator[tuple[str, str]]:
-    """Each Markdown page with its text, code blocks left out. What pages are generated from is none."""
+    """Each Markdown page with its text, code blocks left out; templates of pages are left out."""
     for path in files():
         if path.suffix == ".md" and path.parent.parent.name != "reasonsgen":
             yield str(path.relative_to(ROOT)), re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)

@@ -12,7 +12,7 @@ from calibrate.rules import ALPHA, evidence_of
 from calibrate.scenarios import IN_TIME, LOOK, Counts
 from modelrollout.analysis.counters import Raw, Sample, fold, spread_of
 from modelrollout.api.v1alpha1 import Counter
-from modelrollout.rollout.stages.canary import REWRITE_SECONDS
+from modelrollout.rollout.stages.judging import REWRITE_SECONDS
 from modelrollout.statistics.dispersion import Spread
 from modelrollout.statistics.sequential import over_steps
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from calibrate.scenarios import LOOK, Counts, Floats, Stream
 from modelrollout.analysis.verdict import FALSE_ALARM_BUDGET
-from modelrollout.rollout.stages.canary import REWRITE_SECONDS
+from modelrollout.rollout.stages.judging import REWRITE_SECONDS
 from modelrollout.statistics.dispersion import Spread, dispersion, widened
 from modelrollout.statistics.sequential import log_evidence, over_steps
 

@@ -38,7 +38,7 @@ ANNOTATION_RESTARTED = f"{GROUP}/restarted-at"  # on the pod template: another v
 # on the pod template: version of the hardening that keeps clients from managing the server
 ANNOTATION_HARDENED = f"{GROUP}/hardened"
 # on the prepare Job: hash of the resources, time limit and queue in spec
-ANNOTATION_ASKED = f"{GROUP}/asked"
+ANNOTATION_EXECUTION = f"{GROUP}/execution-hash"
 # on the Lease of a slot: start of the rollout that holds it
 ANNOTATION_ROLLOUT = f"{GROUP}/rollout"
 ANNOTATION_GPUS = f"{GROUP}/gpus"  # on the Lease of a slot: GPUs that the rollout requests

@@ -77,7 +77,7 @@ def pause(rollout: Rollout, revision: str | None, token: str) -> Request:
     arrives.
     """
     flying, _ = _on_trial(rollout, revision, "pause")
-    if flying.held is not None:
+    if flying.paused_by_user is not None:
         raise Refused(f"nothing to pause: {flying.revision} is paused already")
     assert flying.revision is not None
     return _on_revision("pause", flying.revision, token, None, f"pause {flying.revision}")
@@ -86,7 +86,7 @@ def pause(rollout: Rollout, revision: str | None, token: str) -> Request:
 def resume(rollout: Rollout, revision: str | None, token: str) -> Request:
     """Resume a paused rollout."""
     flying, _ = _on_trial(rollout, revision, "resume")
-    if flying.held is None:
+    if flying.paused_by_user is None:
         raise Refused(f"nothing to resume: {flying.revision} is not paused")
     assert flying.revision is not None
     return _on_revision("resume", flying.revision, token, None, f"resume {flying.revision}")

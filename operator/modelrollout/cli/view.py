@@ -24,33 +24,10 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.cli.cluster import Replicas, Revision, Rollout
 from modelrollout.cli.verbs import idle, in_flight
+from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.strategy import steps_of, strategy_of
 
-STAGES: tuple[Stage, ...] = (
-    "Resolve",
-    "Prepare",
-    "Tune",
-    "Provision",
-    "Evaluate",
-    "Shadow",
-    "Canary",
-    "Promote",
-    "Bake",
-)
 EVENTS = 6  # shown, newest last
-_DOES: dict[str, str] = {
-    "Resolve": "the digest of the source is being pinned; then the model is prepared",
-    "Prepare": "the model is being fetched, verified and optimized; then its servers start",
-    "Tune": "serving configurations are being measured on a Triton of its own; then its servers start",
-    "Provision": (
-        "the model servers are starting; then golden data is sent, if there is any, and the canary begins"
-    ),
-    "Evaluate": "golden data is being sent through the served model; then the canary begins",
-    "Promote": (
-        "the revision is getting all traffic; then it bakes if spec says so, and the old servers go away"
-    ),
-    "Revert": "stable is getting all traffic back; then the rollout has ended",
-}
 _TRIAL: dict[Strategy, str] = {"Canary": "Canary", "BlueGreen": "Preview", "ABTest": "Test by headers"}
 _STYLES = {
     "Successful": "green", "True": "green", "Stable": "green", "Promoted": "green",
@@ -129,7 +106,8 @@ def what_next(rollout: Rollout, now: datetime) -> list[str]:
     if flying.stage == "Bake" and flying.step is not None and rollout.spec is not None:
         return _next_in_bake(rollout, flying, now)
     if flying.stage != "Canary" or flying.step is None:
-        lines = [flying.message or _DOES.get(flying.stage, f"stage {flying.stage}")]
+        stage = STAGES[flying.stage]
+        lines = [flying.message or f"{stage.doing}; then {stage.then}"]
         if flying.stage not in ("Promote", "Revert"):
             if flying.queue is None:
                 lines += _deadline(rollout, flying.since, now, "the rollout fails, stable stays as it is")
@@ -237,7 +215,7 @@ def _pods(rollout: Rollout, revision: str) -> str:
 def _stages(rollout: Rollout, r: RolloutStatus, now: datetime) -> Table:
     table = _grid()
     shadowed = r.shadow is not None or (rollout.spec is not None and rollout.spec.rollout.shadow is not None)
-    stages = [s for s in STAGES if s != "Shadow" or shadowed]
+    stages = [s for s, spec in STAGES.items() if spec.condition and (s != "Shadow" or shadowed)]
     reached: Stage = (
         r.stage if r.stage in stages else next((x for x in reversed(stages) if x in r.stages), "Resolve")
     )
@@ -314,7 +292,7 @@ def _steps(r: RolloutStatus, steps: Sequence[Step], now: datetime) -> Table:
         number = f"{i + 1}/{len(steps)}"
         if i == current and r.step is not None and r.stage == "Canary":
             since = r.step.observed_since or r.step.since
-            phase = "Paused" if r.held else r.step.phase
+            phase = "Paused" if r.paused_by_user else r.step.phase
             table.add_row(
                 Text("▶", "cyan"), number, what, styled(phase), age(since, now), r.step.override or ""
             )
@@ -439,7 +417,7 @@ def _next_in_canary(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[s
     promote = f"go on without waiting: modelrollout promote {rollout.name}"
     abort = f"end it: modelrollout abort {rollout.name}"
     following = steps[r.step.index + 1] if 0 <= r.step.index < len(steps) - 1 else None
-    if r.held is not None:
+    if r.paused_by_user is not None:
         resume = f"go on: modelrollout resume {rollout.name}"
         return [
             (
@@ -492,7 +470,7 @@ def _next_in_bake(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[str
         f"end the bake: modelrollout promote {rollout.name}",
         f"back to {former}: modelrollout abort {rollout.name}",
     ]
-    if r.held is not None:
+    if r.paused_by_user is not None:
         return [
             "nothing by itself: a user paused it; analysis continues",
             f"go on: modelrollout resume {rollout.name}",

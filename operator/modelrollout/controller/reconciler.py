@@ -28,8 +28,8 @@ from modelrollout.kube.client import (
     NotFound,
 )
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import needs_measurement
-from modelrollout.rollout.plan import Event
+from modelrollout.rollout.desired.traffic import needs_measurement
+from modelrollout.rollout.plan import Converge, Event, Wait, Write
 from modelrollout.rollout.policy.rules import NO_RULES
 from modelrollout.rollout.snapshot import Assessment, Problem, Snapshot
 from modelrollout.rollout.status import exposure_message
@@ -139,19 +139,26 @@ class Reconciler:
         plan = decide(s, self._now())
         if not self._may_write():
             return None  # the lease went to another replica while this pass was under way
-        if plan.status != s.status:
-            if not await self._transition(seen, plan.status):
-                return LOST_SECONDS
-            for event in plan.events:
-                await self._reporter.post(seen, event)
-            return 0.0
-        if plan.desired is None:
-            return plan.requeue_after
+        match plan:
+            case Write():
+                if not await self._transition(seen, plan.status):
+                    return LOST_SECONDS
+                for event in plan.events:
+                    await self._reporter.post(seen, event)
+                return 0.0
+            case Converge():
+                return await self._converge(key, seen, plan)
+            case Wait():
+                return plan.requeue_after
+
+    async def _converge(self, key: Key, seen: Observation, plan: Converge) -> float | None:
+        """Makes the children match; returns the seconds until the next pass."""
         try:
             narrowed, kept = await self._actor.narrow(seen) if plan.desired.narrow else (False, None)
             if narrowed:
                 await self._reporter.post(
-                    seen, Event("RoutesNarrowed", f"{', '.join(s.overly_open)}: {ROUTES_NARROWED}")
+                    seen,
+                    Event("RoutesNarrowed", f"{', '.join(seen.snapshot.overly_open)}: {ROUTES_NARROWED}"),
                 )
                 return 0.0
             wrote = await self._isolate(key, seen)

@@ -371,7 +371,7 @@ def prepare_job(
         job["metadata"]["labels"][LABEL_QUEUE] = optimization.queue_name
     if optimization.queue_priority_class:
         job["metadata"]["labels"][LABEL_PRIORITY] = optimization.queue_priority_class
-    job["metadata"]["annotations"] = {names.ANNOTATION_ASKED: _asked(optimization)}
+    job["metadata"]["annotations"] = {names.ANNOTATION_EXECUTION: _asked(optimization)}
     pod = job["spec"]["template"]["spec"]
     _apart(
         job,

@@ -1,6 +1,4 @@
-"""From readings to the verdict on the present canary step. The operator's looks and a replay of the
-past share it.
-"""
+"""From readings to the verdict on the present canary step, for the operator and for replays."""
 
 from __future__ import annotations
 
@@ -26,14 +24,15 @@ from modelrollout.api.v1alpha1 import Metric, MetricStatus
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of
 from modelrollout.rollout.snapshot import Assessment, Snapshot, baseline, since
+from modelrollout.rollout.views import AtStep
 
 
 def metrics_due(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
-    """The metrics to look at, or the assessment that stands without a look: the initial delay, a
-    template that is not there.
+    """The metrics to read; or the assessment if nothing is to be read: during the initial delay, or
+    if a template is missing.
     """
-    assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
-    step, analysis = stepping.with_traffic(s.status.rollout.step), s.spec.rollout.analysis
+    at = AtStep.of(s)
+    step, analysis = stepping.with_traffic(at.step), at.spec.rollout.analysis
     metrics = effective_metrics(analysis, s.templates, s.mandatory)
     if isinstance(metrics, MeasurementProblem):
         return Assessment("Error", metrics.kind, metrics.message, tuple(step.metrics))
@@ -41,7 +40,7 @@ def metrics_due(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
     if delay and counted_seconds(step, analysis, now) <= 0:
         waited = since(step.observed_since, now) if step.observed_since else 0.0
         text = f"counting begins in {delay - waited:.0f} s (initialDelay {analysis.initial_delay})"
-        # a bake begins with what stable has shown
+        # a bake begins with stable's counts of the last step
         return Assessment("Inconclusive", "InitialDelay", text, tuple(step.metrics))
     return metrics
 
@@ -54,61 +53,61 @@ def assess(
     *,
     split: bool = False,
 ) -> Assessment:
-    """The verdict with this look added to what the step's status holds.
+    """The verdict after adding these readings to the counts in the step's status.
 
-    ``split``: errors and latency are counted by a gateway that splits requests by the step's
-    weight; of a replay nobody knows.
+    ``split``: a gateway that splits requests by the step's weight counts errors and latency;
+    unknown for a replay.
     """
-    assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
-    rollout, step, steps = s.status.rollout, stepping.with_traffic(s.status.rollout.step), steps_of(s)
+    at = AtStep.of(s)
+    rollout, step, steps = at.rollout, stepping.with_traffic(at.step), steps_of(at)
     bakes = rollout.stage == "Bake"
     counted = counts_of(step.metrics)
-    found = fold_in(readings, counted, stable=baseline(s) is not None and not bakes)
-    # What a preview was asked somebody has chosen: where policies demand metrics it proves nothing
-    # of everybody's requests.
+    measured = fold_in(readings, counted, stable=baseline(s) is not None and not bakes)
+    # Clients choose the requests to a preview: where policies require metrics they prove nothing
+    # about all requests.
     carried = carried_of([e for e in rollout.history if e.weight > 0 or first_weight(s) is None], step)
     if bakes:
-        # The former stable has no traffic: its counts of the last step stand for it. That step's
-        # evidence has them in it, so nothing is carried over.
+        # The former stable has no traffic, so its counts of the last step stand for it. They
+        # contain that step's evidence, so nothing is carried over.
         before = {m.name: m.stable for m in step.metrics}
-        found, carried = {name: replace(m, stable=before.get(name)) for name, m in found.items()}, {}
+        measured, carried = {name: replace(m, stable=before.get(name)) for name, m in measured.items()}, {}
     elif split:
-        found = {
+        measured = {
             name: (
                 _by_weight(m, counted.get(name, Counts()), step.weight)
                 if name in ("errors", "latency")
                 else m
             )
-            for name, m in found.items()
+            for name, m in measured.items()
         }
     onward = stepping.next_weight(steps, stepping.locate(steps, step))
     statuses = judge_all(
-        parts_of(metrics), found, step.metrics, carried, step.weight, onward, now, at_once=not bakes
+        parts_of(metrics), measured, step.metrics, carried, step.weight, onward, now, at_once=not bakes
     )
     verdict = combine(statuses)
     waits = {
         p.metric: round(p.seconds)
-        for p in paces(statuses, counted_seconds(step, s.spec.rollout.analysis, now))
+        for p in paces(statuses, counted_seconds(step, at.spec.rollout.analysis, now))
     }
     return Assessment(
         verdict.name,
         verdict.reason,
         verdict.message,
-        tuple(_told(m, waits.get(m.name), onward) for m in statuses),
+        tuple(_annotated(m, waits.get(m.name), onward) for m in statuses),
     )
 
 
-def _told(m: MetricStatus, seconds_left: int | None, onward: int) -> MetricStatus:
-    """With how long it takes; and with what it was proven for: steps can be edited before the
-    weight is given.
+def _annotated(m: MetricStatus, seconds_left: int | None, onward: int) -> MetricStatus:
+    """The metric with the time it still needs, and with the weight that it was proven for: steps
+    can be edited before that weight begins.
     """
     proven_for = onward if m.verdict == "Successful" and m.canary is not None else None
     return m.model_copy(update={"needed_seconds": seconds_left, "next_weight": proven_for})
 
 
 def _by_weight(m: Measurement, before: Counts, weight: int) -> Measurement:
-    """Without the look that made the counts implausible: what is wrong with it may pass, and then
-    nothing is lost.
+    """The measurement; without this reading if that made the counts implausible, since the cause
+    may be temporary.
     """
     problem = None if m.problem else share_off_weight(m.canary, m.stable, weight)
     return m if problem is None else Measurement(before.canary, before.stable, problem=problem)

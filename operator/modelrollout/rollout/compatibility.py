@@ -1,6 +1,4 @@
-"""Whether a new version takes and gives the same tensors as the one that serves: clients that fit
-the one have to fit the other.
-"""
+"""Whether a new version has the same input and output tensors as stable, whose clients it gets."""
 
 from __future__ import annotations
 
@@ -12,24 +10,26 @@ _SHOWN = 8  # changes that a message lists
 
 
 def interface_change(s: Snapshot, new: Interface | None) -> Problem | None:
-    """What speaks against the new version's interface; None when it is that of stable, when the
-    change is declared, or when nothing is known.
+    """Why clients of stable cannot use the new interface; None if it is the same, if spec allows
+    the change, or if either one is unknown.
     """
     old = served_interface(s)
     if old is None or new is None or old.digest == new.digest or is_declared(s, REASON):
         return None
-    told = changes(old, new)
-    shown = "; ".join(told[:_SHOWN]) + (f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else "")
+    differences = changes(old, new)
+    shown = "; ".join(differences[:_SHOWN])
+    if len(differences) > _SHOWN:
+        shown += f"; and {len(differences) - _SHOWN} more"
     text = (
-        f"{shown}. Clients of the stable revision would fail: keep inputs and outputs, or say"
+        f"{shown}. Clients of the stable revision would fail: keep inputs and outputs, or set"
         " spec.model.interfaceChange: Allowed"
     )
     return Problem(REASON, text)
 
 
 def served_interface(s: Snapshot) -> Interface | None:
-    """Interface of the stable revision; None when there is none, or when it was prepared before
-    interfaces were kept.
+    """Interface of the stable revision; None if there is none, or if an operator that recorded no
+    interfaces prepared it.
     """
     stable = baseline(s)
     revision = s.revision(stable.revision) if stable else None
@@ -37,28 +37,30 @@ def served_interface(s: Snapshot) -> Interface | None:
 
 
 def is_declared(s: Snapshot, reason: str | None) -> bool:
-    """Whether a version that was refused for ``reason`` may try again because its change is
-    declared meanwhile.
-    """
+    """Whether spec now allows the change that a version was refused for."""
     return reason == REASON and s.spec is not None and s.spec.model.interface_change == "Allowed"
 
 
 def changes(old: Interface, new: Interface) -> list[str]:
-    """What differs, tensor by tensor; in counts where an interface is too large to be kept. A
-    dynamic dimension (n) that becomes fixed differs.
+    """The differences, tensor by tensor; only numbers of tensors if an interface is too large to be
+    recorded. A dynamic dimension (n) that becomes fixed is a difference.
     """
     if old.inputs is None or old.outputs is None or new.inputs is None or new.outputs is None:
         return [f"inputs or outputs changed: {_counts(old)} before, {_counts(new)} now"]
-    found: list[str] = []
+    differences: list[str] = []
     for what, before, after in (("input", old.inputs, new.inputs), ("output", old.outputs, new.outputs)):
-        found += [f"{what} {name} ({before[name]}) is gone" for name in sorted(before.keys() - after.keys())]
-        found += [f"{what} {name} ({after[name]}) is new" for name in sorted(after.keys() - before.keys())]
-        found += [
+        differences += [
+            f"{what} {name} ({before[name]}) is gone" for name in sorted(before.keys() - after.keys())
+        ]
+        differences += [
+            f"{what} {name} ({after[name]}) is new" for name in sorted(after.keys() - before.keys())
+        ]
+        differences += [
             f"{what} {n} was {before[n]} and is {after[n]}"
             for n in sorted(before.keys() & after.keys())
             if before[n] != after[n]
         ]
-    return found
+    return differences
 
 
 def _counts(interface: Interface) -> str:

@@ -1,4 +1,4 @@
-"""``decide``: an ordered list of named checks; the first that has something to say decides."""
+"""``decide``: an ordered list of named checks; the first that returns a transition decides."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from datetime import datetime
 
 from modelrollout.rollout import verbs
 from modelrollout.rollout.compatibility import is_declared
-from modelrollout.rollout.desired import desired, desired_traffic_only, has_all_pods, revision_status
-from modelrollout.rollout.plan import Desired, Event, Plan, Transition
+from modelrollout.rollout.desired import desired, desired_traffic_only
+from modelrollout.rollout.desired.pods import has_all_pods
+from modelrollout.rollout.desired.revisions import revision_status
+from modelrollout.rollout.plan import Converge, Desired, Event, Plan, Transition, Wait, Write
 from modelrollout.rollout.pod_restarts import waiting_restart, withdraw_incompatible_restart
 from modelrollout.rollout.policy.freeze import block_while_frozen
 from modelrollout.rollout.policy.rules import active_freeze
@@ -17,6 +19,7 @@ from modelrollout.rollout.policy.weight_cap import cap_unproven_weight
 from modelrollout.rollout.recovery import recover
 from modelrollout.rollout.snapshot import QUARANTINED, Snapshot, in_flight, still_draining
 from modelrollout.rollout.stages import STAGES
+from modelrollout.rollout.stages.promote import end_revert
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from modelrollout.rollout.status import changed_condition_events, derive_status
 from modelrollout.rollout.transitions import (
@@ -25,75 +28,75 @@ from modelrollout.rollout.transitions import (
     change,
     fail,
     input_hash,
-    is_held,
+    is_pinned,
     known_version,
     revert,
 )
+from modelrollout.rollout.views import Specified
 
-Check = Callable[[Snapshot, datetime], Transition | None]
+Check = Callable[[Specified, datetime], Transition | None]
 
 
 def decide(s: Snapshot, now: datetime) -> Plan:
-    """One step: a transition to write, or the children that the written state asks for."""
+    """One pass: a transition to write, children to converge to, or a wait."""
     if s.spec is None:
         return _without_spec(s, now)
-    move = next((found for check in CHECKS if (found := check(s, now)) is not None), Transition(s.status))
-    move = cap_unproven_weight(s, block_while_frozen(s, move, now), now)
+    specified = Specified.of(s)
+    moves = (move for check in CHECKS if (move := check(specified, now)) is not None)
+    move = next(moves, Transition(s.status))
+    move = cap_unproven_weight(s, block_while_frozen(specified, move, now), now)
     if _replaces_unrecorded(s, move):
-        return Plan(s.status, desired(s, now), requeue_after=0.0)
+        return Converge(s.status, desired(specified, now), requeue_after=0.0)
     status = derive_status(s, move.status, now)
     if status != s.status:
-        return Plan(
-            status, None, tuple(dict.fromkeys((*move.events, *changed_condition_events(s, status, now))))
-        )
+        return Write(status, tuple(dict.fromkeys((*move.events, *changed_condition_events(s, status, now)))))
     waits = [*still_draining(s, now).values(), *([] if move.requeue_after is None else [move.requeue_after])]
     if (not waits and s.spec_problem) or waiting_restart(s, s.status) is not None:
-        # what stands in the way of it may be another object, whose events wake somebody else
+        # the cause may lie in another object, whose events do not wake this ModelDeployment
         waits.append(CHECK_SECONDS)
-    return Plan(status, desired(s, now), requeue_after=min(waits, default=None))
+    return Converge(status, desired(specified, now), requeue_after=min(waits, default=None))
 
 
 def _without_spec(s: Snapshot, now: datetime) -> Plan:
-    """A spec that cannot be read changes nothing that runs: weights stay as they are, it is said in
-    status, and that is all. The limits and metrics of a trial under way are gone with it, so only a
-    person can end that: ``abort``.
+    """A spec that cannot be read changes nothing that runs: weights stay as they are, and status
+    reports it. Limits and metrics of the trial are gone with it, so only a person can end a
+    rollout, with ``abort``.
     """
     verb = verbs.unhandled(s, only=("abort",))
     move = verbs.carry_out(s, verb, now) if verb else None
     rollout = s.status.rollout
     if move is None and rollout is not None and rollout.stage == "Revert":
-        move = STAGES["Revert"](s, now)
+        move = end_revert(s, rollout, now)
     status = derive_status(s, move.status if move else s.status, now)
     if status != s.status:
-        return Plan(status, None, (*(move.events if move else ()), *changed_condition_events(s, status, now)))
+        return Write(status, (*(move.events if move else ()), *changed_condition_events(s, status, now)))
     if rollout is not None and rollout.stage == "Revert":
-        return Plan(status, desired_traffic_only(s), requeue_after=move.requeue_after if move else None)
-    return Plan(status, Desired(narrow=True) if s.overly_open else None)
+        return Converge(status, desired_traffic_only(s), requeue_after=move.requeue_after if move else None)
+    return Converge(status, Desired(narrow=True)) if s.overly_open else Wait(status)
 
 
 def _replaces_unrecorded(s: Snapshot, move: Transition) -> bool:
-    """A new rollout takes the place of the old one in status only after the old one's evidence
-    stands in its revision.
-    """
+    """Whether a new rollout would replace one whose evidence its revision does not have yet."""
     old, new = s.status.rollout, move.status.rollout
     return old is not None and new is not None and old.started != new.started and bool(revision_status(s))
 
 
-def recover_lost_status(s: Snapshot, now: datetime) -> Transition | None:
-    """Status names no stable revision although there are revisions: somebody emptied or damaged it,
-    or a backup brought none.
+def recover_lost_status(s: Specified, now: datetime) -> Transition | None:
+    """Recover a status that names no stable revision although one has served: it was emptied or
+    damaged, or a backup did not contain it.
     """
     status = recover(s, now)
     if status is None:
         return None
     stable = status.stable.revision if status.stable else status.rollout.revision if status.rollout else None
-    found = f"revision {stable} is taken for stable" if stable else "no revision is known to have been stable"
+    result = f"revision {stable} is stable" if stable else "no revision is known to have been stable"
     return Transition(
         status,
         (
             Event(
                 "StateRebuilt",
-                f"status had lost what is stable, it was made anew from revisions and route: {found}",
+                "status did not name a stable revision; recovered it from the revisions and the live"
+                f" route: {result}",
                 "Warning",
             ),
         ),
@@ -101,15 +104,14 @@ def recover_lost_status(s: Snapshot, now: datetime) -> Transition | None:
 
 
 def carry_out_verb(s: Snapshot, now: datetime) -> Transition | None:
-    """A verb that was not handled yet."""
+    """Carry out the first verb that was not handled yet."""
     verb = verbs.unhandled(s)
     return verbs.carry_out(s, verb, now) if verb else None
 
 
-def end_superseded(s: Snapshot, now: datetime) -> Transition | None:
-    """The spec asks for another version than the one in flight: end it, stable first."""
+def end_superseded(s: Specified, now: datetime) -> Transition | None:
+    """End a rollout whose version spec no longer requests, stable first."""
     rollout = s.status.rollout
-    assert s.spec is not None
     if (
         rollout is None
         or not in_flight(rollout)
@@ -119,22 +121,22 @@ def end_superseded(s: Snapshot, now: datetime) -> Transition | None:
         return None
     revision = s.revision(rollout.revision)
     if rollout.mode == "Rollback":
-        same = is_held(s) if s.status.pinned else rollout.generation == s.generation
+        same = is_pinned(s) if s.status.pinned else rollout.generation == s.generation
     elif revision is not None:
         same = revision.is_version(s.spec)
     else:
         same = rollout.input_hash == input_hash(s)
     if same:
         return None
-    message = f"spec (generation {s.generation}) asks for another version"
-    end = revert if rollout.stage in ("Shadow", "Canary", "Promote", "Bake") else fail
+    message = f"spec (generation {s.generation}) requests another version"
+    end = revert if STAGES[rollout.stage].carries_weight else fail
     return Transition(
         end(s.status, now, "Superseded", "Superseded", message), (Event("Superseded", message),)
     )
 
 
 def _waits_in_trial(s: Snapshot) -> bool:
-    """Promotion that still waits for pods, with the weight of the last step."""
+    """Whether promotion still waits for pods, at the weight of the last step."""
     return (
         s.status.stable is not None
         and s.status.rollout is not None
@@ -144,30 +146,30 @@ def _waits_in_trial(s: Snapshot) -> bool:
 
 
 def withdraw_failed_restart(s: Snapshot, now: datetime) -> Transition | None:
-    """New pods were asked for whose image does not know the flags of hardened servers."""
-    found = withdraw_incompatible_restart(s)
-    return Transition(found[0], (found[1],)) if found else None
+    """Withdraw a restart whose image lacks the flags of a hardened server."""
+    withdrawn = withdraw_incompatible_restart(s)
+    return Transition(withdrawn[0], (withdrawn[1],)) if withdrawn else None
 
 
 def end_overdue(s: Snapshot, now: datetime) -> Transition | None:
-    """A slot that was held too long: back to stable, whoever paused it and however long its own
-    deadlines are.
+    """End a rollout that has had its slot too long, even if a person paused it or its own deadlines
+    are longer.
     """
     rollout, problem = s.status.rollout, held_too_long(s, now)
     if rollout is None or problem is None or rollout.mode == "Rollback" or rollout.stage == "Revert":
         return None
     if rollout.stage == "Promote" and (s.status.stable is None or has_all_pods(s)):
-        return None  # it is about to end
+        return None  # it is about to finish
     event = (Event(problem.reason, problem.message, "Warning"),)
-    if rollout.stage in ("Shadow", "Canary", "Promote", "Bake") and s.status.stable is not None:
+    if STAGES[rollout.stage].carries_weight and s.status.stable is not None:
         return Transition(revert(s.status, now, "RolledBack", problem.reason, problem.message), event)
     return Transition(fail(s.status, now, "Failed", problem.reason, problem.message), event)
 
 
 def enlarge_slot(s: Snapshot, now: datetime) -> Transition | None:
-    """The slot counts all GPUs that are asked for by now: the replicas that waited come."""
+    """Count all GPUs of the present replicas, once every limit has room for them."""
     slot, wanted = slot_of(s), gpus_requested(s)
-    # where a limit came after the slot there is none of it
+    # a limit that was added after the slot was taken counts no GPUs
     counted = [x for x in s.slots if x.gpus]
     if (
         slot is None
@@ -180,21 +182,20 @@ def enlarge_slot(s: Snapshot, now: datetime) -> Transition | None:
 
 
 def run_stage(s: Snapshot, now: datetime) -> Transition | None:
-    """The stage of the rollout in flight."""
+    """Run the stage of the rollout in flight."""
     rollout = s.status.rollout
     if rollout is None or not in_flight(rollout):
         return None
-    return STAGES[rollout.stage](s, now)
+    return STAGES[rollout.stage].run(s, now)
 
 
-def start_rollout(s: Snapshot, now: datetime) -> Transition | None:
-    """Begin a rollout when spec asks for a version that is neither stable nor known to be bad."""
-    assert s.spec is not None
+def start_rollout(s: Specified, now: datetime) -> Transition | None:
+    """Begin a rollout if spec requests a version that is neither stable nor quarantined."""
     status = s.status
     stable = s.revision(status.stable.revision) if status.stable else None
     if stable is not None and stable.is_version(s.spec):
         return None
-    if is_held(s):
+    if is_pinned(s):
         return None
     known = known_version(s)
     rollout = status.rollout
@@ -207,7 +208,7 @@ def start_rollout(s: Snapshot, now: datetime) -> Transition | None:
         if same and not is_declared(s, rollout.reason):
             return None
     if s.spec_problem:
-        # No rollout begins, so that it begins by itself once the reason is gone.
+        # No rollout begins, so that one begins by itself once the reason is gone.
         return Transition(
             status, (Event(s.spec_problem.reason, s.spec_problem.message, "Warning"),), CHECK_SECONDS
         )
@@ -215,8 +216,8 @@ def start_rollout(s: Snapshot, now: datetime) -> Transition | None:
         return Transition(status, requeue_after=freeze.left(now))
     if known is not None and known.status.outcome in QUARANTINED and not is_declared(s, known.status.reason):
         message = (
-            f"revision {known.name} is this very version and ended as {known.status.outcome}"
-            f" ({known.status.reason}); say retry on it to try it again, or change the model"
+            f"revision {known.name} is this version and ended as {known.status.outcome}"
+            f" ({known.status.reason}); retry that revision, or change the model"
         )
         failed = fail(
             begin(s, now, "Resolve", revision=known.name, number=known.number, sha256=known.sha256),

@@ -1,4 +1,4 @@
-"""What a decision consists of: a transition, or the children that the written state asks for."""
+"""The result of a pass: a status to write, children to converge to, or a wait."""
 
 from __future__ import annotations
 
@@ -33,25 +33,23 @@ class NewRevision:
 
 @dataclass(frozen=True)
 class Desired:
-    """The children that the written state asks for, in the words of this project; ``resources``
-    makes objects of them.
-    """
+    """The children that the written state calls for, by revision; ``resources`` renders them."""
 
     new_revision: NewRevision | None = None
     work: tuple[str, str] | None = None  # (component, name) of the Job of the present stage
     servers: Mapping[str, int] = field(default_factory=dict)  # replicas by revision; others go away
-    # by revision: another value means new pods
+    # by revision: a changed value replaces the pods
     restarts: Mapping[str, str] = field(default_factory=dict)
-    # Revisions whose frozen template gets what keeps everybody from managing its servers: in this
-    # version, None for the latest.
+    # Revisions whose frozen template gets the hardening overlay, in this version; None is the
+    # latest.
     hardened: Mapping[str, str | None] = field(default_factory=dict)
-    # revisions of which a pod may end before its successor is there
+    # revisions whose pods may end before their successors are ready
     ends_first: frozenset[str] = frozenset()
-    # routes that open too much are made narrow, also where spec cannot be read
+    # close routes that open more than clients may use, also where spec cannot be read
     narrow: bool = False
     split: Split = ()
     matched: str | None = None  # revision for requests that carry the headers of abTest
-    # revisions that keep what they have: pods, and what mirrored requests to them
+    # revisions that keep their pods, and whatever mirrors requests to them
     draining: frozenset[str] = frozenset()
     # revision behind the preview's host names and Service; None: there is no preview
     preview: str | None = None
@@ -63,20 +61,40 @@ class Desired:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Either a transition (``status`` differs from the observed one) or children to be made to
-    match; never both (DESIGN.md, The loop).
+class Write:
+    """Write ``status``, then post ``events``. No child changes in the same pass: the next one
+    starts from the written state.
     """
 
     status: ModelDeploymentStatus
-    desired: Desired | None = None
     events: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True)
+class Converge:
+    """The written ``status`` stands: make the children match ``desired``. ``requeue_after``:
+    seconds until the next pass; None waits for an event.
+    """
+
+    status: ModelDeploymentStatus
+    desired: Desired
     requeue_after: float | None = None
 
 
 @dataclass(frozen=True)
+class Wait:
+    """Write nothing, neither status nor children."""
+
+    status: ModelDeploymentStatus
+    requeue_after: float | None = None
+
+
+Plan = Write | Converge | Wait
+
+
+@dataclass(frozen=True)
 class Transition:
-    """A new state, or the old one and when to look again."""
+    """A new state, or the old one with the seconds until the next pass."""
 
     status: ModelDeploymentStatus
     events: tuple[Event, ...] = ()

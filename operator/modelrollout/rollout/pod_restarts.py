@@ -1,9 +1,9 @@
-"""New pods of revisions that serve: when they are made, whether they are hardened, and what keeps
-them from coming.
+"""Restarts of serving revisions: when pods are replaced, whether the new ones are hardened, and
+what blocks them.
 
-A revision that an earlier operator rendered is not hardened (``resources.hardening``), and a
-template that changes means new pods: so the pods that run stay as they are until somebody says
-restart. From then on, and where a revision comes up anew, the frozen template gets what it lacks.
+A revision that an earlier operator rendered is not hardened (``resources.hardening``). Changing its
+template would replace its pods, so they stay as they are until a person requests a restart. From
+then on, and whenever the revision gets new pods anyway, its frozen template is hardened.
 """
 
 from __future__ import annotations
@@ -16,69 +16,75 @@ from modelrollout.rollout.snapshot import Problem, Snapshot
 
 TOO_OLD = "TritonTooOld"
 TOO_OLD_WHY = (
-    "its image has a Triton that does not know the flags which keep strangers from managing it"
+    "the Triton in its image lacks the flags that restrict its management endpoints"
     " (--http-restricted-api, since 23.11); set spec.serving.triton.image to a later one"
 )
 
 
 def restart_requested_at(s: Snapshot, revision: str) -> str | None:
-    """When new pods of the revision were last asked for, as its pod template is to say."""
+    """When a restart of the revision was last requested, for its pod template."""
     record = s.status.restarts.get(revision)
     if record is None:
         return s.server(revision).restarted
-    return record.former if record.too_old else record.at
+    return record.previous_at if record.triton_too_old else record.at
 
 
 def revisions_to_harden(s: Snapshot, revisions: Collection[str]) -> dict[str, str | None]:
-    """Those of the revisions whose frozen template lacks it and whose pods are to have it: in the
-    version that they have, None for the latest.
+    """The revisions to render hardened although their frozen template is not, with the version of
+    the hardening; None is the latest.
     """
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     for name in revisions:
         revision, live, record = s.revision(name), s.servers.get(name), s.status.restarts.get(name)
         if revision is None or revision.hardened:
             continue
-        if live is None or (record is not None and record.at != live.restarted and not record.too_old):
-            found[name] = None  # they come up anew
-        elif record is not None and record.too_old:
+        if live is None or (record is not None and record.at != live.restarted and not record.triton_too_old):
+            versions[name] = None  # their pods are new anyway
+        elif record is not None and record.triton_too_old:
             continue
         elif live.overlay is not None or record is not None:
-            found[name] = live.overlay  # also where somebody has edited what is laid over it
-    return found
+            versions[name] = live.overlay  # also if a person has edited the overlay
+    return versions
 
 
 def unhardened_revisions(s: Snapshot, status: ModelDeploymentStatus) -> list[str]:
-    """Revisions with pods that whoever reaches them inside the cluster can manage: also while the
-    last of them are being replaced.
+    """Revisions with pods whose servers anyone in the cluster can manage, until the last pod is
+    replaced.
     """
-    found: list[str] = []
+    names: list[str] = []
     for revision in s.revisions:
         server, record = s.servers.get(revision.name), status.restarts.get(revision.name)
         replaced = revision.hardened or record is None or record.done
         if server is not None and not (server.hardened and replaced):
-            found.append(revision.name)
-    return found
+            names.append(revision.name)
+    return names
 
 
 def withdraw_incompatible_restart(s: Snapshot) -> tuple[ModelDeploymentStatus, Event] | None:
-    """An image that is too old for the flags: the pods that serve stay as they were, and no more of
-    the others are made.
+    """Withdraw a restart whose image lacks the flags: serving pods stay, and no more new ones are
+    created.
     """
     for name, record in s.status.restarts.items():
         revision, server = s.revision(name), s.server(name)
         problem = server.problem if server.problem is not None and server.problem.reason == TOO_OLD else None
-        if problem is None or revision is None or revision.hardened or not server.hardened or record.too_old:
+        if (
+            problem is None
+            or revision is None
+            or revision.hardened
+            or not server.hardened
+            or record.triton_too_old
+        ):
             continue
         text = f"{name} keeps the pods that it has, which are not hardened: {problem.message}"
-        return _recorded(s.status, {name: record.model_copy(update={"too_old": True})}), Event(
+        return _recorded(s.status, {name: record.model_copy(update={"triton_too_old": True})}), Event(
             TOO_OLD, text, "Warning"
         )
     return None
 
 
 def mark_finished(s: Snapshot, status: ModelDeploymentStatus) -> ModelDeploymentStatus:
-    """The status with the restarts marked that are over, for what happens to a revision's pods
-    later is another matter; without those of pods that are gone: what comes up anew is made anew.
+    """The status with finished restarts marked, and without those of revisions that have no pods
+    any more.
     """
     left = {
         name: (
@@ -93,19 +99,19 @@ def mark_finished(s: Snapshot, status: ModelDeploymentStatus) -> ModelDeployment
 
 
 def waiting_restart(s: Snapshot, status: ModelDeploymentStatus) -> tuple[str, Problem | None] | None:
-    """A revision whose restart is not done yet, and what stands in its way."""
+    """A revision whose restart is not finished, and what blocks it."""
     for name, record in status.restarts.items():
-        if name in s.servers and not (record.done or record.too_old):
+        if name in s.servers and not (record.done or record.triton_too_old):
             return name, s.server(name).problem
     return None
 
 
 def restart_without_gpu(s: Snapshot) -> str | None:
-    """The revision whose restart finds no place, so that a look at free GPUs is worth it."""
-    found = waiting_restart(s, s.status)
+    """The revision whose restart finds no node, so that free GPUs have to be counted."""
+    waiting = waiting_restart(s, s.status)
     return (
-        found[0]
-        if found is not None and found[1] is not None and found[1].reason == "Unschedulable"
+        waiting[0]
+        if waiting is not None and waiting[1] is not None and waiting[1].reason == "Unschedulable"
         else None
     )
 

@@ -1,9 +1,7 @@
-"""A status that was lost or damaged: what of it can be believed, and what revisions and the live
-route say instead.
+"""Recovers a lost or damaged status from its valid parts, the revisions and the live route.
 
-A restore from Git or a backup brings no status, and somebody may edit it, or only the part that
-names stable. Starting at nothing would roll the present version out once more, take a version that
-was refused for a new one, and remove the pods of stable.
+A restore from Git or a backup brings no status, and people edit it. An empty status would roll the
+present version out again, treat a refused version as new, and remove the pods of stable.
 """
 
 from __future__ import annotations
@@ -13,20 +11,17 @@ from datetime import datetime
 from modelrollout.analysis.process_groups import GROUP, GROUP_FIELDS
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, RevisionRef, RolloutStatus
 from modelrollout.rollout.snapshot import SERVED, Revision, Snapshot, stamp
+from modelrollout.rollout.stages import STAGES
+from modelrollout.rollout.stages.resolve import RESOLVE
 from modelrollout.rollout.transitions import begin, pinned
+from modelrollout.rollout.views import AtStep, InShadow, Specified
 
-_MOST = 1e18  # no counter of requests gets there, and what is computed from it stays a number
-_LAST_YEAR = 9000  # to later times nothing can be added
-# Stages of a revision that has a name.
-_NAMED = frozenset(
-    {"Prepare", "Tune", "Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert", "Done"}
-)
+_MOST = 1e18  # no counter of requests gets there, and arithmetic on it stays finite
+_LAST_YEAR = 9000  # later timestamps overflow when a duration is added
 
 
 def sanitize(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
-    """The status without the parts that contradict themselves, so that every later step may rely on
-    the rest.
-    """
+    """The status without invalid or contradictory parts, so that all other code may rely on it."""
     changes: dict[str, object] = {}
     for field in ("stable", "retiring"):
         ref: RevisionRef | None = getattr(status, field)
@@ -36,18 +31,16 @@ def sanitize(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
     if drains != status.draining:
         changes["draining"] = drains
     rollout = status.rollout
-    if rollout is not None and not all(_is_measured(m) for e in rollout.history for m in e.metrics):
+    if rollout is not None and not all(_is_usable(m) for e in rollout.history for m in e.metrics):
         history = [
-            e if all(map(_is_measured, e.metrics)) else e.model_copy(update={"metrics": []})
+            e if all(map(_is_usable, e.metrics)) else e.model_copy(update={"metrics": []})
             for e in rollout.history
         ]
         changes["rollout"] = rollout = rollout.model_copy(update={"history": history})
-    if rollout is not None and not _holds(status, rollout):
+    if rollout is not None and not _is_consistent(status, rollout):
         changes["rollout"] = None
-    elif (
-        rollout is not None and rollout.step is not None and not all(map(_is_measured, rollout.step.metrics))
-    ):
-        # Counting begins anew: that costs time and proves nothing wrong.
+    elif rollout is not None and rollout.step is not None and not all(map(_is_usable, rollout.step.metrics)):
+        # Counting starts again: that costs time and cannot prove anything wrong.
         changes["rollout"] = rollout.model_copy(
             update={"step": rollout.step.model_copy(update={"metrics": []})}
         )
@@ -55,7 +48,7 @@ def sanitize(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
         rollout is not None
         and rollout.shadow is not None
         and rollout.shadow.metric is not None
-        and not _is_measured(rollout.shadow.metric)
+        and not _is_usable(rollout.shadow.metric)
     ):
         changes["rollout"] = rollout.model_copy(
             update={"shadow": rollout.shadow.model_copy(update={"metric": None})}
@@ -68,9 +61,9 @@ def sanitize(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
     return status.model_copy(update=changes) if changes else status
 
 
-def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
+def _is_consistent(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
     step = rollout.step
-    if step is not None and not (0 <= step.weight <= 100 and 0 <= step.former <= 100):
+    if step is not None and not (0 <= step.weight <= 100 and 0 <= step.previous_weight <= 100):
         return False
     times = [rollout.since, rollout.started]
     if step is not None:
@@ -80,31 +73,35 @@ def _holds(status: ModelDeploymentStatus, rollout: RolloutStatus) -> bool:
             rollout.shadow.since,
             *(t for t in (rollout.shadow.observed_since, rollout.shadow.measured) if t is not None),
         ]
-    if rollout.held is not None:
-        times.append(rollout.held.since)
+    if rollout.paused_by_user is not None:
+        times.append(rollout.paused_by_user.since)
     if rollout.queue is not None:
-        times += [rollout.queue.since, *([rollout.queue.short_since] if rollout.queue.short_since else [])]
+        times += [
+            rollout.queue.since,
+            *([rollout.queue.gpu_shortage_since] if rollout.queue.gpu_shortage_since else []),
+        ]
     if rollout.slot is not None:
         times.append(rollout.slot.since)
     if not all(map(_is_time, times)):
         return False
+    if rollout.stage == "Failed":
+        return rollout.outcome is not None and rollout.queue is None
+    if rollout.stage == "Done":
+        return status.stable is not None and rollout.queue is None
+    stage = STAGES[rollout.stage]
     named = bool(rollout.revision and rollout.sha256) and rollout.number is not None
-    if rollout.stage in _NAMED and not named and rollout.stage != "Done":
-        return False
-    if rollout.stage in ("Shadow", "Canary", "Bake", "Revert", "Done") and status.stable is None:
-        return False
-    if rollout.stage == "Shadow" and rollout.shadow is None:
-        return False
-    if rollout.queue is not None and rollout.stage not in ("Tune", "Provision"):
-        return False
-    if rollout.stage in ("Canary", "Bake") and step is None:
-        return False
-    return rollout.stage != "Failed" or rollout.outcome is not None
+    return (
+        (named or stage is RESOLVE)
+        and (status.stable is not None or not stage.needs_stable)
+        and (rollout.queue is None or stage.may_queue)
+        and (step is not None or stage.view is not AtStep)
+        and (rollout.shadow is not None or stage.view is not InShadow)
+    )
 
 
-def _is_measured(metric: MetricStatus) -> bool:
-    """Whether a measurement can be gone on with: its time is one, its counts are, and so are the
-    counters of its processes.
+def _is_usable(metric: MetricStatus) -> bool:
+    """Whether a stored measurement is usable: its timestamp, counts and per-process counters are
+    all valid.
     """
     counters = [c for c in (metric.canary, metric.stable) if c is not None]
     raw = [(name, numbers) for c in counters for name, numbers in c.last.items()]
@@ -124,18 +121,18 @@ def _is_time(text: str | None) -> bool:
         return False
 
 
-def recover(s: Snapshot, now: datetime) -> ModelDeploymentStatus | None:
-    """The state as revisions and the live route show it, if status names no stable revision that
-    exists although one has served; None when there is nothing to rebuild or to gain. A rollout in
-    flight is given up with it: what it would be compared with is not known.
+def recover(s: Specified, now: datetime) -> ModelDeploymentStatus | None:
+    """The state that revisions and the live route show, if status names no existing stable revision
+    although one has served; None if there is nothing to recover. A rollout in flight is dropped:
+    its baseline is unknown.
 
-    Stable is what the route sends the most to, before all a revision that is known to have served;
-    without a route the newest one whose outcome says so (read from its annotations where its own
-    status is gone as well). Verbs that stand on the objects were carried out long ago.
+    Stable is the revision with the highest weight in the route, preferring those known to have
+    served; without a route the newest one whose outcome says so (read from its annotations if its
+    own status is gone, too). Verbs on the objects count as handled.
     """
     if not s.revisions or not _is_lost(s):
         return None
-    found = s.status.model_copy(
+    recovered = s.status.model_copy(
         update={
             "stable": None,
             "rollout": None,
@@ -145,10 +142,10 @@ def recover(s: Snapshot, now: datetime) -> ModelDeploymentStatus | None:
     )
     stable = _serving(s) or _recorded(s)
     if stable is None:
-        return found if found != s.status else None
+        return recovered if recovered != s.status else None
     if stable.prepared is None:
-        # Its evidence is gone and no pod of it runs: it is made ready again, which finds the work
-        # in the store, and takes all traffic.
+        # Its evidence is gone and it has no pods: preparing it again finds the artifact in the
+        # store, and it then takes all traffic.
         made = begin(
             s,
             now,
@@ -158,21 +155,21 @@ def recover(s: Snapshot, now: datetime) -> ModelDeploymentStatus | None:
             revision=stable.name,
             number=stable.number,
         )
-        return found.model_copy(update={"rollout": made.rollout})
+        return recovered.model_copy(update={"rollout": made.rollout})
     update: dict[str, object] = {
         "stable": RevisionRef(revision=stable.name, number=stable.number, since=stamp(now))
     }
     if any(v.verb == "rollback" and v.revision == stable.name for v in s.verbs):
-        update["pinned"] = pinned(s, stable.name)  # somebody went back to it: nothing climbs by itself
-    return found.model_copy(update=update)
+        update["pinned"] = pinned(s, stable.name)  # a person rolled back to it, so spec must not roll forward
+    return recovered.model_copy(update=update)
 
 
 def _is_lost(s: Snapshot) -> bool:
-    """Whether status cannot be what the operator wrote last: a revision is recorded as stable only
-    once status has named it.
+    """Whether status is not what the operator wrote last: a revision is recorded as stable only
+    after status has named it.
     """
     stable, rollout = s.status.stable, s.status.rollout
-    # a name that never was; of a revision that somebody has removed the route tells nothing else
+    # a name that never existed; for a removed revision the route shows no other one
     if stable is not None:
         serving = _serving(s)
         return (
@@ -183,7 +180,7 @@ def _is_lost(s: Snapshot) -> bool:
     recorded = _recorded(s)
     if recorded is None:
         return False
-    # a rollback to it is what ``rebuilt`` begins
+    # ``recover`` itself begins a rollback to it
     return rollout.mode != "Rollback" or rollout.revision != (_serving(s) or recorded).name
 
 

@@ -1,9 +1,8 @@
-"""A rollout's gates over readings of the past: the trial's own state machine, fed with a recording
-instead of Prometheus.
+"""Replays a trial over recorded readings: the same state machine, without Prometheus.
 
-What a recording cannot say: its requests were split by the weights of its own time, so a replay
-with other weights has other numbers of samples than that rollout would have had; and the pods are
-taken to have been ready.
+A recording has two limits: its requests were split by the weights of its time, so with other
+weights the numbers of samples differ from those that the rollout would have had; and all pods count
+as ready.
 """
 
 from __future__ import annotations
@@ -29,19 +28,30 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.assessment import assess, metrics_due
-from modelrollout.rollout.snapshot import Assessment, Server, Snapshot, Traffic, since, stamp
-from modelrollout.rollout.stages.canary import UNREACHABLE, canary
+from modelrollout.rollout.snapshot import (
+    Assessment,
+    Server,
+    Snapshot,
+    Traffic,
+    rollout_of,
+    since,
+    stamp,
+    step_of,
+)
+from modelrollout.rollout.stages.canary import canary
+from modelrollout.rollout.stages.judging import UNREACHABLE
 from modelrollout.rollout.transitions import at_step
+from modelrollout.rollout.views import AtStep
 from modelrollout.statistics.dispersion import Spread
 
-STILL_KNOWN_SECONDS = 600.0  # queries.BASELINE_WINDOW
-_PASSES = 4  # at one moment: a step that ends and the next that begins need two
+STILL_KNOWN_SECONDS = 600.0  # as promql.BASELINE_WINDOW
+_PASSES = 4  # per moment: the end of a step and the begin of the next one need two
 Outcome = Literal["Promoted", "RolledBack", "Paused", "Unfinished"]
 
 
 @dataclass(frozen=True)
 class Moment:
-    """The readings of one look, by metric (and METRIC/SLICE)."""
+    """The readings of one measurement, by metric (and METRIC/SLICE)."""
 
     at: datetime
     readings: Mapping[str, Reading]
@@ -49,7 +59,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Entry:
-    """Something happened: ``seconds`` after the first moment, with the metrics as they stood."""
+    """An event, ``seconds`` after the first moment, with the metrics at that time."""
 
     at: datetime
     seconds: float
@@ -72,8 +82,8 @@ class Replayed:
 
 @dataclass
 class _Known:
-    """What the baseline of a step has to know: processes that were seen of late, also one whose
-    last scrape failed; and what is usual for stable.
+    """State needed for a step's baseline: recently seen processes (even if their last scrape
+    failed) and stable's usual variation.
     """
 
     usual: dict[str, Spread[float]] = field(default_factory=dict)
@@ -106,8 +116,8 @@ class _Known:
 def replay(
     spec: ModelDeploymentSpec, moments: Iterable[Moment], *, stable: bool = True, settle_seconds: float = 3.0
 ) -> Replayed:
-    """Step through the moments as the operator would. A pause until somebody promotes is left out;
-    ``stable``: whether there is one to compare with.
+    """Step through the moments as the operator would, without pauses that wait for a promote.
+    ``stable``: whether there is a baseline.
 
     Raises ValueError for what cannot be judged at all: unknown templates, a canary without a
     weight.
@@ -129,7 +139,7 @@ def replay(
 
 
 def _unattended(spec: ModelDeploymentSpec) -> ModelDeploymentSpec:
-    """The spec without the pauses that end when somebody promotes."""
+    """The spec without the pauses that only a promote ends."""
     rollout = spec.rollout
     if trial := rollout.blue_green or rollout.ab_test:
         field = "blue_green" if rollout.blue_green else "ab_test"
@@ -155,35 +165,30 @@ class _Run:
         self._last: tuple[Moment, Assessment | None] | None = None
 
     def at(self, moment: Moment) -> Replayed | None:
-        """One look, and what follows from it at the same time; the end if it is reached."""
+        """One measurement with all transitions at that time; the result if the rollout ended."""
         if self._status is None:
             self._status, self._began = self._start(moment.at), moment.at
         self._known.add(moment)
         for _ in range(_PASSES):
             before = self._status
-            assert before.rollout is not None and before.rollout.step is not None
             s = self._snapshot(before)
             assessment = self._assess(s, moment)
             self._last = (moment, assessment)
-            move = canary(replace(s, assessment=assessment), moment.at)
+            move = canary(AtStep.of(replace(s, assessment=assessment)), moment.at)
             after, self._status = move.status, move.status
-            assert after.rollout is not None and after.rollout.step is not None
             metrics = assessment.metrics if assessment else ()
-            told = [(e.reason, e.message) for e in move.events]
-            if (
-                not told
-                and after.rollout.step.phase == "Observing"
-                and before.rollout.step.phase == "Shifting"
-            ):
-                told = [("Counting", f"the step begins at weight {after.rollout.step.weight} %")]
-            if not told and after.rollout.reason != before.rollout.reason:
+            happened = [(e.reason, e.message) for e in move.events]
+            if not happened and step_of(after).phase == "Observing" and step_of(before).phase == "Shifting":
+                happened = [("Counting", f"the step begins at weight {step_of(after).weight} %")]
+            rollout, was = rollout_of(after), rollout_of(before).reason
+            if not happened and rollout.reason != was:
                 over = (
                     ("OnTime", "at the present rate the deadline can be met")
-                    if before.rollout.reason == UNREACHABLE
+                    if was == UNREACHABLE
                     else ("Recovered", "it is over")
                 )
-                told = [(after.rollout.reason, after.rollout.message or "") if after.rollout.reason else over]
-            for what, message in told:
+                happened = [(rollout.reason, rollout.message or "") if rollout.reason else over]
+            for what, message in happened:
                 self._say(before, moment.at, what, message, metrics)
             ended = self._ended(after)
             if ended is not None or after == before:
@@ -191,16 +196,16 @@ class _Run:
         return None
 
     def unfinished(self) -> Replayed:
-        """The recording is over and the rollout is not: what was missing."""
+        """The result if the recording ends before the rollout."""
         if self._status is None or self._last is None:
             return Replayed("Unfinished", "NoData", "there is no reading at all in this time")
         moment, assessment = self._last
-        found = assessment or Assessment("Inconclusive", "NoData", "a weight was being taken up")
-        self._say(self._status, moment.at, "Unfinished", found.message, found.metrics)
+        latest = assessment or Assessment("Inconclusive", "NoData", "a weight was being taken up")
+        self._say(self._status, moment.at, "Unfinished", latest.message, latest.metrics)
         return Replayed(
             "Unfinished",
-            found.reason,
-            f"the recording ends before a verdict: {found.message}",
+            latest.reason,
+            f"the recording ends before a verdict: {latest.message}",
             tuple(self._timeline),
         )
 
@@ -242,8 +247,7 @@ class _Run:
         )
 
     def _assess(self, s: Snapshot, moment: Moment) -> Assessment | None:
-        assert s.status.rollout is not None and s.status.rollout.step is not None
-        step = s.status.rollout.step
+        step = step_of(s.status)
         if step.phase == "Shifting" and since(step.since, moment.at) < self._settle:
             return None
         metrics = metrics_due(s, moment.at)
@@ -270,21 +274,20 @@ class _Run:
         message: str,
         metrics: tuple[MetricStatus, ...],
     ) -> None:
-        assert status.rollout is not None and status.rollout.step is not None and self._began is not None
-        steps, step = stepping.steps_of(self._spec.rollout), status.rollout.step
+        assert self._began is not None
+        steps, step = stepping.steps_of(self._spec.rollout), step_of(status)
         label = stepping.step_position(steps, stepping.locate(steps, step))
         self._timeline.append(
             Entry(now, (now - self._began).total_seconds(), label, step.weight, what, message, metrics)
         )
 
     def _ended(self, status: ModelDeploymentStatus) -> Replayed | None:
-        rollout = status.rollout
-        assert rollout is not None and rollout.step is not None
+        rollout = rollout_of(status)
         timeline = tuple(self._timeline)
         if rollout.stage == "Promote":
             return Replayed("Promoted", "Promoted", "it would have climbed all steps", timeline)
         if rollout.stage == "Revert":
             return Replayed("RolledBack", rollout.reason or "Failed", rollout.message or "", timeline)
-        if rollout.step.phase == "Paused" and rollout.reason != "PauseStep":
+        if step_of(status).phase == "Paused" and rollout.reason != "PauseStep":
             return Replayed("Paused", rollout.reason or "Paused", rollout.message or "", timeline)
         return None

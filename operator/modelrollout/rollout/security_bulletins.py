@@ -1,8 +1,7 @@
-"""NVIDIA's security bulletins on Triton, and whether a server's version is one that they name
-(github.com/NVIDIA/product-security, CSAF).
+"""NVIDIA's security bulletins on Triton (github.com/NVIDIA/product-security, CSAF), and the
+versions that they affect.
 
-The list is as of this release of the operator: a server that it does not accuse is one of which
-nothing was known then.
+The list is as of this release of the operator: later flaws are not in it.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ _VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?")
 
 @dataclass(frozen=True)
 class Bulletin:
-    """``fixed``: the first version of the server without what it tells of, and the container's
-    release; ``worst``: the highest CVSS base score.
+    """``fixed``: the first version of the server without the flaws; ``release``: of its container;
+    ``worst``: the highest CVSS base score.
     """
 
     number: int
@@ -29,8 +28,7 @@ class Bulletin:
     flaws: int
 
 
-# By the first version without the flaws. Those of the DALI backend, which is another program, are
-# not counted.
+# By the first fixed version. Flaws of the DALI backend, another program, are not counted.
 BULLETINS = (
     Bulletin(5509, (2, 40, 0), "23.11", 7.5, 1),
     Bulletin(5535, (2, 45, 0), "24.04", 9.0, 3),
@@ -52,19 +50,21 @@ BULLETINS = (
 
 
 def known_flaws(version: str) -> Problem | None:
-    """What is known against this version of Triton, as ``GET /v2`` tells it; None also for what is
-    no version of Triton's.
+    """The known flaws of this version of Triton, as ``GET /v2`` reports it; None also for text that
+    is no version.
     """
-    found = _VERSION.match(version)
-    if found is None:
+    match = _VERSION.match(version)
+    if match is None:
         return None
-    at = (int(found[1]), int(found[2]), int(found[3] or 0))
+    at = (int(match[1]), int(match[2]), int(match[3] or 0))
     open_ones = [b for b in BULLETINS if at < b.fixed]
     if not open_ones:
         return None
     worst, last = max(open_ones, key=lambda b: b.worst), max(open_ones, key=lambda b: b.fixed)
-    told = f"{len(open_ones)} security bulletins of NVIDIA, the worst is {worst.number}, CVSS {worst.worst:g}"
-    text = f"Triton {version} has {sum(b.flaws for b in open_ones)} known flaws ({told})"
+    summary = (
+        f"{len(open_ones)} security bulletins of NVIDIA, the worst is {worst.number}, CVSS {worst.worst:g}"
+    )
+    text = f"Triton {version} has {sum(b.flaws for b in open_ones)} known flaws ({summary})"
     return Problem(
         VULNERABLE,
         f"{text}: set spec.serving.triton.image, or triton.image in the chart, to {last.release} or later",

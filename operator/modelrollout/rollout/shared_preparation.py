@@ -1,10 +1,10 @@
-"""What a namespace has prepared already, and who prepares for all that ask for the same at once.
+"""Preparation that ModelDeployments of a namespace share: what exists already, and which of them
+prepares for all that need the same now.
 
-The store is asked for nothing: who may write there must not say what is served. Two ways lead to
-what others of the namespace have made. Whose rollout begins while somebody does the very same work
-waits, and takes what comes of it (``outcome``). Who comes later has a Job that reads the data, for
-another file may lie at its place by then, and takes what is recorded where its key is the same
-(``recorded``).
+Nothing is read from the store: whoever can write there must not decide what is served. A rollout
+that begins while another one does the same work waits and reuses the result (``outcome``). A later
+one runs its own Job, which reads the data, since another file may be there by then, and reuses a
+recorded artifact if its key is the same (``recorded``).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ArtifactEvidence
 from modelrollout.rollout.snapshot import Problem, SharedPreparation
 
-MOST_RECORDS = 16  # that a Job is told of: those of one source with other steps, data or hardware
-# An earlier operator named folders after the key alone.
+MOST_RECORDS = 16  # given to a Job: of one source, with other steps, data or hardware
+# Earlier operators named folders by the key alone.
 _FOLDER = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16}-[0-9a-f]{8})?")
-# What makes another source of the same bytes: where it lies, for policies allow places; who vouches
-# for it; what it is taken for.
+# The same bytes are another source if their place differs (policies allow places), their signer, or
+# the format they are read as.
 _SOURCE = ("uri", "signature", "format")
-# Of serving, what takes part in the work or decides where and as whom its pod runs.
+# Fields of serving that affect the work, or where and as which account its pod runs.
 _SERVING = (
     "triton",
     "batching",
@@ -39,7 +39,7 @@ _SERVING = (
 
 @dataclass(frozen=True)
 class Record:
-    """What a ModelRevision says of its preparation. ``model``: as its input has it."""
+    """A ModelRevision's preparation. ``model``: from its input."""
 
     sha256: str
     model: Mapping[str, Any]
@@ -48,9 +48,9 @@ class Record:
 
 
 def may_be_taken(record: Record, sha256: str, model: Mapping[str, Any], folder: str) -> bool:
-    """Whether a Job may take that artifact again, should its own work have the same key: it is
-    proven, of the same source, signed alike, and lies in the namespace's folder. Steps, data, tools
-    and hardware are in the key, which only the Job can tell: it reads the data.
+    """Whether a Job may reuse that artifact if its own work has the same key: it has a digest, is
+    of the same source and signature, and lies in the namespace's folder. The key covers steps,
+    data, tools and hardware; only the Job knows it, since it reads the data.
     """
     artifact = record.artifact
     if artifact is None or not artifact.digest or record.sha256 != sha256:
@@ -64,36 +64,34 @@ def may_be_taken(record: Record, sha256: str, model: Mapping[str, Any], folder: 
 def recorded(
     records: Iterable[Record], sha256: str, model: Mapping[str, Any], folder: str
 ) -> tuple[tuple[str, str], ...]:
-    """(URI, digest) of the artifacts that a Job may take again, in a steady order."""
+    """(URI, digest) of the artifacts that a Job may reuse, in a stable order."""
     known = list(records)
     spoilt = {r.artifact.uri for r in known if r.artifact and r.lost}
-    found = {
+    artifacts = {
         (r.artifact.uri, r.artifact.digest)
         for r in known
         if r.artifact and r.artifact.uri not in spoilt and may_be_taken(r, sha256, model, folder)
     }
-    return tuple(sorted(found)[:MOST_RECORDS])
+    return tuple(sorted(artifacts)[:MOST_RECORDS])
 
 
 @dataclass(frozen=True)
 class Member:
-    """A ModelDeployment of the namespace that asks for the same work: it is in Prepare (``waits``),
-    or has lately been.
+    """A ModelDeployment of the namespace that needs the same work: it is in Prepare (``waits``), or
+    was recently.
     """
 
     name: str
-    began: str  # its rollout
+    began: str  # start of its rollout
     waits: bool = True
-    works: bool = False  # its Job is under way
-    artifact: ArtifactEvidence | None = None  # what its Job found or made
-    refused: Problem | None = None  # by its gate
+    works: bool = False  # its Job runs
+    artifact: ArtifactEvidence | None = None  # result of its Job
+    refused: Problem | None = None  # why its gate refused the result
 
 
 def work_key(sha256: str, version: Mapping[str, Any], optimization: Mapping[str, Any]) -> str:
-    """Equal where two ModelDeployments of a namespace ask for the same work by the same words: the
-    version's input, and how its Job is carried out.
-
-    Places and Secrets by their names: they are the same within a namespace at one time.
+    """A key that is equal for two ModelDeployments of a namespace with the same version input and
+    the same execution settings. Places and Secrets count by name.
     """
     serving = version.get("serving") or {}
     words = [
@@ -107,11 +105,11 @@ def work_key(sha256: str, version: Mapping[str, Any], optimization: Mapping[str,
 
 
 def preparer(members: Iterable[Member], before: str | None = None, *, idle: bool = False) -> str | None:
-    """Who works for all that wait: whose Job is under way, else who was chosen ``before``, else who
-    came first.
+    """The member that works for all that wait: the one whose Job runs, else the one chosen
+    ``before``, else the one that waits longest.
 
-    ``idle``: who was chosen has made no Job for long, or not taken its result (a quota, a spec that
-    cannot be read): the next one is.
+    ``idle``: the chosen one has created no Job for long, or not taken its result (a quota, a spec
+    that cannot be read), so the next one is chosen.
     """
     waiting = sorted((m for m in members if m.waits), key=lambda m: (not m.works, m.began, m.name))
     if not waiting:
@@ -124,12 +122,12 @@ def preparer(members: Iterable[Member], before: str | None = None, *, idle: bool
 
 
 def outcome(mine: Member, others: Iterable[Member]) -> SharedPreparation:
-    """What came of the same work since the rollout of this one began; the last word of several."""
+    """The latest result of the same work since the rollout of ``mine`` began."""
     begun = datetime.fromisoformat(mine.began)
-    told = [(m.artifact, m) for m in others if not m.waits and m.artifact and m.artifact.prepared]
+    results = [(m.artifact, m) for m in others if not m.waits and m.artifact and m.artifact.prepared]
     fresh = [
         (a, m)
-        for a, m in told
+        for a, m in results
         if datetime.fromisoformat(a.prepared or "") >= begun and (a.digest or m.refused)
     ]
     if not fresh:

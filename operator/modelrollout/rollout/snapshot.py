@@ -1,4 +1,4 @@
-"""What a decision is made from: plain immutable values, filled by the controller."""
+"""The input of a decision: plain immutable values, gathered by the controller."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
     Draining,
     EvaluationEvidence,
+    InPlaceStatus,
     Metric,
     MetricStatus,
     MirrorMethod,
@@ -25,6 +26,8 @@ from modelrollout.api.v1alpha1 import (
     ModelRevisionStatus,
     RevisionRef,
     RolloutStatus,
+    ShadowStatus,
+    StepStatus,
     VerdictName,
     same_version,
 )
@@ -44,14 +47,14 @@ _NONCE = re.compile(r"[\w.-]{1,64}")
 
 @dataclass(frozen=True)
 class Problem:
-    """Why something does not get on: a CamelCase reason and what to do."""
+    """Why something is blocked: a CamelCase reason, and a message that says what to do."""
 
     reason: str
     message: str
 
 
 def artifact_is_unusable(status: ModelRevisionStatus) -> bool:
-    """Whether a revision failed because of its artifact, as the loader of its servers said."""
+    """Whether a revision failed because its servers could not load the artifact."""
     return status.outcome == "Failed" and status.reason in _LOST
 
 
@@ -65,18 +68,18 @@ class JobState:
     state: Literal["Absent", "Running", "Succeeded", "Failed"] = "Absent"
     exit_code: int | None = None
     result: TaskResult | None = None
-    problem: Problem | None = None  # of the end; while it runs, what keeps its pod from starting
-    retried: Problem | None = None  # why the try before the present one ended
-    idle_since: str | None = None  # since when none of its pods works; None: one does
+    problem: Problem | None = None  # why it failed; while it runs, what keeps its pod from starting
+    retried: Problem | None = None  # why the previous attempt ended
+    idle_since: str | None = None  # since when none of its pods runs; None: one does
     no_pod_created: bool = False
-    stuck: tuple[str, Problem] | None = None  # since when a pod should be gone that is not
-    queued: Problem | None = None  # it is suspended: its turn has not come
-    result_pending: bool = False  # ... and why may be told any moment
+    stuck: tuple[str, Problem] | None = None  # since when a pod has been terminating
+    queued: Problem | None = None  # why it is suspended
+    result_pending: bool = False  # ... and a better reason may arrive any moment
 
 
 @dataclass(frozen=True)
 class Crash:
-    """A server that ended while it should have gone on; ``at`` as the kubelet writes times."""
+    """A server that ended unexpectedly; ``at`` is the kubelet's timestamp."""
 
     at: str
     reason: str
@@ -90,23 +93,21 @@ class Server:
     replicas: int = 0
     ready: int = 0
     problem: Problem | None = None
-    desired_replicas: int = 0  # replicas that the Deployment asks for
-    # when its pods were last asked to start anew, as its template says
-    restarted: str | None = None
-    # version of what keeps everybody from managing its servers (resources.hardening); None: nothing
-    # does
+    desired_replicas: int = 0  # spec.replicas of the Deployment
+    restarted: str | None = None  # restart annotation of its template
+    # version of the hardening (resources.hardening) that its template has; None: not hardened
     hardened: str | None = "1"
-    overlay: str | None = None  # the version that its template says it has, whatever became of it
-    updated: int | None = None  # pods of the present template; None: not known
-    down: Problem | None = None  # why a pod that was ready is not any more
-    crash: Crash | None = None  # the last one that its present pods have seen
-    version: str | None = None  # of Triton, as a pod tells it; None: not known
+    overlay: str | None = None  # version that its template claims, even if it was edited since
+    updated: int | None = None  # pods of the present template; None: unknown
+    down: Problem | None = None  # why a pod that was ready no longer is
+    crash: Crash | None = None  # latest crash of its present pods
+    version: str | None = None  # Triton's version as a pod reports it; None: unknown
 
 
 @dataclass(frozen=True)
 class Verb:
-    """What a person asked of a revision: an annotation on it. ``revision`` is empty when it stands
-    on the ModelDeployment.
+    """A person's request, as an annotation on a revision. ``revision`` is empty if the annotation
+    is on the ModelDeployment.
     """
 
     verb: str
@@ -116,8 +117,8 @@ class Verb:
 
     @property
     def key(self) -> str:
-        """How status remembers that it was handled. A nonce that is no plain word stands there as
-        its hash: the parts are split at colons.
+        """How status remembers a handled verb. The parts are split at colons, so an unusual nonce
+        is replaced by its hash.
         """
         nonce = self.nonce if _NONCE.fullmatch(self.nonce) else names.short_hash(self.nonce, 16)
         return f"{self.verb}:{self.revision}:{nonce}"
@@ -132,13 +133,12 @@ class Revision:
     sha256: str
     input: Mapping[str, Any]
     status: ModelRevisionStatus
-    hardened: bool = True  # the frozen template has what keeps everybody from managing its servers
+    hardened: bool = True  # its frozen template is hardened
 
     @property
     def prepared(self) -> ArtifactEvidence | None:
-        """What prepare published; None where a gate refused it: its evidence is kept, but without a
-        digest there is nothing to serve; and where it failed because what was published is not
-        there any more as it was: another try makes it anew.
+        """The published artifact; None if there is nothing to serve: a gate refused it (its
+        evidence has no digest), or servers could not load it, so it has to be prepared again.
         """
         artifact = self.status.artifact
         return (
@@ -148,29 +148,29 @@ class Revision:
         )
 
     def is_version(self, spec: ModelDeploymentSpec) -> bool:
-        """Whether the spec asks for this very version. A spec without a digest takes the digest
-        that was pinned at first sight.
+        """Whether spec requests exactly this version. A spec without a digest means the digest that
+        was pinned when the source was first resolved.
         """
         if spec.model.sha256 not in (None, self.sha256):
             return False
         try:
             return same_version(dict(self.input), spec.user_input())
         except (ValidationError, KeyError):
-            # Written by a newer operator in words that today's types do not know: going back to an
-            # older one is no reason for a canary.
+            # Written by a newer operator with fields that these types do not know: a downgrade of
+            # the operator is no reason for a canary.
             return _within(spec.user_input(), self.input)
 
 
-def _within(asked: Any, kept: Any) -> bool:
-    """Whether ``kept`` has everything of ``asked``."""
-    if isinstance(asked, Mapping) and isinstance(kept, Mapping):
-        return all(key in kept and _within(value, kept[key]) for key, value in asked.items())
-    return bool(asked == kept)
+def _within(requested: Any, recorded: Any) -> bool:
+    """Whether ``recorded`` contains all of ``requested``."""
+    if isinstance(requested, Mapping) and isinstance(recorded, Mapping):
+        return all(key in recorded and _within(value, recorded[key]) for key, value in requested.items())
+    return bool(requested == recorded)
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Whether the data plane has what the state asks for."""
+    """Whether the data plane has what the state calls for."""
 
     programmed: bool = False
     message: str = ""
@@ -179,8 +179,8 @@ class Traffic:
 
 @dataclass(frozen=True)
 class MirrorState:
-    """How this gateway could mirror (None: it cannot, for the ``problem``), and whether it would
-    take up the mirror that was made.
+    """How this gateway can mirror (None: it cannot, because of ``problem``), and whether it
+    accepted the mirror on trial.
     """
 
     way: MirrorMethod | None = None
@@ -196,28 +196,26 @@ class Assessment:
     reason: str
     message: str
     metrics: tuple[MetricStatus, ...] = ()
-    # why others than the gateway, feedback, the comparer or the servers may have counted
+    # why the counters may not come from the gateway, feedback, the comparer or the servers
     doubt: Problem | None = None
 
 
 @dataclass(frozen=True)
 class Slot:
-    """How a rollout stands with one limit of a RolloutPolicy."""
+    """Where a rollout is in the queue of one limit of a RolloutPolicy."""
 
     policy: str
-    held: bool  # a slot is ours, and within the limit
-    turn: bool = False  # there is room, and nobody waits longer: take one
+    held: bool  # it has a slot, within the limit
+    turn: bool = False  # a slot is free and nobody has waited longer
     position: int = 0  # in the queue, from 1
     waiting: int = 0
     holders: tuple[str, ...] = ()  # namespace/name
-    gpus: int = 0  # that our own slot counts
+    gpus: int = 0  # counted by its slot
 
 
 @dataclass(frozen=True)
 class Gpus:
-    """A look at the GPUs of the nodes that a new revision's pods fit on; counted are those that
-    whole pods can have.
-    """
+    """GPUs of the nodes that a new revision's pods fit on, counted in whole pods."""
 
     kind: str  # resource name, for example nvidia.com/gpu
     needed: int
@@ -230,14 +228,14 @@ class Gpus:
 class SharedPreparation:
     """The same work of another ModelDeployment of the namespace."""
 
-    by: str | None = None
-    artifact: ArtifactEvidence | None = None  # what came of it; None: it is under way
-    refused: Problem | None = None  # by its gate
+    by: str | None = None  # name of that ModelDeployment
+    artifact: ArtifactEvidence | None = None  # its result; None: it is under way
+    refused: Problem | None = None  # why its gate refused the result
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One ModelDeployment and all that belongs to it, at one time."""
+    """One ModelDeployment and everything that a decision about it depends on, at one time."""
 
     name: str
     namespace: str
@@ -245,7 +243,7 @@ class Snapshot:
     spec: ModelDeploymentSpec | None
     status: ModelDeploymentStatus
     revisions: tuple[Revision, ...] = ()
-    # uids of what the ModelDeployment itself controls and that lasts
+    # uids of the lasting objects that the ModelDeployment itself controls
     children: tuple[str, ...] = ()
     work: JobState = JobState()
     servers: Mapping[str, Server] = field(default_factory=dict)
@@ -255,33 +253,33 @@ class Snapshot:
     evaluation: EvaluationEvidence | None = None
     assessment: Assessment | None = None
     verbs: tuple[Verb, ...] = ()
-    # why this spec cannot be rolled out: a store that is not allowed, a host name that is taken
+    # why this spec cannot be rolled out: a store that is not allowed, a taken host name
     spec_problem: Problem | None = None
-    # why clients may not reach it: somebody else's route takes a host name that it has
+    # why clients may not reach it: another object's route claims one of its host names
     taken: Problem | None = None
-    # when it took over the latest of its reserved host names: what was stable before never served
-    # their clients
+    # when it took over the latest of its reserved host names: earlier stable revisions never served
+    # the clients of those names
     names_since: datetime | None = None
-    parse_error: str | None = None  # why spec could not even be read
-    # why the last pass could not write a child: quota, admission, a name that is taken
+    parse_error: str | None = None  # why spec cannot be read
+    # why the last pass could not write a child: quota, admission, a taken name
     write_problem: Problem | None = None
     exposed: Problem | None = None  # why the last pass could not write or remove a NetworkPolicy
-    # what the route (or the stable Service) in the cluster says now; for a status that was lost
+    # weights of the live route (or stable Service), to recover a lost status from
     live_split: Split = ()
-    # routes that open more of the servers than clients may ask, as "HTTPRoute digits"
+    # routes that open more of the servers than clients may use, as "HTTPRoute digits"
     overly_open: tuple[str, ...] = ()
     settle_seconds: float = 3.0
     gateway: bool = False
-    # when this leader began to look: what passed while nobody did is nobody's fault
+    # when this operator became leader: deadlines must not count time without a leader
     leading_since: datetime | None = None
-    rules: Rules = NO_RULES  # what the RolloutPolicies that match say together
-    # by policy, up to the first that is not held; of a rollout that is queued, or asks for more
-    # GPUs than its slot has
+    rules: Rules = NO_RULES  # of all RolloutPolicies that match
+    # by policy, up to the first without a slot; only if the rollout is queued, or needs more GPUs
+    # than its slot counts
     slots: tuple[Slot, ...] = ()
-    gpus: Gpus | None = None  # None: not looked, or not allowed to
+    gpus: Gpus | None = None  # None: not needed, or the operator may not read nodes
     # analysis templates of the policies in force here
     templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
-    mandatory: tuple[Metric, ...] = ()  # metrics that those policies demand
+    mandatory: tuple[Metric, ...] = ()  # metrics that those policies require
 
     def revision(self, name: str | None) -> Revision | None:
         """The revision of that name, if it exists."""
@@ -291,27 +289,57 @@ class Snapshot:
         """The pods of a revision; zero of zero if there are none."""
         return self.servers.get(name or "", Server())
 
+    @property
+    def candidate(self) -> Server:
+        """The pods of the latest rollout's revision; zero of zero if there are none."""
+        return self.server(self.status.rollout.revision if self.status.rollout else None)
+
+
+def rollout_of(status: ModelDeploymentStatus) -> RolloutStatus:
+    """The rollout of a status that has one."""
+    assert status.rollout is not None
+    return status.rollout
+
+
+def step_of(status: ModelDeploymentStatus) -> StepStatus:
+    """The step of a status whose rollout is at one."""
+    step = rollout_of(status).step
+    assert step is not None
+    return step
+
+
+def shadow_of(status: ModelDeploymentStatus) -> ShadowStatus:
+    """The shadow of a status whose rollout has one."""
+    shadow = rollout_of(status).shadow
+    assert shadow is not None
+    return shadow
+
 
 def in_flight(rollout: RolloutStatus | None) -> bool:
     """Whether a rollout is under way."""
     return rollout is not None and rollout.stage not in ("Failed", "Done")
 
 
+def active_in_place(status: ModelDeploymentStatus) -> InPlaceStatus | None:
+    """How many pods stable keeps in the rollout in flight, if it released any."""
+    return status.rollout.in_place if status.rollout is not None and in_flight(status.rollout) else None
+
+
 def draining(status: ModelDeploymentStatus, settle_seconds: float) -> list[Draining]:
-    """Revisions that keep their pods for a while, also as an earlier operator wrote it; entries
-    whose time is over are among them.
+    """Revisions that keep their pods for a while, including the older ``retiring`` and entries
+    whose time is over.
     """
-    found = list(status.draining)
+    entries = list(status.draining)
     if status.retiring is not None and status.retiring.since is not None:
         until = datetime.fromisoformat(status.retiring.since) + timedelta(seconds=settle_seconds)
-        found.append(
+        entries.append(
             Draining(revision=status.retiring.revision, number=status.retiring.number, until=stamp(until))
         )
-    return found
+    return entries
 
 
 def still_draining(s: Snapshot, now: datetime) -> dict[str, float]:
-    """Seconds that each such revision still has."""
+    """Seconds that each draining revision keeps its pods."""
     left = {
         d.revision: (datetime.fromisoformat(d.until) - now).total_seconds()
         for d in draining(s.status, s.settle_seconds)
@@ -320,8 +348,8 @@ def still_draining(s: Snapshot, now: datetime) -> dict[str, float]:
 
 
 def serving_revision(status: ModelDeploymentStatus) -> RevisionRef | None:
-    """The revision that has the traffic outside of a trial: stable, or what is watched after its
-    promotion.
+    """The revision that has the traffic outside of a trial: stable, or the promoted one while it
+    bakes.
     """
     rollout = status.rollout
     if (
@@ -335,8 +363,8 @@ def serving_revision(status: ModelDeploymentStatus) -> RevisionRef | None:
 
 
 def baseline(s: Snapshot) -> RevisionRef | None:
-    """Stable as what the revision in flight is compared with; None when there is none, or when it
-    is stable itself that is made anew.
+    """The stable revision that the one in flight is compared with; None if there is none, or if
+    stable itself is being rolled out again.
     """
     stable, rollout = s.status.stable, s.status.rollout
     return None if stable is None or (rollout and rollout.revision == stable.revision) else stable

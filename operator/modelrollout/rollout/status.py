@@ -1,5 +1,5 @@
-"""What people and tools read in status: phase, conditions (kstatus), columns. Derived from the
-state, never the state itself.
+"""What people and tools read in status: phase, conditions (kstatus) and columns. All of it is
+derived from the state.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from modelrollout.api.v1alpha1 import (
     Strategy,
 )
 from modelrollout.rollout import strategy as stepping
-from modelrollout.rollout.desired import real_share
+from modelrollout.rollout.desired.pods import real_share
 from modelrollout.rollout.plan import Event
 from modelrollout.rollout.pod_restarts import (
     TOO_OLD,
@@ -43,80 +43,31 @@ from modelrollout.rollout.snapshot import (
     since,
     stamp,
 )
-from modelrollout.rollout.transitions import SHADOW_STEP, cut, is_held
+from modelrollout.rollout.stages import STAGES
+from modelrollout.rollout.transitions import SHADOW_STEP, cut, is_pinned
+from modelrollout.rollout.views import Specified
 
-_PHASES: dict[Stage, Phase] = {
-    "Resolve": "Resolving",
-    "Prepare": "Preparing",
-    "Tune": "Tuning",
-    "Provision": "Provisioning",
-    "Evaluate": "Evaluating",
-    "Shadow": "Shadowing",
-    "Canary": "Canary",
-    "Promote": "Promoting",
-    "Bake": "Baking",
-    "Revert": "RollingBack",
-    "Failed": "Failed",
-    "Done": "Stable",
-}
-_ORDER: tuple[Stage, ...] = (
-    "Resolve",
-    "Prepare",
-    "Tune",
-    "Provision",
-    "Evaluate",
-    "Shadow",
-    "Canary",
-    "Promote",
-    "Bake",
-    "Done",
-)
-_CONDITION_OF: dict[Stage, str] = {
-    "Resolve": "Resolved",
-    "Prepare": "Prepared",
-    "Tune": "Tuned",
-    "Provision": "Provisioned",
-    "Evaluate": "Evaluated",
-    "Shadow": "Shadowed",
-    "Canary": "CanaryPassed",
-    "Promote": "Promoted",
-    "Bake": "Baked",
-}
 _PHASE_OF_TRIAL: dict[Strategy, Phase] = {"Canary": "Canary", "BlueGreen": "Previewing", "ABTest": "Testing"}
-_WAITING: dict[Stage, str] = {
-    "Resolve": "the digest of the source is being pinned",
-    "Prepare": "the model is being fetched, verified and optimized",
-    "Tune": "serving configurations are being measured on a Triton of its own",
-    "Provision": "the model servers are starting",
-    "Evaluate": "golden data is being sent through the served model",
-    "Shadow": "the revision's answers are being compared with stable's on mirrored requests",
-    "Canary": "the revision is being judged on live traffic",
-    "Promote": "the data plane is taking the revision up as stable",
-    "Bake": "the revision has all traffic and is watched; the former stable keeps its pods",
-    "Revert": "stable is getting all traffic back",
-}
 HEALTHY, HARDENED, ISOLATED = "ServersHealthy", "Hardened", "Isolated"
 RESTARTED, PATCHED, VERIFIED = "Restarted", "Patched", "EvidenceVerified"
 _WELL = {
     HEALTHY: "all servers answer again",
-    HARDENED: "nobody but the kubelet manages the servers any more",
-    ISOLATED: "the NetworkPolicies are as the operator's configuration wants them",
-    RESTARTED: "all pods of the revision are new",
-    PATCHED: "nothing is known against the servers' version any more",
+    HARDENED: "the servers accept management requests from the kubelet only",
+    ISOLATED: "the NetworkPolicies match the operator's configuration",
+    RESTARTED: "all pods of the revision were replaced",
+    PATCHED: "the servers' version has no known flaws",
 }
-_NEWS_SECONDS = 600.0  # older crashes are no news: the operator has only just begun to look
-_HELD = "paused by hand; resume, promote or abort"
+_NEWS_SECONDS = 600.0  # older crashes post no event: the operator has only just started
+_PAUSED = "paused by hand; resume, promote or abort"
 _Truth = Literal["True", "False", "Unknown"]
 _Row = tuple[str, _Truth, str, str]
 
 
 def derive_status(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
-    """The status with everything that is derived filled in; equal to the observed one when there is
-    no news.
-    """
+    """The status with all derived fields filled in; the observed one if nothing changed."""
     status = mark_finished(s, status)
     rollout = status.rollout
-    loaded = serving_revision(status)  # what an autoscaler has to look at
+    loaded = serving_revision(status)  # what an autoscaler scales
     server = s.server(loaded.revision) if loaded else None
     flying = in_flight(rollout)
     address = f"{s.name}.{s.namespace}.svc"
@@ -126,7 +77,7 @@ def derive_status(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> 
     label: str | None = None
     weight: int | None = None
     if rollout and rollout.stage in ("Canary", "Bake") and step and s.spec:
-        label = stepping.step_label(rollout, steps_of(s))
+        label = stepping.step_label(rollout.stage, step, steps_of(Specified.of(s)))
         weight = step.weight
         verdict = rollout.reason or "in progress"
     elif rollout and rollout.stage == "Shadow":
@@ -170,7 +121,7 @@ def _phase(s: Snapshot, status: ModelDeploymentStatus) -> Phase:
     if (
         rollout.stage in ("Canary", "Bake")
         and rollout.step
-        and (rollout.step.phase == "Paused" or rollout.held)
+        and (rollout.step.phase == "Paused" or rollout.paused_by_user)
     ):
         return "Paused"
     if rollout.stage == "Shadow" and rollout.shadow and rollout.shadow.phase == "Paused":
@@ -179,7 +130,9 @@ def _phase(s: Snapshot, status: ModelDeploymentStatus) -> Phase:
         return _PHASE_OF_TRIAL[rollout.step.strategy]
     if rollout.stage == "Failed" and _is_current(s, status):
         return "Stable"
-    return _PHASES[rollout.stage]
+    if rollout.stage == "Failed":
+        return "Failed"
+    return "Stable" if rollout.stage == "Done" else STAGES[rollout.stage].phase
 
 
 def _is_current(s: Snapshot, status: ModelDeploymentStatus) -> bool:
@@ -221,15 +174,15 @@ def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> li
 
 
 def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) -> list[_Row]:
-    """Ready, Reconciling and Stalled as kstatus reads them, and Available apart from them: stable
-    may serve while a new revision fails.
+    """Ready, Reconciling and Stalled as kstatus reads them; and Available, since stable may serve
+    while a new revision fails.
     """
     rollout, stable = status.rollout, serving_revision(status)
     server = s.server(stable.revision) if stable else None
     zero = s.spec is not None and s.spec.serving.replicas == 0
     serving = server is not None and (server.ready > 0 or zero)
     problem = _problem(s, status)
-    # a spec that cannot be read stops everything
+    # a spec that cannot be read stops the rollout
     flying = in_flight(rollout) and s.spec is not None
     rows: list[_Row] = []
     if stable is None:
@@ -239,13 +192,13 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
     else:
         rows.append(("Available", "False", "NoReadyPods", f"no pod of revision {stable.revision} is ready"))
     if flying and rollout:
-        text = rollout.message or (_HELD if rollout.held else _WAITING.get(rollout.stage, ""))
+        text = rollout.message or (_PAUSED if rollout.paused_by_user else STAGES[rollout.stage].doing)
         rows.append(("Ready", "False", rollout.stage, text))
         rows.append(
             (
                 "Reconciling",
                 "True",
-                rollout.reason or ("PausedByUser" if rollout.held else rollout.stage),
+                rollout.reason or ("PausedByUser" if rollout.paused_by_user else rollout.stage),
                 text,
             )
         )
@@ -294,52 +247,51 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
     return rows
 
 
-def _looked_after(status: ModelDeploymentStatus) -> list[str]:
-    """Revisions whose servers should go on: what serves, and what is on trial once its servers were
+def _watched(status: ModelDeploymentStatus) -> list[str]:
+    """Revisions whose servers should stay up: stable, and the one on trial once its servers were
     ready.
     """
     rollout, stable = status.rollout, status.stable
-    found = [stable.revision] if stable else []
+    revisions = [stable.revision] if stable else []
     if (
         rollout
         and rollout.revision
-        and rollout.revision not in found
-        and rollout.stage in ("Evaluate", "Shadow", "Canary", "Promote", "Bake")
+        and rollout.revision not in revisions
+        and in_flight(rollout)
+        and STAGES[rollout.stage].watched
     ):
-        found.append(rollout.revision)
-    return found
+        revisions.append(rollout.revision)
+    return revisions
 
 
 def _crash(s: Snapshot, status: ModelDeploymentStatus) -> CrashStatus | None:
-    """The last one known: pods forget theirs when they go."""
+    """The latest known crash: pods take theirs along when they are deleted."""
     rollout = status.rollout
-    # how it came up belongs to the stage before
+    # crashes during its start belong to the stage before
     tried = (rollout.revision, rollout.since) if rollout and in_flight(rollout) else ("", "")
-    seen = [
+    crashes = [
         (name, crash)
-        for name in _looked_after(status)
+        for name in _watched(status)
         if (crash := s.server(name).crash) and not (name == tried[0] and crash.at < tried[1])
     ]
-    name, last = max(seen, key=lambda found: found[1].at, default=("", None))
+    name, last = max(crashes, key=lambda found: found[1].at, default=("", None))
     if last is None or (status.crash is not None and last.at <= status.crash.at):
         return status.crash
     return CrashStatus(revision=name, at=last.at, reason=last.reason, message=cut(last.message))
 
 
 def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
-    """Whether the servers do well, and how they are protected; not a part of Ready: others serve
-    meanwhile.
-    """
+    """Health and protection of the servers. Not part of Ready, since other pods may serve."""
     rows: list[_Row] = []
-    alive = [name for name in _looked_after(status) if name in s.servers]
+    alive = [name for name in _watched(status) if name in s.servers]
     fallen = next(((name, down) for name in alive if (down := s.server(name).down)), None)
     if fallen:
         rows.append((HEALTHY, "False", fallen[1].reason, f"revision {fallen[0]}: {fallen[1].message}"))
     elif alive:
         rows.append((HEALTHY, "True", "Healthy", ""))
     if left := unhardened_revisions(s, status):
-        old = [name for name in left if (record := status.restarts.get(name)) and record.too_old]
-        text = f"whoever reaches the pods of {', '.join(left)} inside the cluster can manage their servers"
+        old = [name for name in left if (record := status.restarts.get(name)) and record.triton_too_old]
+        text = f"anyone who reaches the pods of {', '.join(left)} in the cluster can manage their servers"
         if old:
             rows.append((HARDENED, "False", TOO_OLD, f"{text}; {', '.join(old)}: {TOO_OLD_WHY}"))
         else:
@@ -349,7 +301,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
                     "False",
                     "Unhardened",
                     (
-                        f"{text}; an earlier operator rendered them: say modelrollout restart"
+                        f"{text}; an earlier operator rendered them: run modelrollout restart"
                         " (docs/reference/endpoints.md)"
                     ),
                 )
@@ -362,7 +314,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
         rows.append((PATCHED, "False", flawed[1].reason, f"revision {flawed[0]}: {flawed[1].message}"))
     if late := waiting_restart(s, status):
         name, problem = late
-        # else at what those pods need
+        # in these stages s.gpus counts for other pods
         looked = status.rollout is None or status.rollout.stage not in ("Tune", "Provision")
         if (
             problem is not None
@@ -377,7 +329,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
             )
             problem = Problem(
                 "InsufficientGPU",
-                f"{numbers}; it goes on when there is one, or say modelrollout restart --allow-downtime",
+                f"{numbers}; it continues when one is free, or run modelrollout restart --allow-downtime",
             )
         reason, text = (
             (problem.reason, problem.message)
@@ -389,7 +341,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
 
 
 def exposure_message(status: ModelDeploymentStatus) -> Problem | None:
-    """What was told of NetworkPolicies: a new leader has not tried to write them yet."""
+    """The NetworkPolicy problem in status, for a new leader that has not written them yet."""
     return next(
         (
             Problem(c.reason, c.message)
@@ -401,12 +353,12 @@ def exposure_message(status: ModelDeploymentStatus) -> Problem | None:
 
 
 def changed_condition_events(s: Snapshot, after: ModelDeploymentStatus, now: datetime) -> tuple[Event, ...]:
-    """Events on what has become of the servers, from one status to the next."""
-    before, serves = s.status, any(name in s.servers for name in _looked_after(after))
-    found: list[Event] = []
+    """Events about conditions of the servers that changed from one status to the next."""
+    before, serves = s.status, any(name in s.servers for name in _watched(after))
+    events: list[Event] = []
     old, new = ({c.type: c for c in status.conditions} for status in (before, after))
     if after.crash is not None and after.crash != before.crash and since(after.crash.at, now) < _NEWS_SECONDS:
-        found.append(
+        events.append(
             Event(after.crash.reason, f"revision {after.crash.revision}: {after.crash.message}", "Warning")
         )
     ready, was_ready = new.get("Ready"), old.get("Ready")
@@ -415,24 +367,24 @@ def changed_condition_events(s: Snapshot, after: ModelDeploymentStatus, now: dat
         and ready.reason in {*TRAFFIC_REFUSALS, NAME_TAKEN}
         and (was_ready is None or was_ready.reason != ready.reason)
     ):
-        found.append(Event(ready.reason, ready.message, "Warning"))
+        events.append(Event(ready.reason, ready.message, "Warning"))
     for kind in (HEALTHY, HARDENED, ISOLATED, RESTARTED, PATCHED):
         was, now_is = old.get(kind), new.get(kind)
-        told = now_is is not None and now_is.status == "False" and now_is.reason != "InProgress"
+        is_bad = now_is is not None and now_is.status == "False" and now_is.reason != "InProgress"
         if (
-            told
+            is_bad
             and now_is is not None
             and (was is None or (was.status, was.reason) != ("False", now_is.reason))
         ):
-            if not (kind == HEALTHY and found):  # the crash says it already
-                found.append(Event(now_is.reason, now_is.message, "Warning"))
+            if not (kind == HEALTHY and events):  # the crash event covers it
+                events.append(Event(now_is.reason, now_is.message, "Warning"))
         elif (
             was is not None
             and was.status == "False"
             and (now_is.status == "True" if now_is else serves and kind != HEALTHY)
         ):
-            found.append(Event(kind, _WELL[kind]))
-    return tuple(found)
+            events.append(Event(kind, _WELL[kind]))
+    return tuple(events)
 
 
 def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
@@ -447,12 +399,12 @@ def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
         return s.spec_problem
     if s.write_problem and not in_flight(rollout):
         return s.write_problem
-    if status.pinned and is_held(replace(s, status=status)) and not _is_current(s, status):
-        held = status.stable.revision if status.stable else "none"
+    if status.pinned and is_pinned(replace(s, status=status)) and not _is_current(s, status):
+        pinned = status.stable.revision if status.stable else "none"
         return Problem(
             "RolledBackByUser",
-            f"held at revision {held}; change the version in spec, or say retry on the revision that spec"
-            " asks for",
+            f"pinned at revision {pinned}; change the version in spec, or retry the revision that spec"
+            " requests",
         )
     if rollout and rollout.stage == "Failed" and not _is_current(s, status):
         return Problem(rollout.reason or "Failed", rollout.message or "")
@@ -461,55 +413,46 @@ def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
 
 def _stages(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
     """One condition for each stage of the latest rollout; those of shadow and tuning only where
-    there is one.
+    spec configures them, or the rollout has been there.
     """
     rollout = status.rollout
     if rollout is None:
         return []
     rows: list[_Row] = []
-    reached = rollout.stage if rollout.stage in _ORDER else _last_stage(rollout.stages)
-    at = _ORDER.index(reached)
-    ended_badly = rollout.stage in ("Failed", "Revert")
-    shadowed = rollout.shadow is not None or (s.spec is not None and s.spec.rollout.shadow is not None)
-    tuned = (
-        rollout.stage == "Tune"
-        or rollout.tuning is not None
-        or (s.spec is not None and s.spec.serving.tune is not None)
-    )
-    for i, stage in enumerate(_ORDER[:-1]):
-        if (stage == "Shadow" and not shadowed) or (stage == "Tune" and not tuned):
+    reached, passed = _reached(rollout), True
+    been_at = {
+        "Shadow": rollout.shadow is not None,
+        "Tune": rollout.stage == "Tune" or rollout.tuning is not None,
+    }
+    for stage in STAGES.values():
+        passed = passed and stage.name != reached
+        configured = stage.is_configured is None or (s.spec is not None and stage.is_configured(s.spec))
+        if stage.condition is None or not (configured or been_at.get(stage.name)):
             continue
-        kind = _CONDITION_OF[stage]
-        if i < at:
-            skipped = stage not in rollout.stages
-            told = rollout.tuning.message if stage == "Tune" and rollout.tuning else ""
-            rows.append(
-                (
-                    kind,
-                    "True",
-                    "Skipped" if skipped else "Passed",
-                    "not needed or proven before" if skipped else told,
-                )
-            )
-        elif i == at:
-            rows.append(
-                (
-                    kind,
-                    "False",
-                    rollout.reason or ("Failed" if ended_badly else "InProgress"),
-                    rollout.message or _doing(rollout),
-                )
-            )
+        if passed:
+            skipped = stage.name not in rollout.stages
+            text = rollout.tuning.message if stage.name == "Tune" and rollout.tuning else ""
+            why = "not needed or proven before" if skipped else text
+            rows.append((stage.condition, "True", "Skipped" if skipped else "Passed", why))
+        elif stage.name == reached:
+            reason = "Failed" if rollout.stage in ("Failed", "Revert") else "InProgress"
+            text = rollout.message or _doing(rollout)
+            rows.append((stage.condition, "False", rollout.reason or reason, text))
         else:
-            rows.append((kind, "Unknown", "NotReached", ""))
+            rows.append((stage.condition, "Unknown", "NotReached", ""))
     return rows
 
 
 def _doing(rollout: RolloutStatus) -> str:
+    if not in_flight(rollout):
+        return ""
     metric = rollout.shadow.metric if rollout.stage == "Shadow" and rollout.shadow else None
-    return metric.message if metric and metric.message else _WAITING.get(rollout.stage, "")
+    return metric.message if metric and metric.message else STAGES[rollout.stage].doing
 
 
-def _last_stage(spent: dict[str, float]) -> Stage:
-    passed = [stage for stage in _ORDER if stage in spent]
-    return passed[-1] if passed else "Resolve"
+def _reached(rollout: RolloutStatus) -> Stage:
+    """The stage at which the rollout is, or at which it ended."""
+    if rollout.stage not in ("Failed", "Revert"):
+        return rollout.stage
+    been = [spec.name for spec in STAGES.values() if spec.condition and spec.name in rollout.stages]
+    return been[-1] if been else "Resolve"

@@ -1,5 +1,5 @@
-"""The steps of each strategy, and where a rollout is in them, also after somebody has edited them
-under way.
+"""The steps of each strategy, and the position of a rollout in them, even after an edit during the
+rollout.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from modelrollout.api.v1alpha1 import (
     Canary,
     Pause,
     Rollout,
-    RolloutStatus,
+    Stage,
     Step,
     StepStatus,
     Strategy,
@@ -33,16 +33,16 @@ class Position:
 
 
 def strategy_of(rollout: Rollout) -> Strategy:
-    """The strategy that the spec asks for; canary where it says nothing."""
+    """The strategy in spec; canary by default."""
     return "BlueGreen" if rollout.blue_green else "ABTest" if rollout.ab_test else "Canary"
 
 
 def steps_of(rollout: Rollout, most: int | None = None) -> list[Step]:
-    """The steps of the strategy. A preview and a test by headers are one step that takes none of
-    the other requests, and a pause if nothing is to follow by itself: so all that holds for the
-    steps of a canary (verdicts, deadlines, verbs) holds for them. ``most``: where policies demand
-    metrics, the first weight; a step of that weight comes before any of more, whatever the
-    strategy.
+    """The steps of the strategy. A preview and an A/B test are one step of weight 0, followed by a
+    pause unless autoPromote is set, so that verdicts, deadlines and verbs work as in a canary.
+
+    ``most``: the first weight, where policies require metrics; a step of that weight precedes any
+    larger one.
     """
     trial = rollout.blue_green or rollout.ab_test
     steps = (
@@ -62,16 +62,18 @@ def _beside(trial: BlueGreen | AbTest) -> Step:
 
 
 def with_traffic(step: StepStatus) -> StepStatus:
-    """The step whose weight the requests have: while a weight waits for its pods it is the one
-    before, which goes on being judged on its counts.
+    """The step whose weight the requests have: the previous one while the new weight waits for its
+    pods; it is judged until then.
     """
     waits = step.phase == "Shifting" and bool(step.metrics)
     return previous_step(step) if waits else step
 
 
 def previous_step(step: StepStatus) -> StepStatus:
-    """The step before one whose weight was never given."""
-    return step.model_copy(update={"index": step.index - 1, "weight": step.former, "phase": "Observing"})
+    """The step before one that requests never reached."""
+    return step.model_copy(
+        update={"index": step.index - 1, "weight": step.previous_weight, "phase": "Observing"}
+    )
 
 
 def locate(steps: Sequence[Step], status: StepStatus) -> Position:
@@ -116,11 +118,8 @@ def step_position(steps: Sequence[Step], position: Position) -> str:
     return f"{position.index + 1}/{len(steps)}"
 
 
-def step_label(rollout: RolloutStatus, steps: Sequence[Step]) -> str:
+def step_label(stage: Stage, step: StepStatus, steps: Sequence[Step]) -> str:
     """The present step as ``status.step`` shows it and ``promote`` names it: ``2/4``, or
     ``bake``.
     """
-    assert rollout.step is not None
-    if rollout.stage == "Bake":
-        return BAKE
-    return step_position(steps, locate(steps, rollout.step))
+    return BAKE if stage == "Bake" else step_position(steps, locate(steps, step))

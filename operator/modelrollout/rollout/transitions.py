@@ -1,4 +1,4 @@
-"""The moves of the state machine, each a function from state to state. Only these write
+"""The transitions of the state machine, each a function from state to state. Only these write
 ``status.rollout``.
 """
 
@@ -23,24 +23,32 @@ from modelrollout.api.v1alpha1 import (
     VerdictName,
     seconds,
 )
-from modelrollout.rollout.in_place import active_in_place
-from modelrollout.rollout.snapshot import Revision, Snapshot, draining, since, stamp
+from modelrollout.rollout.snapshot import (
+    Revision,
+    Snapshot,
+    active_in_place,
+    draining,
+    rollout_of,
+    since,
+    stamp,
+    step_of,
+)
+from modelrollout.rollout.views import Specified
 
 SHADOW_STEP = "shadow"  # how status and verbs name the shadow where they name a step
 MAX_HISTORY = 32
 MAX_HISTORY_BYTES = 8 * 1024  # status as a whole stays below 32 KiB
-MAX_CARRIED_BYTES = 4 * 1024  # of steps whose other numbers found no room there
+MAX_CARRIED_BYTES = 4 * 1024  # of log evidence beyond that, which later steps build on
 MAX_MESSAGE = 1024
 
 
-def input_hash(s: Snapshot) -> str:
-    """Names what the spec asks for before a revision exists."""
-    assert s.spec is not None
+def input_hash(s: Specified) -> str:
+    """Hash of the version that spec requests, before a revision exists."""
     return names.short_hash([s.spec.user_input(), s.spec.model.sha256])
 
 
 def cut(text: str, limit: int = MAX_MESSAGE) -> str:
-    """A message of bounded length: what pods, gateways and Jobs say has none."""
+    """A message of bounded length: those of pods, gateways and Jobs are not."""
     limit = min(limit, MAX_MESSAGE)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -49,34 +57,33 @@ def _bounded(changes: dict[str, Any]) -> dict[str, Any]:
     return changes | {"message": cut(changes["message"])} if changes.get("message") else changes
 
 
-def pinned(s: Snapshot, revision: str) -> Pinned:
-    """Hold at ``revision``, against the version that spec asks for now."""
+def pinned(s: Specified, revision: str) -> Pinned:
+    """A pin at ``revision`` that blocks the version in spec."""
     against = known_version(s)
     return Pinned(
         revision=revision,
         generation=s.generation,
-        against=against.name if against else None,
+        rolled_back_from=against.name if against else None,
         input_hash=input_hash(s),
     )
 
 
-def is_held(s: Snapshot) -> bool:
-    """Whether a pin is in force: spec still asks for the version that somebody rolled back from. An
-    autoscaler's replicas do not let go of it.
+def is_pinned(s: Snapshot) -> bool:
+    """Whether a pin is in force: spec still requests the version that a person rolled back from.
+    Replicas set by an autoscaler do not release it.
     """
     pinned = s.status.pinned
     if pinned is None or s.spec is None:
         return False
-    against = s.revision(pinned.against)
-    return against.is_version(s.spec) if against else pinned.input_hash == input_hash(s)
+    against = s.revision(pinned.rolled_back_from)
+    return against.is_version(s.spec) if against else pinned.input_hash == input_hash(Specified.of(s))
 
 
 def enter(
     status: ModelDeploymentStatus, stage: Stage, now: datetime, **changes: Any
 ) -> ModelDeploymentStatus:
-    """Go to a stage and book the time that the one before took."""
-    rollout = status.rollout
-    assert rollout is not None
+    """Go to a stage, and add up the time that the previous one took."""
+    rollout = rollout_of(status)
     spent = dict(rollout.stages)
     spent[rollout.stage] = round(spent.get(rollout.stage, 0.0) + since(rollout.since, now), 3)
     moved = rollout.model_copy(
@@ -95,11 +102,11 @@ def enter(
 
 def change(status: ModelDeploymentStatus, **changes: Any) -> ModelDeploymentStatus:
     """Change the rollout within its stage."""
-    assert status.rollout is not None
-    return status.model_copy(update={"rollout": status.rollout.model_copy(update=_bounded(changes))})
+    rollout = rollout_of(status).model_copy(update=_bounded(changes))
+    return status.model_copy(update={"rollout": rollout})
 
 
-def begin(s: Snapshot, now: datetime, stage: Stage, **changes: Any) -> ModelDeploymentStatus:
+def begin(s: Specified, now: datetime, stage: Stage, **changes: Any) -> ModelDeploymentStatus:
     """A new rollout."""
     rollout = RolloutStatus(
         stage=stage,
@@ -112,9 +119,10 @@ def begin(s: Snapshot, now: datetime, stage: Stage, **changes: Any) -> ModelDepl
     return s.status.model_copy(update={"rollout": rollout, "pinned": None})
 
 
-def allocate(s: Snapshot, status: ModelDeploymentStatus, sha256: str, now: datetime) -> ModelDeploymentStatus:
-    """Give the version its revision (the one that it had, if it is known) and go on to Prepare."""
-    assert s.spec is not None
+def allocate(
+    s: Specified, status: ModelDeploymentStatus, sha256: str, now: datetime
+) -> ModelDeploymentStatus:
+    """Go to Prepare with the version's revision: the known one, or a new name and number."""
     name = names.revision_name(s.namespace, s.name, s.spec.user_input(), sha256)
     known = s.revision(name) or next(
         (r for r in s.revisions if r.sha256 == sha256 and r.is_version(s.spec)), None
@@ -135,26 +143,26 @@ def allocate(s: Snapshot, status: ModelDeploymentStatus, sha256: str, now: datet
 def fail(
     status: ModelDeploymentStatus, now: datetime, outcome: Outcome, reason: str, message: str
 ) -> ModelDeploymentStatus:
-    """End the rollout; stable was never touched. Only for stages without traffic (else
-    ``revert``).
-    """
-    return enter(status, "Failed", now, outcome=outcome, reason=reason, message=message, step=None, held=None)
+    """End the rollout. Only for stages without traffic (else ``revert``)."""
+    return enter(
+        status, "Failed", now, outcome=outcome, reason=reason, message=message, step=None, paused_by_user=None
+    )
 
 
 def revert(
     status: ModelDeploymentStatus, now: datetime, outcome: Outcome, reason: str, message: str
 ) -> ModelDeploymentStatus:
-    """Give all traffic back to stable first; the rollout ends as Failed once the data plane has
-    taken that up.
+    """Give all traffic back to stable; the rollout ends as Failed once the data plane has taken
+    that up.
     """
-    return enter(status, "Revert", now, outcome=outcome, reason=reason, message=message, held=None)
+    return enter(status, "Revert", now, outcome=outcome, reason=reason, message=message, paused_by_user=None)
 
 
 def retire(
     status: ModelDeploymentStatus, revision: str | None, number: int | None, now: datetime, keep: float
 ) -> ModelDeploymentStatus:
-    """Let a revision that has just lost its traffic keep its pods for ``keep`` seconds: connections
-    and configuration drain.
+    """Keep the pods of a revision that has just lost its traffic for ``keep`` seconds, so that
+    connections drain and proxies learn of it.
     """
     if revision is None or number is None:
         return status
@@ -167,18 +175,17 @@ def retire(
 
 def scale_down_delay(s: Snapshot) -> float:
     """Seconds that a former stable keeps its pods after it has lost its traffic."""
-    asked = s.spec.rollout.scale_down_delay if s.spec else None
-    return max(s.settle_seconds, seconds(asked) if asked else 0.0)
+    delay = s.spec.rollout.scale_down_delay if s.spec else None
+    return max(s.settle_seconds, seconds(delay) if delay else 0.0)
 
 
 def succeed(
     s: Snapshot, status: ModelDeploymentStatus, now: datetime, outcome: Outcome
 ) -> ModelDeploymentStatus:
     """The revision is stable; the former stable one retires."""
-    rollout = status.rollout
-    assert rollout is not None and rollout.revision is not None and rollout.number is not None
-    former = status.stable
-    done = enter(status, "Done", now, outcome=outcome, step=None, held=None)
+    rollout, former = rollout_of(status), status.stable
+    assert rollout.revision is not None and rollout.number is not None
+    done = enter(status, "Done", now, outcome=outcome, step=None, paused_by_user=None)
     done = done.model_copy(
         update={
             "stable": RevisionRef(revision=rollout.revision, number=rollout.number, since=stamp(now)),
@@ -193,10 +200,10 @@ def succeed(
 
 
 def reached(step: StepStatus) -> int:
-    """The weight that there were pods for: of this step, or while it is on its way still of the one
-    before.
+    """The last weight backed by ready pods: the previous step's while this one is still
+    shifting.
     """
-    return step.former if step.phase == "Shifting" else step.weight
+    return step.previous_weight if step.phase == "Shifting" else step.weight
 
 
 def weight(status: ModelDeploymentStatus) -> int:
@@ -222,18 +229,17 @@ def at_step(
     override: str | None = None,
 ) -> ModelDeploymentStatus:
     """Go to a step of the strategy."""
-    assert status.rollout is not None
-    before = status.rollout.step
+    before = rollout_of(status).step
     step = StepStatus(
         index=index,
         weight=weight,
         strategy=strategy,
-        former=min(reached(before), weight) if before else 0,
+        previous_weight=min(reached(before), weight) if before else 0,
         phase="Paused" if pause else "Shifting",
         since=stamp(now),
         override=override,
     )
-    return change(status, step=step, reason="PauseStep" if pause else None, message=None, held=None)
+    return change(status, step=step, reason="PauseStep" if pause else None, message=None, paused_by_user=None)
 
 
 def record(
@@ -244,10 +250,9 @@ def record(
     next_weight: int | None = None,
 ) -> ModelDeploymentStatus:
     """Add the verdict on the present step to the rollout's history, without the raw counters.
-    ``next_weight``: what a person gave it by that.
+    ``next_weight``: the weight that a person approved with it.
     """
-    rollout = status.rollout
-    assert rollout is not None and rollout.step is not None
+    rollout, step = rollout_of(status), step_of(status)
     bare: dict[str, Any] = {"last": {}, "scraped": None}
     metrics = [
         m.model_copy(
@@ -256,14 +261,14 @@ def record(
                 "stable": m.stable.model_copy(update=bare) if m.stable else None,
             }
         )
-        for m in rollout.step.metrics
+        for m in step.metrics
     ]
     evidence = StepEvidence(
-        index=rollout.step.index,
-        weight=rollout.step.weight,
+        index=step.index,
+        weight=step.weight,
         verdict=verdict,
         reason=reason,
-        seconds=round(since(rollout.step.since, now), 3),
+        seconds=round(since(step.since, now), 3),
         next_weight=next_weight,
         metrics=metrics,
     )
@@ -271,8 +276,8 @@ def record(
 
 
 def _within_bounds(history: list[StepEvidence]) -> list[StepEvidence]:
-    """All verdicts stay; the numbers behind the older ones go where there are too many, and last of
-    all the evidence that later steps build on.
+    """Keeps all verdicts, and drops the numbers behind older ones if there are too many; the log
+    evidence that later steps build on goes last.
     """
     kept: list[StepEvidence] = []
     room, more = MAX_HISTORY_BYTES, MAX_CARRIED_BYTES
@@ -297,8 +302,6 @@ def _bare(metrics: list[MetricStatus]) -> list[MetricStatus]:
     ]
 
 
-def known_version(s: Snapshot) -> Revision | None:
-    """The newest kept revision that is what the spec asks for."""
-    assert s.spec is not None
-    found = [r for r in s.revisions if r.is_version(s.spec)]
-    return max(found, key=lambda r: r.number, default=None)
+def known_version(s: Specified) -> Revision | None:
+    """The newest kept revision of the version that spec requests."""
+    return max((r for r in s.revisions if r.is_version(s.spec)), key=lambda r: r.number, default=None)

@@ -1,4 +1,4 @@
-"""What a person asked: carried out once, or refused with a reason (docs/reference/verbs.md)."""
+"""Verbs: a request of a person, carried out once or refused (docs/reference/verbs.md)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Held, ModelDeploymentStatus, RestartStatus
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RestartStatus, UserPause
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of, within_window
 from modelrollout.rollout.policy.rules import active_freeze
-from modelrollout.rollout.snapshot import Snapshot, Verb, in_flight, since, stamp
-from modelrollout.rollout.stages.canary import advance
-from modelrollout.rollout.stages.next_stage import in_shadow
+from modelrollout.rollout.snapshot import (
+    Snapshot,
+    Verb,
+    in_flight,
+    rollout_of,
+    shadow_of,
+    since,
+    stamp,
+    step_of,
+)
+from modelrollout.rollout.stages import STAGES
+from modelrollout.rollout.stages.next_stage import advance, in_shadow
 from modelrollout.rollout.strategy import step_label
 from modelrollout.rollout.transitions import (
     SHADOW_STEP,
@@ -27,23 +36,24 @@ from modelrollout.rollout.transitions import (
     revert,
     succeed,
 )
+from modelrollout.rollout.views import AtStep, Specified
 
-_TELL = 32  # refusals that are kept with their reason; of older ones only the key stays
+_REFUSALS = 32  # refusals that keep their reason; older ones keep only the key
 _MAX_REFUSAL = 200
 CLIENTS_NOTICE = (
-    "from then on the servers refuse what manages them (403 without the pod's key), and a model that writes"
-    " into its own folder cannot"
+    "from then on the servers refuse management requests (403 without the pod's key), and a model cannot"
+    " write into its own folder"
 )
 
 
 def unhandled(s: Snapshot, only: Collection[str] = names.VERBS) -> Verb | None:
-    """The first verb that status does not know yet."""
+    """The first verb that status does not list as handled."""
     known = {":".join(entry.split(":", 3)[:3]) for entry in s.status.handled_verbs}
     return next((v for v in s.verbs if v.key not in known and v.verb in only), None)
 
 
 def carry_out(s: Snapshot, verb: Verb, now: datetime) -> Transition | None:
-    """The move that the verb asks for; None while it has to wait for a rollout that ends first."""
+    """The transition of the verb; None while it has to wait for the rollout in flight to end."""
     refusal, move = _ACTIONS[verb.verb](s, verb, now)
     if refusal:
         refusal = refusal[:_MAX_REFUSAL]
@@ -54,37 +64,37 @@ def carry_out(s: Snapshot, verb: Verb, now: datetime) -> Transition | None:
     if move is None:
         return None
     if in_flight(s.status.rollout) and verb.verb == "rollback":
-        return move  # first the rollout in flight ends; the verb stays and is carried out then
+        return move  # ends the rollout in flight; the verb stays unhandled until then
     return Transition(_handled(s, move.status, verb.key), move.events, move.requeue_after)
 
 
 def _handled(s: Snapshot, status: ModelDeploymentStatus, entry: str) -> ModelDeploymentStatus:
-    """Remember the verb as long as its revision exists: the annotation stays on it."""
+    """Record the verb for as long as its revision, and so its annotation, exists."""
     alive = {r.name for r in s.revisions} | {""}
     slot = entry.split(":", 2)[:2]
     kept = [e for e in status.handled_verbs if e.split(":", 2)[1] in alive and e.split(":", 2)[:2] != slot]
-    # None is dropped: the verb would be carried out again. There is one for each verb and revision
-    # that exists.
-    older = [":".join(e.split(":", 3)[:3]) for e in kept[: -(_TELL - 1)]]
-    return status.model_copy(update={"handled_verbs": [*older, *kept[-(_TELL - 1) :], entry]})
+    # No key is dropped, or its verb would be carried out again. There is one per verb and existing
+    # revision.
+    older = [":".join(e.split(":", 3)[:3]) for e in kept[: -(_REFUSALS - 1)]]
+    return status.model_copy(update={"handled_verbs": [*older, *kept[-(_REFUSALS - 1) :], entry]})
 
 
 _Answer = tuple[str | None, Transition | None]
 
 
 def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
-    """promote: past the present step; promote-full: past all of them."""
+    """promote skips the present step, promote-full all of them."""
     if _is_in_shadow(s, verb):
         return _past_shadow(s, verb, now)
     refusal = _not_at(s, verb)
     if refusal:
         return refusal, None
-    assert s.spec is not None and s.status.rollout is not None and s.status.rollout.step is not None
-    full, bakes = verb.verb == "promote-full", s.status.rollout.stage == "Bake"
+    at = AtStep.of(s)
+    full, bakes = verb.verb == "promote-full", at.rollout.stage == "Bake"
     if full and bakes:
         return f"{verb.revision} has all traffic already; promote ends its bake", None
-    steps = steps_of(s)
-    present, position = step_label(s.status.rollout, steps), stepping.locate(steps, s.status.rollout.step)
+    steps = steps_of(at)
+    present, position = step_label(at.rollout.stage, at.step, steps), stepping.locate(steps, at.step)
     status = record(
         s.status,
         "Inconclusive",
@@ -92,17 +102,16 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         now,
         100 if full else stepping.next_weight(steps, position),
     )
-    assert status.rollout is not None and status.rollout.step is not None
     if full:
-        step = status.rollout.step.model_copy(update={"override": _override(verb, present)})
+        step = step_of(status).model_copy(update={"override": _override(verb, present)})
         event = Event(
             "PromotedByUser", f"{verb.revision} was promoted by hand at step {present}, past all others"
         )
-        return None, Transition(enter(status, "Promote", now, step=step, held=None), (event,))
+        return None, Transition(enter(status, "Promote", now, step=step, paused_by_user=None), (event,))
     event = Event("PromotedByUser", f"step {present} of {verb.revision} was promoted by hand")
     if bakes:
         return None, Transition(succeed(s, status, now, "Promoted"), (event,))
-    return None, Transition(advance(s, status, position, now, _override(verb, present)), (event,))
+    return None, Transition(advance(at, status, position, now, _override(verb, present)), (event,))
 
 
 def _is_in_shadow(s: Snapshot, verb: Verb) -> bool:
@@ -111,12 +120,10 @@ def _is_in_shadow(s: Snapshot, verb: Verb) -> bool:
 
 
 def _past_shadow(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
-    """The mirror is taken out of the route first; then come the steps, or all traffic."""
-    rollout = s.status.rollout
-    assert rollout is not None and rollout.shadow is not None
+    """Remove the mirror from the route; then come the steps, or all traffic."""
     if verb.step != SHADOW_STEP:
         return f"it means step {verb.step or '(none)'}, the rollout is at step {SHADOW_STEP}", None
-    if rollout.shadow.phase == "Leaving":
+    if shadow_of(s.status).phase == "Leaving":
         return "the shadow has ended already", None
     full = verb.verb == "promote-full"
     left = in_shadow(
@@ -133,12 +140,12 @@ def _override(verb: Verb, present: str) -> str:
 
 
 def _not_at(s: Snapshot, verb: Verb, *, any_step: bool = False) -> str | None:
-    """Why the verb does not mean what is under way now."""
+    """Why the verb does not apply to the present step; None if it does."""
     rollout = s.status.rollout
     if _is_in_shadow(s, verb):
         return (
             f"{verb.revision} is in its shadow, where no client gets its answers, so there is nothing to"
-            " hold: say promote or abort"
+            " pause: promote or abort"
         )
     if (
         rollout is None
@@ -147,8 +154,7 @@ def _not_at(s: Snapshot, verb: Verb, *, any_step: bool = False) -> str | None:
         or rollout.revision != verb.revision
     ):
         return f"{verb.revision} is not in a step of a trial"
-    assert s.spec is not None
-    present = step_label(rollout, steps_of(s))
+    present = step_label(rollout.stage, rollout.step, steps_of(Specified.of(s)))
     if verb.step == present or (any_step and verb.step is None):
         return None
     return f"it means step {verb.step or '(none)'}, the rollout is at step {present}"
@@ -158,13 +164,12 @@ def _pause(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     refusal = _not_at(s, verb, any_step=True)
     if refusal:
         return refusal, None
-    assert s.status.rollout is not None
-    if s.status.rollout.held is not None:
+    if rollout_of(s.status).paused_by_user is not None:
         return "it is paused already", None
-    held = change(s.status, held=Held(since=stamp(now), by=verb.nonce[:64]))
+    paused = change(s.status, paused_by_user=UserPause(since=stamp(now), by=verb.nonce[:64]))
     return None, Transition(
-        held,
-        (Event("PausedByUser", f"{verb.revision} stays where it is until somebody says resume or promote"),),
+        paused,
+        (Event("PausedByUser", f"{verb.revision} stays where it is until a person resumes or promotes it"),),
     )
 
 
@@ -172,35 +177,31 @@ def _resume(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     refusal = _not_at(s, verb, any_step=True)
     if refusal:
         return refusal, None
-    rollout = s.status.rollout
-    assert rollout is not None and rollout.step is not None
-    if rollout.held is None:
-        return (
-            "nobody has paused it" + ("; say promote to go on" if rollout.step.phase == "Paused" else ""),
-            None,
-        )
+    paused, step = rollout_of(s.status).paused_by_user, step_of(s.status)
+    if paused is None:
+        return "it is not paused by hand" + ("; promote it to go on" if step.phase == "Paused" else ""), None
     # The time of the pause counts for no deadline and no pause step.
-    begun = datetime.fromisoformat(rollout.step.since) + timedelta(seconds=since(rollout.held.since, now))
-    step = rollout.step.model_copy(update={"since": stamp(begun)})
+    begun = datetime.fromisoformat(step.since) + timedelta(seconds=since(paused.since, now))
     return None, Transition(
-        change(s.status, step=step, held=None), (Event("ResumedByUser", f"{verb.revision} goes on"),)
+        change(s.status, step=step.model_copy(update={"since": stamp(begun)}), paused_by_user=None),
+        (Event("ResumedByUser", f"{verb.revision} goes on"),),
     )
 
 
 def _restart(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
-    """New pods for those of stable, of what is on trial, and of a former stable that keeps its pods
-    for a while.
-    """
+    """Replace the pods of a revision that has any."""
     revision = s.revision(verb.revision)
     if revision is None or verb.revision not in s.servers:
         return f"{verb.revision} has no pods", None
     downtime = verb.verb == "restart-allow-downtime"
-    # while its restart is not over, the pods that serve are older than the template
+    # until a restart is over, the serving pods are older than the template
     before = s.status.restarts.get(verb.revision)
-    former = (
-        before.former if before and not (before.done or before.too_old) else s.server(verb.revision).restarted
+    previous = (
+        before.previous_at
+        if before and not (before.done or before.triton_too_old)
+        else s.server(verb.revision).restarted
     )
-    asked = RestartStatus(at=stamp(now), former=former, allow_downtime=downtime)
+    asked = RestartStatus(at=stamp(now), previous_at=previous, allow_downtime=downtime)
     restarts = {name: record for name, record in s.status.restarts.items() if name in s.servers} | {
         verb.revision: asked
     }
@@ -223,14 +224,13 @@ def _abort(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
 
 
 def _end(s: Snapshot, now: datetime, reason: str, message: str) -> Transition:
-    rollout = s.status.rollout
-    assert rollout is not None
-    end = revert if rollout.stage in ("Shadow", "Canary", "Promote", "Bake") and s.status.stable else fail
+    rollout = rollout_of(s.status)
+    end = revert if STAGES[rollout.stage].carries_weight and s.status.stable else fail
     return Transition(end(s.status, now, "Aborted", reason, message), (Event(reason, message),))
 
 
-def _retry(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
-    assert s.spec is not None
+def _retry(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
+    s = Specified.of(snapshot)
     if in_flight(s.status.rollout):
         return "a rollout is in flight; abort it first", None
     if s.spec_problem:
@@ -249,15 +249,15 @@ def _retry(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         return None, Transition(again, (Event("RetriedByUser", "the source is resolved again"),))
     revision = s.revision(verb.revision)
     if revision is None or not revision.is_version(s.spec):
-        return f"spec asks for another version than {verb.revision}", None
+        return f"spec requests another version than {verb.revision}", None
     if s.status.stable and s.status.stable.revision == verb.revision:
         return f"{verb.revision} is stable", None
     status = begin(s, now, "Prepare", sha256=revision.sha256, revision=revision.name, number=revision.number)
     return None, Transition(status, (Event("RetriedByUser", f"revision {verb.revision} is tried again"),))
 
 
-def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
-    assert s.spec is not None
+def _rollback(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
+    s = Specified.of(snapshot)
     target = s.revision(verb.revision)
     if target is None:
         return f"there is no revision {verb.revision}", None
@@ -268,8 +268,7 @@ def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     if target.status.outcome not in ("Stable", "Promoted", "Retired"):
         return f"{verb.revision} never served as stable (outcome {target.status.outcome})", None
     rollout = s.status.rollout
-    if in_flight(rollout):
-        assert rollout is not None
+    if rollout is not None and in_flight(rollout):
         if rollout.stage == "Revert":
             return None, None
         if rollout.mode == "Rollback" and rollout.revision == verb.revision:
@@ -288,7 +287,7 @@ def _rollback(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         artifact=target.status.artifact,
         evaluation=target.status.evaluation,
     )
-    # its pods come up anew
+    # its pods are created again
     restarts = {name: record for name, record in status.restarts.items() if name != target.name}
     status = status.model_copy(update={"pinned": pinned(s, target.name), "restarts": restarts})
     judged = (

@@ -24,9 +24,10 @@ from modelrollout.api.v1alpha1 import (
     VerdictName,
 )
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.plan import Desired, Plan
+from modelrollout.rollout.plan import Converge, Desired, Event, Plan, Write
 from modelrollout.rollout.snapshot import Assessment, Revision, Server, Snapshot, Traffic, stamp
 from modelrollout.rollout.transitions import input_hash
+from modelrollout.rollout.views import Specified
 
 START = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 NAME, NAMESPACE = "digits", "ml"
@@ -125,7 +126,7 @@ def ready(count: int = 2, asked: int = 2) -> Server:
 def rollout(stage: str, version: int = 2, **changes: Any) -> RolloutStatus:
     """A rollout of ``version`` that came to ``stage`` ten seconds ago."""
     before = {
-        "input_hash": input_hash(snapshot(spec(version))),
+        "input_hash": input_hash(Specified.of(snapshot(spec(version)))),
         "generation": 1,
         "since": ago(10),
         "started": ago(60),
@@ -242,20 +243,25 @@ def condition(plan: Plan, kind: str) -> Condition:
 def moved(plan: Plan) -> RolloutStatus:
     """The rollout that the plan writes."""
     assert plan.status.rollout is not None
-    assert plan.desired is None, "a pass either writes a transition or makes the children match"
+    assert isinstance(plan, Write), "a pass either writes a transition or makes the children match"
     return plan.status.rollout
+
+
+def events(plan: Plan) -> tuple[Event, ...]:
+    """The events that the plan posts; only a transition has any."""
+    return plan.events if isinstance(plan, Write) else ()
 
 
 def rests(plan: Plan) -> bool:
     """Nothing is written but children, and nothing is waited for by time."""
-    return plan.desired is not None and plan.requeue_after is None
+    return isinstance(plan, Converge) and plan.requeue_after is None
 
 
 def children(s: Snapshot, now: datetime = START) -> Desired:
     """The children of the state, once what people read in status is written."""
     for _ in range(5):
         plan = decide(s, now)
-        if plan.desired is not None:
+        if isinstance(plan, Converge):
             return plan.desired
         assert (plan.status.rollout is None) == (s.status.rollout is None), (
             f"a rollout begins or ends: {plan.status.rollout}"

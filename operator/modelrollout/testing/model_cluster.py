@@ -1,9 +1,8 @@
-"""A cluster in plain Python, driven by ``decide`` exactly as ``controller.reconciler`` does: a
-transition, or children made to match.
+"""A cluster in plain Python, driven by ``decide`` exactly as ``controller.reconciler`` does it.
 
-What the world does (Jobs, pods, gateway, data plane, users) is in its public methods; ``reconcile``
-is the operator. ``check`` holds the invariants of DESIGN.md after every single write. Shared by the
-scenarios in tests/unit and the state machine in tests/property.
+Public methods are what happens outside of the operator (Jobs, pods, gateway, data plane, users);
+``reconcile`` is the operator. ``check`` asserts the invariants of docs/explanation/invariants.md
+after every write.
 """
 
 from __future__ import annotations
@@ -33,18 +32,16 @@ from modelrollout.contract.results import TaskResult, TrialResult, TuneResult
 from modelrollout.resources.endpoints import matches
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import (
-    has_pods_for,
+from modelrollout.rollout.desired.jobs import stage_job
+from modelrollout.rollout.desired.pods import has_pods_for, replicas_with_traffic, stable_floor
+from modelrollout.rollout.desired.traffic import (
     header_revision,
     needs_measurement,
     preview_revision,
-    replicas_with_traffic,
     service_selector,
     split,
-    stage_job,
 )
-from modelrollout.rollout.in_place import active_in_place, stable_floor
-from modelrollout.rollout.plan import Desired, Plan
+from modelrollout.rollout.plan import Converge, Desired, Plan, Wait, Write
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.policy.rules import NO_RULES, Rules, active_freeze
 from modelrollout.rollout.recovery import sanitize
@@ -60,11 +57,13 @@ from modelrollout.rollout.snapshot import (
     Snapshot,
     Split,
     Verb,
+    active_in_place,
     in_flight,
     serving_revision,
     still_draining,
 )
 from modelrollout.rollout.stages.waiting import GRACE_SECONDS
+from modelrollout.rollout.views import Specified
 from modelrollout.testing import builders
 from modelrollout.traffic.gateway_api.mirror import MirrorRouter, MirrorTarget, mirror_of
 from modelrollout.traffic.router import FrozenRoutes, GatewayRouter, Router, ServiceRouter
@@ -96,9 +95,9 @@ class Pods:
 
 
 @dataclass
-class World:
-    """``spec`` and ``verbs`` are the user's, ``status`` is the operator's, the rest is what
-    exists.
+class ModelCluster:
+    """``spec`` and ``verbs`` are the user's, ``status`` is the operator's, and the rest is what
+    exists in the cluster.
     """
 
     spec: ModelDeploymentSpec | None
@@ -115,15 +114,15 @@ class World:
     # requests with this header (as JSON) go to that revision
     matched: tuple[str, str] | None = None
     accepted: bool = False
-    # accepted by the gateway, not yet in all its processes
+    # accepted by the gateway, not yet in all its proxies
     arriving: tuple[datetime, Split] | None = None
-    # what the gateway's processes do now; what gets matched requests is in it with weight 0
+    # what the gateway's proxies do now; a revision with header matches is in it with weight 0
     plane: Split = ()
     way: MirrorMethod | None = "TraefikService"  # how this gateway mirrors
     mirror: str | None = None  # revision for which comparer and TraefikService exist
-    mirror_known: bool = False  # the data plane has had time to take the TraefikService up
-    tried: bool = False  # the gateway has accepted the route that tries the mirror out
-    # the revision for which the route mirrors; likewise the next two
+    mirror_known: bool = False  # the data plane has had time to learn of the TraefikService
+    tried: bool = False  # the gateway has accepted the route that tries the mirror
+    # the revision that the route mirrors to; likewise for the next two
     route_mirror: str | None = None
     arriving_mirror: str | None = None
     plane_mirror: str | None = None
@@ -139,18 +138,18 @@ class World:
     refusal: Problem | None = None
     rules: Rules = NO_RULES
     wrong: set[str] = field(default_factory=set)  # revisions of a wrong model
-    # percent of the requests that a wrong model may ever have; None: nobody has said
+    # percent of the requests that a wrong model may ever have; None: no bound
     most: int | None = None
     names_since: datetime | None = None  # when it took over a host name
-    slot: bool = True  # whether the rollout that waits is given its slot
-    gpus: int | None = None  # pods that have room; None: as many as are asked for
+    slot: bool = True  # whether a queued rollout gets its slot
+    gpus: int | None = None  # pods that find a GPU; None: all
     # what the checks remember
     history: list[RolloutStatus] = field(default_factory=list)
     outcomes: dict[str, str] = field(default_factory=dict)
     quarantined: set[str] = field(default_factory=set)
-    # somebody took children or status away: invariant 2 holds again once they are back
+    # children or status were removed from outside: invariant 2 holds again once they are back
     damaged: bool = False
-    # what spec asked for when somebody rolled back
+    # the version in spec when a person rolled back
     pinned_against: dict[str, Any] = field(default_factory=dict)
     known_stable: str | None = None  # served when status was lost
     deciding: Snapshot | None = None
@@ -158,7 +157,7 @@ class World:
     # --- the operator
 
     def snapshot(self) -> Snapshot:
-        """As ``controller.observe.observation`` makes it."""
+        """The snapshot, as ``controller.observe.observation`` builds it."""
         s = Snapshot(
             name=builders.NAME,
             namespace=builders.NAMESPACE,
@@ -210,7 +209,9 @@ class World:
                 s.name, self.spec.traffic, self.spec.rollout, header_revision(s), preview_revision(s)
             )
             if s.gateway
-            else ServiceRouter(s.name, replicas_with_traffic(s), service_selector(s))
+            else ServiceRouter(
+                s.name, replicas_with_traffic(Specified.of(s)), service_selector(Specified.of(s))
+            )
         )
         if s.gateway:
             router = mirroring = MirrorRouter(router, s.name, self.spec, mirror_of(s), CONFIG)
@@ -234,8 +235,8 @@ class World:
         return replace(s, assessment=found) if found else s
 
     def _assessment(self) -> Assessment | None:
-        """What a look finds. Nobody ever proves a wrong model, whatever the metrics of the spec's
-        own say.
+        """The assessment of a measurement. A wrong model never proves itself, whatever the spec's
+        own metrics say.
         """
         if not self.verdict:
             return None
@@ -295,11 +296,11 @@ class World:
         """
         s = self.snapshot()
         plan = decide(s, self.now)
-        if plan.status != s.status:
+        if isinstance(plan, Write):
             self.deciding = s
             self.write_status(plan.status, self.version)
             return True, plan
-        if plan.desired is None:
+        if not isinstance(plan, Converge):
             return False, plan
         wrote = False
         for count, write in enumerate(self.writes(s, plan.desired)):
@@ -396,13 +397,13 @@ class World:
             return None
         return json.dumps([h.wire() for h in s.spec.rollout.ab_test.headers]), desired.matched
 
-    def reconcile(self) -> Plan:
+    def reconcile(self) -> Converge | Wait:
         """Passes until nothing is written any more; the plan of the last one. Fails on a livelock
         and on a wait for nothing.
         """
         for _ in range(LIVELOCK):
             wrote, plan = self.one_pass()
-            if not wrote and plan.requeue_after != 0:
+            if not isinstance(plan, Write) and not wrote and plan.requeue_after != 0:
                 self._check_waits(plan)
                 return plan
         raise AssertionError(f"no end of writes without a change outside: {self.status.rollout}")
@@ -483,7 +484,7 @@ class World:
         return next((builders.sha(v) for v in range(10) if self.spec.model.uri == builders.uri(v)), None)
 
     def serve(self) -> None:
-        """Everything goes well for a while: pods start, Jobs end, the gateway accepts, and the
+        """All goes well for a while: pods start, Jobs end, the gateway accepts, and the
         verdict is good.
         """
         self.verdict = "Successful"
@@ -499,7 +500,7 @@ class World:
                 return
 
     def kindly(self) -> None:
-        """One round in which nothing goes wrong."""
+        """One round without failures."""
         self.schedule()
         self.end_job("ok")
         self.comparer = self.mirror is not None
@@ -520,7 +521,7 @@ class World:
         self.version += not revision
 
     def delete_revision(self, name: str) -> None:
-        """The garbage collector takes what belongs to it."""
+        """Delete a revision; the garbage collector removes its children."""
         self.revisions.pop(name)
         self.servers.pop(name, None)
         self.mirrors.pop(name, None)
@@ -530,14 +531,14 @@ class World:
             del self.jobs[job]
 
     def away(self, seconds: float) -> None:
-        """Nobody looks for a while; then another leader does."""
+        """There is no leader for a while; then another one takes over."""
         self.tick(seconds)
         self.leading_since = self.now
 
     def change_route(
         self, split: Split, aside: tuple[str, str] | None = None, mirror: str | None = None
     ) -> None:
-        """Somebody else than the leader writes the route."""
+        """Another writer than the leader changes the route."""
         self.route, self.matched, self.route_mirror, self.accepted, self.damaged = (
             split,
             aside,
@@ -548,8 +549,8 @@ class World:
         self.route_version += 1
 
     def lose_status(self, *, all_of_it: bool = True) -> None:
-        """Somebody empties status, or a backup brings none, or what names stable is damaged; the
-        mirrors stay.
+        """Status is emptied, or loses the part that names stable; the annotations on revisions
+        stay.
         """
         carries = dict(self.route or ())
         stable = self.status.stable.revision if self.status.stable else ""
@@ -599,7 +600,7 @@ class World:
             assert shared is None or self.spec is None or count >= stable_floor(self.spec), (
                 "less than the floor of surge InPlace"
             )
-            least = pods.asked if shared is None else min(pods.asked, shared.keeps)
+            least = pods.asked if shared is None else min(pods.asked, shared.stable_replicas)
             assert rollout.stage == "Provision" or count >= least, (
                 "stable is scaled down while it may have to carry everything again"
             )
@@ -658,7 +659,7 @@ class World:
         if self.outcomes.get(name) != status.outcome:
             self.outcomes[name] = status.outcome
             if status.outcome in QUARANTINED:
-                self.quarantined.add(name)  # until somebody says retry
+                self.quarantined.add(name)  # until a person retries it
 
     # --- invariants
 
@@ -730,7 +731,7 @@ class World:
         return s is not None and s.assessment is not None and s.assessment.verdict == "Failed"
 
     def _check_deadline(self) -> None:
-        """The time in which nobody looked is nobody's fault."""
+        """No deadline counts the time without a leader."""
         since = self.deciding.leading_since if self.deciding else None
         if since is not None and self.spec is not None:
             looked = (self.now - since).total_seconds()
@@ -779,7 +780,7 @@ class World:
         )
         if old.stage == "Canary":
             assert old.step is not None and self.spec is not None
-            steps = steps_of(s)
+            steps = steps_of(Specified.of(s))
             verb = (
                 after.handled_verbs[-1].split(":")[0]
                 if set(after.handled_verbs) - set(before.handled_verbs)
@@ -798,12 +799,12 @@ class World:
                     or verb == "promote-full"
                 )
                 return
-            waited = old.step.phase == "Paused" and old.reason == "PauseStep" and old.held is None
+            waited = old.step.phase == "Paused" and old.reason == "PauseStep" and old.paused_by_user is None
             proven = (
                 s.assessment is not None
                 and s.assessment.verdict == "Successful"
                 and old.step.phase == "Observing"
-                and old.held is None
+                and old.paused_by_user is None
             )
             told = new.history[-1].reason if new.history else ""
             override = verb in ("promote", "promote-full") and told == "PromotedByUser"
@@ -811,12 +812,12 @@ class World:
                 told == "PreviewEnded"
                 and s.assessment is not None
                 and s.assessment.verdict == "Inconclusive"
-                and old.held is None
+                and old.paused_by_user is None
             )
             policy = (
                 told == "PromotedByPolicy"
                 and self.spec.rollout.on_inconclusive == "Promote"
-                and old.held is None
+                and old.paused_by_user is None
             )
             assert waited or proven or override or soaked or policy, (
                 f"{old.step} -> {new.step}: nobody proved it"
@@ -833,7 +834,7 @@ class World:
                 "nobody proved that they agree"
             )
             assert self.spec is not None
-            first = steps_of(s)[0].weight or 0
+            first = steps_of(Specified.of(s))[0].weight or 0
             assert old.shadow.promoted == "Full" or self.weight(after) == first, "a step was left out"
         elif new.mode == "Update" or not new.proven:
             assert old.stage == "Evaluate"
@@ -933,10 +934,10 @@ class World:
                 assert rollout.stage == "Canary" and rollout.step and weight <= rollout.step.weight
                 # A weight that was reached stays as long as there are pods at all; a new one waits
                 # for those that it needs.
-                new_one = rollout.step.phase == "Shifting" and weight > rollout.step.former
-                assert not new_one or has_pods_for(s, rollout.step), "more traffic than there are pods for"
+                new_one = rollout.step.phase == "Shifting" and weight > rollout.step.previous_weight
+                assert not new_one or has_pods_for(Specified.of(s), rollout.step), "more traffic than pods"
 
-    def _check_waits(self, plan: Plan) -> None:
+    def _check_waits(self, plan: Converge | Wait) -> None:
         """Invariant 5 and what holds once the children match the state."""
         rollout = self.status.rollout
         assert plan.status == self.status
@@ -968,7 +969,7 @@ class World:
         asked = {n: p.asked for n, p in self.servers.items()}
         shared = active_in_place(status)
         assert asked[stable] >= (
-            spec.serving.replicas if shared is None else min(spec.serving.replicas, shared.keeps)
+            spec.serving.replicas if shared is None else min(spec.serving.replicas, shared.stable_replicas)
         )
         loaded = serving_revision(status)
         assert loaded is not None

@@ -17,7 +17,7 @@ from calibrate.simulate import Task, figures, run
 from modelrollout.analysis.counters import Raw, Sample, fold
 from modelrollout.analysis.judge import judge
 from modelrollout.api.v1alpha1 import Counter, Metric
-from modelrollout.rollout.stages.canary import REWRITE_SECONDS
+from modelrollout.rollout.stages.judging import REWRITE_SECONDS
 
 BY_NAME = {s.name: s for s in SCENARIOS}
 

@@ -404,7 +404,7 @@ class TestPauseResumeFullRestart:
     def test_resume_is_for_what_is_paused(self, cli: Cli, kube: FakeKube) -> None:
         refused(cli("resume", "digits"), "digits-8d1b is not paused")
         status = canary_status()
-        status["rollout"]["held"] = {"since": "2026-11-22T08:59:00.000Z", "by": "n"}
+        status["rollout"]["pausedByUser"] = {"since": "2026-11-22T08:59:00.000Z", "by": "n"}
         with_status(kube, **status)
         refused(cli("pause", "digits"), "is paused already")
         assert cli("resume", "digits").exit_code == 0

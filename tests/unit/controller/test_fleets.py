@@ -94,9 +94,8 @@ def test_fifty_at_once_make_one_job(seed: int, at_once: bool) -> None:
         worker = next(name for name in fleet.names if str(fleet.rollout(name).revision) in job)
         said = fleet.rollout(fleet.waiting()[0]).message
         assert (
-            said
-            == f"ModelDeployment {worker} asks for the very same; its prepare Job works for both, and what"
-            " comes of it is taken here"
+            said == f"ModelDeployment {worker} requests the same; its prepare Job works for both, and its"
+            " result is reused here"
         )
         fleet.end()
         await fleet.passes(at_once=at_once)
@@ -139,9 +138,7 @@ def test_the_gates_verdict_ends_all_of_them_after_one_run() -> None:
             for name in fleet.names
         }
         assert ends == {("Failed", "Rejected", "AccuracyLow")} and len(fleet.made) == 1
-        assert (
-            sum("(the same work was done for m" in fleet.rollout(name).message for name in fleet.names) == 7
-        )
+        assert sum("did the same work)" in fleet.rollout(name).message for name in fleet.names) == 7
 
     run(main())
 

@@ -13,7 +13,7 @@ from modelrollout.contract.results import Interface as Reported
 from modelrollout.contract.results import TaskResult
 from modelrollout.rollout.compatibility import changes
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import revision_status
+from modelrollout.rollout.desired.revisions import revision_status
 from modelrollout.rollout.snapshot import JobState, Revision, Snapshot
 from modelrollout.testing import builders as b
 

@@ -10,7 +10,7 @@ import pytest
 
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ModelDeploymentStatus
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.plan import Plan
+from modelrollout.rollout.plan import Write
 from modelrollout.rollout.snapshot import Assessment, Problem, Server, Snapshot
 from modelrollout.rollout.status import derive_status
 from modelrollout.rollout.transitions import record
@@ -69,7 +69,7 @@ def test_a_failed_rollout_is_stalled_and_not_reconciling_while_stable_serves() -
         "Stalled": "True",
         "Available": "True",
     }
-    stalled = b.condition(Plan(status), "Stalled")
+    stalled = b.condition(Write(status), "Stalled")
     assert (stalled.reason, stalled.message, status.phase, status.verdict) == (
         "AccuracyLow",
         "proven worse",
@@ -112,7 +112,7 @@ def test_nothing_yet() -> None:
 def test_traffic_that_is_refused_is_told_also_where_the_version_serves(reason: str) -> None:
     status = told(serves(spec_problem=Problem(reason, "choose another")))
     assert truths(status)["Ready"] == "False" and truths(status)["Available"] == "True"
-    assert b.condition(Plan(status), "Stalled").reason == reason
+    assert b.condition(Write(status), "Stalled").reason == reason
 
 
 def test_a_store_that_is_not_allowed_any_more_is_no_trouble_for_what_serves() -> None:
@@ -124,8 +124,8 @@ def test_a_child_that_cannot_be_written_is_told() -> None:
         serves(write_problem=Problem("NameTaken", "Service digits exists and belongs to somebody else"))
     )
     assert (
-        b.condition(Plan(status), "Stalled").reason
-        == b.condition(Plan(status), "Ready").reason
+        b.condition(Write(status), "Stalled").reason
+        == b.condition(Write(status), "Ready").reason
         == "NameTaken"
     )
 
@@ -174,7 +174,7 @@ def test_each_stage_has_its_condition() -> None:
 
 
 def test_a_stage_that_was_not_needed_says_so() -> None:
-    plan = Plan(told(b.second("Provision", changes={"mode": "Rollback", "stages": {}})))
+    plan = Write(told(b.second("Provision", changes={"mode": "Rollback", "stages": {}})))
     assert (b.condition(plan, "Resolved").reason, b.condition(plan, "Prepared").reason) == (
         "Skipped",
         "Skipped",
@@ -192,7 +192,7 @@ def test_a_failure_stands_at_the_stage_where_it_happened() -> None:
             stages={"Resolve": 1.0, "Prepare": 2.0, "Evaluate": 3.0},
         ),
     )
-    plan = Plan(told(replace(serves(2), status=state)))
+    plan = Write(told(replace(serves(2), status=state)))
     assert (b.condition(plan, "Evaluated").status, b.condition(plan, "Evaluated").reason) == (
         "False",
         "AccuracyLow",

@@ -8,15 +8,10 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import Draining, StepEvidence
-from modelrollout.rollout.desired import (
-    desired,
-    human_bytes,
-    replicas,
-    revision_status,
-    service_selector,
-    share_replicas,
-    split,
-)
+from modelrollout.rollout.desired import desired
+from modelrollout.rollout.desired.pods import replicas, share_replicas
+from modelrollout.rollout.desired.revisions import human_bytes, revision_status
+from modelrollout.rollout.desired.traffic import service_selector, split
 from modelrollout.rollout.plan import Desired
 from modelrollout.rollout.snapshot import Server, Snapshot
 from modelrollout.testing import builders as b

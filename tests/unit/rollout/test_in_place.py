@@ -10,7 +10,7 @@ import pytest
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.testing import builders as b
-from modelrollout.testing.model_cluster import World
+from modelrollout.testing.model_cluster import ModelCluster
 
 ONE, TWO = b.revision_name(1), b.revision_name(2)
 
@@ -28,15 +28,15 @@ def wanted(
     return b.spec(version, steps=steps, gateway=gateway, serving=given)
 
 
-def serving(*, gpus: int, replicas: int = 4, **more: Any) -> World:
+def serving(*, gpus: int, replicas: int = 4, **more: Any) -> ModelCluster:
     """Version 1 is stable, and has ``replicas`` of ``gpus`` GPUs."""
-    world = World(wanted(1, replicas=replicas, **more), gpus=gpus)
+    world = ModelCluster(wanted(1, replicas=replicas, **more), gpus=gpus)
     world.serve()
     assert world.status.stable is not None and world.servers[ONE].ready == replicas
     return world
 
 
-def ran(world: World, rounds: int = 90) -> list[tuple[int, int]]:
+def ran(world: ModelCluster, rounds: int = 90) -> list[tuple[int, int]]:
     """What (stable, new) asked for, each time that it changed."""
     seen: list[tuple[int, int]] = []
     for _ in range(rounds):

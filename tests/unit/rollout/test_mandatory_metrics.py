@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
-from modelrollout.rollout.desired import revision_status
+from modelrollout.rollout.desired.revisions import revision_status
 from modelrollout.rollout.policy.requirements import first_violation
 from modelrollout.rollout.policy.rules import Rules, combine, read
 from modelrollout.testing import builders as b
-from modelrollout.testing.model_cluster import World
+from modelrollout.testing.model_cluster import ModelCluster
 from tests.unit.rollout.test_scenarios import serving, until
 
 V1, V2, V3 = (b.revision_name(v) for v in (1, 2, 3))
@@ -57,14 +57,14 @@ def rules(**gates: Any) -> Rules:
     return combine([read({"metadata": {"name": "production"}, "spec": {"gates": DEMANDED | gates}})])
 
 
-def under(demands: Rules, **settings: Any) -> World:
+def under(demands: Rules, **settings: Any) -> ModelCluster:
     """A right version is stable; version 2 is a wrong one."""
     world = serving(**settings)
     world.rules, world.wrong, world.most = demands, {V2}, demands.first_weight
     return world
 
 
-def most_of(world: World, revision: str) -> int:
+def most_of(world: ModelCluster, revision: str) -> int:
     return max(dict(split).get(revision, 0) for split in (world.route or (), world.plane))
 
 
@@ -123,7 +123,7 @@ def test_a_person_may_override_and_it_is_recorded(verb: str) -> None:
     world.kindly()
     world.reconcile()
     world.say(verb, V2, "n1", world.status.step)
-    events = [e for _ in range(3) for e in world.one_pass()[1].events]
+    events = [e for _ in range(3) for e in b.events(world.one_pass()[1])]
     assert [e.reason for e in events][:2] == [
         "PromotedByUser",
         "MetricsOverridden",
@@ -316,8 +316,8 @@ def test_a_verdict_for_a_small_next_step_gives_no_large_one() -> None:
     steps, and had all requests on that verdict.
     """
 
-    def with_next(world: World, weight: int) -> None:
-        plain = World._assessment
+    def with_next(world: ModelCluster, weight: int) -> None:
+        plain = ModelCluster._assessment
 
         def assessed() -> Any:
             found = plain(world)

@@ -197,7 +197,7 @@ def damaged(stage: str = "Canary", **changes: Any) -> ModelDeploymentStatus:
         damaged(step=b.step(measured="?")),
         damaged(step=b.step(weight=101)),
         damaged(step=b.step(weight=-1)),
-        damaged(step=b.step(former=400)),
+        damaged(step=b.step(previous_weight=400)),
         damaged("Provision", revision=None),
         damaged("Prepare", sha256=None),
         damaged("Promote", number=None),

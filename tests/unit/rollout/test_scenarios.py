@@ -1,5 +1,5 @@
-"""Whole rollouts, driven against a cluster in plain Python (world.py) that holds the invariants
-after every write.
+"""Whole rollouts, driven against a cluster in plain Python that asserts the invariants after every
+write.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ import pytest
 
 from modelrollout.rollout.snapshot import Problem
 from modelrollout.testing import builders as b
-from modelrollout.testing.model_cluster import World
+from modelrollout.testing.model_cluster import ModelCluster
 
 V1, V2, V3 = (b.revision_name(v) for v in (1, 2, 3))
 
 
-def serving(version: int = 1, **settings: Any) -> World:
+def serving(version: int = 1, **settings: Any) -> ModelCluster:
     """A world in which a version is stable."""
-    world = World(b.spec(version, **settings))
+    world = ModelCluster(b.spec(version, **settings))
     world.serve()
     assert world.status.stable is not None and world.status.stable.revision == b.revision_name(version)
     world.history.clear()
     return world
 
 
-def stages(world: World) -> list[str]:
+def stages(world: ModelCluster) -> list[str]:
     return [r.stage for r in world.history]
 
 
-def until(world: World, stage: str, verdict: Any = None) -> None:
+def until(world: ModelCluster, stage: str, verdict: Any = None) -> None:
     """Go on kindly until the rollout in flight comes to a stage."""
     world.verdict = verdict
     for _ in range(40):
@@ -39,12 +39,12 @@ def until(world: World, stage: str, verdict: Any = None) -> None:
     raise AssertionError(f"never came to {stage}: {world.status.rollout}")
 
 
-def outcome(world: World, name: str) -> tuple[str, str]:
+def outcome(world: ModelCluster, name: str) -> tuple[str, str]:
     return world.revisions[name].status.outcome, world.revisions[name].status.reason
 
 
 def test_the_first_version_has_nothing_to_be_compared_with_and_becomes_stable_without_a_canary() -> None:
-    world = World(b.spec(1))
+    world = ModelCluster(b.spec(1))
     world.serve()
     assert stages(world) == ["Resolve", "Prepare", "Provision", "Evaluate", "Promote", "Done"]
     assert world.status.stable and world.status.stable.revision == V1 and world.status.stable.number == 1

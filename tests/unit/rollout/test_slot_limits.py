@@ -11,7 +11,7 @@ import pytest
 
 from modelrollout.api.v1alpha1 import QueueStatus, SlotStatus
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import replicas_with_traffic
+from modelrollout.rollout.desired.pods import replicas_with_traffic
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Slot, Snapshot
 from modelrollout.testing import builders as b

@@ -11,7 +11,8 @@ from modelrollout.analysis.metrics import MAX_METRICS
 from modelrollout.analysis.process_groups import FOLLOWED, GROUPS
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, StepEvidence, Strategy, VerdictName
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import split
+from modelrollout.rollout.desired.traffic import split
+from modelrollout.rollout.plan import Converge
 from modelrollout.rollout.snapshot import Assessment, Problem, Server, Snapshot, Traffic, stamp
 from modelrollout.rollout.status import derive_status
 from modelrollout.testing import builders as b
@@ -450,7 +451,7 @@ def test_a_deadline_that_cannot_be_met_is_said_at_once_and_once() -> None:
     assert [(e.type, e.reason) for e in plan.events] == [("Warning", "DeadlineUnreachable")]
     assert plan.status.verdict == "DeadlineUnreachable"
     again = decide(replace(s, status=plan.status), b.START)
-    assert again.desired is not None and not again.events and again.requeue_after == 5.0
+    assert isinstance(again, Converge) and again.requeue_after == 5.0
     later = decide(replace(s, status=plan.status), b.at(70))  # the minute's write
     assert b.moved(later).reason == "DeadlineUnreachable" and not later.events
 

@@ -10,7 +10,8 @@ from modelrollout.api.v1alpha1 import VerdictName
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.results import TaskResult
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import split, stage_job
+from modelrollout.rollout.desired.jobs import stage_job
+from modelrollout.rollout.desired.traffic import split
 from modelrollout.rollout.policy.rules import NO_RULES, combine, read
 from modelrollout.rollout.snapshot import JobState, Problem
 from modelrollout.testing import builders as b

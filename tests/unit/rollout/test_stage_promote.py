@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import split
+from modelrollout.rollout.desired.traffic import split
 from modelrollout.rollout.snapshot import Problem, Server, Traffic
 from modelrollout.testing import builders as b
 

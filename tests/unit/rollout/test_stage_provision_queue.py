@@ -11,7 +11,7 @@ import pytest
 from modelrollout.api.v1alpha1 import QueueStatus
 from modelrollout.contract.results import TaskResult
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import split
+from modelrollout.rollout.desired.traffic import split
 from modelrollout.rollout.policy.rules import Rules, combine, read
 from modelrollout.rollout.snapshot import Gpus, JobState, Problem, Server, Slot, Snapshot, Verb
 from modelrollout.testing import builders as b
@@ -190,7 +190,7 @@ class TestFreeze:
         few, all_there = (
             {b.revision_name(1): b.ready(4, 4), b.revision_name(2): Server(4, n, None, 4)} for n in (1, 4)
         )
-        at = b.step(2, 50, "Shifting", former=25) if stage == "Canary" else b.step(2, 50)
+        at = b.step(2, 50, "Shifting", previous_weight=25) if stage == "Canary" else b.step(2, 50)
         before = b.second(stage, wanted=wanted, changes={"step": at}, servers=few, rules=FREEZE)
         s = replace(settled(before), servers=all_there)
         for seconds in (1, 5, 60, 600):
@@ -288,7 +288,7 @@ class TestGpus:
         assert (
             moved.reason == "InsufficientGPU"
             and moved.queue is not None
-            and moved.queue.short_since == b.ago(0)
+            and moved.queue.gpu_shortage_since == b.ago(0)
         )
         assert (
             moved.message

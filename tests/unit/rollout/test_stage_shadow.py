@@ -11,13 +11,15 @@ import pytest
 
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ShadowStatus, VerdictName
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import desired, needs_measurement, replicas, split
-from modelrollout.rollout.plan import Plan
+from modelrollout.rollout.desired import desired
+from modelrollout.rollout.desired.pods import replicas
+from modelrollout.rollout.desired.traffic import needs_measurement, split
+from modelrollout.rollout.plan import Plan, Write
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Assessment, MirrorState, Problem, Server, Snapshot, Traffic, Verb
 from modelrollout.rollout.stages.next_stage import outputs_of
 from modelrollout.testing import builders as b
-from modelrollout.testing.model_cluster import World
+from modelrollout.testing.model_cluster import ModelCluster
 from modelrollout.traffic.gateway_api.mirror import mirror_of
 
 SHADOW = {"minSamples": 100}
@@ -31,7 +33,7 @@ def at(phase: str, **changes: Any) -> ShadowStatus:
     made = ShadowStatus.model_validate(
         {"phase": phase, "since": b.ago(10), "mirror": "TraefikService", "observedSince": b.ago(5)}
     )
-    return made.model_copy(update={"outputs": outputs_of(WANTED.rollout.shadow)} | changes)
+    return made.model_copy(update={"outputs_hash": outputs_of(WANTED.rollout.shadow)} | changes)
 
 
 def in_shadow(
@@ -196,7 +198,8 @@ def test_a_proven_disagreement_rejects_without_a_word_of_the_payload() -> None:
 
 def test_no_verdict_until_the_deadline_pauses_or_rejects() -> None:
     s = in_shadow("Observing", assessment=agreement("Inconclusive", "TooFewSamples", 3))
-    assert decide(s, b.START).desired is None or decide(s, b.START).requeue_after
+    soon = decide(s, b.START)
+    assert isinstance(soon, Write) or soon.requeue_after
     late = decide(s, b.at(601))
     assert (
         phase(late) == "Paused" and b.moved(late).reason == "Inconclusive" and late.status.phase == "Paused"
@@ -334,7 +337,7 @@ def test_it_is_looked_at_only_while_requests_are_mirrored() -> None:
 
 
 def test_an_unreadable_spec_and_abort_take_the_mirror_out() -> None:
-    world = World(b.spec(1))
+    world = ModelCluster(b.spec(1))
     world.serve()
     world.edit(WANTED)
     world.verdict = "Inconclusive"
@@ -367,7 +370,7 @@ def test_an_unreadable_spec_and_abort_take_the_mirror_out() -> None:
     ],
 )
 def test_it_comes_before_every_strategy(strategy: dict[str, Any], stages: list[str]) -> None:
-    world = World(b.spec(1))
+    world = ModelCluster(b.spec(1))
     world.serve()
     world.edit(b.spec(2, rollout={"shadow": SHADOW, **strategy}))
     world.serve()
@@ -399,7 +402,7 @@ def test_what_people_see() -> None:
 
 
 def test_a_gateway_that_cannot_mirror_is_refused_before_anything_begins() -> None:
-    world = World(b.spec(1))
+    world = ModelCluster(b.spec(1))
     world.serve()
     world.way = None
     world.edit(WANTED)

@@ -11,11 +11,12 @@ from modelrollout.api.v1alpha1 import QueueStatus, TuningEvidence, TuningTrial
 from modelrollout.contract.common import ServingConfig
 from modelrollout.contract.results import TaskResult, TrialResult, TuneResult
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import desired, stage_job
+from modelrollout.rollout.desired import desired
+from modelrollout.rollout.desired.jobs import stage_job
 from modelrollout.rollout.snapshot import JobState, Problem, Server, Snapshot
 from modelrollout.rollout.stages.tune import serving_of
 from modelrollout.testing import builders as b
-from modelrollout.testing.model_cluster import World
+from modelrollout.testing.model_cluster import ModelCluster
 
 WANTED = b.spec(2, steps=b.STEPS, tune={"objective": "50ms"})
 BEST = ServingConfig(instances=2, batch=16, queue_delay_us=500)
@@ -180,7 +181,7 @@ def test_the_world_tunes_once_and_rolls_back_to_what_was_found() -> None:
     """Version 1 and 2 are tuned, going back to 1 measures nothing, and status lost in between
     changes no template.
     """
-    world = World(b.spec(1, tune={"objective": "50ms"}))
+    world = ModelCluster(b.spec(1, tune={"objective": "50ms"}))
     world.serve()
     assert {name.rsplit("-", 2)[1] for name in world.jobs} >= {"tune"}
     world.edit(b.spec(2, tune={"objective": "50ms"}))

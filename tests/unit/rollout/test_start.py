@@ -9,6 +9,7 @@ import pytest
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.rollout.decide import decide
+from modelrollout.rollout.plan import Converge, Wait, Write
 from modelrollout.rollout.snapshot import Problem, Snapshot
 from modelrollout.rollout.transitions import pinned
 from modelrollout.testing import builders as b
@@ -121,7 +122,11 @@ def test_a_new_rollout_waits_until_the_old_ones_evidence_is_recorded() -> None:
     s = at_rest(2)
     unrecorded = replace(s, revisions=(b.revision(1, "Canary"),))
     plan = decide(unrecorded, b.START)
-    assert plan.desired and plan.desired.revision_status[V1].outcome == "Stable" and plan.requeue_after == 0
+    assert (
+        isinstance(plan, Converge)
+        and plan.desired.revision_status[V1].outcome == "Stable"
+        and plan.requeue_after == 0
+    )
     assert begins(s)
 
 
@@ -202,7 +207,9 @@ def test_a_refused_spec_begins_nothing_says_why_and_looks_again() -> None:
         "StoreNotAllowed"
     ]
     settled = decide(replace(s, status=plan.status), b.START)
-    assert settled.desired and settled.requeue_after == 30 and set(settled.desired.servers) == {V1}
+    assert (
+        isinstance(settled, Converge) and settled.requeue_after == 30 and set(settled.desired.servers) == {V1}
+    )
     assert begins(replace(s, spec_problem=None))
 
 
@@ -210,14 +217,14 @@ def test_a_spec_that_cannot_be_read_changes_nothing_that_runs() -> None:
     for s in (at_rest(), b.in_canary(assessment=b.judged("Failed")), b.second("Provision")):
         broken = replace(s, spec=None, parse_error="spec.rollout.canary.steps.0.weight: not an integer")
         plan = decide(broken, b.START)
-        assert plan.desired is None and plan.status.rollout == s.status.rollout
+        assert isinstance(plan, Write) and plan.status.rollout == s.status.rollout
         assert (
             b.condition(plan, "Stalled").reason == "InvalidSpec"
             and b.condition(plan, "Reconciling").status == "False"
         )
         assert b.condition(plan, "Available").status == "True"
         again = decide(replace(broken, status=plan.status), b.at(9))
-        assert again.status == plan.status and again.desired is None
+        assert again.status == plan.status and isinstance(again, Wait)
 
 
 # --- a newer spec takes the place of a rollout in flight

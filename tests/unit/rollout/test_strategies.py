@@ -14,25 +14,19 @@ from modelrollout.analysis.measurement import carried_of
 from modelrollout.api.v1alpha1 import (
     Counter,
     Draining,
-    Held,
     MetricStatus,
     ModelDeploymentStatus,
     RevisionRef,
     StepEvidence,
+    UserPause,
     VerdictName,
 )
 from modelrollout.rollout.assessment import metrics_due
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired import (
-    desired,
-    header_revision,
-    needs_measurement,
-    preview_revision,
-    replicas,
-    replicas_with_traffic,
-    split,
-)
-from modelrollout.rollout.plan import Plan
+from modelrollout.rollout.desired import desired
+from modelrollout.rollout.desired.pods import replicas, replicas_with_traffic
+from modelrollout.rollout.desired.traffic import header_revision, needs_measurement, preview_revision, split
+from modelrollout.rollout.plan import Converge, Wait
 from modelrollout.rollout.recovery import sanitize
 from modelrollout.rollout.snapshot import Assessment, Problem, Server, Snapshot, Traffic, stamp
 from modelrollout.rollout.stages.waiting import GRACE_SECONDS
@@ -241,13 +235,21 @@ def test_but_what_waits_for_a_person_goes_on_waiting() -> None:
 
 
 def scaled(
-    ready: int, *, weight: int = 25, former: int = 5, phase: str = "Shifting", asked: int = 1, **step: Any
+    ready: int,
+    *,
+    weight: int = 25,
+    previous_weight: int = 5,
+    phase: str = "Shifting",
+    asked: int = 1,
+    **step: Any,
 ) -> Snapshot:
     """8 replicas, pods by weight, on the way from 5 % (1 pod) to 25 % (2 pods)."""
     steps = [{"weight": 5}, {"weight": weight, **step}, {"weight": 50}]
     wanted = b.spec(2, replicas=8, rollout={"canary": {"scale": "Weight", "steps": steps}})
     return b.in_canary(
-        wanted=wanted, at_step=b.step(1, weight, phase, former=former), servers=pods((8, 8), (asked, ready))
+        wanted=wanted,
+        at_step=b.step(1, weight, phase, previous_weight=previous_weight),
+        servers=pods((8, 8), (asked, ready)),
     )
 
 
@@ -275,7 +277,7 @@ def test_a_weight_skipped_by_hand_has_no_more_than_was_reached() -> None:
 
     s = replace(scaled(1), verbs=(Verb("promote", V2, "n", "2/3"),))
     to = b.moved(decide(s, b.START)).step
-    assert to and (to.weight, to.former) == (50, 5)
+    assert to and (to.weight, to.previous_weight) == (50, 5)
 
 
 def counted(verdict: VerdictName, bad: int) -> Assessment:
@@ -309,7 +311,7 @@ def test_what_has_traffic_is_judged_while_a_weight_waits_for_pods() -> None:
     step = b.moved(decide(s, b.START)).step
     assert (
         step
-        and (step.phase, step.index, step.weight, step.former) == ("Shifting", 1, 25, 5)
+        and (step.phase, step.index, step.weight, step.previous_weight) == ("Shifting", 1, 25, 5)
         and needs_measurement(s)
     )
     assert [m.canary for m in step.metrics] == [Counter(total=100)], "its counts go on"
@@ -354,7 +356,7 @@ def test_who_went_on_without_a_verdict_is_not_asked_again_at_the_weight_before()
         assessment=counted("Inconclusive", 9),
     )
     to = b.moved(decide(replace(s, verbs=(Verb("promote", V2, "n", "1/3"),)), b.START)).step
-    assert to and (to.phase, to.weight, to.former, to.metrics) == ("Shifting", 25, 5, [])
+    assert to and (to.phase, to.weight, to.previous_weight, to.metrics) == ("Shifting", 25, 5, [])
 
 
 def test_a_weight_whose_pods_never_come_pauses_at_the_one_before() -> None:
@@ -608,7 +610,7 @@ def test_a_baking_revision_without_pods_gives_way_until_all_are_back() -> None:
 
 
 def test_pause_holds_a_bake_and_it_is_judged_all_the_same() -> None:
-    held = {"held": Held(since=b.ago(5), by="n")}
+    held = {"paused_by_user": UserPause(since=b.ago(5), by="n")}
     plan = decide(baking(changes=held, assessment=b.judged("Successful")), b.at(100_000))
     assert b.moved(plan).stage == "Bake" and plan.status.phase == "Paused"
     assert b.moved(decide(baking(changes=held, assessment=b.judged("Failed")), b.START)).stage == "Revert"
@@ -621,7 +623,7 @@ def test_a_paused_bake_writes_only_news() -> None:
         assessment=b.judged("Error"),
     )
     written = decide(s, b.START).status
-    assert decide(replace(s, status=written), b.at(1)).desired is not None
+    assert isinstance(decide(replace(s, status=written), b.at(1)), Converge)
 
 
 # --- what drains
@@ -655,10 +657,10 @@ def test_the_next_end_is_waited_for() -> None:
     assert settled.requeue_after == pytest.approx(20.0)
 
 
-def settle(s: Snapshot, now: Any = b.START) -> Plan:
+def settle(s: Snapshot, now: Any = b.START) -> Converge:
     for _ in range(5):
         plan = decide(s, now)
-        if plan.desired is not None:
+        if isinstance(plan, Converge):
             return plan
         s = replace(s, status=plan.status)
     raise AssertionError("status does not settle")
@@ -673,14 +675,14 @@ def test_what_an_earlier_operator_wrote_still_drains() -> None:
 def test_a_status_of_the_version_before_goes_on() -> None:
     """A canary in flight: no strategy, no former weight, no draining."""
     told = b.in_canary(at_step=b.step(1, 25, "Observing")).status.wire()
-    for gone in ("strategy", "former"):
+    for gone in ("strategy", "previousWeight"):
         del told["rollout"]["step"][gone]
     del told["draining"], told["restarts"], told["rollout"]["proven"]
     s = dataclasses.replace(
         b.in_canary(), status=ModelDeploymentStatus.model_validate(told), assessment=b.judged("Successful")
     )
     to = b.moved(decide(s, b.START))
-    assert to.step and (to.step.weight, to.step.former) == (50, 25)
+    assert to.step and (to.step.weight, to.step.previous_weight) == (50, 25)
 
 
 def test_a_scale_down_delay_is_the_formers() -> None:
@@ -742,12 +744,7 @@ def test_with_an_unreadable_spec_abort_gives_stable_everything() -> None:
     assert (to.stage, to.outcome, plan.status.handled_verbs) == ("Revert", "Aborted", [f"abort:{V2}:n"])
     going = replace(s, status=plan.status, traffic=Traffic(False, "not accepted yet"))
     shares = settle(going)
-    assert (
-        shares.desired
-        and shares.desired.split == ((V1, 100),)
-        and shares.desired.selector == V1
-        and shares.requeue_after
-    )
+    assert shares.desired.split == ((V1, 100),) and shares.desired.selector == V1 and shares.requeue_after
     assert shares.desired.servers == {V1: 2, V2: 2}
     assert b.moved(decide(replace(going, traffic=b.TAKEN), b.at(5))).stage == "Failed"
 
@@ -756,12 +753,12 @@ def test_without_one_nothing_is_touched() -> None:
     s = unreadable(b.in_canary(assessment=Assessment("Failed", "ErrorsHigh", "")))
     told = decide(s, b.START).status
     quiet = decide(replace(s, status=told), b.START)
-    assert quiet.status == told and quiet.desired is None and quiet.requeue_after is None
+    assert quiet.status == told and isinstance(quiet, Wait) and quiet.requeue_after is None
     assert Problem("InvalidSpec", "x").reason == b.condition(quiet, "Ready").reason
 
 
 def test_since_when_a_revision_is_retired_stands_in_it() -> None:
-    from modelrollout.rollout.desired import revision_status
+    from modelrollout.rollout.desired.revisions import revision_status
 
     state = b.status(2, rollout=b.rollout("Done", 2, outcome="Promoted"))
     state = state.model_copy(update={"stable": RevisionRef(revision=V2, number=2, since=b.ago(7))})

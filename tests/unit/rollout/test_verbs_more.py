@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.v1alpha1 import Held, RestartStatus
+from modelrollout.api.v1alpha1 import RestartStatus, UserPause
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired
 from modelrollout.rollout.snapshot import Server, Snapshot, Verb
@@ -15,7 +15,7 @@ from modelrollout.testing import builders as b
 from tests.unit.rollout.test_verbs import refusal
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
-HELD = Held(since=b.ago(5), by="n0")
+HELD = UserPause(since=b.ago(5), by="n0")
 
 
 def say(verb: str, step: str | None = None, revision: str = V2) -> tuple[Verb, ...]:
@@ -26,7 +26,10 @@ def held(**facts: Any) -> Snapshot:
     s = b.in_canary(**facts)
     assert s.status.rollout
     return replace(
-        s, status=s.status.model_copy(update={"rollout": s.status.rollout.model_copy(update={"held": HELD})})
+        s,
+        status=s.status.model_copy(
+            update={"rollout": s.status.rollout.model_copy(update={"paused_by_user": HELD})}
+        ),
     )
 
 
@@ -36,7 +39,9 @@ def held(**facts: Any) -> Snapshot:
 @pytest.mark.parametrize("step", [None, "1/3"])
 def test_pause_holds_the_weight_whatever_the_verdict(step: str | None) -> None:
     plan = decide(b.in_canary(verbs=say("pause", step), assessment=b.judged("Successful")), b.START)
-    assert b.moved(plan).held == Held(since=b.ago(0), by="n1") and plan.status.phase == "Paused"
+    assert (
+        b.moved(plan).paused_by_user == UserPause(since=b.ago(0), by="n1") and plan.status.phase == "Paused"
+    )
     later = decide(held(assessment=b.judged("Successful")), b.at(100_000)).status.rollout
     assert later and later.step and (later.stage, later.step.weight) == ("Canary", 5)
 
@@ -52,7 +57,7 @@ def test_a_paused_rollout_is_no_stall_and_says_what_to_do() -> None:
 
 def test_what_is_proven_worse_goes_back_in_a_pause_too() -> None:
     to = b.moved(decide(held(assessment=b.judged("Failed")), b.START))
-    assert (to.stage, to.held) == ("Revert", None)
+    assert (to.stage, to.paused_by_user) == ("Revert", None)
 
 
 def test_pause_of_another_step_revision_or_stage_is_refused() -> None:
@@ -68,7 +73,7 @@ def test_a_pause_takes_no_time_from_the_deadline() -> None:
         verbs=say("resume"),
     )
     to = b.moved(decide(s, b.at(1000)))
-    assert to.held is None and to.step and to.step.since == b.ago(10 - 1005)
+    assert to.paused_by_user is None and to.step and to.step.since == b.ago(10 - 1005)
     assert to.stage == "Canary"
     on = replace(
         s, verbs=(), status=s.status.model_copy(update={"rollout": to}), assessment=b.judged("Inconclusive")
@@ -84,14 +89,14 @@ def test_a_timed_pause_does_not_end_while_somebody_holds_it() -> None:
 
 
 def test_resume_of_what_nobody_paused_is_refused() -> None:
-    assert refusal(b.in_canary(verbs=say("resume"))) == "nobody has paused it"
+    assert refusal(b.in_canary(verbs=say("resume"))) == "it is not paused by hand"
     waiting = b.in_canary(at_step=b.step(phase="Paused"), reason="Inconclusive", verbs=say("resume"))
-    assert refusal(waiting) == "nobody has paused it; say promote to go on"
+    assert refusal(waiting) == "it is not paused by hand; promote it to go on"
 
 
 def test_promote_ends_a_pause_by_hand() -> None:
     to = b.moved(decide(replace(held(), verbs=say("promote", "1/3")), b.START))
-    assert to.step and (to.step.weight, to.held) == (25, None)
+    assert to.step and (to.step.weight, to.paused_by_user) == (25, None)
 
 
 # --- promote --full

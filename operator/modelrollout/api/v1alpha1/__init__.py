@@ -89,7 +89,6 @@ from modelrollout.api.v1alpha1.status import (
     Condition,
     CrashStatus,
     Draining,
-    Held,
     InPlaceStatus,
     MirrorMethod,
     ModelDeploymentStatus,
@@ -105,6 +104,7 @@ from modelrollout.api.v1alpha1.status import (
     Stage,
     StepStatus,
     Strategy,
+    UserPause,
 )
 from modelrollout.api.v1alpha1.traffic import GatewayRef, Hostnames, Traffic
 
@@ -147,7 +147,6 @@ __all__ = [
     "Graph",
     "HalfPrecision",
     "HeaderMatch",
-    "Held",
     "Hostnames",
     "InPlaceStatus",
     "Int4",
@@ -212,6 +211,7 @@ __all__ = [
     "TuningEvidence",
     "TuningTrial",
     "Uri",
+    "UserPause",
     "VerdictName",
     "as_today",
     "plain_uri",

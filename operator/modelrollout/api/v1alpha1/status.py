@@ -79,11 +79,11 @@ class Draining(StatusModel):
     )
 
 
-class Held(StatusModel):
-    """Somebody said pause."""
+class UserPause(StatusModel):
+    """A person paused the rollout with the verb ``pause``."""
 
     since: str
-    by: str = Field(description="The nonce of the request.")
+    by: str = Field(description="Nonce of the verb.")
 
 
 class StepStatus(StatusModel):
@@ -94,8 +94,8 @@ class StepStatus(StatusModel):
         description="Weight that the route is to have, percent; 0 in a preview and in a test by headers."
     )
     strategy: Strategy = "Canary"
-    former: int = Field(
-        0, description="Weight of the step before; it stays until there are pods for the new one."
+    previous_weight: int = Field(
+        0, description="Weight of the previous step; requests keep it until enough pods are ready."
     )
     phase: Literal["Shifting", "Observing", "Paused"]
     since: str = Field(description="Start of the step.")
@@ -121,7 +121,9 @@ class ShadowStatus(StatusModel):
     mirror: MirrorMethod | None = Field(
         None, description="How the gateway mirrors; kept for as long as it does."
     )
-    outputs: str = Field("", description="Hash of the tolerances: evidence under others is no evidence.")
+    outputs_hash: str = Field(
+        "", description="Hash of the tolerances; with other tolerances the comparison starts again."
+    )
     observed_since: str | None = Field(None, description="When the data plane had programmed the mirror.")
     measured: str | None = Field(None, description="When the metric was written.")
     metric: MetricStatus | None = Field(
@@ -144,7 +146,9 @@ class QueueStatus(StatusModel):
     position: int | None = Field(
         None, description="Place in the queue for a slot, from 1, as last published."
     )
-    short_since: str | None = Field(None, description="Since when it has all but free GPUs.")
+    gpu_shortage_since: str | None = Field(
+        None, description="Since when only free GPUs are missing; unscheduledDeadline counts from here."
+    )
 
 
 class SlotStatus(StatusModel):
@@ -155,10 +159,10 @@ class SlotStatus(StatusModel):
 
 
 class InPlaceStatus(StatusModel):
-    """No GPU was free for the new revision, so stable makes room for it (surge InPlace)."""
+    """No GPU was free for the new revision, so stable releases pods for it (surge InPlace)."""
 
-    of: int = Field(description="Pods that stable had.")
-    keeps: int = Field(description="Pods that it keeps until the rollout ends.")
+    previous_stable_replicas: int = Field(description="Replicas that stable had before.")
+    stable_replicas: int = Field(description="Replicas that stable keeps until the rollout ends.")
 
 
 class RolloutStatus(StatusModel):
@@ -174,8 +178,8 @@ class RolloutStatus(StatusModel):
     proven: bool = Field(
         True, description="Rollback: what was proven of the revision still counts (rollbackWindow)."
     )
-    held: Held | None = Field(
-        None, description="A user paused the rollout: the weight stays, deadlines wait."
+    paused_by_user: UserPause | None = Field(
+        None, description="A person paused it: the weight stays and no deadline runs."
     )
     sha256: str | None = None
     revision: str | None = None
@@ -200,27 +204,29 @@ class RolloutStatus(StatusModel):
 
 
 class Pinned(StatusModel):
-    """A user rolled back: the version that spec named then is not tried again until spec names
-    another one or a user retries it.
+    """A person rolled back: the version in spec is not tried again until spec names another one or
+    a person retries it.
     """
 
-    revision: str = Field(description="Revision that serves since the rollback.")
+    revision: str = Field(description="Revision that the rollback restored.")
     generation: int
-    against: str | None = Field(None, description="Revision of the version that spec named, if it had one.")
+    rolled_back_from: str | None = Field(
+        None, description="Revision of the version that spec requested then, if it had one."
+    )
     input_hash: str = ""
 
 
 class RestartStatus(StatusModel):
-    """A user requested new pods of a revision."""
+    """A person requested new pods of a revision."""
 
     at: str
-    former: str | None = Field(None, description="When that was asked for the time before.")
+    previous_at: str | None = Field(None, description="When the restart before was requested.")
     allow_downtime: bool = Field(False, description="A pod may end before its successor is there.")
     done: bool = Field(False, description="All its pods are new.")
-    too_old: bool = Field(
+    triton_too_old: bool = Field(
         False,
         description=(
-            "Its image's Triton does not know the flags of hardened servers, so its pods stay as they were."
+            "The image's Triton lacks the flags of a hardened server, so the pods stay as they were."
         ),
     )
 

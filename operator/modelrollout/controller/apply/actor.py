@@ -54,7 +54,7 @@ from modelrollout.resources import jobs, network_policies, server
 from modelrollout.resources.common import NotAllowedError, Owner, controller_of, tenant_uri
 from modelrollout.resources.comparer import is_mirrored
 from modelrollout.resources.hardening import VERSION, harden, is_known
-from modelrollout.rollout.desired import ALL_REVISIONS
+from modelrollout.rollout.desired.traffic import ALL_REVISIONS
 from modelrollout.rollout.plan import Desired
 from modelrollout.rollout.policy.allowances import allowance_violation
 from modelrollout.rollout.policy.requirements import source_violation
@@ -701,7 +701,7 @@ def _waits_with_another_wish(live: Object, wanted: Object) -> bool:
     What was asked is compared, not the Job: a webhook that changes Jobs would have each made anew.
     """
     before, now = (
-        (o["metadata"].get("annotations") or {}).get(names.ANNOTATION_ASKED) for o in (live, wanted)
+        (o["metadata"].get("annotations") or {}).get(names.ANNOTATION_EXECUTION) for o in (live, wanted)
     )
     queued = live["spec"].get("suspend") and jobs.LABEL_QUEUE in (live["metadata"].get("labels") or {})
     return bool(queued) and None not in (before, now) and before != now

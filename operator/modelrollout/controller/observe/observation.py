@@ -40,13 +40,13 @@ from modelrollout.kube.client import (
 from modelrollout.resources.common import NotAllowedError, controller_of, store_for_field, tenant_uri
 from modelrollout.resources.hardening import hardening_version, overlay_of
 from modelrollout.resources.server import fetch_task, restarted_at
-from modelrollout.rollout.desired import (
+from modelrollout.rollout.desired.jobs import stage_job
+from modelrollout.rollout.desired.pods import replicas_with_traffic
+from modelrollout.rollout.desired.traffic import (
     header_revision,
     preview_host_revision,
-    replicas_with_traffic,
     service_selector,
     split,
-    stage_job,
 )
 from modelrollout.rollout.policy.allowances import allowance_violation
 from modelrollout.rollout.policy.mandatory_metrics import is_return
@@ -70,6 +70,7 @@ from modelrollout.rollout.snapshot import (
 )
 from modelrollout.rollout.stages.tune import trial_serving
 from modelrollout.rollout.transitions import known_version
+from modelrollout.rollout.views import Specified
 from modelrollout.telemetry.redaction import mask_uris
 from modelrollout.traffic.gateway_api.features import GatewayFacts, route_problem
 from modelrollout.traffic.gateway_api.mirror import MirrorRouter, mirror_method, mirror_of
@@ -185,7 +186,7 @@ def observe(
         )
     snapshot = replace(snapshot, live_split=_live_split(by_name, key[1]))
     snapshot = replace(snapshot, mirror=_mirror(spec, gateway, config))
-    back = now is not None and is_return(snapshot, known_version(snapshot), now)
+    back = now is not None and is_return(snapshot, known_version(Specified.of(snapshot)), now)
     refusal = _refusal(key, spec, config, gateway_kinds, gateway, rules, returns=back)
     as_asked = stands.settled and (refusal is None or refusal.reason not in TRAFFIC_REFUSALS)
     # only a spec that is accepted claims names, but for its own, which nobody else could have
@@ -202,7 +203,8 @@ def observe(
     wanted = split(snapshot)
     router: Router
     if not snapshot.gateway:
-        router = ServiceRouter(key[1], replicas_with_traffic(snapshot), service_selector(snapshot))
+        specified = Specified.of(snapshot)
+        router = ServiceRouter(key[1], replicas_with_traffic(specified), service_selector(specified))
     else:
         aim = (spec.rollout, header_revision(snapshot), preview_host_revision(snapshot))
         router = (

@@ -1,8 +1,8 @@
-"""What a spec takes that is not its own: images, a service account, Secrets of its namespace, and
-nodes that others need.
+"""What a spec uses beyond its own model: images, a service account, Secrets of its namespace, and
+nodes that other pods need.
 
-Whoever may write ModelDeployments names these without having any right to them. RolloutPolicies say
-which there are to name. Every message names the field and the remedy.
+The author of a ModelDeployment can name these without having rights to them, so RolloutPolicies say
+which ones may be named. Every message names the field and the remedy.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from modelrollout.config import OperatorConfig
 from modelrollout.rollout.policy.rules import Rules
 from modelrollout.rollout.snapshot import Problem
 
-DEFAULT_ACCOUNT = "default"  # what pods run as that name none
+DEFAULT_ACCOUNT = "default"  # of pods that name no account
 _ANTI_AFFINITY = "requiredDuringSchedulingIgnoredDuringExecution"
 
 
 class NamedSecret(NamedTuple):
-    """A Secret by the field that names it; ``uri``: what it opens, None where it opens no store."""
+    """A Secret and the field that names it. ``uri``: of the store that it opens, if any."""
 
     field: str
     name: str
@@ -33,7 +33,7 @@ class NamedSecret(NamedTuple):
 def allowance_violation(
     rules: Rules, spec: ModelDeploymentSpec, namespace: str, config: OperatorConfig
 ) -> Problem | None:
-    """The first thing that the spec may not take."""
+    """The first thing that the spec may not use."""
     return (
         _image(rules, spec, config)
         or _account(rules, spec, config)
@@ -43,13 +43,13 @@ def allowance_violation(
 
 
 def secrets(spec: ModelDeploymentSpec) -> Iterator[NamedSecret]:
-    """Every Secret that the spec names, wherever it does."""
+    """Every Secret that the spec names, in any field."""
     return _secrets(spec, "spec", None)
 
 
 def keeps_others_off(spec: ModelDeploymentSpec, namespace: str) -> Problem | None:
-    """Required anti-affinity holds for both sides: the scheduler keeps those others off the node
-    for as long as the pod is there.
+    """Required anti-affinity works both ways: the scheduler keeps matching pods off the node for as
+    long as this pod is there.
     """
     terms: Any = spec.serving.affinity or {}
     for key in ("podAntiAffinity", _ANTI_AFFINITY):
@@ -87,9 +87,7 @@ def _image(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> P
 
 
 def _account(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
-    """No token is mounted; but a cloud gives an account's identity to its pods by its name
-    alone.
-    """
+    """No token is mounted, but a cloud grants an account's identity to pods by name alone."""
     field, named = "spec.serving.serviceAccountName", spec.serving.service_account_name
     if not rules.accounts and named not in (None, DEFAULT_ACCOUNT) and config.workloads.only_by_policy:
         return _needs_policy("ServiceAccountNotAllowed", f"{field}: {named}", "allowedServiceAccounts")
@@ -104,7 +102,7 @@ def _account(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) ->
 
 
 def _secret(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
-    """A store's own Secret is the platform's choice, whoever writes it down."""
+    """A store's own Secret is always allowed: the platform configured it."""
     for field, secret, uri in secrets(spec):
         store = config.store_for(uri) if uri else None
         if store is not None and store.secret_name == secret:
@@ -118,9 +116,11 @@ def _secret(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> 
                     if uri
                     else patterns
                 )
-                told = f"{field}: {secret}: RolloutPolicy {name} allows only {', '.join(known) or 'none'}"
+                violation = (
+                    f"{field}: {secret}: RolloutPolicy {name} allows only {', '.join(known) or 'none'}"
+                )
                 return Problem(
-                    "SecretNotAllowed", f"{told}; name one of them, leave it out, or have it allowed"
+                    "SecretNotAllowed", f"{violation}; name one of them, leave it out, or have it allowed"
                 )
     return None
 
@@ -151,7 +151,7 @@ def _secrets(value: object, path: str, uri: str | None) -> Iterator[NamedSecret]
 
 
 def _images(spec: ModelDeploymentSpec) -> Iterator[tuple[str, str]]:
-    """Images that the spec names itself, with their fields."""
+    """Images that the spec names, with their fields."""
     if spec.serving.triton.image:
         yield "spec.serving.triton.image", spec.serving.triton.image
     for index, step in enumerate(spec.optimization.steps):
@@ -160,8 +160,8 @@ def _images(spec: ModelDeploymentSpec) -> Iterator[tuple[str, str]]:
 
 
 def _holds(prefix: str, image: str) -> bool:
-    """Whether the image lies in that registry or folder, or is of that repository. What follows a
-    registry's name and a colon is a port, no tag.
+    """Whether the image is in that registry or folder, or of that repository. After a registry's
+    name, a colon begins a port and not a tag.
     """
     place = prefix.rstrip("/")
     return image.startswith(f"{place}/") or ("/" in place and image.startswith((f"{place}:", f"{place}@")))

@@ -1,7 +1,7 @@
-"""What a freeze holds: no weight rises while one is in force, also none that was decided before and
-waits for pods.
+"""A freeze: no weight rises while one is in force, not even one that was decided earlier and waits
+for pods.
 
-Whatever lowers a weight, and what a person says, goes through.
+Lowering a weight, and a person's verbs, are not blocked.
 """
 
 from __future__ import annotations
@@ -9,26 +9,27 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
-from modelrollout.rollout.desired import has_all_pods, has_pods_for
+from modelrollout.rollout.desired.pods import has_all_pods, has_pods_for
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.rules import active_freeze
-from modelrollout.rollout.snapshot import Snapshot, in_flight
+from modelrollout.rollout.snapshot import in_flight, rollout_of, step_of
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from modelrollout.rollout.transitions import at_step, enter, reached, weight
+from modelrollout.rollout.views import Specified
 
 
-def block_while_frozen(s: Snapshot, move: Transition, now: datetime) -> Transition:
-    """The move, or none where it would raise a weight in a freeze.
+def block_while_frozen(s: Specified, move: Transition, now: datetime) -> Transition:
+    """The transition, or none if it would raise a weight in a freeze.
 
-    One place for all strategies, so that no stage can forget it. A rollback by hand goes on, and a
-    promote by hand is carried out and told: the right to say it is apart from the right to edit a
-    model.
+    This is the one place for the weights of all strategies, so that no stage can forget it; stages
+    that begin something check ``active_freeze`` themselves. A rollback by hand continues, and a
+    promote by hand is carried out and reported: that verb needs other rights than editing a model.
     """
     rollout = move.status.rollout
     if rollout is None or not in_flight(rollout) or rollout.mode == "Rollback":
         return move
     rises = weight(move.status) > weight(s.status)
-    if not rises and not _is_on_its_way(s, move):
+    if not rises and not _is_pending_rise(s, move):
         return move
     freeze = active_freeze(s.rules, now)
     if freeze is None:
@@ -38,7 +39,7 @@ def block_while_frozen(s: Snapshot, move: Transition, now: datetime) -> Transiti
     by_hand = move.status.handled_verbs != s.status.handled_verbs
     before = s.status.rollout
     if before is not None and before.stage == "Shadow" and before.shadow is not None:
-        # it was said when the mirror still had to be taken out
+        # a person promoted it while the mirror still had to be removed
         by_hand = by_hand or before.shadow.promoted is not None
     if by_hand:
         return Transition(
@@ -49,9 +50,9 @@ def block_while_frozen(s: Snapshot, move: Transition, now: datetime) -> Transiti
     return Transition(s.status, requeue_after=min(freeze.left(now), CHECK_SECONDS))
 
 
-def _is_on_its_way(s: Snapshot, move: Transition) -> bool:
-    """Whether a weight was decided before the freeze began and still waits for pods: they may come
-    hours later, in the midst of it.
+def _is_pending_rise(s: Specified, move: Transition) -> bool:
+    """Whether a weight was decided before the freeze and still waits for pods, which may become
+    ready in the middle of it.
     """
     rollout = s.status.rollout
     if (
@@ -62,23 +63,21 @@ def _is_on_its_way(s: Snapshot, move: Transition) -> bool:
         or s.status.stable is None
     ):
         return False
-    step, told = rollout.step, rollout.history[-1].reason if rollout.history else None
-    if step.override is not None or (rollout.stage == "Promote" and told == "PromotedByUser"):
+    step, last_reason = rollout.step, rollout.history[-1].reason if rollout.history else None
+    if step.override is not None or (rollout.stage == "Promote" and last_reason == "PromotedByUser"):
         return False
     if rollout.stage == "Promote":
         return not has_all_pods(s)
     return (
         rollout.stage == "Canary"
         and step.phase == "Shifting"
-        and step.former < step.weight
+        and step.previous_weight < step.weight
         and not has_pods_for(s, step)
     )
 
 
 def _back(status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
-    """To the weight that was reached, which is judged until the freeze is over."""
-    rollout = status.rollout
-    assert rollout is not None and rollout.step is not None
-    entered = status if rollout.stage == "Canary" else enter(status, "Canary", now)
-    step = rollout.step
+    """Back to the weight that was reached, which is judged until the freeze ends."""
+    entered = status if rollout_of(status).stage == "Canary" else enter(status, "Canary", now)
+    step = step_of(status)
     return at_step(entered, step.index, reached(step), now, strategy=step.strategy, pause=False)

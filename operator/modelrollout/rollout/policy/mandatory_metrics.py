@@ -1,8 +1,8 @@
-"""Metrics that policies demand: up to ``maxFirstWeight`` a spec decides, beyond it they do.
+"""Metrics that policies require: up to ``maxFirstWeight`` the spec decides, beyond it the policies.
 
 Whatever strategy, steps and ``onInconclusive`` say: no weight rises beyond it, and nothing is
-promoted, without the Successful verdict of every mandatory metric on the weight before. What lowers
-a weight, what goes back to a version within its window, and what a person says goes through.
+promoted, without a Successful verdict of every mandatory metric at the previous weight. Lowering a
+weight, returning to a version within its window, and a person's verbs are not blocked.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Step, seconds
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.snapshot import Revision, Snapshot, baseline, in_flight, since
 from modelrollout.rollout.transitions import weight
+from modelrollout.rollout.views import Specified
 
 
 def first_weight(s: Snapshot) -> int | None:
-    """Percent that a revision may have before the mandatory metrics have proven it; None where
-    nothing is demanded of what is in flight: it is a version that has served, within the window in
-    which that counts.
+    """Percent that a revision may have before the mandatory metrics have proven it; None if the one
+    in flight needs no proof, since it has served within the rollback window.
     """
     rollout = s.status.rollout
     if s.rules.first_weight is None or rollout is None or not in_flight(rollout):
@@ -28,8 +28,8 @@ def first_weight(s: Snapshot) -> int | None:
 
 
 def is_return(s: Snapshot, target: Revision | None, now: datetime) -> bool:
-    """Whether it is a version that was stable, within the window in which that counts, and for the
-    clients of today's host names.
+    """Whether it was stable within the rollback window, for the clients of the present host
+    names.
     """
     last = target.status.retired if target is not None else None
     if target is None or last is None or not within_window(s, target, now):
@@ -38,8 +38,8 @@ def is_return(s: Snapshot, target: Revision | None, now: datetime) -> bool:
 
 
 def within_window(s: Snapshot, target: Revision, now: datetime) -> bool:
-    """Whether what was proven of the revision still counts; without a window it always does. When
-    it was stable last is not known of every one.
+    """Whether the revision's evidence still counts: always without a window, and never if it is
+    unknown when the revision was last stable.
     """
     window, last = (
         (s.spec.rollout.rollback_window if s.spec else None),
@@ -48,14 +48,13 @@ def within_window(s: Snapshot, target: Revision, now: datetime) -> bool:
     return window is None or (last is not None and since(last, now) <= seconds(window))
 
 
-def steps_of(s: Snapshot) -> list[Step]:
-    """The steps of the strategy, with one of the first weight before any that gives more."""
-    assert s.spec is not None
+def steps_of(s: Specified) -> list[Step]:
+    """The steps of the strategy, with one of the first weight before any larger one."""
     return stepping.steps_of(s.spec.rollout, first_weight(s))
 
 
 def unproven_weight(s: Snapshot, status: ModelDeploymentStatus) -> str | None:
-    """Why the weight in ``status`` may not be given: words for a message; None where it may."""
+    """Why the weight in ``status`` is not allowed yet, for a message; None if it is."""
     rollout, most = status.rollout, first_weight(s)
     if (
         rollout is None
@@ -65,7 +64,7 @@ def unproven_weight(s: Snapshot, status: ModelDeploymentStatus) -> str | None:
     ):
         return None
     last = rollout.history[-1] if rollout.history else None
-    # what a preview was asked proves nothing of everybody's requests
+    # requests to a preview prove nothing about all requests
     shared = last is not None and last.weight > 0
     asked = weight(status)
     proven = (
@@ -79,17 +78,15 @@ def unproven_weight(s: Snapshot, status: ModelDeploymentStatus) -> str | None:
     policies = ", ".join(
         name for name, gates in s.rules.gates if any(m.name in missing for m in gates.metrics or ())
     )
-    told = (
+    cap = (
         f"RolloutPolicy {policies} (gates.metrics) gives no more than {most} % without a verdict of"
         f" {', '.join(missing)}"
     )
-    return f"{told}; promote by hand, or abort"
+    return f"{cap}; promote by hand, or abort"
 
 
 def too_coarse(s: Snapshot) -> bool:
-    """Without a gateway pods are the weight: whether those that are ready would give the revision
-    more than the first weight, unproven.
-    """
+    """Without a gateway: whether the share of ready pods would exceed the first weight."""
     rollout, stable, most = s.status.rollout, s.status.stable, first_weight(s)
     if (
         s.gateway

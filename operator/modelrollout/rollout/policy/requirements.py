@@ -1,5 +1,5 @@
-"""What the policies in force demand of a spec before a version of it is rolled out. Every message
-names the field and the remedy.
+"""What the policies in force require of a spec before it is rolled out. Every message names the
+field and the remedy.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def first_violation(
     *,
     returns: bool = False,
 ) -> Problem | None:
-    """The first demand that ``spec`` does not meet. ``uris``: all that it names, with their fields;
-    ``gpus``: those that a new revision asks for; ``returns``: it goes back to a version within its
-    window, which may have all requests at once.
+    """The first requirement that ``spec`` violates. ``uris``: all URIs in it, with their fields;
+    ``gpus``: of a new revision; ``returns``: spec returns to a version within its window, which may
+    get all requests at once.
     """
     for name, why in rules.broken:
         return Problem(
@@ -39,8 +39,8 @@ def first_violation(
     if problem := _code(rules, spec):
         return problem
     for name, gates in rules.gates:
-        if told := next(chain(_golden_missing(gates, spec), _missing(gates, spec)), None):
-            return Problem("GateRequired", f"{told}; RolloutPolicy {name} demands it")
+        if missing := next(chain(_golden_missing(gates, spec), _missing(gates, spec)), None):
+            return Problem("GateRequired", f"{missing}; RolloutPolicy {name} demands it")
     if not returns and (problem := _undivided(rules, spec)):
         return problem
     for limit in rules.limits:
@@ -50,7 +50,7 @@ def first_violation(
 
 
 def source_violation(rules: Rules, uris: Sequence[tuple[str, str]]) -> Problem | None:
-    """The first of these that lies in none of the places that a policy names."""
+    """The first URI outside the sources that a policy allows."""
     for name, sources in rules.sources:
         for field, uri in uris:
             prefixes = sources.models if field == "spec.model.uri" else sources.data
@@ -63,8 +63,8 @@ def source_violation(rules: Rules, uris: Sequence[tuple[str, str]]) -> Problem |
 
 
 def _undivided(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
-    """Why this spec could not give a new version as little as the first weight, where metrics are
-    demanded.
+    """Why a new version of this spec cannot get as little as the first weight, where metrics are
+    mandatory.
     """
     most = rules.first_weight
     if most is None:
@@ -92,8 +92,8 @@ def _undivided(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
 def query_violation(
     rules: Rules, spec: ModelDeploymentSpec, namespace: str, name: str, unless_said: Queries, label: str
 ) -> Problem | None:
-    """The first query of the spec's own that is not asked: because none is, or because this one
-    cannot be bound to the namespace by ``label``.
+    """The first query of the spec's own that the operator will not run: none are allowed, or this
+    one cannot be confined to the namespace by ``label``.
     """
     for metric in spec.rollout.analysis.metrics or ():
         if metric.query is None or metric.query in rules.promql:
@@ -118,7 +118,7 @@ def query_violation(
 
 
 def too_small(limit: Limit, gpus: int) -> Problem | None:
-    """Why the pods of a new revision could not even run alone."""
+    """Why the limit is too small even for this revision alone."""
     if limit.gpus is None or gpus <= limit.gpus:
         return None
     text = (
@@ -129,8 +129,8 @@ def too_small(limit: Limit, gpus: int) -> Problem | None:
 
 
 def _code(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
-    """Whether the model would run its own code without being allowed to: some policy must name its
-    place, and none that names places may leave it out.
+    """Why the model may not run its own code: some policy must allow its source, and every policy
+    that names sources must.
     """
     triton = spec.serving.triton
     if triton.code is None and triton.backend != "Python":
@@ -154,12 +154,12 @@ def _code(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
 
 
 def golden_violation(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
-    """What lacks of the golden data that policies demand. Asked for again when they are counted: a
-    spec can be edited under way, and a first version has no other proof.
+    """What is missing of the golden data that policies require. Evaluate checks it again: a spec
+    can be edited during the rollout, and a first version has no other proof.
     """
     for name, gates in rules.gates:
-        if told := next(_golden_missing(gates, spec), None):
-            return Problem("GateRequired", f"{told}; RolloutPolicy {name} demands it")
+        if missing := next(_golden_missing(gates, spec), None):
+            return Problem("GateRequired", f"{missing}; RolloutPolicy {name} demands it")
     return None
 
 
@@ -193,17 +193,15 @@ def _missing(gates: PolicyGates, spec: ModelDeploymentSpec) -> Iterator[str]:
 
 
 def gpus_of_spec(spec: ModelDeploymentSpec) -> dict[str, int]:
-    """GPUs (and other extended resources) that all pods of a new revision ask for together, by
-    resource name.
-    """
+    """GPUs (and other extended resources) of all pods of a new revision, by resource name."""
     pods = max(1, spec.serving.replicas)
     return {kind: count * pods for kind, count in gpus_of_pod(spec).items()}
 
 
 def gpus_of_pod(spec: ModelDeploymentSpec) -> dict[str, int]:
-    """Extended resources of one pod: they have a domain in their name and are whole, such as
-    nvidia.com/gpu or nvidia.com/mig-1g.10gb.
+    """Extended resources of one pod, whose names have a domain, such as nvidia.com/gpu or
+    nvidia.com/mig-1g.10gb.
     """
     limits = spec.serving.resources.limits or {}
-    found = {kind: int(value) for kind, value in limits.items() if "/" in kind and str(value).isdigit()}
-    return {kind: count for kind, count in found.items() if count > 0}
+    counts = {kind: int(value) for kind, value in limits.items() if "/" in kind and str(value).isdigit()}
+    return {kind: count for kind, count in counts.items() if count > 0}

@@ -1,8 +1,8 @@
-"""RolloutPolicies: read, matched, and combined into what holds for one ModelDeployment. The
-strictest of all that match, whatever their order.
+"""Reads RolloutPolicies, and combines those that match a ModelDeployment: the strictest rule wins,
+whatever their order.
 
-A policy that cannot be read fails closed: what it matches starts no rollout and raises no weight
-until it is corrected, because nobody knows what it forbids. Rollbacks work all the same.
+A policy that cannot be read fails closed, since it might forbid anything: what it matches starts no
+rollout and raises no weight until the policy is corrected. Rollbacks work all the same.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from modelrollout.api.v1alpha1.policy import (
     RolloutPolicySpec,
 )
 
-LOOK_SECONDS = 600.0  # clocks are set now and then: no wait for the end of a freeze is longer
-# among the defaults in force: what a spec says counts only within them
+LOOK_SECONDS = 600.0  # the longest wait for the end of a freeze, since clocks are adjusted
+# defaults that bound what a spec may say
 _BOUNDS = frozenset({"minProgressDeadline", "maxFirstWeight"})
 _DEADLINE: str = Rollout.model_fields["progress_deadline"].default
-RESERVED = "720h"  # likewise of names
-FIRST_WEIGHT = 5  # where metrics are demanded and no policy says more
-_CHAINED = 64  # windows that follow one another without a gap
-# of a single window
+RESERVED = "720h"  # default of how long a name is reserved
+FIRST_WEIGHT = 5  # percent, where metrics are mandatory and no policy says otherwise
+_CHAINED = 64  # windows without a gap between them
+# bounds of a single window
 _FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2999, 12, 31, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A RolloutPolicy as read. ``error`` says why it cannot be; then only the selector counts
-    (None: it matches everything).
+    """A RolloutPolicy. ``error``: why it cannot be read; then only its selector counts (None
+    matches everything).
     """
 
     name: str
@@ -55,8 +55,8 @@ class Policy:
     def matches(
         self, namespace: str, labels: Mapping[str, str], of_namespace: Mapping[str, str] | None
     ) -> bool:
-        """Whether it is for a ModelDeployment of that namespace with these labels.
-        ``of_namespace``: the namespace's own; where they are not known (None) the policy holds.
+        """Whether it applies to a ModelDeployment of that namespace with these labels.
+        ``of_namespace``: the namespace's own labels; if unknown (None) the policy applies.
         """
         if self.selector is None:
             return True
@@ -74,7 +74,7 @@ def _carries(labels: Mapping[str, str], wanted: Mapping[str, str] | None) -> boo
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit of one policy on all that it matches together."""
+    """A limit of one policy on everything that it matches together."""
 
     policy: str
     uid: str
@@ -84,25 +84,23 @@ class Limit:
 
     @property
     def slots(self) -> int:
-        """How many rollouts there can be: one without GPUs needs no slot where only GPUs are
-        limited.
+        """The most rollouts that can have a slot. A rollout without GPUs needs none where only GPUs
+        are limited.
         """
         return min(n for n in (self.rollouts, self.gpus) if n is not None)
 
     def concerns(self, gpus: int) -> bool:
-        """Whether a rollout that asks for so many GPUs needs a slot."""
+        """Whether a rollout with so many GPUs needs a slot."""
         return self.rollouts is not None or gpus > 0
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the policies that match one ModelDeployment say together; nothing at all when there is
-    none.
-    """
+    """The combined rules of all policies that match a ModelDeployment; empty if none does."""
 
     names: tuple[str, ...] = ()
     broken: tuple[tuple[str, str], ...] = ()  # (policy, why it cannot be read)
-    # of spec.rollout, on the wire, and its bounds
+    # for spec.rollout, in wire form, with its bounds
     defaults: Mapping[str, Any] = field(default_factory=dict)
     gates: tuple[tuple[str, PolicyGates], ...] = ()
     sources: tuple[tuple[str, AllowedSources], ...] = ()
@@ -110,42 +108,40 @@ class Rules:
     accounts: tuple[tuple[str, tuple[str, ...]], ...] = ()
     secrets: tuple[tuple[str, tuple[str, ...]], ...] = ()
     freezes: tuple[tuple[str, FreezeWindow], ...] = ()
-    # by policy name: slots are taken in this order, so that two rollouts never wait for each other
+    # by policy name: slots are taken in this order, so that two rollouts cannot deadlock
     limits: tuple[Limit, ...] = ()
     templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
     mandatory: tuple[Metric, ...] = ()
-    # how long a name stays with the version that served last under it; None: it does not
+    # how long a released name stays reserved for the version that served last; None: not at all
     reserve_names: str | None = None
-    # percent that a version may have before these have proven it; None: nothing is demanded
+    # percent that a version may have before the mandatory metrics prove it; None: there are none
     first_weight: int | None = None
-    # every query that these policies have anywhere: who repeats one has none of his own
+    # every query in these policies: a spec that repeats one has no query of its own
     promql: frozenset[str] = frozenset()
 
     def queries(self, unless_said: Queries) -> Queries:
         """Whether a spec may have queries of its own."""
         if self.broken:
             return "Templates"
-        said = {g.queries for _, g in self.gates if g.queries}
-        return "Templates" if "Templates" in said else "Own" if said else unless_said
+        values = {g.queries for _, g in self.gates if g.queries}
+        return "Templates" if "Templates" in values else "Own" if values else unless_said
 
     @property
     def prometheus(self) -> str | None:
-        """Who answers the mandatory metrics; None: the first one of the configuration."""
-        found: str | None = (self.defaults.get("analysis") or {}).get("prometheus")
-        return found
+        """Name of the Prometheus for mandatory metrics; None is the first one configured."""
+        name: str | None = (self.defaults.get("analysis") or {}).get("prometheus")
+        return name
 
 
 @dataclass(frozen=True)
 class Freeze:
-    """No rollout begins and no weight rises until then; None: until somebody corrects the
-    policy.
-    """
+    """No rollout begins and no weight rises until then; None: until the policy is corrected."""
 
     until: datetime | None
     message: str
 
     def left(self, now: datetime) -> float:
-        """Seconds until another look is due."""
+        """Seconds until the freeze has to be evaluated again."""
         left = LOOK_SECONDS if self.until is None else (self.until - now).total_seconds()
         return min(LOOK_SECONDS, max(1.0, left))
 
@@ -154,7 +150,7 @@ NO_RULES = Rules()
 
 
 def read(obj: Mapping[str, Any]) -> Policy:
-    """A RolloutPolicy as the API server has it."""
+    """The RolloutPolicy of an object."""
     metadata, raw = obj["metadata"], obj.get("spec") or {}
     name, uid = metadata["name"], metadata.get("uid", "")
     try:
@@ -166,8 +162,8 @@ def read(obj: Mapping[str, Any]) -> Policy:
         for i, window in enumerate(spec.freeze_windows or ()):
             _check(window, f"spec.freezeWindows[{i}]")
     except ValidationError as e:
-        told = "; ".join(f"spec.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors()[:5])
-        return Policy(name, uid, RolloutPolicySpec(), selector, told)
+        error = "; ".join(f"spec.{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors()[:5])
+        return Policy(name, uid, RolloutPolicySpec(), selector, error)
     except ValueError as e:
         return Policy(name, uid, RolloutPolicySpec(), selector, str(e))
     return Policy(name, uid, spec, spec.selector)
@@ -207,20 +203,18 @@ def _check(window: FreezeWindow, where: str) -> None:
 
 
 def combine(policies: Iterable[Policy]) -> Rules:
-    """What these policies, all of which match, say together; in order of their names, whatever the
-    order given.
-    """
-    found = sorted(policies, key=lambda p: p.name)
-    if not found:
+    """The combined rules of policies that all match, in the order of their names."""
+    matching = sorted(policies, key=lambda p: p.name)
+    if not matching:
         return NO_RULES
     defaults: dict[str, Any] = {}
     templates: dict[str, tuple[Metric, ...]] = {}
-    for policy in found:
+    for policy in matching:
         if policy.spec.defaults is not None:
             defaults = with_defaults(defaults, policy.spec.defaults.wire())
         for template in policy.spec.analysis_templates or ():
             templates.setdefault(template.name, tuple(template.metrics))
-    gates = tuple((p.name, p.spec.gates) for p in found if p.spec.gates)
+    gates = tuple((p.name, p.spec.gates) for p in matching if p.spec.gates)
     bake = max((g.bake for _, g in gates if g.bake), key=seconds, default=None)
     if bake is not None:
         defaults["bake"] = bake
@@ -233,24 +227,28 @@ def combine(policies: Iterable[Policy]) -> Rules:
         k: v for k, v in (("minProgressDeadline", deadline), ("maxFirstWeight", first)) if v is not None
     }
     return Rules(
-        names=tuple(p.name for p in found),
-        broken=tuple((p.name, p.error) for p in found if p.error),
+        names=tuple(p.name for p in matching),
+        broken=tuple((p.name, p.error) for p in matching if p.error),
         defaults=defaults,
         gates=gates,
-        sources=tuple((p.name, p.spec.allowed_sources) for p in found if p.spec.allowed_sources),
-        hostnames=tuple((p.name, tuple(p.spec.allowed_hostnames)) for p in found if p.spec.allowed_hostnames),
+        sources=tuple((p.name, p.spec.allowed_sources) for p in matching if p.spec.allowed_sources),
+        hostnames=tuple(
+            (p.name, tuple(p.spec.allowed_hostnames)) for p in matching if p.spec.allowed_hostnames
+        ),
         accounts=tuple(
-            (p.name, tuple(p.spec.allowed_service_accounts)) for p in found if p.spec.allowed_service_accounts
+            (p.name, tuple(p.spec.allowed_service_accounts))
+            for p in matching
+            if p.spec.allowed_service_accounts
         ),
         secrets=tuple(
-            (p.name, tuple(p.spec.allowed_secrets)) for p in found if p.spec.allowed_secrets is not None
+            (p.name, tuple(p.spec.allowed_secrets)) for p in matching if p.spec.allowed_secrets is not None
         ),
-        freezes=tuple((p.name, w) for p in found for w in p.spec.freeze_windows or ()),
+        freezes=tuple((p.name, w) for p in matching for w in p.spec.freeze_windows or ()),
         limits=tuple(
             Limit(
                 p.name, p.uid, p.spec.limits.concurrent_rollouts, p.spec.limits.gpus, p.spec.limits.max_hold
             )
-            for p in found
+            for p in matching
             if p.spec.limits and (p.spec.limits.concurrent_rollouts or p.spec.limits.gpus)
         ),
         templates=templates,
@@ -261,7 +259,7 @@ def combine(policies: Iterable[Policy]) -> Rules:
             else max((g.reserve_names for _, g in gates if g.reserve_names), key=seconds, default=RESERVED)
         ),
         first_weight=first,
-        promql=frozenset(m.query for p in found for m in _metrics(p.spec) if m.query is not None),
+        promql=frozenset(m.query for p in matching for m in _metrics(p.spec) if m.query is not None),
     )
 
 
@@ -270,7 +268,7 @@ def _first_weight(gates: Iterable[tuple[str, PolicyGates]]) -> int:
 
 
 def _metrics(spec: RolloutPolicySpec) -> Iterator[Metric]:
-    """All that a policy names, in defaults, gates and templates."""
+    """All metrics of a policy, in defaults, gates and templates."""
     if spec.defaults is not None and spec.defaults.analysis is not None:
         yield from spec.defaults.analysis.metrics or ()
     if spec.gates is not None:
@@ -280,44 +278,43 @@ def _metrics(spec: RolloutPolicySpec) -> Iterator[Metric]:
 
 
 def spec_in_force(spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The spec of a ModelDeployment, on the wire, with what policies say where spec.rollout leaves
-    a field out.
-    """
+    """The spec of a ModelDeployment, in wire form, with the policies' defaults in spec.rollout."""
     return {**spec, "rollout": effective(spec.get("rollout") or {}, defaults)} if defaults else spec
 
 
 def effective(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """spec.rollout with what policies say where it leaves a field out; a bake or a deadline that is
-    shorter than theirs is as long as theirs.
+    """spec.rollout with the policies' defaults; a bake or deadline shorter than theirs is raised to
+    theirs.
     """
-    found = with_defaults(given, {k: v for k, v in defaults.items() if k not in _BOUNDS})
+    filled = with_defaults(given, {k: v for k, v in defaults.items() if k not in _BOUNDS})
     for key, bound, unless_said in (
         ("bake", "bake", None),
         ("progressDeadline", "minProgressDeadline", _DEADLINE),
     ):
-        own, least = found.get(key, unless_said), defaults.get(bound)
-        with contextlib.suppress(ValueError):  # what is no duration is told by the API's own check
+        own, least = filled.get(key, unless_said), defaults.get(bound)
+        # the API's own validation reports an invalid duration
+        with contextlib.suppress(ValueError):
             if isinstance(own, str) and least is not None and seconds(own) < seconds(least):
-                found[key] = least
-    return found
+                filled[key] = least
+    return filled
 
 
 def with_defaults(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """``given`` with the fields that it leaves out taken from ``defaults``, object by object; lists
     are taken whole.
     """
-    found = dict(given)
+    filled = dict(given)
     for key, value in defaults.items():
-        if isinstance(value, Mapping) and isinstance(found.get(key, {}), Mapping):
-            found[key] = with_defaults(found.get(key) or {}, value)
-        elif found.get(key) is None:
-            found[key] = value
-    return found
+        if isinstance(value, Mapping) and isinstance(filled.get(key, {}), Mapping):
+            filled[key] = with_defaults(filled.get(key) or {}, value)
+        elif filled.get(key) is None:
+            filled[key] = value
+    return filled
 
 
 def active_freeze(rules: Rules, now: datetime) -> Freeze | None:
-    """The freeze that is in force, until the end of the last window of those that follow one
-    another; None when there is none.
+    """The freeze in force, until the end of the last window of an unbroken chain; None if there is
+    none.
     """
     if rules.broken:
         name, why = rules.broken[0]
@@ -337,23 +334,21 @@ def active_freeze(rules: Rules, now: datetime) -> Freeze | None:
         return None
     why = f" ({reason})" if reason else ""
     return Freeze(
-        until, f"RolloutPolicy {policy} freezes rollouts until {_told(until)}{why}; rollbacks and aborts work"
+        until, f"RolloutPolicy {policy} freezes rollouts until {_utc(until)}{why}; rollbacks and aborts work"
     )
 
 
 def _moment(text: str) -> datetime:
-    """Whoever writes 9999 means for ever: that is the end of the millennium here, to which every
-    zone and duration can be added.
-    """
+    """The time, bounded so that any zone and duration can be added: a year 9999 means for ever."""
     return min(max(datetime.fromisoformat(text), _FIRST), _LAST)
 
 
-def _told(at: datetime) -> str:
+def _utc(at: datetime) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _end(window: FreezeWindow, now: datetime) -> datetime | None:
-    """When the window that holds ``now`` ends; None when it does not hold it."""
+    """When the window ends, if ``now`` lies in it."""
     if window.schedule is None:
         assert window.start is not None and window.end is not None
         first, last = _moment(window.start), _moment(window.end)
@@ -362,26 +357,25 @@ def _end(window: FreezeWindow, now: datetime) -> datetime | None:
     begun: datetime | None = _last(
         window.schedule, window.timezone, now.astimezone(UTC).replace(second=0, microsecond=0)
     )
-    # In UTC: the difference of two local times would leave out the hour that summer time takes or
-    # gives.
+    # In UTC: the difference of two local times ignores a change to or from summer time.
     end = begun + timedelta(seconds=seconds(window.duration)) if begun else None
     return end if end is not None and now < end else None
 
 
-# asked for by every pass of every rollout, and the same for a minute
+# every pass of every rollout needs it, and it changes once a minute
 @functools.lru_cache(maxsize=1024)
 def _last(schedule: str, timezone: str, minute: datetime) -> datetime | None:
-    """The latest time of the schedule up to and with that minute."""
+    """The latest time of the schedule up to and including that minute."""
     local = (minute + timedelta(seconds=1)).astimezone(ZoneInfo(timezone))
-    found: datetime | None = next(CronSim(schedule, local, reverse=True), None)
-    if found is None:
+    latest: datetime | None = next(CronSim(schedule, local, reverse=True), None)
+    if latest is None:
         return None
-    # Backwards CronSim takes the hour that the end of summer time repeats for one: forwards again,
-    # to what it skipped.
+    # Backwards, CronSim merges the hour that the end of summer time repeats: go forwards again to
+    # the times that it skipped.
     later: datetime
-    for later in CronSim(schedule, found):
+    for later in CronSim(schedule, latest):
         # in UTC: local times of one zone compare without regard to the repeated hour
         if later.astimezone(UTC) > minute:
             break
-        found = later
-    return found.astimezone(UTC)
+        latest = later
+    return latest.astimezone(UTC)

@@ -1,6 +1,4 @@
-"""What a rollout may do with the slot that it holds: as many pods as its GPUs are for, and for as
-long as the policy says.
-"""
+"""What a slot allows a rollout: as many pods as its GPUs cover, for as long as the policy says."""
 
 from __future__ import annotations
 
@@ -15,32 +13,32 @@ TOO_LONG = "SlotHeldTooLong"
 
 
 def slot_of(s: Snapshot) -> SlotStatus | None:
-    """The slot that the rollout in flight holds."""
+    """The slot of the rollout in flight."""
     rollout = s.status.rollout
     return rollout.slot if rollout is not None and in_flight(rollout) and rollout.queue is None else None
 
 
 def gpus_requested(s: Snapshot) -> int:
-    """GPUs for all replicas that spec asks for now."""
+    """GPUs of all replicas in spec."""
     return sum(gpus_of_spec(s.spec).values()) if s.spec is not None else 0
 
 
 def gpu_limits(s: Snapshot) -> list[Limit]:
-    """Those that the slot counts for."""
+    """The limits that count GPUs."""
     return [limit for limit in s.rules.limits if limit.gpus is not None]
 
 
 def pods_covered_by_slot(s: Snapshot) -> int | None:
-    """Pods that the slot has GPUs for; None where none are counted."""
+    """Pods that the slot's GPUs cover; None if no limit counts GPUs."""
     slot = slot_of(s)
     each = sum(gpus_of_pod(s.spec).values()) if s.spec is not None else 0
     return max(1, slot.gpus // each) if slot is not None and each and gpu_limits(s) else None
 
 
 def waiting_replicas(s: Snapshot) -> Problem | None:
-    """Replicas that wait, because they were asked for after the slot was taken."""
-    slot, held = slot_of(s), pods_covered_by_slot(s)
-    if s.spec is None or slot is None or held is None or s.spec.serving.replicas <= held:
+    """Why replicas wait that were added after the slot was taken."""
+    slot, covered = slot_of(s), pods_covered_by_slot(s)
+    if s.spec is None or slot is None or covered is None or s.spec.serving.replicas <= covered:
         return None
     policies = ", ".join(limit.policy for limit in gpu_limits(s))
     text = (
@@ -54,7 +52,7 @@ def waiting_replicas(s: Snapshot) -> Problem | None:
 
 
 def held_too_long(s: Snapshot, now: datetime) -> Problem | None:
-    """Why the slot is to be given up."""
+    """Why the rollout has to release its slot."""
     slot = slot_of(s)
     if slot is None:
         return None
@@ -69,6 +67,6 @@ def held_too_long(s: Snapshot, now: datetime) -> Problem | None:
     )
     return Problem(
         TOO_LONG,
-        f"{text}, so others come now: say retry once it can go through in that time, or have the policy"
-        " raised",
+        f"{text}, so others are next: retry once it can finish in that time, or have the policy raise the"
+        " limit",
     )

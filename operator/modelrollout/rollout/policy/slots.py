@@ -1,5 +1,5 @@
-"""Slots of a RolloutPolicy: who holds them, and whose turn it is. The Leases are
-``controller.lookups.slots``'s.
+"""Slots of a RolloutPolicy: which rollouts have one, and which is next.
+``controller.lookups.slots`` keeps them as Leases.
 """
 
 from __future__ import annotations
@@ -13,60 +13,58 @@ from modelrollout.rollout.snapshot import Slot
 
 @dataclass(frozen=True)
 class SlotRequest:
-    """A ModelDeployment's rollout: ``holder`` is namespace/name/uid, ``rollout`` the start of the
-    rollout.
-    """
+    """A rollout that needs a slot. ``holder``: namespace/name/uid; ``rollout``: its start."""
 
     holder: str
     rollout: str
     gpus: int
 
     @property
-    def told(self) -> str:
+    def display_name(self) -> str:
         """Namespace and name."""
         return self.holder.rpartition("/")[0]
 
 
 @dataclass(frozen=True)
 class TakenSlot:
-    """A slot that is taken. ``version``: the Lease's resourceVersion, by which those who took slots
-    can be ordered: it grows with every write.
+    """A taken slot. ``version``: the Lease's resourceVersion, which grows with every write and so
+    orders the slots.
     """
 
     index: int
     claim: SlotRequest
     version: int
-    ended: bool  # by all that is known here, the rollout that holds it is over
+    ended: bool  # its rollout is over, as far as this operator knows
 
 
-def is_within_limit(limit: Limit, held: Sequence[TakenSlot], mine: TakenSlot) -> bool:
+def is_within_limit(limit: Limit, taken: Sequence[TakenSlot], mine: TakenSlot) -> bool:
     """Whether ``mine`` is within the limit, counted in the order in which the slots were taken.
 
-    Two leaders (one of them late) may take two slots at the same time, when the limit was lowered
-    or the GPUs do not suffice for both. The list that each reads afterwards holds its own slot and
-    all that were taken before, so that the later one sees that it is over the limit.
+    Two leaders (one of them outdated) may take slots at the same time although there is room for
+    one. The list that each reads afterwards has its own slot and all earlier ones, so the later one
+    sees that it is over the limit.
     """
-    before = [h for h in held if h.version <= mine.version]
+    before = [h for h in taken if h.version <= mine.version]
     if limit.rollouts is not None and len(before) > limit.rollouts:
         return False
     return limit.gpus is None or sum(h.claim.gpus for h in before) <= limit.gpus
 
 
 def standing(
-    limit: Limit, held: Sequence[TakenSlot], queue: Sequence[SlotRequest], mine: SlotRequest
+    limit: Limit, taken: Sequence[TakenSlot], queue: Sequence[SlotRequest], mine: SlotRequest
 ) -> Slot:
-    """How ``mine`` stands with the limit. ``queue``: all that wait for a slot of this policy,
-    longest first.
+    """Where ``mine`` is in the queue of the limit. ``queue``: all that wait for a slot of this
+    policy, longest first.
 
-    Nobody overtakes: a small rollout does not slip past a large one that waits for GPUs, or that
-    would wait for ever. One that asks for more GPUs than there are for all together (the limit was
-    lowered meanwhile) has no turn, and nobody waits behind it.
+    A small rollout does not overtake a large one that waits for GPUs, or the large one could wait
+    for ever. One that needs more GPUs than the limit has in all (it was lowered) is never next, and
+    blocks no one.
     """
-    own = next((h for h in held if (h.claim.holder, h.claim.rollout) == (mine.holder, mine.rollout)), None)
-    holders = tuple(sorted(h.claim.told for h in held if h is not own and not h.ended))
+    own = next((h for h in taken if (h.claim.holder, h.claim.rollout) == (mine.holder, mine.rollout)), None)
+    holders = tuple(sorted(h.claim.display_name for h in taken if h is not own and not h.ended))
     if own is not None:
-        return Slot(limit.policy, is_within_limit(limit, held, own), False, 1, 1, holders, own.claim.gpus)
-    working = [h for h in held if not h.ended]
+        return Slot(limit.policy, is_within_limit(limit, taken, own), False, 1, 1, holders, own.claim.gpus)
+    working = [h for h in taken if not h.ended]
     waiting = [
         c
         for c in queue
@@ -83,24 +81,24 @@ def standing(
 
 
 def standing_enlarged(
-    limit: Limit, held: Sequence[TakenSlot], queue: Sequence[SlotRequest], mine: SlotRequest
+    limit: Limit, taken: Sequence[TakenSlot], queue: Sequence[SlotRequest], mine: SlotRequest
 ) -> Slot:
-    """How a rollout that holds a slot stands with the GPUs that it asks for by now: ``turn`` where
-    its slot may count them all.
+    """Where a rollout with a slot is in the queue for more GPUs: ``turn`` if its slot may count
+    them all.
 
-    Who waits for a slot goes first, as everywhere. ``held`` is False where the slot is beyond the
-    limit: another one grew at the same time.
+    Rollouts that wait for a slot go first. ``held`` is False if the slot is beyond the limit,
+    because another one grew at the same time.
     """
-    own = next((h for h in held if (h.claim.holder, h.claim.rollout) == (mine.holder, mine.rollout)), None)
+    own = next((h for h in taken if (h.claim.holder, h.claim.rollout) == (mine.holder, mine.rollout)), None)
     if own is None:
         return Slot(limit.policy, False)
-    others = [h for h in held if h is not own and not h.ended]
+    others = [h for h in taken if h is not own and not h.ended]
     waiting = [c for c in queue if limit.gpus is None or c.gpus <= limit.gpus]
     room = limit.gpus is None or (not waiting and sum(h.claim.gpus for h in others) + mine.gpus <= limit.gpus)
-    holders = tuple(sorted(h.claim.told for h in others))
+    holders = tuple(sorted(h.claim.display_name for h in others))
     return Slot(
         limit.policy,
-        is_within_limit(limit, held, own),
+        is_within_limit(limit, taken, own),
         room and own.claim.gpus < mine.gpus,
         holders=holders,
         gpus=own.claim.gpus,

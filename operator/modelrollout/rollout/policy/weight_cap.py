@@ -1,4 +1,4 @@
-"""What mandatory metrics hold: no weight rises beyond the first without their verdict
+"""The cap of mandatory metrics: no weight rises beyond the first without their verdict
 (``rollout.policy.mandatory_metrics``), whatever a stage has decided.
 """
 
@@ -17,10 +17,10 @@ DEMANDED = "MetricsDemanded"
 
 
 def cap_unproven_weight(s: Snapshot, move: Transition, now: datetime) -> Transition:
-    """The move, or the weight that was reached, judged on, where the move would go beyond it
-    unproven.
+    """The transition; or the weight that was reached, judged further, if the transition would
+    exceed it unproven.
 
-    One place for all strategies, so that no stage can forget it.
+    This is the one place for all strategies, so that no stage can forget it.
     """
     why = unproven_weight(s, move.status)
     before = s.status.rollout
@@ -28,11 +28,11 @@ def cap_unproven_weight(s: Snapshot, move: Transition, now: datetime) -> Transit
         return move
     by_hand = move.status.handled_verbs != s.status.handled_verbs
     last = before.history[-1] if before.history else None
-    # a pause step came between, in which steps may have been edited
+    # a pause step lies between, during which the steps may have been edited
     if last is not None and last.reason == "PromotedByUser":
         by_hand = by_hand or weight(move.status) <= (last.next_weight or 0)
     if before.stage == "Shadow" and before.shadow is not None:
-        # it was said when the mirror still had to be taken out
+        # a person promoted it while the mirror still had to be removed
         by_hand = by_hand or before.shadow.promoted is not None
     if by_hand:
         return Transition(

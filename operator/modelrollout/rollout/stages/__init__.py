@@ -1,34 +1,34 @@
 """One file for each stage: a function from a snapshot to the next state, or to waiting for
-something named.
+something named, and a ``StageSpec`` with everything else that differs between stages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime
+from typing import Any
 
 from modelrollout.api.v1alpha1 import Stage
-from modelrollout.rollout.plan import Transition
-from modelrollout.rollout.snapshot import Snapshot
-from modelrollout.rollout.stages.bake import bake
-from modelrollout.rollout.stages.canary import canary
-from modelrollout.rollout.stages.evaluate import evaluate
-from modelrollout.rollout.stages.prepare import prepare
-from modelrollout.rollout.stages.promote import promote, revert
-from modelrollout.rollout.stages.provision import provision
-from modelrollout.rollout.stages.resolve import resolve
-from modelrollout.rollout.stages.shadow import shadow
-from modelrollout.rollout.stages.tune import tune
+from modelrollout.rollout.stages.bake import BAKE
+from modelrollout.rollout.stages.canary import CANARY
+from modelrollout.rollout.stages.evaluate import EVALUATE
+from modelrollout.rollout.stages.prepare import PREPARE
+from modelrollout.rollout.stages.promote import PROMOTE, REVERT
+from modelrollout.rollout.stages.provision import PROVISION
+from modelrollout.rollout.stages.resolve import RESOLVE
+from modelrollout.rollout.stages.shadow import SHADOW
+from modelrollout.rollout.stages.spec import StageSpec
+from modelrollout.rollout.stages.tune import TUNE
 
-STAGES: dict[Stage, Callable[[Snapshot, datetime], Transition]] = {
-    "Resolve": resolve,
-    "Prepare": prepare,
-    "Tune": tune,
-    "Provision": provision,
-    "Evaluate": evaluate,
-    "Shadow": shadow,
-    "Canary": canary,
-    "Promote": promote,
-    "Bake": bake,
-    "Revert": revert,
-}
+# In the order of a rollout; Revert instead of what is left.
+_SPECS: tuple[StageSpec[Any], ...] = (
+    RESOLVE,
+    PREPARE,
+    TUNE,
+    PROVISION,
+    EVALUATE,
+    SHADOW,
+    CANARY,
+    PROMOTE,
+    BAKE,
+    REVERT,
+)
+STAGES: dict[Stage, StageSpec[Any]] = {spec.name: spec for spec in _SPECS}

@@ -1,5 +1,5 @@
-"""evaluate: golden data once through the served Triton at 0 % traffic, paired with stable: the
-authoritative gate.
+"""evaluate: sends golden data through the served model at 0 % traffic, paired with stable; this is
+the authoritative gate.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from datetime import datetime
 from modelrollout.api.v1alpha1 import EvaluationEvidence
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.requirements import golden_violation
-from modelrollout.rollout.snapshot import Snapshot
 from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
 from modelrollout.rollout.stages.next_stage import after_evaluate
+from modelrollout.rollout.stages.spec import StageSpec
 from modelrollout.rollout.stages.waiting import wait_or_fail
 from modelrollout.rollout.transitions import change, fail
+from modelrollout.rollout.views import InFlight
 
 
-def evaluate(s: Snapshot, now: datetime) -> Transition:
-    """Judge the golden answers, then go on."""
-    assert s.spec is not None and s.status.rollout is not None
+def evaluate(s: InFlight, now: datetime) -> Transition:
+    """The shadow or the trial once the Job's verdict is Successful; Rejected otherwise."""
     if (
         s.status.stable is None
-        and s.status.rollout.mode == "Update"
+        and s.rollout.mode == "Update"
         and (problem := golden_violation(s.rules, s.spec))
     ):
         return wait_or_fail(s, now, problem, "golden data")
@@ -47,3 +47,15 @@ def _event(evidence: EvaluationEvidence) -> Event:
     return Event(
         "Evaluated", f"golden accuracy {evidence.accuracy or 0:.4f}{against} on {evidence.samples} samples"
     )
+
+
+EVALUATE = StageSpec(
+    "Evaluate",
+    evaluate,
+    InFlight,
+    phase="Evaluating",
+    doing="golden data is being sent through the served model",
+    then="the canary begins",
+    condition="Evaluated",
+    watched=True,
+)

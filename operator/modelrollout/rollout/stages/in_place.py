@@ -1,37 +1,36 @@
-"""surge InPlace: where the pods of a new revision find no GPU, stable gives up some of its own,
-down to a floor that spec states.
+"""surge InPlace: where the pods of a new revision find no GPU, stable releases some of its own,
+down to the floor in spec.
 
-Nothing is given up on a guess: only when the scheduler has said that a pod of the new revision fits
-nowhere.
+Stable releases nothing on a guess: only after the scheduler reported that a pod of the new revision
+fits on no node.
 """
 
 from __future__ import annotations
 
 from modelrollout.api.v1alpha1 import InPlaceStatus
-from modelrollout.rollout.desired import replicas_with_traffic
-from modelrollout.rollout.in_place import canary_room, stable_floor
+from modelrollout.rollout.desired.pods import canary_room, replicas_with_traffic, stable_floor
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.snapshot import Snapshot, baseline
+from modelrollout.rollout.snapshot import baseline
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from modelrollout.rollout.transitions import change
+from modelrollout.rollout.views import InFlight
 
-LACKS = frozenset({"Unschedulable", "InsufficientGPU"})
+UNSCHEDULABLE = frozenset({"Unschedulable", "InsufficientGPU"})
 
 
-def release_stable_pods(s: Snapshot) -> Transition | None:
-    """Take turns on the GPUs; None where nothing lacks, or where there is nothing (more) to give.
+def release_stable_pods(s: InFlight) -> Transition | None:
+    """Take turns on the GPUs; None if no GPU is missing, or if stable has no more to release.
 
-    Two steps: first the new revision asks for no more than it needs, and only if that does not fit
-    either does stable give up that many.
+    Two steps: first the new revision is reduced to what it needs, and only if that does not fit
+    either does stable release as many pods.
     """
-    rollout, stable = s.status.rollout, baseline(s)
-    assert s.spec is not None and rollout is not None
+    rollout, stable = s.rollout, baseline(s)
     server, at = s.server(rollout.revision), rollout.in_place
     if (
         s.spec.serving.surge != "InPlace"
         or stable is None
         or server.problem is None
-        or server.problem.reason not in LACKS
+        or server.problem.reason not in UNSCHEDULABLE
     ):
         return None
     least = stable_floor(s.spec)
@@ -44,19 +43,20 @@ def release_stable_pods(s: Snapshot) -> Transition | None:
             f" {canary_room(s.spec)}, stable keeps at least {least} of {of}"
         )
         return Transition(
-            change(s.status, in_place=InPlaceStatus(of=of, keeps=of)),
+            change(s.status, in_place=InPlaceStatus(previous_stable_replicas=of, stable_replicas=of)),
             (Event("InPlace", text),),
             CHECK_SECONDS,
         )
     wanted = replicas_with_traffic(s)[rollout.revision or ""]
-    keeps = max(least, at.of - wanted)
-    if server.desired_replicas != wanted or keeps >= at.keeps:
+    keeps = max(least, at.previous_stable_replicas - wanted)
+    if server.desired_replicas != wanted or keeps >= at.stable_replicas:
         return None
     text = (
-        f"stable {stable.revision} keeps {keeps} of {at.of} pods, the others make room for {rollout.revision}"
+        f"stable {stable.revision} keeps {keeps} of {at.previous_stable_replicas} pods and releases the"
+        f" others for {rollout.revision}"
     )
     return Transition(
-        change(s.status, in_place=at.model_copy(update={"keeps": keeps})),
+        change(s.status, in_place=at.model_copy(update={"stable_replicas": keeps})),
         (Event("InPlace", text),),
         CHECK_SECONDS,
     )

@@ -1,47 +1,46 @@
-"""What comes after a stage that a spec may leave out."""
+"""What follows a stage, or a step, whose successor depends on spec."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Shadow, ShadowStatus
-from modelrollout.rollout.snapshot import Snapshot, baseline, stamp
-from modelrollout.rollout.stages.canary import begin_trial
-from modelrollout.rollout.transitions import change, enter
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Shadow, ShadowStatus, StepStatus
+from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout.desired.pods import has_pods_for
+from modelrollout.rollout.policy.mandatory_metrics import steps_of
+from modelrollout.rollout.snapshot import baseline, rollout_of, shadow_of, stamp, step_of
+from modelrollout.rollout.transitions import at_step, change, enter
+from modelrollout.rollout.views import Specified
 
 
-def after_evaluate(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
-    """To the shadow, if the spec asks for one and there is somebody to compare with."""
-    assert s.spec is not None
+def after_evaluate(s: Specified, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
+    """The shadow, if spec requests one and there is a baseline; otherwise the trial."""
     if s.spec.rollout.shadow is None or baseline(s) is None:
         return begin_trial(s, status, now)
     return in_shadow(
         enter(status, "Shadow", now),
         "Starting",
         now,
-        outputs=outputs_of(s.spec.rollout.shadow),
+        outputs_hash=outputs_of(s.spec.rollout.shadow),
         mirror=s.mirror.way,
     )
 
 
-def after_shadow(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
-    """To the first step of the trial, or past all steps if somebody said so. Nothing of the mirror
-    is needed any more.
-    """
-    assert status.rollout is not None and status.rollout.shadow is not None
-    left = change(status, shadow=status.rollout.shadow.model_copy(update={"mirror": None}))
-    return (
-        enter(left, "Promote", now) if status.rollout.shadow.promoted == "Full" else begin_trial(s, left, now)
-    )
+def after_shadow(s: Specified, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
+    """The trial, or promotion if a person skipped all steps. The mirror is released."""
+    shadow = shadow_of(status)
+    left = change(status, shadow=shadow.model_copy(update={"mirror": None}))
+    return enter(left, "Promote", now) if shadow.promoted == "Full" else begin_trial(s, left, now)
 
 
 def in_shadow(
     status: ModelDeploymentStatus, phase: str, now: datetime, **changes: object
 ) -> ModelDeploymentStatus:
     """Go to a phase of the shadow."""
-    assert status.rollout is not None
-    before = status.rollout.shadow.model_dump() if status.rollout.shadow else {}
+    shadow = rollout_of(status).shadow
+    before = shadow.model_dump() if shadow else {}
     return change(
         status,
         shadow=ShadowStatus.model_validate(before | {"phase": phase, "since": stamp(now)} | changes),
@@ -51,5 +50,65 @@ def in_shadow(
 
 
 def outputs_of(shadow: Shadow) -> str:
-    """Names how answers are compared."""
+    """Hash of the tolerances under which answers are compared."""
     return names.short_hash([o.wire() for o in shadow.outputs or ()])
+
+
+def begin_trial(s: Specified, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
+    """The first step of the strategy; promotion if there is no baseline, or if the first step
+    already has all traffic.
+    """
+    first = steps_of(s)[0]
+    if baseline(s) is None or first.weight == 100:
+        return enter(status, "Promote", now, paused_by_user=None)
+    entered = status if rollout_of(status).stage == "Canary" else enter(status, "Canary", now)
+    return at_step(
+        entered,
+        0,
+        first.weight or 0,
+        now,
+        strategy=stepping.strategy_of(s.spec.rollout),
+        pause=first.pause is not None,
+    )
+
+
+def advance(
+    s: Specified,
+    status: ModelDeploymentStatus,
+    position: stepping.Position,
+    now: datetime,
+    override: str | None = None,
+) -> ModelDeploymentStatus:
+    """The next step, or promotion after the last one. Callers hold a Successful verdict or an
+    override (invariant 1).
+    """
+    before, steps = step_of(status), steps_of(s)
+    if before.strategy != stepping.strategy_of(s.spec.rollout):
+        return begin_trial(s, status, now)
+    index = stepping.next_index(steps, position)
+    if index is None:
+        return enter(status, "Promote", now, paused_by_user=None)
+    step = steps[index]
+    moved = at_step(
+        status,
+        index,
+        step.weight or before.weight,
+        now,
+        strategy=before.strategy,
+        pause=step.pause is not None,
+        override=override,
+    )
+    return moved if override else _judged_meanwhile(s, moved, before)
+
+
+def _judged_meanwhile(
+    s: Specified, status: ModelDeploymentStatus, before: StepStatus
+) -> ModelDeploymentStatus:
+    """Keeps the previous step's counts while the pods for the next weight are missing: they may
+    take hours, and requests keep coming at the previous weight.
+    """
+    step = step_of(status)
+    if step.phase != "Shifting" or step.previous_weight == 0 or has_pods_for(replace(s, status=status), step):
+        return status
+    kept = {"metrics": before.metrics, "measured": before.measured, "observed_since": before.observed_since}
+    return change(status, step=step.model_copy(update=kept))

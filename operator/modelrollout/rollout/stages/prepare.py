@@ -17,20 +17,23 @@ from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.results import Search, TaskResult
 from modelrollout.rollout.compatibility import interface_change, served_interface
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.snapshot import Problem, Snapshot, baseline, stamp
+from modelrollout.rollout.snapshot import Problem, baseline, stamp
 from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
 from modelrollout.rollout.stages.provision import queued
+from modelrollout.rollout.stages.spec import StageSpec
 from modelrollout.rollout.stages.tune import is_wanted
 from modelrollout.rollout.stages.waiting import wait, wait_or_fail
 from modelrollout.rollout.transitions import change, enter, fail
+from modelrollout.rollout.views import InFlight
 
 _TOGETHER = "PreparedTogether"
 
 
-def prepare(s: Snapshot, now: datetime) -> Transition:
-    """Go on with the artifact that the Job published, or that this revision has already."""
-    rollout = s.status.rollout
-    assert rollout is not None
+def prepare(s: InFlight, now: datetime) -> Transition:
+    """Tune or Provision with the artifact that the Job published, or that the revision already
+    has.
+    """
+    rollout = s.rollout
     revision = s.revision(rollout.revision)
     if revision is None:
         return wait_or_fail(s, now, None, "the ModelRevision")
@@ -45,7 +48,7 @@ def prepare(s: Snapshot, now: datetime) -> Transition:
                 now,
                 replace(
                     shared.refused,
-                    message=f"{shared.refused.message} (the same work was done for {shared.by})",
+                    message=f"{shared.refused.message} (ModelDeployment {shared.by} did the same work)",
                 ),
                 taken,
             )
@@ -53,15 +56,15 @@ def prepare(s: Snapshot, now: datetime) -> Transition:
             s,
             taken,
             now,
-            Event("Prepared", f"taken from ModelDeployment {shared.by}, which asked for the same"),
+            Event("Prepared", f"reused from ModelDeployment {shared.by}, which requested the same"),
         )
     if shared.by is not None:
         text = (
-            f"ModelDeployment {shared.by} asks for the very same; its prepare Job works for both, and what"
-            " comes of it is taken here"
+            f"ModelDeployment {shared.by} requests the same; its prepare Job works for both, and its"
+            " result is reused here"
         )
         return wait(s, Problem(_TOGETHER, text), latest=True)
-    # its own turn has come: how long it waited for another counts for no deadline of its own
+    # It works itself now: the time it waited for another one counts for no deadline.
     if rollout.reason == _TOGETHER:
         return Transition(enter(s.status, "Prepare", now))
     if work.state == "Running" or work.state == "Absent":
@@ -76,10 +79,9 @@ def prepare(s: Snapshot, now: datetime) -> Transition:
     return _onward(s, evidence, now, _gate_event(evidence))
 
 
-def _onward(s: Snapshot, artifact: ArtifactEvidence, now: datetime, *events: Event) -> Transition:
-    """To the model servers, if clients of stable could use them."""
-    rollout = s.status.rollout
-    assert rollout is not None
+def _onward(s: InFlight, artifact: ArtifactEvidence, now: datetime, *events: Event) -> Transition:
+    """Tune or Provision, if clients of stable could use the new version."""
+    rollout = s.rollout
     if rollout.mode == "Update":
         if problem := interface_change(s, artifact.interface):
             rejected = change(
@@ -88,17 +90,17 @@ def _onward(s: Snapshot, artifact: ArtifactEvidence, now: datetime, *events: Eve
             return Transition(rejected, (*events, Event(problem.reason, problem.message, "Warning")))
         if baseline(s) is not None and (artifact.interface is None or served_interface(s) is None):
             text = (
-                "inputs and outputs were not compared with those of stable: an older operator prepared one of"
-                " the two"
+                "inputs and outputs were not compared with those of stable, since an older operator prepared"
+                " one of the two"
             )
             events = (*events, Event("SignatureUnknown", text))
     following: Stage = "Tune" if is_wanted(s) else "Provision"
     return Transition(enter(s.status, following, now, artifact=artifact, queue=queued(s, now)), events)
 
 
-def _rejected(s: Snapshot, now: datetime, problem: Problem, evidence: ArtifactEvidence | None) -> Transition:
-    """By the gate. The evidence stays readable; the artifact itself was not published, so there is
-    no digest to serve.
+def _rejected(s: InFlight, now: datetime, problem: Problem, evidence: ArtifactEvidence | None) -> Transition:
+    """Refused by the gate. The evidence stays readable; the artifact was not published, so it has
+    no digest.
     """
     rejected = fail(s.status, now, "Rejected", problem.reason, problem.message)
     if evidence:
@@ -137,9 +139,9 @@ def _evidence(result: TaskResult, now: datetime) -> ArtifactEvidence:
     )
 
 
-def _search(found: Search) -> SearchEvidence:
-    points = [SearchPoint(**point._asdict()) for point in found.points]
-    return SearchEvidence(**found.model_dump(exclude={"points"}), points=points)
+def _search(search: Search) -> SearchEvidence:
+    points = [SearchPoint(**point._asdict()) for point in search.points]
+    return SearchEvidence(**search.model_dump(exclude={"points"}), points=points)
 
 
 def _gate_event(evidence: ArtifactEvidence) -> Event:
@@ -151,3 +153,14 @@ def _gate_event(evidence: ArtifactEvidence) -> Event:
         return Event("Prepared", f"{size}, no gate")
     metrics = ", ".join(f"{m.name} {m.before:.4f} -> {m.after:.4f}" for m in evidence.metrics)
     return Event("Prepared", f"{size}, {metrics} on {evidence.samples} samples")
+
+
+PREPARE = StageSpec(
+    "Prepare",
+    prepare,
+    InFlight,
+    phase="Preparing",
+    doing="the model is being fetched, verified and optimized",
+    then="its servers start",
+    condition="Prepared",
+)

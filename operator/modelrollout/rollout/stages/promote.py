@@ -5,29 +5,29 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from modelrollout.api.v1alpha1 import Outcome
-from modelrollout.rollout.desired import has_all_pods, scaling_problem
+from modelrollout.api.v1alpha1 import Outcome, RolloutStatus
+from modelrollout.rollout.desired.pods import has_all_pods, scaling_problem
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.snapshot import NOT_READY, Snapshot, baseline, since
 from modelrollout.rollout.stages.bake import begin_bake
-from modelrollout.rollout.stages.canary import handle_inconclusive, interval, proven_worse
 from modelrollout.rollout.stages.in_place import release_stable_pods
+from modelrollout.rollout.stages.judging import handle_inconclusive, interval, proven_worse
+from modelrollout.rollout.stages.spec import StageSpec
 from modelrollout.rollout.stages.waiting import remaining, wait
 from modelrollout.rollout.transitions import enter, retire, succeed
+from modelrollout.rollout.views import AtStep, InFlight
 
 
-def promote(s: Snapshot, now: datetime) -> Transition:
-    """Bring the revision to its full size, then give it everything; it becomes stable (or bakes)
+def promote(s: InFlight, now: datetime) -> Transition:
+    """Bring the revision to its full size, then give it all traffic; it becomes stable (or bakes)
     once the data plane has taken that up.
     """
-    rollout = s.status.rollout
-    assert rollout is not None and s.spec is not None
     if s.status.stable is not None and not has_all_pods(s):
-        return _waits_for_pods(s, now)
-    server = s.server(rollout.revision)
+        return _scaling_up(s, now)
+    rollout, server = s.rollout, s.server(s.rollout.revision)
     if server.ready == 0:
         return wait(s, server.problem or NOT_READY, 5.0)
-    if (left := _until_taken_up(s, now)) > 0:
+    if (left := _until_taken_up(s, rollout, now)) > 0:
         return wait(s, s.traffic.problem, left)
     proven = rollout.mode == "Rollback" and rollout.proven
     if s.spec.rollout.bake is not None and baseline(s) is not None and not proven:
@@ -42,38 +42,36 @@ def promote(s: Snapshot, now: datetime) -> Transition:
     )
 
 
-def _until_taken_up(s: Snapshot, now: datetime) -> float:
-    """Seconds to wait for the data plane: a gateway accepts a route before its processes have it,
-    and Ready is said when they do.
+def _until_taken_up(s: Snapshot, rollout: RolloutStatus, now: datetime) -> float:
+    """Seconds to wait for the data plane: a gateway accepts a route before its proxies have it."""
+    return max(0.0, s.settle_seconds - since(rollout.since, now)) if s.traffic.programmed else 5.0
+
+
+def _scaling_up(s: InFlight, now: datetime) -> Transition:
+    """The weight of the last step stays until all pods are ready, and the revision is judged on
+    it.
     """
-    assert s.status.rollout is not None
-    return max(0.0, s.settle_seconds - since(s.status.rollout.since, now)) if s.traffic.programmed else 5.0
+    if s.rollout.step is not None:
+        # A pause belongs to the last step: in Promote the rollout would go on by itself once the
+        # pods are ready.
+        back = AtStep.of(replace(s, status=enter(s.status, "Canary", now)))
+        if s.assessment is not None and s.assessment.verdict == "Failed":
+            return proven_worse(back, s.assessment, now)
+        if remaining(s, now) <= 0:
+            why = scaling_problem(s)
+            text = f"not promoted within progressDeadline {s.spec.rollout.progress_deadline}: {why.message}"
+            return handle_inconclusive(back, back.step, why.reason, text, now, may_promote=False)
+    return release_stable_pods(s) or wait(s, scaling_problem(s), min(5.0, interval(s)))
 
 
-def _waits_for_pods(s: Snapshot, now: datetime) -> Transition:
-    """The weight of the last step stays meanwhile, and the revision is judged on it."""
-    rollout = s.status.rollout
-    assert rollout is not None and s.spec is not None
-    found, step = s.assessment, rollout.step
-    # Whoever is to decide is asked in the last step: in Promote the rollout would go on by itself
-    # when the pods come.
-    back = replace(s, status=enter(s.status, "Canary", now))
-    if found is not None and found.verdict == "Failed" and step is not None:
-        return proven_worse(back, found, now)
-    if step is not None and remaining(s, now) <= 0:
-        why = scaling_problem(s)
-        text = f"not promoted within progressDeadline {s.spec.rollout.progress_deadline}: {why.message}"
-        return handle_inconclusive(back, step, why.reason, text, now, may_promote=False)
-    if given := release_stable_pods(s):
-        return given
-    return wait(s, scaling_problem(s), min(5.0, interval(s)))
-
-
-def revert(s: Snapshot, now: datetime) -> Transition:
+def revert(s: InFlight, now: datetime) -> Transition:
     """The rollout has failed once stable has all traffic again, and not before."""
-    rollout = s.status.rollout
-    assert rollout is not None
-    if (left := _until_taken_up(s, now)) > 0:
+    return end_revert(s, s.rollout, now)
+
+
+def end_revert(s: Snapshot, rollout: RolloutStatus, now: datetime) -> Transition:
+    """``revert``, also where spec cannot be read."""
+    if (left := _until_taken_up(s, rollout, now)) > 0:
         return Transition(s.status, requeue_after=left)
     ended = enter(s.status, "Failed", now, reason=rollout.reason, message=rollout.message, step=None)
     event = Event(
@@ -82,3 +80,25 @@ def revert(s: Snapshot, now: datetime) -> Transition:
         "Warning",
     )
     return Transition(retire(ended, rollout.revision, rollout.number, now, s.settle_seconds), (event,))
+
+
+PROMOTE = StageSpec(
+    "Promote",
+    promote,
+    InFlight,
+    phase="Promoting",
+    doing="the revision is getting all traffic",
+    then="it bakes if spec says so, and the old servers go away",
+    condition="Promoted",
+    watched=True,
+    carries_weight=True,
+)
+REVERT = StageSpec(
+    "Revert",
+    revert,
+    InFlight,
+    phase="RollingBack",
+    doing="stable is getting all traffic back",
+    then="the rollout has ended",
+    needs_stable=True,
+)

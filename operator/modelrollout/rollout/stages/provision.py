@@ -1,8 +1,8 @@
 """provision: Triton pods with the model loaded.
 
 GPU use begins here (or in tune, where a version is tuned first), so this is where a rollout waits
-for what a RolloutPolicy limits: it is queued, without pods, until it has its slots. What comes
-before (resolve, prepare) needs no GPU and is not held up. A rollback is never queued.
+for what a RolloutPolicy limits: it is queued, without pods, until it has its slots. Resolve and
+prepare need no GPU and never wait. A rollback is never queued.
 """
 
 from __future__ import annotations
@@ -11,27 +11,26 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, SlotStatus, seconds
-from modelrollout.rollout.desired import replicas_with_traffic
+from modelrollout.rollout.desired.pods import replicas_with_traffic
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.requirements import gpus_of_spec, too_small
 from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.security_bulletins import known_flaws
-from modelrollout.rollout.snapshot import Gpus, Problem, Slot, Snapshot, since, stamp
-from modelrollout.rollout.stages.in_place import LACKS, release_stable_pods
+from modelrollout.rollout.snapshot import Gpus, Problem, Slot, since, stamp
+from modelrollout.rollout.stages.in_place import UNSCHEDULABLE, release_stable_pods
+from modelrollout.rollout.stages.spec import StageSpec
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS, remaining, wait, wait_or_fail
 from modelrollout.rollout.transitions import change, enter, fail
+from modelrollout.rollout.views import InFlight
 
-# each rollout that leaves the queue moves all behind it: further back the place is not told, or
-# that would be many writes
-TOLD_POSITIONS = 10
+# Positions beyond this are not published: every departure moves everyone behind it, at one status
+# write each.
+PUBLISHED_POSITIONS = 10
 
 
-def provision(s: Snapshot, now: datetime) -> Transition:
-    """Go on once every replica that the trial begins with serves the model: a weight never rises on
-    pods that are not there.
-    """
-    rollout = s.status.rollout
-    assert rollout is not None and s.spec is not None
+def provision(s: InFlight, now: datetime) -> Transition:
+    """Evaluate once every replica that the trial begins with serves the model."""
+    rollout = s.rollout
     if rollout.queue is not None:
         return in_queue(s, rollout.queue, now)
     server = s.server(rollout.revision)
@@ -53,7 +52,7 @@ def provision(s: Snapshot, now: datetime) -> Transition:
     ):
         problem = Problem("InsufficientGPU", f"{_numbers(s.gpus)}; {problem.message}")
     limit = s.spec.rollout.unscheduled_deadline
-    if problem is not None and problem.reason in LACKS and limit is not None:
+    if problem is not None and problem.reason in UNSCHEDULABLE and limit is not None:
         left = seconds(limit) - since(rollout.since, now)
         if left <= 0:
             return _unscheduled(s, problem, limit, now)
@@ -63,14 +62,14 @@ def provision(s: Snapshot, now: datetime) -> Transition:
     )
 
 
-def _if_patched(s: Snapshot, policy: str, version: str | None, now: datetime) -> Transition:
+def _if_patched(s: InFlight, policy: str, version: str | None, now: datetime) -> Transition:
     if version is None:
-        asks = "the operator asks GET /v2 of a pod, which a network policy may forbid"
+        asks = "the operator reads GET /v2 of a pod, which a network policy may forbid"
         return wait_or_fail(
             s,
             now,
             None,
-            f"the version of Triton, in which RolloutPolicy {policy} wants no known flaws: {asks}",
+            f"the version of Triton, which RolloutPolicy {policy} requires to have no known flaws: {asks}",
         )
     if problem := known_flaws(version):
         message = f"{problem.message}; RolloutPolicy {policy} demands it"
@@ -81,33 +80,31 @@ def _if_patched(s: Snapshot, policy: str, version: str | None, now: datetime) ->
     return Transition(enter(s.status, "Evaluate", now))
 
 
-def queued(s: Snapshot, now: datetime) -> QueueStatus | None:
-    """The queue that a rollout enters before it is given GPUs; None where nothing limits it."""
-    assert s.spec is not None and s.status.rollout is not None
+def queued(s: InFlight, now: datetime) -> QueueStatus | None:
+    """The queue that a rollout enters before it gets GPUs; None if nothing limits it."""
     gpus = sum(gpus_of_spec(s.spec).values())
     limited = any(limit.concerns(gpus) for limit in s.rules.limits) or active_freeze(s.rules, now) is not None
-    if s.status.rollout.mode == "Rollback" or not (limited or (s.spec.serving.surge == "Wait" and gpus)):
+    if s.rollout.mode == "Rollback" or not (limited or (s.spec.serving.surge == "Wait" and gpus)):
         return None
     return QueueStatus(since=stamp(now), gpus=gpus)
 
 
-def in_queue(s: Snapshot, queue: QueueStatus, now: datetime) -> Transition:
-    """Until no freeze is in force, every slot is ours, and (where spec wants that) the GPUs are
-    free.
+def in_queue(s: InFlight, queue: QueueStatus, now: datetime) -> Transition:
+    """Wait until no freeze is in force, the rollout has every slot, and (with surge Wait) the GPUs
+    are free.
     """
-    assert s.spec is not None and s.status.rollout is not None
     if freeze := active_freeze(s.rules, now):
         return wait(s, Problem("Frozen", freeze.message), min(CHECK_SECONDS, freeze.left(now)))
-    asked = sum(gpus_of_spec(s.spec).values())
-    if asked != queue.gpus:  # replicas were edited or scaled meanwhile
-        return Transition(change(s.status, queue=queue.model_copy(update={"gpus": asked})))
+    gpus = sum(gpus_of_spec(s.spec).values())
+    if gpus != queue.gpus:  # replicas were edited or scaled meanwhile
+        return Transition(change(s.status, queue=queue.model_copy(update={"gpus": gpus})))
     slots = {slot.policy: slot for slot in s.slots}
     for limit in s.rules.limits:
         if problem := too_small(limit, queue.gpus):
             return wait(s, problem)
         slot = slots.get(limit.policy)
         if limit.concerns(queue.gpus) and (slot is None or not slot.held):
-            # the Leases cannot be read: s.write_problem says why
+            # without a slot the Leases cannot be read, and s.write_problem says why
             return _in_line(s, queue, slot) if slot else wait(s)
     events: tuple[Event, ...] = ()
     if s.spec.serving.surge == "Wait" and queue.gpus:
@@ -120,30 +117,32 @@ def in_queue(s: Snapshot, queue: QueueStatus, now: datetime) -> Transition:
         elif s.gpus.free < s.gpus.needed:
             return _short(s, queue, s.gpus, now)
     return Transition(
-        enter(s.status, s.status.rollout.stage, now, queue=None, slot=_slot(s, queue, slots, now)), events
+        enter(s.status, s.rollout.stage, now, queue=None, slot=_slot(s, queue, slots, now)), events
     )
 
 
-def _slot(s: Snapshot, queue: QueueStatus, slots: Mapping[str, Slot], now: datetime) -> SlotStatus | None:
-    """What is held from now on. Replicas may have been edited since the Leases were taken: those
-    count.
+def _slot(s: InFlight, queue: QueueStatus, slots: Mapping[str, Slot], now: datetime) -> SlotStatus | None:
+    """The slot from now on. It counts the GPUs in the Leases, even if replicas were edited
+    since.
     """
     counted = [slots[x.policy].gpus for x in s.rules.limits if x.gpus is not None and x.policy in slots]
     limited = any(limit.concerns(queue.gpus) for limit in s.rules.limits)
     return SlotStatus(since=stamp(now), gpus=min([queue.gpus, *counted])) if limited else None
 
 
-def _in_line(s: Snapshot, queue: QueueStatus, slot: Slot) -> Transition:
+def _in_line(s: InFlight, queue: QueueStatus, slot: Slot) -> Transition:
     if slot.turn:
         return Transition(s.status, requeue_after=CHECK_SECONDS)  # the slot is being taken
-    position = slot.position if slot.position <= TOLD_POSITIONS else None
+    position = slot.position if slot.position <= PUBLISHED_POSITIONS else None
     place = (
         f"{_ordinal(slot.position)} of {slot.waiting}"
         if position
-        else f"more than {TOLD_POSITIONS} are before it"
+        else f"more than {PUBLISHED_POSITIONS} are before it"
     )
-    held = _holders(s.namespace, slot.holders)
-    problem = Problem("WaitingForSlot", f"waiting for a slot of RolloutPolicy {slot.policy}: {place}; {held}")
+    holders = _holders(s.namespace, slot.holders)
+    problem = Problem(
+        "WaitingForSlot", f"waiting for a slot of RolloutPolicy {slot.policy}: {place}; {holders}"
+    )
     moved = wait(s, problem)
     if moved.status is s.status and position == queue.position:
         return moved
@@ -154,8 +153,8 @@ def _in_line(s: Snapshot, queue: QueueStatus, slot: Slot) -> Transition:
 
 
 def _holders(namespace: str, holders: Sequence[str]) -> str:
-    """Who holds the slots; of those in other namespaces how many, for their names are no tenant's
-    business.
+    """The rollouts that have the slots; only a number for other namespaces, whose names a tenant
+    should not see.
     """
     own = [h for h in holders if h.startswith(f"{namespace}/")]
     others = [f"{n} of other namespaces"] if (n := len(holders) - len(own)) else []
@@ -167,17 +166,16 @@ def _ordinal(n: int) -> str:
     return f"{n}{suffix}"
 
 
-def _short(s: Snapshot, queue: QueueStatus, gpus: Gpus, now: datetime) -> Transition:
-    assert s.spec is not None
+def _short(s: InFlight, queue: QueueStatus, gpus: Gpus, now: datetime) -> Transition:
     problem = Problem("InsufficientGPU", _numbers(gpus))
     limit = s.spec.rollout.unscheduled_deadline or s.spec.rollout.progress_deadline
-    if queue.short_since is None:
+    if queue.gpu_shortage_since is None:
         moved = wait(s, problem)
-        told = change(
-            moved.status, queue=queue.model_copy(update={"short_since": stamp(now), "position": None})
+        short = change(
+            moved.status, queue=queue.model_copy(update={"gpu_shortage_since": stamp(now), "position": None})
         )
-        return Transition(told, moved.events, moved.requeue_after)
-    left = seconds(limit) - since(queue.short_since, now)
+        return Transition(short, moved.events, moved.requeue_after)
+    left = seconds(limit) - since(queue.gpu_shortage_since, now)
     if left <= 0:
         return _unscheduled(s, problem, limit, now)
     return wait(s, problem, min(CHECK_SECONDS, left))
@@ -190,8 +188,20 @@ def _numbers(gpus: Gpus) -> str:
     )
 
 
-def _unscheduled(s: Snapshot, problem: Problem, limit: str, now: datetime) -> Transition:
+def _unscheduled(s: InFlight, problem: Problem, limit: str, now: datetime) -> Transition:
     message = f"not scheduled within {limit} (unscheduledDeadline): {problem.message}"
     return Transition(
         fail(s.status, now, "Failed", problem.reason, message), (Event(problem.reason, message, "Warning"),)
     )
+
+
+PROVISION = StageSpec(
+    "Provision",
+    provision,
+    InFlight,
+    phase="Provisioning",
+    doing="the model servers are starting",
+    then="golden data is sent, if there is any, and the canary begins",
+    condition="Provisioned",
+    may_queue=True,
+)

@@ -1,5 +1,5 @@
-"""shadow: the gateway mirrors requests to a comparer, which asks both revisions; clients get
-stable's answers and notice nothing.
+"""shadow: the gateway mirrors requests to a comparer, which sends them to both revisions; clients
+get stable's answers and notice nothing.
 
 The clients' route has the mirror in Mirroring and Observing only. Before that the comparer starts
 and the gateway shows that it would take the mirror up; after that (Leaving, or Revert) the data
@@ -8,155 +8,147 @@ plane gets time to forget it, and only then does anything that it names go away.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus, ShadowStatus, seconds
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus, seconds
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.snapshot import NOT_READY, Assessment, Problem, Snapshot, since, stamp
-from modelrollout.rollout.stages.canary import REWRITE_SECONDS
+from modelrollout.rollout.snapshot import Assessment, Problem, shadow_of, since, stamp
+from modelrollout.rollout.stages.judging import (
+    assessment_of,
+    error_of,
+    error_without_pods,
+    interval,
+    is_outdated,
+    no_verdict,
+    warning,
+)
 from modelrollout.rollout.stages.next_stage import after_shadow, in_shadow, outputs_of
+from modelrollout.rollout.stages.spec import StageSpec
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS, remaining, wait
 from modelrollout.rollout.transitions import SHADOW_STEP, change, cut, revert
+from modelrollout.rollout.views import InShadow
 
 _NO_COMPARER = Problem("ComparerNotReady", "the comparer's pod is not ready yet")
 
 
-def shadow(s: Snapshot, now: datetime) -> Transition:
-    """One phase after the other; an edited spec begins anew, one that asks for no shadow any more
-    leaves.
+def shadow(s: InShadow, now: datetime) -> Transition:
+    """One phase after the other. Edited tolerances start the comparison again; a spec without a
+    shadow leaves it.
     """
-    assert s.spec is not None and s.status.rollout is not None and s.status.rollout.shadow is not None
-    at, wanted = s.status.rollout.shadow, s.spec.rollout.shadow
+    at, wanted = s.shadow, s.spec.rollout.shadow
     if at.phase == "Leaving":
-        return _leaving(s, at, now)
+        return _leaving(s, now)
     if wanted is None:
         return Transition(in_shadow(s.status, "Leaving", now, override="spec asks for no shadow any more"))
-    if at.outputs != outputs_of(wanted):
-        return Transition(
-            in_shadow(
-                s.status,
-                "Starting",
-                now,
-                outputs=outputs_of(wanted),
-                metric=None,
-                measured=None,
-                observed_since=None,
-            )
+    if at.outputs_hash != outputs_of(wanted):
+        restarted = in_shadow(
+            s.status,
+            "Starting",
+            now,
+            outputs_hash=outputs_of(wanted),
+            metric=None,
+            measured=None,
+            observed_since=None,
         )
-    if at.phase == "Paused":
-        # for a cause: only somebody who says promote or abort ends it
+        return Transition(restarted)
+    if at.phase == "Paused":  # for a cause: only a person ends it, with promote or abort
         return Transition(s.status, requeue_after=CHECK_SECONDS)
-    # clients may see it: the mirror goes at once
+    # clients may notice: the mirror goes at once
     if at.phase in ("Mirroring", "Observing") and s.traffic.problem is not None:
         return _inconclusive(s, s.traffic.problem.reason, s.traffic.problem.message, now)
     if at.phase == "Observing":
-        return _observing(s, at, now)
+        return _observing(s, now)
     if remaining(s, now) <= 0:
-        problem = _in_the_way(s, at) or Problem(
+        problem = _obstacle(s) or Problem(
             "MirrorNotTakenUp", s.traffic.message or "the gateway has not taken the mirror up"
         )
-        return _inconclusive(s, problem.reason, _late(s, problem.message), now)
-    return {"Starting": _starting, "Accepted": _accepted, "Mirroring": _mirroring}[at.phase](s, at, now)
+        return _inconclusive(s, problem.reason, no_verdict(s, problem.message), now)
+    return {"Starting": _starting, "Accepted": _accepted, "Mirroring": _mirroring}[at.phase](s, now)
 
 
-def _in_the_way(s: Snapshot, at: ShadowStatus) -> Problem | None:
-    if at.mirror is None:
+def _obstacle(s: InShadow) -> Problem | None:
+    """What keeps requests from being mirrored."""
+    if s.shadow.mirror is None:
         return s.mirror.problem
-    comparer = s.server(names.shadow_name((s.status.rollout.revision if s.status.rollout else None) or ""))
+    comparer = s.server(names.shadow_name(s.rollout.revision or ""))
     if comparer.ready == 0:
         return comparer.problem or _NO_COMPARER
     return s.mirror.tried.problem or s.traffic.problem
 
 
-def _starting(s: Snapshot, at: ShadowStatus, now: datetime) -> Transition:
-    """The comparer is ready, and the gateway takes a mirror in a route that nobody calls."""
-    if at.mirror is None and s.mirror.way is not None:
+def _starting(s: InShadow, now: datetime) -> Transition:
+    """Until the comparer is ready and the gateway has accepted a mirror in a route that no client
+    uses.
+    """
+    if s.shadow.mirror is None and s.mirror.way is not None:
         return Transition(in_shadow(s.status, "Starting", now, mirror=s.mirror.way))
-    problem = _in_the_way(s, at)
-    if at.mirror is None or problem is not None or not s.mirror.tried.programmed:
+    problem = _obstacle(s)
+    if s.shadow.mirror is None or problem is not None or not s.mirror.tried.programmed:
         return wait(s, problem, 5.0)
     return Transition(in_shadow(s.status, "Accepted", now))
 
 
-def _accepted(s: Snapshot, at: ShadowStatus, now: datetime) -> Transition:
-    """What the route is about to name is known to the data plane once it has had time."""
+def _accepted(s: InShadow, now: datetime) -> Transition:
+    """Gives the data plane time to learn of the backends that the route is about to name."""
     if not s.mirror.tried.programmed:
         return Transition(in_shadow(s.status, "Starting", now))
-    left = s.settle_seconds - since(at.since, now)
+    left = s.settle_seconds - since(s.shadow.since, now)
     return Transition(in_shadow(s.status, "Mirroring", now)) if left <= 0 else wait(s, None, max(0.2, left))
 
 
-def _mirroring(s: Snapshot, at: ShadowStatus, now: datetime) -> Transition:
-    left = s.settle_seconds - since(at.since, now)
+def _mirroring(s: InShadow, now: datetime) -> Transition:
+    left = s.settle_seconds - since(s.shadow.since, now)
     if not s.traffic.programmed:
         return wait(s, s.traffic.problem, 5.0)
     if left > 0:
         return wait(s, None, max(0.2, left))
-    # The first look is the baseline.
+    # The first measurement is the baseline.
     observing = in_shadow(s.status, "Observing", now, observed_since=stamp(now))
-    return Transition(_measured(observing, s.assessment, now) if s.assessment else observing)
+    return Transition(_with_metric(observing, s.assessment, now))
 
 
-def _observing(s: Snapshot, at: ShadowStatus, now: datetime) -> Transition:
-    assert s.spec is not None and s.spec.rollout.shadow is not None and s.status.rollout is not None
-    found = s.assessment or Assessment(
-        "Error", "NoData", "nothing was measured", (at.metric,) if at.metric else ()
-    )
-    if found.verdict == "Failed":
-        return _disagrees(s, found, now)
-    server = s.server(s.status.rollout.revision)
-    if server.ready == 0:  # what it answered before it went away is no ground to give it traffic
-        problem = server.problem or NOT_READY
-        found = replace(found, verdict="Error", reason=problem.reason, message=problem.message)
-    wanted = s.spec.rollout.shadow
-    stay = seconds(wanted.for_) - since(at.observed_since or at.since, now) if wanted.for_ else 0.0
-    if found.verdict == "Successful" and stay <= 0:
+def _observing(s: InShadow, now: datetime) -> Transition:
+    at, wanted = s.shadow, s.spec.rollout.shadow
+    assessment = assessment_of(s, (at.metric,) if at.metric else ())
+    if assessment.verdict == "Failed":
+        return _disagrees(s, assessment, now)
+    assessment = error_without_pods(s, assessment)
+    stay = seconds(wanted.for_) - since(at.observed_since or at.since, now) if wanted and wanted.for_ else 0.0
+    if assessment.verdict == "Successful" and stay <= 0:
         return Transition(
-            in_shadow(_measured(s.status, found, now), "Leaving", now),
-            (Event("ShadowPassed", found.message),),
+            in_shadow(_with_metric(s.status, assessment, now), "Leaving", now),
+            (Event("ShadowPassed", assessment.message),),
         )
-    if found.verdict != "Successful" and remaining(s, now) <= 0:
-        return _inconclusive(s, found.reason, _late(s, found.message), now, may_promote=server.ready > 0)
-    interval = max(1.0, seconds(s.spec.rollout.analysis.interval))
-    return Transition(
-        _rewritten(s, at, found, now), requeue_after=max(0.2, min(interval, stay)) if stay > 0 else interval
-    )
+    if assessment.verdict != "Successful" and remaining(s, now) <= 0:
+        ready = s.server(s.rollout.revision).ready > 0
+        text = no_verdict(s, assessment.message)
+        return _inconclusive(s, assessment.reason, text, now, may_promote=ready)
+    requeue = max(0.2, min(interval(s), stay)) if stay > 0 else interval(s)
+    return Transition(_rewritten(s, assessment, now), requeue_after=requeue)
 
 
-def _leaving(s: Snapshot, at: ShadowStatus, now: datetime) -> Transition:
+def _leaving(s: InShadow, now: datetime) -> Transition:
     """The mirror is out of the route; the stage ends once the data plane has taken that up."""
-    left = s.settle_seconds - since(at.since, now)
+    left = s.settle_seconds - since(s.shadow.since, now)
     if not s.traffic.programmed:
         return wait(s, s.traffic.problem, 5.0)
     return Transition(after_shadow(s, s.status, now)) if left <= 0 else wait(s, None, max(0.2, left))
 
 
-def _disagrees(s: Snapshot, found: Assessment, now: datetime) -> Transition:
-    assert s.spec is not None
-    status, event = _measured(s.status, found, now), Event(found.reason, found.message, "Warning")
+def _disagrees(s: InShadow, assessment: Assessment, now: datetime) -> Transition:
+    status, event = _with_metric(s.status, assessment, now), warning(assessment)
     if s.spec.rollout.on_failure == "Pause":
-        return Transition(
-            _paused(status, found.reason, f"{found.message}; onFailure is Pause: promote or abort", now),
-            (event,),
-        )
-    return Transition(revert(status, now, "Rejected", found.reason, found.message), (event,))
-
-
-def _late(s: Snapshot, message: str) -> str:
-    assert s.spec is not None
-    return f"no verdict within progressDeadline {s.spec.rollout.progress_deadline}: {message}"
+        text = f"{assessment.message}; onFailure is Pause: promote or abort"
+        return Transition(_paused(status, assessment.reason, text, now), (event,))
+    return Transition(revert(status, now, "Rejected", assessment.reason, assessment.message), (event,))
 
 
 def _inconclusive(
-    s: Snapshot, reason: str, text: str, now: datetime, *, may_promote: bool = False
+    s: InShadow, reason: str, text: str, now: datetime, *, may_promote: bool = False
 ) -> Transition:
-    """As spec says. ``may_promote``: requests were mirrored, and it is evidence alone that
-    lacks.
-    """
-    assert s.spec is not None
-    status = _measured(s.status, s.assessment, now) if s.assessment else s.status
+    """What spec says. ``may_promote``: requests were mirrored, and only evidence is missing."""
+    status = _with_metric(s.status, s.assessment, now)
     if s.spec.rollout.on_inconclusive == "Promote" and may_promote:
         event = Event(
             "PromotedByPolicy",
@@ -173,38 +165,47 @@ def _inconclusive(
 
 
 def _paused(status: ModelDeploymentStatus, reason: str, message: str, now: datetime) -> ModelDeploymentStatus:
-    """Nothing is mirrored while somebody is waited for."""
+    """Nothing is mirrored while the rollout waits for a person."""
     return change(in_shadow(status, "Paused", now), reason=reason, message=message)
 
 
-def _measured(status: ModelDeploymentStatus, found: Assessment, now: datetime) -> ModelDeploymentStatus:
-    assert status.rollout is not None and status.rollout.shadow is not None
-    if not found.metrics:
+def _with_metric(
+    status: ModelDeploymentStatus, assessment: Assessment | None, now: datetime
+) -> ModelDeploymentStatus:
+    """The status with this measurement, if there is one."""
+    if assessment is None or not assessment.metrics:
         return status
-    metric = found.metrics[0].model_copy(update={"message": cut(found.metrics[0].message)})
-    return change(
-        status, shadow=status.rollout.shadow.model_copy(update={"metric": metric, "measured": stamp(now)})
-    )
+    metric = assessment.metrics[0].model_copy(update={"message": cut(assessment.metrics[0].message)})
+    measurement = {"metric": metric, "measured": stamp(now)}
+    return change(status, shadow=shadow_of(status).model_copy(update=measurement))
 
 
-def _rewritten(s: Snapshot, at: ShadowStatus, found: Assessment, now: datetime) -> ModelDeploymentStatus:
-    """The status with the new measurement if that is news: trouble that came or went, the baseline,
-    or much later.
+def _rewritten(s: InShadow, assessment: Assessment, now: datetime) -> ModelDeploymentStatus:
+    """The status with the measurement if it is news: an error that came or went, the baseline, or
+    the last one is outdated.
     """
-    assert s.status.rollout is not None
-    problem = Problem(found.reason, cut(found.message)) if found.verdict == "Error" else None
+    problem = error_of(assessment)
     reason = problem.reason if problem else None
-    metric = found.metrics[0] if found.metrics else None
-    baseline = (
-        (at.metric is None or at.metric.canary is None) and metric is not None and metric.canary is not None
+    before, metric = s.shadow.metric, assessment.metrics[0] if assessment.metrics else None
+    is_baseline = (
+        (before is None or before.canary is None) and metric is not None and metric.canary is not None
     )
-    if (
-        s.status.rollout.reason == reason
-        and not baseline
-        and at.measured is not None
-        and since(at.measured, now) < REWRITE_SECONDS
-    ):
+    if s.rollout.reason == reason and not is_baseline and not is_outdated(s.shadow.measured, now):
         return s.status
     return change(
-        _measured(s.status, found, now), reason=reason, message=problem.message if problem else None
+        _with_metric(s.status, assessment, now), reason=reason, message=problem.message if problem else None
     )
+
+
+SHADOW = StageSpec(
+    "Shadow",
+    shadow,
+    InShadow,
+    phase="Shadowing",
+    doing="the revision's answers are being compared with stable's on mirrored requests",
+    condition="Shadowed",
+    is_configured=lambda spec: spec.rollout.shadow is not None,
+    needs_stable=True,
+    watched=True,
+    carries_weight=True,
+)

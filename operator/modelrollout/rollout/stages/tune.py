@@ -1,6 +1,4 @@
-"""tune: instances and batches by measurement on a Triton of its own, before the first pods of a
-version.
-"""
+"""tune: measures instances and batch sizes on a Triton of its own, before a version has pods."""
 
 from __future__ import annotations
 
@@ -10,18 +8,19 @@ from modelrollout.api.v1alpha1 import Tune, TuningEvidence, TuningTrial
 from modelrollout.contract.common import ServingConfig
 from modelrollout.contract.results import TaskResult, TrialResult, TuneResult
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.snapshot import SERVED, Snapshot
+from modelrollout.rollout.snapshot import SERVED
 from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
 from modelrollout.rollout.stages.provision import in_queue
+from modelrollout.rollout.stages.spec import StageSpec
 from modelrollout.rollout.transitions import enter
+from modelrollout.rollout.views import InFlight
 
 
-def is_wanted(s: Snapshot) -> bool:
-    """Whether the version in flight is tuned first: once, and never when it has served or has pods,
+def is_wanted(s: InFlight) -> bool:
+    """Whether to tune the version in flight first: once, and never after it has served or has pods,
     whose template must not change.
     """
-    rollout = s.status.rollout
-    assert rollout is not None and s.spec is not None
+    rollout = s.rollout
     revision = s.revision(rollout.revision)
     if s.spec.serving.tune is None or rollout.mode == "Rollback" or revision is None:
         return False
@@ -32,16 +31,15 @@ def is_wanted(s: Snapshot) -> bool:
     )
 
 
-def tune(s: Snapshot, now: datetime) -> Transition:
-    """Go on with what the Job found; an objective that nothing keeps to is told, and the canary's
-    evidence decides.
+def tune(s: InFlight, now: datetime) -> Transition:
+    """Provision with the Job's result. If no configuration meets the objective, an event reports
+    it, and the canary's evidence decides.
     """
-    rollout, work = s.status.rollout, s.work
-    assert rollout is not None and s.spec is not None
+    rollout, work = s.rollout, s.work
     if rollout.queue is not None:
         return in_queue(s, rollout.queue, now)
-    asked = s.spec.serving.tune
-    if asked is None:  # taken out under way
+    requested = s.spec.serving.tune
+    if requested is None:  # removed from spec meanwhile
         return Transition(enter(s.status, "Provision", now))
     if work.state == "Failed":
         return failed_job(s, work, now)
@@ -49,7 +47,7 @@ def tune(s: Snapshot, now: datetime) -> Transition:
         return job_in_progress(s, now, "the tune Job")
     if work.result is None or work.result.tuned is None:
         return retry_job(s, now, RESULT_LOST)
-    evidence = _evidence(asked, work.result, work.result.tuned)
+    evidence = _evidence(requested, work.result, work.result.tuned)
     unmet = evidence.configured is not None and evidence.chosen is None and not evidence.configured.within
     event = Event(
         "ObjectiveUnmet" if unmet else "ServingTuned", evidence.message, "Warning" if unmet else "Normal"
@@ -68,23 +66,23 @@ def serving_of(tuning: TuningEvidence | None) -> ServingConfig | None:
 
 
 def trial_serving(serving: ServingConfig) -> TuningTrial:
-    """Settings of which nothing else is known."""
+    """A trial with these settings and no measurement."""
     return TuningTrial(
         instances=serving.instances, batch=serving.batch, queue_delay_microseconds=serving.queue_delay_us
     )
 
 
-def _evidence(asked: Tune, result: TaskResult, found: TuneResult) -> TuningEvidence:
-    configured, chosen = _trial(found.configured), _trial(found.chosen) if found.chosen else None
+def _evidence(requested: Tune, result: TaskResult, tuned: TuneResult) -> TuningEvidence:
+    configured, chosen = _trial(tuned.configured), _trial(tuned.chosen) if tuned.chosen else None
     return TuningEvidence(
-        objective=asked.objective,
-        share=asked.share,
+        objective=requested.objective,
+        share=requested.share,
         configured=configured,
         chosen=chosen,
-        candidates=found.candidates,
-        failed=found.failed,
-        trials=[_trial(t) for t in found.trials],
-        message="; ".join(part for part in (_told(configured, chosen), result.message) if part),
+        candidates=tuned.candidates,
+        failed=tuned.failed,
+        trials=[_trial(t) for t in tuned.trials],
+        message="; ".join(part for part in (_summary(configured, chosen), result.message) if part),
     )
 
 
@@ -93,7 +91,7 @@ def _trial(measured: TrialResult) -> TuningTrial:
     return trial_serving(measured.serving).model_copy(update=numbers)
 
 
-def _told(configured: TuningTrial, chosen: TuningTrial | None) -> str:
+def _summary(configured: TuningTrial, chosen: TuningTrial | None) -> str:
     if chosen is None:
         return f"the configured settings stay: {_measured(configured)}"
     return f"{settings(chosen)}: {_measured(chosen)}; as configured {_measured(configured)}"
@@ -111,3 +109,16 @@ def settings(t: TuningTrial) -> str:
         if t.batch
         else f"{instances}, requests one by one"
     )
+
+
+TUNE = StageSpec(
+    "Tune",
+    tune,
+    InFlight,
+    phase="Tuning",
+    doing="serving configurations are being measured on a Triton of its own",
+    then="its servers start",
+    condition="Tuned",
+    is_configured=lambda spec: spec.serving.tune is not None,
+    may_queue=True,
+)

@@ -1,4 +1,4 @@
-"""What a stage answers."""
+"""Waiting, with a reason in status and a deadline."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from datetime import datetime
 
 from modelrollout.api.v1alpha1 import seconds
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.snapshot import Problem, Snapshot, since, stamp
+from modelrollout.rollout.snapshot import Problem, since, stamp
 from modelrollout.rollout.transitions import change, cut, fail
+from modelrollout.rollout.views import InFlight
 
-CHECK_SECONDS = 30.0  # how often a stage that waits for a watched event looks by itself
-# what a stage may need to get on after nobody has looked for long: pods start, Jobs run
+CHECK_SECONDS = 30.0  # until the next pass of a stage that waits for a watched event
+# what a stage may need after a time without a leader: pods start, Jobs run
 GRACE_SECONDS = 600.0
 
 
 def wait(
-    s: Snapshot, problem: Problem | None = None, requeue_after: float = CHECK_SECONDS, *, latest: bool = False
+    s: InFlight, problem: Problem | None = None, requeue_after: float = CHECK_SECONDS, *, latest: bool = False
 ) -> Transition:
-    """Stay, and say in status why, as long as there is a reason that is worth a word. ``latest``:
-    its last words stand, not its first.
+    """Stay in the stage, and give the problem, if there is one, as the reason in status.
+    ``latest``: update the message while the reason stays the same.
     """
-    rollout = s.status.rollout
-    assert rollout is not None
+    rollout = s.rollout
     problem = problem or s.write_problem
     reason, message = (problem.reason, cut(problem.message)) if problem else (None, None)
     if rollout.reason == reason and (not latest or rollout.message == message):
-        # The words of one reason differ from look to look (ErrImagePull and ImagePullBackOff take
-        # turns): the first stand.
+        # Messages of one reason differ from pass to pass (ErrImagePull and ImagePullBackOff take
+        # turns), so the first one stays.
         return Transition(s.status, requeue_after=requeue_after)
     events = (
         (Event(problem.reason, problem.message, "Warning"),) if problem and rollout.reason != reason else ()
@@ -34,17 +34,16 @@ def wait(
     return Transition(change(s.status, reason=reason, message=message), events, requeue_after)
 
 
-def remaining(s: Snapshot, now: datetime, idle_since: str | None = None) -> float:
-    """Seconds until the stage's (or in the canary the step's) progressDeadline; negative when it
-    has passed. ``idle_since``: it counts from then.
+def remaining(s: InFlight, now: datetime, idle_since: str | None = None) -> float:
+    """Seconds until the progressDeadline of the stage, or of the step in the canary; negative when
+    it has passed. ``idle_since``: it counts from then.
 
-    It waits while somebody holds the rollout. Time in which no operator looked may have taken all
-    of it: a new leader gives every stage ``GRACE_SECONDS`` of its own (or the whole deadline, if
-    that is shorter).
+    It stands still while a person has paused the rollout. A new leader gives every stage
+    ``GRACE_SECONDS`` (or the whole deadline, if that is shorter), since the deadline may have
+    passed while there was no leader.
     """
-    assert s.spec is not None and s.status.rollout is not None
-    rollout = s.status.rollout
-    if rollout.held is not None:
+    rollout = s.rollout
+    if rollout.paused_by_user is not None:
         return CHECK_SECONDS
     limit = seconds(s.spec.rollout.progress_deadline)
     start = rollout.step.since if rollout.step and rollout.stage in ("Canary", "Bake") else rollout.since
@@ -56,14 +55,13 @@ def remaining(s: Snapshot, now: datetime, idle_since: str | None = None) -> floa
 
 
 def wait_or_fail(
-    s: Snapshot, now: datetime, problem: Problem | None, waiting_for: str, idle_since: str | None = None
+    s: InFlight, now: datetime, problem: Problem | None, waiting_for: str, idle_since: str | None = None
 ) -> Transition:
-    """Wait until the progress deadline, then fail with what stood in the way."""
+    """Wait until progressDeadline, then fail with the problem that was in the way."""
     left = remaining(s, now, idle_since)
     problem = problem or s.write_problem
     if left > 0:
         return wait(s, problem, min(CHECK_SECONDS, left))
-    assert s.spec is not None
     reason = problem.reason if problem else "ProgressDeadlineExceeded"
     detail = problem.message if problem else f"still waiting for {waiting_for}"
     message = f"not done within progressDeadline {s.spec.rollout.progress_deadline}: {detail}"

@@ -1,0 +1,42 @@
+"""The Job of the present stage."""
+
+from __future__ import annotations
+
+from modelrollout.api import names
+from modelrollout.api.v1alpha1 import (
+    ModelDeploymentStatus,
+)
+from modelrollout.rollout.snapshot import (
+    Snapshot,
+    rollout_id,
+)
+
+
+def stage_job(status: ModelDeploymentStatus, s: Snapshot) -> tuple[str, str] | None:
+    """Component and name of the Job that the present stage waits for."""
+    rollout = status.rollout
+    if rollout is None:
+        return None
+    if rollout.stage == "Resolve":
+        return names.COMPONENT_RESOLVE, names.resolve_job_name(s.name, rollout_id(rollout))
+    if rollout.revision is None:
+        return None
+    if rollout.stage == "Prepare":
+        revision = s.revision(rollout.revision)
+        if revision is None or revision.prepared is not None or s.shared.by is not None:
+            return None
+        return names.COMPONENT_PREPARE, names.stage_job_name(rollout.revision, "prepare", rollout_id(rollout))
+    tune = s.spec.serving.tune if s.spec else None
+    if rollout.stage == "Tune" and tune and rollout.queue is None:
+        return names.COMPONENT_TUNE, names.stage_job_name(
+            rollout.revision, "tune", names.short_hash([rollout_id(rollout), tune.wire()], 4)
+        )
+    golden = s.spec.rollout.analysis.golden if s.spec else None
+    if rollout.stage == "Evaluate" and golden:
+        # Edited golden data needs another Job. Edited budgets do not: the verdict reads the present
+        # ones.
+        data = golden.model_dump(mode="json", exclude={"max_drop", "min"})
+        return names.COMPONENT_EVALUATE, names.stage_job_name(
+            rollout.revision, "evaluate", names.short_hash([rollout_id(rollout), data], 4)
+        )
+    return None

@@ -1,0 +1,256 @@
+"""What the stages that judge a revision share (shadow, canary, promote, bake): measurements in
+status, and what follows from a verdict or from the lack of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime
+
+from modelrollout.analysis.eta import counted_seconds, paces
+from modelrollout.analysis.judge import LIMIT_EXCEEDED
+from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Stage, StepStatus, seconds
+from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout.plan import Event, Transition
+from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of, unproven_weight
+from modelrollout.rollout.snapshot import NOT_READY, Assessment, Problem, since, stamp, step_of
+from modelrollout.rollout.stages.next_stage import advance
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, remaining
+from modelrollout.rollout.transitions import change, cut, record, revert
+from modelrollout.rollout.views import AtStep, InFlight
+
+# An unchanged measurement is written to status at most this often.
+REWRITE_SECONDS = 60.0
+UNREACHABLE = "DeadlineUnreachable"
+# The rate of samples is trusted after this time, and this share of progressDeadline.
+PLAN_AFTER_SECONDS, PLAN_AFTER_SHARE = 60.0, 0.05
+PLAN_SLACK = 1.25  # a deadline counts as out of reach once the estimate exceeds it by this factor
+MESSAGES_BYTES = 6 * 1024  # of all metrics of a step together
+
+
+def interval(s: InFlight) -> float:
+    """Seconds between two measurements."""
+    return max(1.0, seconds(s.spec.rollout.analysis.interval))
+
+
+def assessment_of(s: InFlight, metrics: Iterable[MetricStatus]) -> Assessment:
+    """The assessment of this pass; an Error that keeps ``metrics`` if nothing was measured."""
+    return s.assessment or Assessment("Error", "NoData", "nothing was measured", tuple(metrics))
+
+
+def error_without_pods(s: InFlight, assessment: Assessment) -> Assessment:
+    """The assessment, as an Error while no pod is ready: what the revision did before it lost them
+    is no ground to give it traffic.
+    """
+    server = s.server(s.rollout.revision)
+    if server.ready > 0:
+        return assessment
+    problem = server.problem or NOT_READY
+    return replace(assessment, verdict="Error", reason=problem.reason, message=problem.message)
+
+
+def no_verdict(s: InFlight, message: str) -> str:
+    """``message``, after the deadline that has passed."""
+    return f"no verdict within progressDeadline {s.spec.rollout.progress_deadline}: {message}"
+
+
+def warning(assessment: Assessment) -> Event:
+    """The event of an assessment that speaks against the revision."""
+    return Event(assessment.reason, assessment.message, "Warning")
+
+
+def error_of(assessment: Assessment) -> Problem | None:
+    """What keeps evidence from coming. Too little evidence is how every step begins, and no
+    problem.
+    """
+    if assessment.verdict != "Error":
+        return None
+    return Problem(assessment.reason, cut(assessment.message))
+
+
+# --- verdicts
+
+
+def proven_worse(s: AtStep, assessment: Assessment, now: datetime) -> Transition:
+    """All traffic back to stable; or pause for a person, if spec says so or if clients may have
+    caused the failure.
+    """
+    status = record(with_metrics(s.status, assessment, now), "Failed", assessment.reason, now)
+    cause = (
+        "onFailure is Pause"
+        if s.spec.rollout.on_failure == "Pause"
+        else _caused_by_clients(s.rollout.stage, s.step, assessment)
+    )
+    if cause is None:
+        reverted = revert(status, now, "RolledBack", assessment.reason, assessment.message)
+        return Transition(reverted, (warning(assessment),))
+    if s.rollout.reason == assessment.reason:
+        return Transition(s.status, requeue_after=CHECK_SECONDS)
+    text = f"{assessment.message}; {cause}: promote or abort"
+    return Transition(_pause(status, s.step, assessment.reason, text), (warning(assessment),))
+
+
+def _caused_by_clients(stage: Stage, step: StepStatus, assessment: Assessment) -> str | None:
+    """Why clients rather than the revision may have caused the failure: Triton answers malformed
+    requests with 500, too.
+
+    Where a weight divides the requests, they fail on both sides. Where clients choose the revision,
+    or all requests go there, any client could end the rollout.
+    """
+    failed = [m for m in assessment.metrics if m.verdict == "Failed" and not m.dry_run]
+    chosen = stage == "Bake" or step.strategy in ("ABTest", "BlueGreen")
+    if not failed or not all(m.reason == LIMIT_EXCEEDED or (chosen and m.name == "errors") for m in failed):
+        return None
+    if any(m.reason == LIMIT_EXCEEDED for m in failed):
+        return "a limit alone reverts nothing unless stable keeps it"
+    which = "with all requests on this revision" if stage == "Bake" else "where clients choose the revision"
+    return f"{which}, errors alone revert nothing, since malformed requests fail too"
+
+
+def handle_inconclusive(
+    s: AtStep, step: StepStatus, reason: str, text: str, now: datetime, *, may_promote: bool = True
+) -> Transition:
+    """No verdict within the limit: pause, roll back, or go on unproven, as spec says.
+
+    ``may_promote``: False where something other than evidence is missing.
+    """
+    then, server = s.spec.rollout.on_inconclusive, s.server(s.rollout.revision)
+    status = with_metrics(s.status, s.assessment, now) if s.assessment else s.status
+    event = Event("Inconclusive", text, "Warning")
+    if then == "Promote" and may_promote and step.phase == "Observing" and server.ready > 0:
+        steps = steps_of(s)
+        position = stepping.locate(steps, step)
+        label = stepping.step_position(steps, position)
+        onward = advance(
+            s,
+            record(status, "Inconclusive", "PromotedByPolicy", now),
+            position,
+            now,
+            f"onInconclusive Promote at {label}",
+        )
+        why = unproven_weight(s, onward)
+        if why is None:
+            unproven = f"step {label} goes on unproven, as onInconclusive says: {reason}: {text}"
+            return Transition(onward, (Event("PromotedByPolicy", unproven, "Warning"),))
+        text = f"{text}; {why}"
+        paused = _pause(record(status, "Inconclusive", reason, now), step, "Inconclusive", text)
+        return Transition(paused, (Event("Inconclusive", text, "Warning"),))
+    status = record(status, "Inconclusive", reason, now)
+    if then == "Rollback":
+        return Transition(revert(status, now, "RolledBack", reason, text), (event,))
+    return Transition(_pause(status, step, "Inconclusive", f"{text}; promote or abort"), (event,))
+
+
+def _pause(
+    status: ModelDeploymentStatus, step: StepStatus, reason: str, message: str
+) -> ModelDeploymentStatus:
+    paused = step.model_copy(update={"phase": "Paused", "metrics": step_of(status).metrics})
+    return change(status, step=paused, reason=reason, message=message)
+
+
+# --- measurements in status
+
+
+def step_rewritten(
+    s: AtStep,
+    step: StepStatus,
+    assessment: Assessment,
+    now: datetime,
+    requeue: float,
+    *,
+    on_time: bool = False,
+) -> Transition:
+    """Stay at the step, and write the measurement if it is news; otherwise a pass costs no write.
+
+    ``on_time``: no deadline applies, or the time itself decides.
+    """
+    problem = error_of(assessment) or (None if on_time else _unreachable(s, step, assessment, now))
+    reason = problem.reason if problem else None
+    if s.rollout.reason == reason and not _is_news(step, assessment, now):
+        return Transition(s.status, requeue_after=requeue)
+    status = change(
+        with_metrics(s.status, assessment, now), reason=reason, message=problem.message if problem else None
+    )
+    events: tuple[Event, ...] = ()
+    if problem is not None and problem.reason == UNREACHABLE != s.rollout.reason:
+        events = (Event(problem.reason, problem.message, "Warning"),)
+    return Transition(status, events, requeue)
+
+
+def _unreachable(s: AtStep, step: StepStatus, assessment: Assessment, now: datetime) -> Problem | None:
+    """The deadline ends before the evidence suffices, at the rate of samples so far."""
+    counted = counted_seconds(step, s.spec.rollout.analysis, now)
+    limit = s.spec.rollout.progress_deadline
+    if assessment.verdict != "Inconclusive" or counted < max(
+        PLAN_AFTER_SECONDS, PLAN_AFTER_SHARE * seconds(limit)
+    ):
+        return None
+    left = remaining(s, now)
+    slowest = next(iter(paces(assessment.metrics, counted)), None)
+    # Hysteresis: once reported it stands until the rate suffices, or an estimate near the limit
+    # would post an event at every pass.
+    slack = 1 if s.rollout.reason == UNREACHABLE else PLAN_SLACK
+    if slowest is None or slowest.seconds <= left * slack:
+        return None
+    says = s.spec.rollout.on_inconclusive
+    then = (
+        f"then onInconclusive {'Pause' if says == 'Promote' and first_weight(s) is not None else says} holds"
+    )
+    remedy = "send more traffic, or give more weight, a larger margin or a longer progressDeadline"
+    return Problem(
+        UNREACHABLE, f"{slowest.told()}, but progressDeadline {limit} ends in {left:.0f} s, {then}: {remedy}"
+    )
+
+
+def with_metric_events(
+    s: AtStep, step: StepStatus, assessment: Assessment | None, now: datetime
+) -> ModelDeploymentStatus:
+    """The status with the measurement of a pause, if it is news: counts need a baseline in status,
+    or a regression during the pause would never show. The reason of the pause stands.
+    """
+    if assessment is None or not _is_news(step, assessment, now):
+        return s.status
+    return with_metrics(s.status, assessment, now)
+
+
+def _is_news(step: StepStatus, assessment: Assessment, now: datetime) -> bool:
+    """Whether a measurement is worth a write: a new baseline, an error that came or went (status
+    alone keeps its time), or ``REWRITE_SECONDS`` since the last one.
+
+    One metric of several with enough evidence is no news: the step's verdict is written when it
+    moves the rollout.
+    """
+
+    def gist(metrics: Iterable[MetricStatus]) -> dict[str, tuple[str | None, bool, bool, bool]]:
+        return {
+            m.name: (
+                m.reason if m.verdict == "Error" else None,
+                m.canary is not None,
+                m.stable is not None,
+                m.since is not None,
+            )
+            for m in metrics
+        }
+
+    return gist(step.metrics) != gist(assessment.metrics) or is_outdated(step.measured, now)
+
+
+def is_outdated(measured: str | None, now: datetime) -> bool:
+    """Whether a measurement of that time is old enough to be written again."""
+    return measured is None or since(measured, now) >= REWRITE_SECONDS
+
+
+def with_metrics(
+    status: ModelDeploymentStatus, assessment: Assessment, now: datetime
+) -> ModelDeploymentStatus:
+    """The status with this measurement."""
+    measurement = {"metrics": brief(assessment.metrics), "measured": stamp(now)}
+    return change(status, step=step_of(status).model_copy(update=measurement))
+
+
+def brief(metrics: Iterable[MetricStatus]) -> list[MetricStatus]:
+    """The metrics, with messages cut to the room that status has."""
+    kept = list(metrics)
+    room = max(128, MESSAGES_BYTES // max(1, len(kept)))
+    return [m.model_copy(update={"message": cut(m.message, room)}) for m in kept]
