@@ -22,7 +22,10 @@ from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.controller.lookups import kueue, missing_pod
 from modelrollout.controller.observe.job_state import job_state
 from modelrollout.controller.observe.observation import Observation
-from modelrollout.kube.client import JOB, MODEL_DEPLOYMENT, POD, WORKLOAD, Conflict, Kube, Object, Resource
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import Conflict
+from modelrollout.kube.kinds import JOB, MODEL_DEPLOYMENT, POD, WORKLOAD, Resource
+from modelrollout.kube.objects import Object
 from modelrollout.resources.jobs import LABEL_QUEUE, prepare_job
 from modelrollout.rollout.snapshot import JobState
 from modelrollout.testing import builders as b

@@ -23,19 +23,10 @@ from modelrollout.controller.lookups.policies import Policies
 from modelrollout.controller.lookups.slots import SlotLeases
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.cache import Key, ObjectCache
-from modelrollout.kube.client import (
-    DEPLOYMENT,
-    LEASE,
-    MODEL_DEPLOYMENT,
-    POD,
-    ROLLOUT_POLICY,
-    AlreadyExists,
-    Conflict,
-    Kube,
-    NotFound,
-    Object,
-    Resource,
-)
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import AlreadyExists, Conflict, NotFound
+from modelrollout.kube.kinds import DEPLOYMENT, LEASE, MODEL_DEPLOYMENT, POD, ROLLOUT_POLICY, Resource
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.snapshot import Snapshot, stamp
 
 pytestmark = pytest.mark.sandbox

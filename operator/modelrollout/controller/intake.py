@@ -16,15 +16,16 @@ from modelrollout.api import names
 from modelrollout.controller.unreadable import UnreadableObjects
 from modelrollout.kube import decoding
 from modelrollout.kube.cache import Key, ObjectCache, owner
-from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Kube, Object, Resource
+from modelrollout.kube.client import Kube
 from modelrollout.kube.decoding import UnreadableError, UnreadableObject
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION, Resource
+from modelrollout.kube.objects import Object
 from modelrollout.kube.projection import project
 
 log = logging.getLogger(__name__)
 
 # children carry this label; the watch asks the API server for nothing else
 OURS = f"{names.LABEL_NAME}"
-UNLABELLED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION)  # our own kinds are watched whole
 # of a watch event that are held: in a custom resource managed fields as large as itself come before
 # its name
 LINE_BYTES = 2 << 20
@@ -113,7 +114,7 @@ class Intake:
         The resourceVersion of the list. Raises KubeError.
         """
         asked = self._unread.now()
-        selector = "" if resource in UNLABELLED else OURS
+        selector = "" if resource.unlabelled else OURS
         listing = await self._kube.list(
             resource, namespace, label_selector=selector, keep=partial(project, resource)
         )

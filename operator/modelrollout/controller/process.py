@@ -25,29 +25,22 @@ from modelrollout.controller.reconciler import Reconciler
 from modelrollout.controller.unreadable import UnreadableObjects
 from modelrollout.controller.workqueue import WorkQueue, run_workers
 from modelrollout.kube.cache import Key, ObjectCache
-from modelrollout.kube.client import (
-    DEPLOYMENT,
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import Conflict, Forbidden, KubeError
+from modelrollout.kube.events import Events
+from modelrollout.kube.kinds import (
     GRPC_ROUTE,
     HTTP_ROUTE,
-    JOB,
     MODEL_DEPLOYMENT,
-    MODEL_REVISION,
     NETWORK_POLICY,
-    POD,
-    POD_DISRUPTION_BUDGET,
     ROLLOUT_POLICY,
-    SERVICE,
     TRAEFIK_SERVICE,
-    Conflict,
-    Forbidden,
-    Kube,
-    KubeError,
-    Object,
+    WATCHED,
     Resource,
 )
-from modelrollout.kube.events import Events
 from modelrollout.kube.leader_election import LeaderElector
 from modelrollout.kube.leader_election import identity as new_identity
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.plan import Event
 from modelrollout.telemetry import logs
 from modelrollout.telemetry.health import HealthServer, check_age, check_flag
@@ -55,19 +48,6 @@ from modelrollout.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-WATCHED = (
-    ROLLOUT_POLICY,
-    MODEL_DEPLOYMENT,
-    MODEL_REVISION,
-    JOB,
-    POD,
-    DEPLOYMENT,
-    SERVICE,
-    POD_DISRUPTION_BUDGET,
-    HTTP_ROUTE,
-    GRPC_ROUTE,
-)
-OPTIONAL = (HTTP_ROUTE, GRPC_ROUTE, ROLLOUT_POLICY)  # where the cluster has them
 LEASE_NAME = "modelrollout-operator"
 COUNTED_CONDITIONS = (
     "Ready",
@@ -143,22 +123,26 @@ class Operator:
 
     async def run(self, kubeconfig: str | None, context: str | None, health_port: int) -> None:
         """Until a signal comes; raises when the watch fails for good."""
-        kinds = [r for r in WATCHED if r not in OPTIONAL or await self._kube.has_kind(r)]
-        if self._config.shadow.traefik and await self._kube.has_kind(TRAEFIK_SERVICE):
-            kinds.append(TRAEFIK_SERVICE)
-        if self._config.network_policies is not None:
-            kinds.append(NETWORK_POLICY)
+        off = {
+            r
+            for r, configured in (
+                (TRAEFIK_SERVICE, self._config.shadow.traefik),
+                (NETWORK_POLICY, self._config.network_policies is not None),
+            )
+            if not configured
+        }
+        wanted = [r for r in WATCHED if r not in off]
+        kinds = [r for r in wanted if not r.optional or await self._kube.has_kind(r)]
         self._resources = tuple(kinds)
         # kopf ends the process over a watch that it is not let open; what cannot be watched is
         # looked at with each resync.
         watched = [r for r in kinds if r != NETWORK_POLICY or await self._may_list(r)]
-        missing = [r.kind for r in OPTIONAL if r not in kinds]
-        if ROLLOUT_POLICY.kind in missing:
+        if ROLLOUT_POLICY not in kinds:
             log.warning(
                 "no RolloutPolicy on this cluster: nothing is limited; install its definition (crds/) and"
                 " restart the operator"
             )
-        if {HTTP_ROUTE.kind, GRPC_ROUTE.kind} & set(missing):
+        if missing := [r.kind for r in (HTTP_ROUTE, GRPC_ROUTE) if r not in kinds]:
             log.warning(
                 "no %s on this cluster: only replica-weighted canaries; restart the operator once the Gateway"
                 " API is installed",

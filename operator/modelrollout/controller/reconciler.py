@@ -18,15 +18,9 @@ from modelrollout.controller.lookups.gateways import Gateways
 from modelrollout.controller.lookups.lookups import Lookups
 from modelrollout.controller.observe.observation import Observation, observe
 from modelrollout.kube.cache import Key, ObjectCache
-from modelrollout.kube.client import (
-    GRPC_ROUTE,
-    HTTP_ROUTE,
-    MODEL_DEPLOYMENT,
-    Conflict,
-    Forbidden,
-    Kube,
-    NotFound,
-)
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import Conflict, Forbidden, NotFound
+from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import needs_measurement
 from modelrollout.rollout.plan import Event

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from modelrollout.kube.cache import number
-from modelrollout.kube.client import Resource
 from modelrollout.kube.decoding import UnreadableObject
 from modelrollout.kube.events import Events
+from modelrollout.kube.kinds import Resource
 
 log = logging.getLogger(__name__)
 

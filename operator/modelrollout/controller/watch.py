@@ -23,8 +23,9 @@ import kopf
 from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config
 
-from modelrollout.controller.intake import LINE_BYTES, OURS, UNLABELLED, Intake
-from modelrollout.kube.client import KubeError, Resource
+from modelrollout.controller.intake import LINE_BYTES, OURS, Intake
+from modelrollout.kube.errors import KubeError
+from modelrollout.kube.kinds import Resource
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def registry(
         settings.watching.connect_timeout = 10
         settings.watching.chunk_size = 1  # what it would list is listed by the intake, page by page
         for resource in resources:
-            if resource not in UNLABELLED:
+            if not resource.unlabelled:
                 settings.watching.label_selectors[resource.group, resource.version, resource.plural] = OURS
 
     return made

@@ -17,8 +17,9 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.kube import decoding
-from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Object, Resource
 from modelrollout.kube.decoding import UnreadableObject
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Resource
+from modelrollout.kube.objects import Object
 from modelrollout.kube.projection import project
 
 Key = tuple[str, str]  # namespace and name of the ModelDeployment; a RolloutPolicy has no namespace

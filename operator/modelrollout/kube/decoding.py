@@ -18,7 +18,7 @@ from json.decoder import WHITESPACE, JSONDecoder  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any
 
-Object = dict[str, Any]
+from modelrollout.kube.objects import Object
 
 MAX_BYTES = 256 << 10  # of an object as JSON: an honest one has some 10 kB
 MAX_DEPTH = 64  # an affinity is 12 deep, a pod's managed fields 15

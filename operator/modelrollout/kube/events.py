@@ -13,7 +13,9 @@ from typing import Any, Literal, Protocol
 
 from modelrollout.api import names
 from modelrollout.api.uris import masked_text
-from modelrollout.kube.client import EVENT, AlreadyExists, KubeError, Object, Resource
+from modelrollout.kube.errors import AlreadyExists, KubeError
+from modelrollout.kube.kinds import EVENT, Resource
+from modelrollout.kube.objects import Object
 
 log = logging.getLogger(__name__)
 

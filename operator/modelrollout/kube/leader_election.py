@@ -18,7 +18,9 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from modelrollout.kube.client import LEASE, AlreadyExists, Conflict, KubeError, NotFound, Object, Resource
+from modelrollout.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
+from modelrollout.kube.kinds import LEASE, Resource
+from modelrollout.kube.objects import Object
 
 log = logging.getLogger(__name__)
 JITTER = 1.2

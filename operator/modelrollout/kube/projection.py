@@ -12,7 +12,8 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.contract.common import TASK_ENV
-from modelrollout.kube.client import JOB, POD, Object, Resource
+from modelrollout.kube.kinds import JOB, POD, Resource
+from modelrollout.kube.objects import Object
 
 # characters of what a pod or a container says; the kubelet takes no more bytes of a container
 MESSAGE = 4096

@@ -199,10 +199,3 @@ def artifact_location(config: OperatorConfig, uri: str, *, to_read: bool = False
 def tenant_uri(config: OperatorConfig, namespace: str) -> str:
     """The folder of a namespace in the artifact store: caches are per tenant."""
     return f"{config.artifacts.uri.rstrip('/')}/{namespace}"
-
-
-def controller_of(o: Object) -> str | None:
-    """The uid of the object that controls this one; the API server lets one do so at most."""
-    return next(
-        (r.get("uid") for r in o["metadata"].get("ownerReferences") or [] if r.get("controller")), None
-    )

@@ -21,7 +21,10 @@ from modelrollout.controller.lookups.lookups import Lookups
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.controller.reconciler import Reconciler
 from modelrollout.kube import cache
-from modelrollout.kube.client import (
+from modelrollout.kube.client import Listing
+from modelrollout.kube.decoding import UnreadableObject
+from modelrollout.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
+from modelrollout.kube.kinds import (
     DEPLOYMENT,
     GRPC_ROUTE,
     HTTP_ROUTE,
@@ -29,38 +32,17 @@ from modelrollout.kube.client import (
     LEASE,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
-    NETWORK_POLICY,
     POD,
-    POD_DISRUPTION_BUDGET,
     ROLLOUT_POLICY,
-    SERVICE,
-    AlreadyExists,
-    Conflict,
-    KubeError,
-    Listing,
-    NotFound,
-    Object,
+    WATCHED,
     Resource,
 )
-from modelrollout.kube.decoding import UnreadableObject
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.plan import Event
 from modelrollout.rollout.snapshot import Assessment, Snapshot
 from modelrollout.testing import builders as b
 
 KEY = (b.NAMESPACE, b.NAME)
-WATCHED = (
-    ROLLOUT_POLICY,
-    MODEL_DEPLOYMENT,
-    MODEL_REVISION,
-    NETWORK_POLICY,
-    JOB,
-    POD,
-    DEPLOYMENT,
-    SERVICE,
-    POD_DISRUPTION_BUDGET,
-    HTTP_ROUTE,
-    GRPC_ROUTE,
-)
 CONFIG = OperatorConfig(
     stores=[
         StoreConfig(name="models", uri="s3://models", endpoint="http://s3:9000", secret_name="s3-reader")
@@ -519,7 +501,7 @@ class Operator:
             self._missed.append((resource, event, obj))
             return
         unlabelled = names.LABEL_NAME not in (obj["metadata"].get("labels") or {})
-        if resource not in (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION) and unlabelled:
+        if not resource.unlabelled and unlabelled:
             if self.store.get(resource, obj["metadata"]["namespace"], obj["metadata"]["name"]) is None:
                 return
             event = "DELETED"  # what loses the label leaves the watch

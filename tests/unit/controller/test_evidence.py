@@ -19,7 +19,8 @@ from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.results import TaskResult
 from modelrollout.controller.apply.diff import foreign_changes
 from modelrollout.controller.observe.job_state import job_state
-from modelrollout.kube.client import JOB, POD, Object
+from modelrollout.kube.kinds import JOB, POD
+from modelrollout.kube.objects import Object
 from modelrollout.kube.projection import project
 from modelrollout.resources.jobs import evaluate_job, prepare_job, resolve_job, tune_job
 from modelrollout.rollout.snapshot import JobState

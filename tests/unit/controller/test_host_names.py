@@ -15,16 +15,9 @@ import pytest
 from modelrollout.api import names
 from modelrollout.api.times import stamp
 from modelrollout.controller.lookups.host_names import claim_of
-from modelrollout.kube.client import (
-    GRPC_ROUTE,
-    HTTP_ROUTE,
-    LEASE,
-    MODEL_DEPLOYMENT,
-    Forbidden,
-    Object,
-    Resource,
-    Unavailable,
-)
+from modelrollout.kube.errors import Forbidden, Unavailable
+from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE, LEASE, MODEL_DEPLOYMENT, Resource
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.policy.rules import NO_RULES, combine, read
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import Cluster, Operator

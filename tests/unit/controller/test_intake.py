@@ -22,19 +22,20 @@ from modelrollout.controller.intake import LINE_BYTES, Intake
 from modelrollout.controller.unreadable import RETELL_SECONDS, STALE_SECONDS, UnreadableObjects
 from modelrollout.kube import decoding
 from modelrollout.kube.cache import Key, ObjectCache
-from modelrollout.kube.client import (
+from modelrollout.kube.client import Listing
+from modelrollout.kube.decoding import UnreadableObject
+from modelrollout.kube.errors import Unavailable
+from modelrollout.kube.kinds import (
     DEPLOYMENT,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
     POD,
     ROLLOUT_POLICY,
-    Listing,
-    Object,
+    WATCHED,
     Resource,
-    Unavailable,
 )
-from modelrollout.kube.decoding import UnreadableObject
-from modelrollout.testing.fake_cluster import KEY, WATCHED
+from modelrollout.kube.objects import Object
+from modelrollout.testing.fake_cluster import KEY
 
 OURS = {names.LABEL_NAME: KEY[1]}
 

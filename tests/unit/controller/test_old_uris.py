@@ -21,8 +21,8 @@ from modelrollout.controller.observe.job_state import job_state
 from modelrollout.controller.observe.observation import _spec
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.runner import execute
-from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION
 from modelrollout.kube.events import Events
+from modelrollout.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION
 from modelrollout.resources.common import NotAllowedError, store_for_field
 from modelrollout.rollout.policy.rules import NO_RULES, read
 from modelrollout.testing import builders as b

@@ -17,7 +17,8 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelRevisionStatus
 from modelrollout.contract.common import ServingConfig
 from modelrollout.controller.apply.actor import NotLeading
-from modelrollout.kube.client import (
+from modelrollout.kube.errors import Conflict, Forbidden
+from modelrollout.kube.kinds import (
     DEPLOYMENT,
     EVENT,
     GRPC_ROUTE,
@@ -29,8 +30,6 @@ from modelrollout.kube.client import (
     POD,
     POD_DISRUPTION_BUDGET,
     SERVICE,
-    Conflict,
-    Forbidden,
     Resource,
 )
 from modelrollout.resources import jobs

@@ -20,7 +20,9 @@ from modelrollout.controller.lookups.policies import Policies
 from modelrollout.controller.lookups.slots import SlotLeases
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube import cache
-from modelrollout.kube.client import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY, KubeError, Object, Unavailable
+from modelrollout.kube.errors import KubeError, Unavailable
+from modelrollout.kube.kinds import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.decide import enlarge_slot
 from modelrollout.rollout.policy.rules import Limit
 from modelrollout.rollout.policy.slot_limits import waiting_replicas

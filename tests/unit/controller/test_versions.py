@@ -13,7 +13,7 @@ from aiohttp import web
 from modelrollout.api import names
 from modelrollout.controller.lookups import triton_versions
 from modelrollout.controller.lookups.triton_versions import AGAIN_SECONDS, ServerVersions, ask_version
-from modelrollout.kube.client import Object
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.snapshot import Server
 
 KEY = ("ml", "digits")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,32 +26,32 @@ from modelrollout.controller.apply.diff import is_up_to_date
 from modelrollout.controller.observe.observation import Observation, record
 from modelrollout.controller.observe.pods import has_ended, pods_of_job
 from modelrollout.kube.cache import ObjectCache, revisions_of
-from modelrollout.kube.client import (
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import (
+    AlreadyExists,
+    Conflict,
+    Forbidden,
+    Invalid,
+    KubeError,
+    NotFound,
+    Unavailable,
+    Unreadable,
+)
+from modelrollout.kube.kinds import (
+    CHILDREN,
     DEPLOYMENT,
-    GRPC_ROUTE,
     HTTP_ROUTE,
     JOB,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
     NETWORK_POLICY,
     POD,
-    POD_DISRUPTION_BUDGET,
     SERVICE,
-    TRAEFIK_SERVICE,
-    AlreadyExists,
-    Conflict,
-    Forbidden,
-    Invalid,
-    Kube,
-    KubeError,
-    NotFound,
-    Object,
     Resource,
-    Unavailable,
-    Unreadable,
 )
+from modelrollout.kube.objects import Object, controller_of
 from modelrollout.resources import jobs, network_policies, server
-from modelrollout.resources.common import NotAllowedError, Owner, controller_of, tenant_uri
+from modelrollout.resources.common import NotAllowedError, Owner, tenant_uri
 from modelrollout.resources.comparer import is_mirrored
 from modelrollout.resources.hardening import VERSION, harden, is_known
 from modelrollout.rollout.desired import ALL_REVISIONS
@@ -66,33 +66,6 @@ from modelrollout.traffic.router import accepted, overly_open_routes
 
 log = logging.getLogger(__name__)
 
-RESOURCES: Mapping[str, Resource] = {
-    r.kind: r
-    for r in (
-        MODEL_REVISION,
-        NETWORK_POLICY,
-        JOB,
-        DEPLOYMENT,
-        SERVICE,
-        POD_DISRUPTION_BUDGET,
-        HTTP_ROUTE,
-        GRPC_ROUTE,
-        TRAEFIK_SERVICE,
-    )
-}
-# What is removed when it is no longer desired. Jobs that have ended go by their time to live.
-_PRUNED = (
-    JOB.kind,
-    DEPLOYMENT.kind,
-    SERVICE.kind,
-    POD_DISRUPTION_BUDGET.kind,
-    HTTP_ROUTE.kind,
-    GRPC_ROUTE.kind,
-    TRAEFIK_SERVICE.kind,
-)
-# An older leader that wakes up late must not undo a step: these are written only in the state that
-# the pass has seen.
-_GUARDED = (HTTP_ROUTE.kind, GRPC_ROUTE.kind, SERVICE.kind, TRAEFIK_SERVICE.kind)
 _UNWRITTEN = "until it is written its pods can be reached as if it were not wanted"
 _UNREMOVED = "it stays in force; grant the right, or delete it by hand"
 
@@ -195,7 +168,7 @@ class Actor:
         for (kind, name), live in seen.children.items():
             if kind == POD.kind or controller_of(live) is not None:
                 continue
-            resource, metadata = RESOURCES[kind], live["metadata"]
+            resource, metadata = CHILDREN[kind], live["metadata"]
             guards = {key: metadata[key] for key in ("uid", "resourceVersion")}
             patch = {
                 "metadata": {"ownerReferences": [*(metadata.get("ownerReferences") or []), owner], **guards}
@@ -414,7 +387,7 @@ class Actor:
 
     async def _match(self, seen: Observation, obj: Object) -> bool:
         kind, name = obj["kind"], obj["metadata"]["name"]
-        resource = RESOURCES[kind]
+        resource = CHILDREN[kind]
         live = seen.children.get((kind, name))
         if live is not None and kind == JOB.kind:  # it is immutable, its name says what it is for
             # it is there, and counts for nothing (controller.observe.job_state)
@@ -433,7 +406,7 @@ class Actor:
         if live is None:
             await self._create(resource, obj)
         else:
-            await self._apply(resource, obj, live, guarded=kind in _GUARDED)
+            await self._apply(resource, obj, live, guarded=resource.guarded)
         return True
 
     async def _apply(self, resource: Resource, obj: Object, live: Object, *, guarded: bool) -> None:
@@ -523,11 +496,11 @@ class Actor:
     async def _prune(self, seen: Observation, desired: Desired, wanted: set[tuple[str, str]]) -> bool:
         wrote = False
         for (kind, name), live in seen.children.items():
-            if kind not in _PRUNED or (kind, name) in wanted:
+            if (resource := CHILDREN.get(kind)) is None or not resource.pruned or (kind, name) in wanted:
                 continue
             if (kind == JOB.kind and _ended(live, seen)) or _still_mirrored(seen, desired, live):
                 continue
-            wrote |= await self._delete(RESOURCES[kind], live)
+            wrote |= await self._delete(resource, live)
         return wrote
 
     async def _delete(self, resource: Resource, live: Object) -> bool:
@@ -673,7 +646,7 @@ class _Matched:
             if e.reason != NAME_TAKEN and not (kind == DEPLOYMENT.kind and live is not None):
                 raise
             self.refused = self.refused or Problem(e.reason, e.message)
-            if kind in _GUARDED:
+            if CHILDREN[kind].guarded:
                 self._backends.add((kind, name))
                 self.unrouted |= kind != SERVICE.kind or (
                     name == self.seen.snapshot.name and not self.seen.snapshot.gateway

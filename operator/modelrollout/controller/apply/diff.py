@@ -11,7 +11,7 @@ from typing import Any
 
 from kubernetes.utils.quantity import parse_quantity
 
-from modelrollout.kube.client import Object
+from modelrollout.kube.objects import Object
 
 _EXACT = frozenset({"selector", "matchLabels", "matches"})
 # Of a container: what decides which program runs, and with what. Where the template leaves one of

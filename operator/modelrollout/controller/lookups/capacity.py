@@ -18,7 +18,10 @@ from kubernetes.utils.quantity import parse_quantity
 
 from modelrollout.config import OperatorConfig
 from modelrollout.controller.observe.pods import has_ended
-from modelrollout.kube.client import NODE, POD, Forbidden, Kube, Object
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import Forbidden
+from modelrollout.kube.kinds import NODE, POD
+from modelrollout.kube.objects import Object
 from modelrollout.kube.projection import node_for_capacity, pod_for_capacity
 from modelrollout.rollout.snapshot import Gpus
 

@@ -10,7 +10,8 @@ from modelrollout.api import names
 from modelrollout.controller.observe.job_state import job_state
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.cache import ObjectCache
-from modelrollout.kube.client import POD, Kube
+from modelrollout.kube.client import Kube
+from modelrollout.kube.kinds import POD
 from modelrollout.kube.projection import project
 from modelrollout.rollout.snapshot import JobState
 

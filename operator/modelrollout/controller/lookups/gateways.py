@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from modelrollout.kube.client import GATEWAY, GATEWAY_CLASS, KubeError, NotFound, Object, Resource
+from modelrollout.kube.errors import KubeError, NotFound
+from modelrollout.kube.kinds import GATEWAY, GATEWAY_CLASS, Resource
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.snapshot import Problem
 from modelrollout.traffic.gateway_api.features import GatewayFacts, supported_features
 

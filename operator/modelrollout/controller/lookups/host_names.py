@@ -27,20 +27,10 @@ from modelrollout.api.v1alpha1 import seconds
 from modelrollout.config import OperatorConfig
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.cache import Key, ObjectCache
-from modelrollout.kube.client import (
-    GRPC_ROUTE,
-    HTTP_ROUTE,
-    LEASE,
-    MODEL_DEPLOYMENT,
-    AlreadyExists,
-    Conflict,
-    Forbidden,
-    Kube,
-    NotFound,
-    Object,
-    Unreadable,
-)
-from modelrollout.resources.common import controller_of
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import AlreadyExists, Conflict, Forbidden, NotFound, Unreadable
+from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE, LEASE, MODEL_DEPLOYMENT
+from modelrollout.kube.objects import Object, controller_of
 from modelrollout.traffic.hostnames import (
     Claim,
     Claims,

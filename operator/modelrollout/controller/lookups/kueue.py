@@ -14,8 +14,10 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.controller.observe.observation import Observation
-from modelrollout.kube.client import WORKLOAD, WORKLOAD_BEFORE, Kube, KubeError, Object, Resource
-from modelrollout.resources.common import controller_of
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import KubeError
+from modelrollout.kube.kinds import WORKLOAD, WORKLOAD_BEFORE, Resource
+from modelrollout.kube.objects import Object, controller_of
 from modelrollout.resources.jobs import LABEL_PRIORITY, LABEL_QUEUE
 from modelrollout.rollout.snapshot import JobState, Problem, since
 

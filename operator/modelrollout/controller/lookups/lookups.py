@@ -21,7 +21,8 @@ from modelrollout.controller.lookups.triton_versions import ServerVersions
 from modelrollout.controller.observe.observation import Observation, evaluation_of
 from modelrollout.controller.observe.pods import pods_of_server
 from modelrollout.kube.cache import Key, ObjectCache
-from modelrollout.kube.client import DEPLOYMENT, MODEL_REVISION, POD, Kube
+from modelrollout.kube.client import Kube
+from modelrollout.kube.kinds import DEPLOYMENT, MODEL_REVISION, POD
 from modelrollout.rollout.pod_restarts import restart_without_gpu
 from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.policy.slot_limits import waiting_replicas

@@ -9,7 +9,10 @@ from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.controller.observe.observation import Observation
-from modelrollout.kube.client import EVENT, Kube, KubeError, Object
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import KubeError
+from modelrollout.kube.kinds import EVENT
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.snapshot import JobState, Problem, since
 
 log = logging.getLogger(__name__)

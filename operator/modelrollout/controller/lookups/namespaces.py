@@ -8,7 +8,9 @@ import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 
-from modelrollout.kube.client import NAMESPACE, Forbidden, Kube, KubeError, NotFound
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import Forbidden, KubeError, NotFound
+from modelrollout.kube.kinds import NAMESPACE
 
 log = logging.getLogger(__name__)
 

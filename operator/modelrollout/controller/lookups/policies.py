@@ -15,7 +15,10 @@ from modelrollout.api.v1alpha1 import Condition
 from modelrollout.api.v1alpha1.policy import RolloutPolicyStatus
 from modelrollout.controller.lookups.namespaces import Namespaces
 from modelrollout.kube.cache import Key, ObjectCache
-from modelrollout.kube.client import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Kube, NotFound, Object
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import NotFound
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT, ROLLOUT_POLICY
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.policy.rules import NO_RULES, Policy, Rules, active_freeze, combine, read
 from modelrollout.rollout.snapshot import stamp
 

@@ -14,8 +14,8 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ArtifactEvidence
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.cache import Key, ObjectCache, rollouts_of
-from modelrollout.kube.client import JOB, MODEL_REVISION, Object
-from modelrollout.resources.common import controller_of
+from modelrollout.kube.kinds import JOB, MODEL_REVISION
+from modelrollout.kube.objects import Object, controller_of
 from modelrollout.rollout.shared_preparation import Member, outcome, preparer, work_key
 from modelrollout.rollout.snapshot import Problem, SharedPreparation, Snapshot
 

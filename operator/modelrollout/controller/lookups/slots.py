@@ -24,18 +24,10 @@ from modelrollout.api.v1alpha1 import RolloutStatus
 from modelrollout.controller.lookups.policies import Policies
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.cache import QUEUED, Key, ObjectCache
-from modelrollout.kube.client import (
-    LEASE,
-    MODEL_DEPLOYMENT,
-    ROLLOUT_POLICY,
-    AlreadyExists,
-    Conflict,
-    Kube,
-    KubeError,
-    NotFound,
-    Object,
-    Unreadable,
-)
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unreadable
+from modelrollout.kube.kinds import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.policy.rules import Limit
 from modelrollout.rollout.policy.slot_limits import gpu_limits, gpus_requested
 from modelrollout.rollout.policy.slots import SlotRequest, TakenSlot, standing, standing_enlarged

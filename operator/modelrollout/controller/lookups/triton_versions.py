@@ -14,7 +14,7 @@ import aiohttp
 
 from modelrollout.api import names
 from modelrollout.kube.cache import Key
-from modelrollout.kube.client import Object
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.snapshot import Server
 
 log = logging.getLogger(__name__)

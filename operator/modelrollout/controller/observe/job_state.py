@@ -19,7 +19,7 @@ from modelrollout.controller.observe.pods import (
     starting_since,
     stuck_pod,
 )
-from modelrollout.kube.client import Object
+from modelrollout.kube.objects import Object
 from modelrollout.resources.jobs import LABEL_QUEUE, RETRIES, prepare_task
 from modelrollout.rollout.snapshot import JobState, Problem
 

@@ -26,7 +26,7 @@ from modelrollout.contract.results import TaskResult
 from modelrollout.controller.observe.job_state import job_state
 from modelrollout.controller.observe.pods import last_crash, pod_problem, pods_of_server, server_down
 from modelrollout.kube.cache import Key, ObjectCache
-from modelrollout.kube.client import (
+from modelrollout.kube.kinds import (
     DEPLOYMENT,
     GRPC_ROUTE,
     HTTP_ROUTE,
@@ -35,9 +35,9 @@ from modelrollout.kube.client import (
     MODEL_REVISION,
     POD,
     SERVICE,
-    Object,
 )
-from modelrollout.resources.common import NotAllowedError, controller_of, store_for_field, tenant_uri
+from modelrollout.kube.objects import Object, controller_of
+from modelrollout.resources.common import NotAllowedError, store_for_field, tenant_uri
 from modelrollout.resources.hardening import hardening_version, overlay_of
 from modelrollout.resources.server import fetch_task, restarted_at
 from modelrollout.rollout.desired import (

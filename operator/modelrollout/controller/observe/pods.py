@@ -13,8 +13,7 @@ from pydantic import ValidationError
 from modelrollout.api import names
 from modelrollout.contract.common import CONTAINER_STEP
 from modelrollout.contract.results import TaskResult
-from modelrollout.kube.client import Object
-from modelrollout.resources.common import controller_of
+from modelrollout.kube.objects import Object, controller_of
 from modelrollout.resources.hardening import DIED, TRITON
 from modelrollout.resources.jobs import CRASHED, FINAL, KILLED, TOLD_ARTIFACTS, TOLD_TO_END
 from modelrollout.rollout.pod_restarts import TOO_OLD, TOO_OLD_WHY
