@@ -37,6 +37,7 @@ from modelrollout.kube.kinds import (
     TRAEFIK_SERVICE,
     WATCHED,
     Resource,
+    namespaces_to_list,
 )
 from modelrollout.kube.leader_election import LeaderElector
 from modelrollout.kube.leader_election import identity as new_identity
@@ -212,7 +213,7 @@ class Operator:
         event may be missed for ever.
         """
         for resource in self._resources:
-            for namespace in self._places(resource):
+            for namespace in namespaces_to_list(resource, self._config.namespaces):
                 try:
                     await self._intake.list(resource, namespace)
                 except Forbidden as e:
@@ -226,13 +227,9 @@ class Operator:
         for policy in self._admission.policies.all():
             self._queue.add(("", policy.name))  # whom it matches is counted anew
 
-    def _places(self, resource: Resource) -> list[str | None]:
-        """The namespaces to list it in; None: in all at once."""
-        return [*self._config.namespaces] if resource.namespaced and self._config.namespaces else [None]
-
     async def _may_list(self, resource: Resource) -> bool:
         try:
-            for namespace in self._places(resource):
+            for namespace in namespaces_to_list(resource, self._config.namespaces):
                 await self._kube.list(resource, namespace, label_selector=OURS)
         except Forbidden as e:
             log.error("%s: %s", UNWATCHED, e.message)

@@ -19,7 +19,7 @@ from modelrollout.api import names
 from modelrollout.kube import decoding
 from modelrollout.kube.decoding import UnreadableObject
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Resource
-from modelrollout.kube.objects import Object
+from modelrollout.kube.objects import Object, label
 from modelrollout.kube.projection import project
 
 Key = tuple[str, str]  # namespace and name of the ModelDeployment; a RolloutPolicy has no namespace
@@ -317,9 +317,7 @@ def owner(resource: Resource, obj: Mapping[str, Any]) -> Key | None:
     """
     metadata = obj["metadata"]
     name = (
-        metadata["name"]
-        if resource in (MODEL_DEPLOYMENT, ROLLOUT_POLICY)
-        else (metadata.get("labels") or {}).get(names.LABEL_NAME)
+        metadata["name"] if resource in (MODEL_DEPLOYMENT, ROLLOUT_POLICY) else label(obj, names.LABEL_NAME)
     )
     return (metadata.get("namespace") or "", name) if name else None
 

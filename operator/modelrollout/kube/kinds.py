@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
@@ -165,3 +165,10 @@ KINDS = (
 )  # fmt: skip
 WATCHED = tuple(r for r in KINDS if r.watched)
 CHILDREN: Mapping[str, Resource] = {r.kind: r for r in KINDS if r.child}
+
+
+def namespaces_to_list(resource: Resource, namespaces: Sequence[str]) -> list[str | None]:
+    """Where to list the resource when the operator watches these ``namespaces``, none meaning all;
+    None stands for one list over all namespaces.
+    """
+    return [*namespaces] if resource.namespaced and namespaces else [None]

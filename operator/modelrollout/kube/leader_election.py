@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from modelrollout.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
 from modelrollout.kube.kinds import LEASE, Resource
-from modelrollout.kube.objects import Object
+from modelrollout.kube.objects import Object, microtime
 
 log = logging.getLogger(__name__)
 JITTER = 1.2
@@ -183,7 +183,7 @@ class LeaderElector:
         write that was done then meets a conflict.
         """
         holder = self._holder if holder is None else holder
-        sent, now = self._clock(), self._wall().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        sent, now = self._clock(), microtime(self._wall())
         old = _spec(self._lease)
         taken = bool(holder) and old.get("holderIdentity") != holder
         spec = {

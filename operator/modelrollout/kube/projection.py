@@ -13,7 +13,7 @@ from typing import Any
 from modelrollout.api import names
 from modelrollout.contract.common import TASK_ENV
 from modelrollout.kube.kinds import JOB, POD, Resource
-from modelrollout.kube.objects import Object
+from modelrollout.kube.objects import Object, label, own_annotations
 
 # characters of what a pod or a container says; the kubelet takes no more bytes of a container
 MESSAGE = 4096
@@ -37,24 +37,23 @@ _CONDITION = ("type", "status", "reason", "message", "lastTransitionTime")
 def project(resource: Resource, obj: Object) -> Object:
     """The object as it is kept."""
     if resource == POD:
-        spec = _pod_spec(obj.get("spec"), of_job=names.LABEL_JOB in (obj["metadata"].get("labels") or {}))
+        spec = _pod_spec(obj.get("spec"), of_job=label(obj, names.LABEL_JOB) is not None)
         return _with(
             obj, metadata=_some(obj["metadata"], _METADATA), spec=spec, status=_pod_status(obj.get("status"))
         )
     if resource == JOB:
         metadata = obj["metadata"]
-        ours = {k: v for k, v in (metadata.get("annotations") or {}).items() if k.startswith(names.GROUP)}
         spec = obj.get("spec") or {}
         template = {"spec": _pod_spec((spec.get("template") or {}).get("spec"), of_job=True)}
         return _with(
             obj,
-            metadata=_some(metadata, _METADATA) | {"annotations": ours},
+            metadata=_some(metadata, _METADATA) | {"annotations": own_annotations(obj)},
             spec={**spec, "template": template},
             status=obj.get("status"),
         )
     metadata = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
-    if annotations := metadata.get("annotations"):
-        metadata["annotations"] = {k: v for k, v in annotations.items() if k.startswith(names.GROUP)}
+    if metadata.get("annotations"):
+        metadata["annotations"] = own_annotations(obj)
     return {**obj, "metadata": metadata}
 
 
@@ -80,6 +79,22 @@ def pod_for_capacity(obj: Object) -> Object:
         spec=placed,
         status=_some(status, ("phase",)),
     )
+
+
+def route_for_hostnames(obj: Object) -> Object:
+    """Of a route, what says which requests it takes."""
+    return {
+        "kind": obj["kind"],
+        "metadata": _some(obj["metadata"], ("namespace", "name")),
+        "spec": obj.get("spec"),
+        "status": obj.get("status"),
+    }
+
+
+def event_for_message(obj: Object) -> Object:
+    """Of an Event, what it says and when."""
+    metadata = _some(obj["metadata"], ("name",))
+    return {"metadata": metadata} | _some(obj, ("lastTimestamp", "eventTime", "message"))
 
 
 def _with(obj: Object, **parts: Any) -> Object:

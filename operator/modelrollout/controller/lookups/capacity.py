@@ -21,7 +21,7 @@ from modelrollout.controller.observe.pods import has_ended
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import Forbidden
 from modelrollout.kube.kinds import NODE, POD
-from modelrollout.kube.objects import Object
+from modelrollout.kube.objects import Object, is_true, labels_of
 from modelrollout.kube.projection import node_for_capacity, pod_for_capacity
 from modelrollout.rollout.snapshot import Gpus
 
@@ -130,12 +130,8 @@ def fits(node: Object, pod: Mapping[str, Any]) -> bool:
     """Whether the scheduler would consider the node: ready, not cordoned, node selector, required
     node affinity, taints.
     """
-    spec, labels = node.get("spec") or {}, node["metadata"].get("labels") or {}
-    ready = any(
-        c["type"] == "Ready" and c["status"] == "True"
-        for c in (node.get("status") or {}).get("conditions") or []
-    )
-    if not ready or spec.get("unschedulable"):
+    spec, labels = node.get("spec") or {}, labels_of(node)
+    if not is_true(node, "Ready") or spec.get("unschedulable"):
         return False
     if any(labels.get(k) != v for k, v in (pod.get("nodeSelector") or {}).items()):
         return False

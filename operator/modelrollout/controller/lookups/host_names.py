@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from modelrollout.api import names
 from modelrollout.api.hostnames import WILDCARD, overlap, wildcards_over
@@ -29,8 +29,9 @@ from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import AlreadyExists, Conflict, Forbidden, NotFound, Unreadable
-from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE, LEASE, MODEL_DEPLOYMENT
-from modelrollout.kube.objects import Object, controller_of
+from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE, LEASE, MODEL_DEPLOYMENT, namespaces_to_list
+from modelrollout.kube.objects import Object, annotations_of, controller_of, label, microtime, parse_time
+from modelrollout.kube.projection import route_for_hostnames
 from modelrollout.traffic.hostnames import (
     Claim,
     Claims,
@@ -162,7 +163,7 @@ class HostClaims:
         since = (live.get("spec") or {}).get("acquireTime") if _holder(live) == claim.holder else None
         spec = {
             "holderIdentity": claim.holder,
-            "acquireTime": since or self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "acquireTime": since or microtime(self._now()),
         }
         return {
             **live,
@@ -296,14 +297,13 @@ class HostClaims:
         unseen = (
             f"namespaces other than {', '.join(self._config.namespaces)}" if self._config.namespaces else ""
         )
-        everywhere: list[str | None] = [None]
         for resource in (HTTP_ROUTE, GRPC_ROUTE):
             if not await self._kube.has_kind(resource):
                 continue
-            for namespace in self._config.namespaces or everywhere:
+            for namespace in namespaces_to_list(resource, self._config.namespaces):
                 try:
                     listed = await self._kube.list(
-                        resource, namespace, label_selector=f"!{names.LABEL_NAME}", keep=_for_foreign
+                        resource, namespace, label_selector=f"!{names.LABEL_NAME}", keep=route_for_hostnames
                     )
                     found += listed.items
                 except Forbidden as e:
@@ -316,18 +316,15 @@ class HostClaims:
         self._foreign = ForeignRoutes(route for o in found if (route := foreign_route(o)))
 
     def _is_ours(self, route: Object) -> bool:
-        metadata = route["metadata"]
         owner = self._store.get(
-            MODEL_DEPLOYMENT,
-            metadata.get("namespace"),
-            (metadata.get("labels") or {}).get(names.LABEL_NAME, ""),
+            MODEL_DEPLOYMENT, route["metadata"].get("namespace"), label(route, names.LABEL_NAME) or ""
         )
         return owner is not None and controller_of(route) == owner["metadata"]["uid"]
 
 
 def claim_of(lease: Object) -> Claim | None:
     """What the Lease says; None where it is nobody's, or says nothing that can be read."""
-    annotations = lease["metadata"].get("annotations") or {}
+    annotations = annotations_of(lease)
     host = str(annotations.get(names.ANNOTATION_HOSTNAME, ""))
     holder = _holder(lease)
     if holder.count("/") != 2 or lease["metadata"]["name"] != names.host_lease(host):
@@ -347,8 +344,8 @@ def claim_of(lease: Object) -> Claim | None:
 def _taken_over(lease: Object) -> datetime | None:
     """When its holder got it from another; None for the first one, who made it."""
     try:
-        since = datetime.fromisoformat(lease["spec"]["acquireTime"]).astimezone(UTC)
-        made = datetime.fromisoformat(lease["metadata"]["creationTimestamp"]).astimezone(UTC)
+        since = parse_time(lease["spec"]["acquireTime"])
+        made = parse_time(lease["metadata"]["creationTimestamp"])
     except (KeyError, TypeError, ValueError):
         return None
     return since if since - made > _SAME_TIME else None
@@ -356,14 +353,3 @@ def _taken_over(lease: Object) -> datetime | None:
 
 def _holder(lease: Object) -> str:
     return str((lease.get("spec") or {}).get("holderIdentity") or "")
-
-
-def _for_foreign(route: Object) -> Object:
-    """Of a route, what says which requests it takes."""
-    metadata = {k: route["metadata"][k] for k in ("namespace", "name") if k in route["metadata"]}
-    return {
-        "kind": route["kind"],
-        "metadata": metadata,
-        "spec": route.get("spec"),
-        "status": route.get("status"),
-    }

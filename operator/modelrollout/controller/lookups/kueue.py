@@ -10,14 +10,13 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 from modelrollout.api import names
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import KubeError
 from modelrollout.kube.kinds import WORKLOAD, WORKLOAD_BEFORE, Resource
-from modelrollout.kube.objects import Object, controller_of
+from modelrollout.kube.objects import Object, condition, controller_of, label, labels_of
 from modelrollout.resources.jobs import LABEL_PRIORITY, LABEL_QUEUE
 from modelrollout.rollout.snapshot import JobState, Problem, since
 
@@ -55,7 +54,11 @@ async def with_queue_reason(kube: Kube, seen: Observation, now: datetime) -> Job
             if new
             else replace(s.work, queued=_without_workload(job, s.work.queued))
         )
-    return replace(s.work, queued=queue_reason(job, newest), result_pending=new and not _conditions(newest))
+    return replace(
+        s.work,
+        queued=queue_reason(job, newest),
+        result_pending=new and not (newest.get("status") or {}).get("conditions"),
+    )
 
 
 async def _served(kube: Kube) -> Resource | None:
@@ -65,24 +68,20 @@ async def _served(kube: Kube) -> Resource | None:
     return None
 
 
-def _conditions(o: Object) -> dict[str, dict[str, Any]]:
-    return {c["type"]: c for c in (o.get("status") or {}).get("conditions") or []}
-
-
 def _queued_since(job: Object) -> str:
-    suspended = _conditions(job).get("Suspended") or {}
+    suspended = condition(job, "Suspended")
     waits_again = suspended.get("lastTransitionTime") if suspended.get("status") == "True" else None
     return str(waits_again or job["metadata"]["creationTimestamp"])
 
 
 def queue_reason(job: Object, workload: Object) -> Problem:
     """Why the Job waits, from its Workload."""
-    conditions, spec = _conditions(workload), workload.get("spec") or {}
+    spec = workload.get("spec") or {}
     queue = spec.get("queueName")
     where = f"LocalQueue {queue}" if queue else "hands without a LocalQueue"
     who = f"Job {job['metadata']['name']} in Kueue's {where} (Workload {workload['metadata']['name']})"
     finished, evicted, reserved = (
-        conditions.get(kind) or {} for kind in ("Finished", "Evicted", "QuotaReserved")
+        condition(workload, kind) for kind in ("Finished", "Evicted", "QuotaReserved")
     )
     if finished.get("status") == "True":
         text = (
@@ -112,7 +111,7 @@ def queue_reason(job: Object, workload: Object) -> Problem:
 
 
 def _remedy(job: Object, queue: str | None) -> str:
-    if (job["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) == names.COMPONENT_PREPARE:
+    if label(job, names.LABEL_COMPONENT) == names.COMPONENT_PREPARE:
         return (
             "correct spec.optimization.queueName or spec.optimization.resources, or have the queue put right"
         )
@@ -128,7 +127,7 @@ def _without_workload(job: Object, queued: Problem) -> Problem:
     """Kueue may be down, or refuse to make one: it says so in its log, and newer ones in an Event
     of the Job.
     """
-    labels = job["metadata"].get("labels") or {}
+    labels = labels_of(job)
     if LABEL_QUEUE not in labels:
         return queued  # somebody suspended it
     priority = labels.get(LABEL_PRIORITY)

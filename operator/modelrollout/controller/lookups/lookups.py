@@ -23,6 +23,7 @@ from modelrollout.controller.observe.pods import pods_of_server
 from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import Kube
 from modelrollout.kube.kinds import DEPLOYMENT, MODEL_REVISION, POD
+from modelrollout.kube.objects import label
 from modelrollout.rollout.pod_restarts import restart_without_gpu
 from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.policy.slot_limits import waiting_replicas
@@ -103,7 +104,7 @@ class Lookups:
         pods = [
             o
             for (kind, _), o in seen.children.items()
-            if kind == POD.kind and (o["metadata"].get("labels") or {}).get(names.LABEL_REVISION) == revision
+            if kind == POD.kind and label(o, names.LABEL_REVISION) == revision
         ]
         placed = sum(bool((o.get("spec") or {}).get("nodeName")) for o in pods)
         return await self._gpus(seen, revision, max(1, seen.snapshot.spec.serving.replicas) - placed)

@@ -12,7 +12,7 @@ from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import KubeError
 from modelrollout.kube.kinds import EVENT
-from modelrollout.kube.objects import Object
+from modelrollout.kube.projection import event_for_message
 from modelrollout.rollout.snapshot import JobState, Problem, since
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ async def explain_missing_pod(kube: Kube, seen: Observation, now: datetime) -> J
         return s.work
     selector = f"involvedObject.uid={job['metadata']['uid']},reason=FailedCreate"
     try:
-        events = (await kube.list(EVENT, s.namespace, field_selector=selector, keep=_kept)).items
+        events = (await kube.list(EVENT, s.namespace, field_selector=selector, keep=event_for_message)).items
     except KubeError as e:  # it only explains
         log.warning("cannot read the Events of Job %s: %s", job["metadata"]["name"], e)
         return s.work
@@ -44,9 +44,3 @@ async def explain_missing_pod(kube: Kube, seen: Observation, now: datetime) -> J
         " spec.optimization.resources, or what the namespace allows"
     )
     return replace(s.work, problem=Problem("PodRefused", told))
-
-
-def _kept(event: Object) -> Object:
-    return {"metadata": {"name": event["metadata"]["name"]}} | {
-        k: event[k] for k in ("lastTimestamp", "eventTime", "message") if k in event
-    }

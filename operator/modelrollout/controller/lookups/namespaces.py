@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import Forbidden, KubeError, NotFound
 from modelrollout.kube.kinds import NAMESPACE
+from modelrollout.kube.objects import labels_of
 
 log = logging.getLogger(__name__)
 
@@ -49,4 +50,4 @@ class Namespaces:
             log.warning("labels of namespace %s: %s", namespace, e)
             self._known[namespace] = (now, before[1] if before else None)
         else:
-            self._known[namespace] = (now, found["metadata"].get("labels") or {})
+            self._known[namespace] = (now, labels_of(found))

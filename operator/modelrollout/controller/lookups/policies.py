@@ -18,7 +18,7 @@ from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import NotFound
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT, ROLLOUT_POLICY
-from modelrollout.kube.objects import Object
+from modelrollout.kube.objects import Object, labels_of
 from modelrollout.rollout.policy.rules import NO_RULES, Policy, Rules, active_freeze, combine, read
 from modelrollout.rollout.snapshot import stamp
 
@@ -142,9 +142,8 @@ class Policies:
             )
 
     def _about(self, deployment: Object) -> tuple[str, Mapping[str, str], Mapping[str, str] | None]:
-        metadata = deployment["metadata"]
-        namespace = metadata.get("namespace") or ""
-        return namespace, metadata.get("labels") or {}, self._namespaces.labels(namespace)
+        namespace = deployment["metadata"].get("namespace") or ""
+        return namespace, labels_of(deployment), self._namespaces.labels(namespace)
 
     def _status(self, policy: Policy, obj: Object) -> RolloutPolicyStatus:
         try:

@@ -15,7 +15,7 @@ from modelrollout.api.v1alpha1 import ArtifactEvidence
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.cache import Key, ObjectCache, rollouts_of
 from modelrollout.kube.kinds import JOB, MODEL_REVISION
-from modelrollout.kube.objects import Object, controller_of
+from modelrollout.kube.objects import Object, controller_of, is_deleting, is_true
 from modelrollout.rollout.shared_preparation import Member, outcome, preparer, work_key
 from modelrollout.rollout.snapshot import Problem, SharedPreparation, Snapshot
 
@@ -124,7 +124,7 @@ def _work(store: ObjectCache, deployment: Object) -> str | None:
     """The work that its last rollout asks for; None where its revision is not there."""
     metadata, rollout = deployment["metadata"], _rollout(deployment)
     revision = store.get(MODEL_REVISION, metadata["namespace"], str(rollout.get("revision")))
-    if revision is None or metadata.get("deletionTimestamp"):
+    if revision is None or is_deleting(deployment):
         return None
     spec = revision["spec"]
     return work_key(spec["sha256"], spec["input"], (deployment.get("spec") or {}).get("optimization") or {})
@@ -134,10 +134,7 @@ def _is_over(job: Object) -> bool:
     """Who does not take its result soon (a spec that cannot be read) keeps nobody waiting for
     it.
     """
-    conditions = (job.get("status") or {}).get("conditions") or []
-    return bool(job["metadata"].get("deletionTimestamp")) or any(
-        c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in conditions
-    )
+    return is_deleting(job) or is_true(job, "Complete") or is_true(job, "Failed")
 
 
 def _member(store: ObjectCache, deployment: Object) -> Member | None:

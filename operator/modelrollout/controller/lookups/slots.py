@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -27,7 +26,7 @@ from modelrollout.kube.cache import QUEUED, Key, ObjectCache
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unreadable
 from modelrollout.kube.kinds import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY
-from modelrollout.kube.objects import Object
+from modelrollout.kube.objects import Object, annotations_of, condition
 from modelrollout.rollout.policy.rules import Limit
 from modelrollout.rollout.policy.slot_limits import gpu_limits, gpus_requested
 from modelrollout.rollout.policy.slots import SlotRequest, TakenSlot, standing, standing_enlarged
@@ -263,11 +262,7 @@ class SlotLeases:
 
     async def _clear(self, policy: str, lease: Object) -> bool:
         """Set a slot free, if its Lease is still as it was read."""
-        annotations = {
-            k: v
-            for k, v in (lease["metadata"].get("annotations") or {}).items()
-            if not k.startswith(names.GROUP)
-        }
+        annotations = {k: v for k, v in annotations_of(lease).items() if not k.startswith(names.GROUP)}
         try:
             await self._kube.replace(
                 LEASE, {**lease, "metadata": {**lease["metadata"], "annotations": annotations}, "spec": {}}
@@ -356,8 +351,7 @@ def _is_unreadable(deployment: Object) -> bool:
     """Whether its spec cannot be read, as its condition says: reading every spec for every look
     would cost too much.
     """
-    conditions = (deployment.get("status") or {}).get("conditions") or []
-    return any(c.get("type") == "Ready" and c.get("reason") == "InvalidSpec" for c in conditions)
+    return condition(deployment, "Ready").get("reason") == "InvalidSpec"
 
 
 def _claim(deployment: Object) -> SlotRequest | None:
@@ -380,7 +374,7 @@ def _larger_claim(seen: Observation) -> SlotRequest | None:
 
 def _holder(lease: Object) -> SlotRequest | None:
     """Who holds the slot; None when nobody does, or nobody that can be read: then it is free."""
-    annotations: dict[str, Any] = lease["metadata"].get("annotations") or {}
+    annotations = annotations_of(lease)
     holder, rollout = (
         (lease.get("spec") or {}).get("holderIdentity") or "",
         annotations.get(names.ANNOTATION_ROLLOUT),

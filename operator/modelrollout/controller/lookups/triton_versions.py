@@ -14,7 +14,7 @@ import aiohttp
 
 from modelrollout.api import names
 from modelrollout.kube.cache import Key
-from modelrollout.kube.objects import Object
+from modelrollout.kube.objects import Object, is_deleting, is_true, label
 from modelrollout.rollout.snapshot import Server
 
 log = logging.getLogger(__name__)
@@ -63,9 +63,8 @@ class ServerVersions:
         """
         by_revision: dict[str, list[Object]] = {}
         for pod in pods:
-            labels = pod["metadata"].get("labels") or {}
-            if labels.get(names.LABEL_COMPONENT) == names.COMPONENT_SERVER and _is_ready(pod):
-                by_revision.setdefault(labels.get(names.LABEL_REVISION, ""), []).append(pod)
+            if label(pod, names.LABEL_COMPONENT) == names.COMPONENT_SERVER and _is_ready(pod):
+                by_revision.setdefault(label(pod, names.LABEL_REVISION) or "", []).append(pod)
         found = dict(servers)
         for revision, ready in by_revision.items():
             if revision not in servers:
@@ -101,8 +100,4 @@ class ServerVersions:
 
 
 def _is_ready(pod: Object) -> bool:
-    status = pod.get("status") or {}
-    ready = any(
-        c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or []
-    )
-    return ready and bool(status.get("podIP")) and not pod["metadata"].get("deletionTimestamp")
+    return is_true(pod, "Ready") and bool(pod["status"].get("podIP")) and not is_deleting(pod)

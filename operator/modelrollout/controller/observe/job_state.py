@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from modelrollout.api import names
 from modelrollout.api.uris import lies_below, masked_text
@@ -19,7 +20,7 @@ from modelrollout.controller.observe.pods import (
     starting_since,
     stuck_pod,
 )
-from modelrollout.kube.objects import Object
+from modelrollout.kube.objects import Object, condition, is_true, label
 from modelrollout.resources.jobs import LABEL_QUEUE, RETRIES, prepare_task
 from modelrollout.rollout.snapshot import JobState, Problem
 
@@ -50,10 +51,7 @@ def job_state(job: Object, candidates: Iterable[Object], folder: str) -> JobStat
             else JobState("Failed", problem=problem)
         )
     uri = work.result.artifact_uri if work.result else None
-    if (
-        uri is None
-        or (job["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) != names.COMPONENT_PREPARE
-    ):
+    if uri is None or label(job, names.LABEL_COMPONENT) != names.COMPONENT_PREPARE:
         return work
     task = prepare_task(job)
     # Made by another version of the operator it might have taken anything; and what was published
@@ -96,15 +94,13 @@ def _strayed(job: Object, strayed: Sequence[tuple[Object, str]]) -> Problem:
 
 
 def _work_of(job: Object, pods: Sequence[Object]) -> JobState:
-    conditions = {
-        c["type"]: c for c in (job.get("status") or {}).get("conditions") or [] if c["status"] == "True"
-    }
     end = _shown(ending(pods) or Ending(None, None))
-    if "Complete" in conditions:
+    if is_true(job, "Complete"):
         # The pod that did it may be gone while one that failed before it is still there: that one's
         # answer is not the Job's.
         return JobState("Succeeded", end.exit_code, end.result if end.exit_code == 0 else None, end.problem)
-    if "Failed" in conditions and end.exit_code == ExitCode.REUSED and end.result:
+    failed = condition(job, "Failed") if is_true(job, "Failed") else None
+    if failed and end.exit_code == ExitCode.REUSED and end.result:
         if end.result.artifact_digest is None:  # said by one that opens files of strangers
             text = (
                 "who reads the model said that an artifact was there already; the file may have taken that"
@@ -113,15 +109,15 @@ def _work_of(job: Object, pods: Sequence[Object]) -> JobState:
             return JobState("Failed", problem=Problem("OutputRefused", text))
         # for Kubernetes a failure: the containers that would follow must not run
         return JobState("Succeeded", int(ExitCode.OK), end.result)
-    if _taken_back(job, conditions.get("Failed"), end):
+    if _taken_back(job, failed, end):
         return JobState()  # as if it had never been made, and it is made anew
-    if "Failed" in conditions or end.hopeless:
-        failed = conditions.get("Failed") or {}
+    if failed or end.hopeless:
+        failed = failed or {}
         why = f"{failed.get('reason')}: {failed.get('message')}; its pods left no word"
         return JobState("Failed", end.exit_code, end.result, end.problem or Problem("JobFailed", why))
     # When it is admitted its start is set anew together with this condition: until then only the
     # time before the queue is known.
-    if job["spec"].get("suspend") or "Suspended" in conditions:
+    if job["spec"].get("suspend") or is_true(job, "Suspended"):
         return JobState("Running", queued=_queued(job))
     return JobState(
         "Running",
@@ -145,7 +141,7 @@ def _shown(end: Ending) -> Ending:
     )
 
 
-def _taken_back(job: Object, failed: Object | None, end: Ending) -> bool:
+def _taken_back(job: Object, failed: Mapping[str, Any] | None, end: Ending) -> bool:
     """Whether a Job failed only because its queue suspended it while it ran, and its pod did not
     end in time: that is no try that failed.
 
@@ -159,7 +155,7 @@ def _taken_back(job: Object, failed: Object | None, end: Ending) -> bool:
 
 
 def _queued(job: Object) -> Problem:
-    name, queue = job["metadata"]["name"], (job["metadata"].get("labels") or {}).get(LABEL_QUEUE)
+    name, queue = job["metadata"]["name"], label(job, LABEL_QUEUE)
     if queue is None:
         return Problem(
             "Queued", f"Job {name} is suspended: somebody set its spec.suspend; it has no time limit"

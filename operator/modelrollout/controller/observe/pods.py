@@ -13,7 +13,14 @@ from pydantic import ValidationError
 from modelrollout.api import names
 from modelrollout.contract.common import CONTAINER_STEP
 from modelrollout.contract.results import TaskResult
-from modelrollout.kube.objects import Object, controller_of
+from modelrollout.kube.objects import (
+    Object,
+    condition,
+    controller_of,
+    controller_reference,
+    is_deleting,
+    label,
+)
 from modelrollout.resources.hardening import DIED, TRITON
 from modelrollout.resources.jobs import CRASHED, FINAL, KILLED, TOLD_ARTIFACTS, TOLD_TO_END
 from modelrollout.rollout.pod_restarts import TOO_OLD, TOO_OLD_WHY
@@ -80,18 +87,12 @@ def pods_of_server(pods: Iterable[Object], deployment: Object) -> list[Object]:
     ReplicaSets themselves are not watched: who may write one may write pods.
     """
     name = deployment["metadata"]["name"]
-    return [
-        p
-        for p in pods
-        if _replica_set_of(p) == f"{name}-{(p['metadata'].get('labels') or {}).get(_TEMPLATE_HASH, '')}"
-    ]
+    return [p for p in pods if _replica_set_of(p) == f"{name}-{label(p, _TEMPLATE_HASH) or ''}"]
 
 
 def _replica_set_of(pod: Object) -> str | None:
-    owners = pod["metadata"].get("ownerReferences") or []
-    return next(
-        (r.get("name") for r in owners if r.get("controller") and r.get("kind") == "ReplicaSet"), None
-    )
+    owner = controller_reference(pod)
+    return owner.get("name") if owner.get("kind") == "ReplicaSet" else None
 
 
 def has_ended(pod: Object) -> bool:
@@ -105,16 +106,12 @@ def pod_problem(pods: Iterable[Object]) -> Problem | None:
     """
     for pod in _alive(pods):
         status = pod.get("status") or {}
-        for condition in status.get("conditions") or []:
-            if (
-                condition["type"] == "PodScheduled"
-                and condition["status"] == "False"
-                and condition.get("reason") == "Unschedulable"
-            ):
-                return Problem(
-                    "Unschedulable",
-                    f"pod {pod['metadata']['name']}: {condition.get('message', 'no node fits')}",
-                )
+        scheduled = condition(pod, "PodScheduled")
+        if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
+            return Problem(
+                "Unschedulable",
+                f"pod {pod['metadata']['name']}: {scheduled.get('message', 'no node fits')}",
+            )
         for container in _containers(status):
             problem = _container_problem(pod["metadata"]["name"], container)
             if problem:
@@ -211,13 +208,14 @@ def server_down(pods: Iterable[Object]) -> Problem | None:
     down.
     """
     for pod in _alive(pods):
-        name, conditions = pod["metadata"]["name"], (pod.get("status") or {}).get("conditions") or []
-        unready = next((c for c in conditions if c["type"] == "Ready" and c["status"] == "False"), None)
-        for container in _servers(pod) if unready else []:
+        name, ready = pod["metadata"]["name"], condition(pod, "Ready")
+        if ready.get("status") != "False":
+            continue
+        for container in _servers(pod):
             begun = ((container.get("state") or {}).get("running") or {}).get("startedAt")
             if not container.get("ready") and (ended := _last_end(container)):
                 return _why_ended(f"pod {name}, container {container['name']}", ended)
-            if unready and begun and (unready.get("lastTransitionTime") or "") > begun:
+            if begun and (ready.get("lastTransitionTime") or "") > begun:
                 lost = (
                     "its node does not answer"
                     if container.get("ready")
@@ -259,7 +257,7 @@ def any_running(pods: Iterable[Object]) -> bool:
 
 
 def _alive(pods: Iterable[Object]) -> list[Object]:
-    return [p for p in pods if not p["metadata"].get("deletionTimestamp") and not has_ended(p)]
+    return [p for p in pods if not is_deleting(p) and not has_ended(p)]
 
 
 def stuck_pod(pods: Iterable[Object]) -> tuple[str, Problem] | None:
@@ -344,13 +342,11 @@ def _disruption(pod: Object) -> Problem | None:
     """Why somebody else took the pod away: the condition DisruptionTarget, which Kubernetes sets
     before it does so.
     """
-    for condition in pod["status"].get("conditions") or []:
-        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
-            reason = _DISRUPTIONS.get(condition.get("reason", ""), "Evicted")
-            return Problem(
-                reason, f"{_where(pod)} was taken away: {condition.get('message') or condition.get('reason')}"
-            )
-    return None
+    target = condition(pod, "DisruptionTarget")
+    if target.get("status") != "True":
+        return None
+    reason = _DISRUPTIONS.get(target.get("reason", ""), "Evicted")
+    return Problem(reason, f"{_where(pod)} was taken away: {target.get('message') or target.get('reason')}")
 
 
 def _pod_ended(pod: Object) -> Problem | None:
@@ -365,7 +361,7 @@ def _pod_ended(pod: Object) -> Problem | None:
     if reason == "DeadlineExceeded":
         limit = (
             "spec.serving.tune.timeout"
-            if _component(pod) == names.COMPONENT_TUNE
+            if label(pod, names.LABEL_COMPONENT) == names.COMPONENT_TUNE
             else "spec.optimization.timeout"
         )
         return Problem(
@@ -426,10 +422,6 @@ def _where(pod: Object) -> str:
     return f"pod {pod['metadata']['name']}" + (f" on node {node}" if node else "")
 
 
-def _component(pod: Object) -> str | None:
-    return (pod["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT)
-
-
 def _limit(pod: Object, container: str, resource: str) -> str | None:
     spec = pod.get("spec") or {}
     for found in (*(spec.get("initContainers") or []), *(spec.get("containers") or [])):
@@ -446,6 +438,6 @@ def _field(pod: Object, container: str, resource: str) -> str:
     """
     if container == CONTAINER_STEP:
         return f"the step's container.resources.limits.{resource}, and say retry on the revision"
-    if _component(pod) in (None, names.COMPONENT_PREPARE):
+    if label(pod, names.LABEL_COMPONENT) in (None, names.COMPONENT_PREPARE):
         return f"spec.optimization.resources.limits.{resource}, and say retry on the revision"
     return "nothing: give it less data"
