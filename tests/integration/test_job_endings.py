@@ -26,7 +26,8 @@ from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import Conflict
 from modelrollout.kube.kinds import JOB, MODEL_DEPLOYMENT, POD, WORKLOAD, Resource
 from modelrollout.kube.objects import Object
-from modelrollout.resources.jobs import LABEL_QUEUE, prepare_job
+from modelrollout.resources.jobs.common import LABEL_QUEUE, JobContext
+from modelrollout.resources.jobs.prepare import prepare_job
 from modelrollout.rollout.snapshot import JobState
 from modelrollout.testing import builders as b
 from tests.unit.resources import objects as o
@@ -112,7 +113,10 @@ async def made(
 ) -> Object:
     optimization = Optimization.model_validate({"queueName": queue, "steps": list(steps)})
     job = prepare_job(
-        o.OWNER, "digits", 1, NAME, o.MODEL, o.SHA, optimization, o.SERVING, "5a17" * 4, (), o.CONFIG
+        JobContext(o.OWNER, "digits", 1, NAME, o.MODEL, o.SERVING, o.CONFIG),
+        o.SHA,
+        optimization,
+        salt="5a17" * 4,
     )
     job["metadata"] |= {"namespace": namespace, "ownerReferences": []}
     job["spec"] |= spec

@@ -16,7 +16,7 @@ from modelrollout.controller.lookups.kueue import LABEL_JOB_UID, PATIENCE_SECOND
 from modelrollout.kube.errors import Forbidden
 from modelrollout.kube.kinds import JOB, POD, WORKLOAD, WORKLOAD_BEFORE, Resource
 from modelrollout.kube.objects import Object
-from modelrollout.resources.jobs import LABEL_PRIORITY, LABEL_QUEUE
+from modelrollout.resources.jobs.common import LABEL_PRIORITY, LABEL_QUEUE
 from modelrollout.rollout.stages.job import MAX_LOST, SOON_SECONDS
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from modelrollout.testing import builders as b

@@ -32,7 +32,7 @@ from modelrollout.kube.kinds import (
     SERVICE,
     Resource,
 )
-from modelrollout.resources import jobs
+from modelrollout.resources.jobs.prepare import prepare_task
 from modelrollout.resources.server import fetch_task
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import Cluster, Operator, of_job
@@ -1056,7 +1056,7 @@ def test_a_job_is_told_what_the_namespace_records_of_its_source_and_gets_a_salt_
             for name, job in cluster.all(JOB).items()
             if name.startswith(str(cluster.status.rollout.revision))
         ]
-        task = jobs.prepare_task(job)
+        task = prepare_task(job)
         assert task is not None and [(r.uri, r.digest) for r in task.recorded] == [
             (artifact["uri"], artifact["digest"])
         ]

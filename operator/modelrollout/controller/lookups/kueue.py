@@ -17,7 +17,7 @@ from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import KubeError
 from modelrollout.kube.kinds import WORKLOAD, WORKLOAD_BEFORE, Resource
 from modelrollout.kube.objects import Object, condition, controller_of, label, labels_of
-from modelrollout.resources.jobs import LABEL_PRIORITY, LABEL_QUEUE
+from modelrollout.resources.jobs.common import LABEL_PRIORITY, LABEL_QUEUE
 from modelrollout.rollout.snapshot import JobState, Problem, since
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,8 @@ from modelrollout.controller.observe.pods import (
     stuck_pod,
 )
 from modelrollout.kube.objects import Object, condition, is_true, label
-from modelrollout.resources.jobs import LABEL_QUEUE, RETRIES, prepare_task
+from modelrollout.resources.jobs.common import LABEL_QUEUE, RETRIES
+from modelrollout.resources.jobs.prepare import prepare_task
 from modelrollout.rollout.snapshot import JobState, Problem
 
 

@@ -22,7 +22,7 @@ from modelrollout.kube.objects import (
     label,
 )
 from modelrollout.resources.hardening import DIED, TRITON
-from modelrollout.resources.jobs import CRASHED, FINAL, KILLED, TOLD_ARTIFACTS, TOLD_TO_END
+from modelrollout.resources.jobs.common import CRASHED, FINAL, KILLED, TERMINATED, TRUSTED_CONTAINERS
 from modelrollout.rollout.pod_restarts import TOO_OLD, TOO_OLD_WHY
 from modelrollout.rollout.snapshot import Crash, Problem
 
@@ -327,7 +327,7 @@ def ending(pods: Iterable[Object]) -> Ending | None:
     done, at = _ended(last), _ended(last).get("finishedAt")
     theirs = last.get("name") == CONTAINER_STEP
     code, result = (None, None) if theirs else (done.get("exitCode"), _result(done.get("message") or ""))
-    if result is not None and last.get("name") not in TOLD_ARTIFACTS:
+    if result is not None and last.get("name") not in TRUSTED_CONTAINERS:
         result = result.model_copy(update={"artifact_uri": None, "artifact_digest": None})
     if status["phase"] == "Succeeded" or (result is not None and code in FINAL):
         return Ending(code, result, at=at)
@@ -379,7 +379,7 @@ def _container_step_problem(pod: Object, done: Mapping[str, Any]) -> Problem:
     if done.get("reason") == "OOMKilled":
         return _out_of_memory(pod, CONTAINER_STEP)
     code = done.get("exitCode")
-    if code in TOLD_TO_END and pod["metadata"].get("deletionTimestamp"):
+    if code in TERMINATED and pod["metadata"].get("deletionTimestamp"):
         return Problem("Evicted", f"{_where(pod)} was told to end while the container of the step ran")
     lines = [line for line in str(done.get("message") or "").splitlines() if line.strip()]
     last = "".join(c for c in lines[-1] if c.isprintable()).strip()[:_SAID] if lines else "it said nothing"
