@@ -120,7 +120,7 @@ class Process:
                     guarded=True,
                 )
                 return
-        await self.slots.settle(seen)
+        await self.slots.acquire_or_release(seen)
 
 
 async def queued(kube: Kube, namespace: str, name: str, waits: float) -> Object:
@@ -197,7 +197,7 @@ async def test_two_processes_keep_to_the_limit_and_the_policy_tells_whom_it_is_f
             await kube.replace_status(MODEL_DEPLOYMENT, o)
         for process in processes:
             await process.hear()
-            await process.slots.sweep()
+            await process.slots.release_finished()
         (lease,) = (await kube.list(LEASE, namespace, label_selector=f"{names.LABEL_POLICY}={policy}")).items
         assert not lease["spec"].get("holderIdentity")
         with pytest.raises(Conflict):

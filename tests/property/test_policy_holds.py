@@ -337,7 +337,7 @@ class TenantOfTheCluster(RuleBasedStateMachine):
     @rule()
     def another_operator_takes_over(self) -> None:
         self.operator = Judge(self.cluster)
-        asyncio.run(self.operator.admission.hostnames.refresh())
+        asyncio.run(self.operator.lookups.hostnames.refresh())
 
     @precondition(lambda self: self.cluster.find(MODEL_DEPLOYMENT, "digits") is not None)
     @rule(verb=st.sampled_from(["abort", "retry"]))

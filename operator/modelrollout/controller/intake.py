@@ -1,5 +1,5 @@
-"""What the watch and lists bring goes into the store and onto the queue; what cannot be read is
-left out and named. No exception leaves this module but KubeError: one object must not end the watch
+"""Takes objects from watches and lists into the cache and onto the queue. Objects that cannot be
+read are skipped and reported. Only KubeError leaves this module: one object must not end the watch
 of all others.
 """
 
@@ -80,8 +80,8 @@ class Intake:
             version = str(obj["metadata"].get("resourceVersion") or "")
         except UnreadableError as e:
             found = decoding.identify(line, ("object", "metadata"), str(e))
-            told = _TYPE.match(line)
-            self._unreadable(resource, found, gone=told is not None and told[1] == b"DELETED")
+            type_ = _TYPE.match(line)
+            self._unreadable(resource, found, gone=type_ is not None and type_[1] == b"DELETED")
             version = found.version
         return _bookmark(resource, version) if version else None
 
@@ -101,7 +101,7 @@ class Intake:
             why = str(e) if isinstance(e, UnreadableError) else f"is not understood ({type(e).__name__})"
             self._unreadable(resource, decoding.named(body, why), gone=False)
             return
-        # else the store has told why not
+        # otherwise the cache has reported why not
         if type_ == "DELETED" or self._store.get(resource, namespace, name) is not None:
             self._unread.clear(resource, namespace, name, metadata.get("resourceVersion") or "")
         if due and key is not None:
@@ -146,8 +146,8 @@ class Intake:
 
 
 def unfit(resource: Resource, obj: Object) -> str | None:
-    """What of an object of ours nobody could work with, should its definition have no schema: it
-    must not be met in a pass over another one.
+    """What makes one of our objects unusable, should its definition have no schema: a pass over
+    another object must not run into it.
     """
     spec, status = obj.get("spec") or {}, obj.get("status") or {}
     if resource == MODEL_REVISION:

@@ -68,10 +68,10 @@ UNWATCHED = (
     "NetworkPolicies are not watched; grant get, list and watch and restart the operator, or set"
     " networkPolicy.models.mode to Ignore"
 )
-# a worker that has not moved for this long is dead: the liveness probe says so
+# a worker without progress for this long fails the liveness probe
 STUCK_SECONDS = 120.0
 SILENT_SECONDS = 60.0
-# until Prometheus is asked again who counts: soon after the start it has not found all, then seldom
+# between checks of which sources Prometheus scrapes: often after the start, then seldom
 SOURCES_SECONDS = (15.0, 300.0)
 
 
@@ -93,7 +93,7 @@ class Operator:
         kube.on_unread = self._unread.note
         self._store = ObjectCache(self._unread.note)
         self._assessor = MetricsAssessor(config)
-        self._admission = Lookups(
+        self._lookups = Lookups(
             kube,
             self._store,
             config,
@@ -102,17 +102,17 @@ class Operator:
             lambda: datetime.now(UTC),
             self._elector.is_leader,
         )
-        self._leads_since: datetime | None = None
+        self._leading_since: datetime | None = None
         self._reconciler = Reconciler(
-            kube,
-            self._store,
-            config,
-            self._assessor,
-            self,
-            self._admission,
-            lambda: datetime.now(UTC),
-            self._elector.is_leader,
-            lambda: self._leads_since,
+            kube=kube,
+            store=self._store,
+            config=config,
+            assessor=self._assessor,
+            reporter=self,
+            lookups=self._lookups,
+            now=lambda: datetime.now(UTC),
+            may_write=self._elector.is_leader,
+            leading_since=lambda: self._leading_since,
         )
         self._resources: tuple[Resource, ...] = ()
         metrics.queue_depth(lambda: len(self._queue))
@@ -135,8 +135,8 @@ class Operator:
         wanted = [r for r in WATCHED if r not in off]
         kinds = [r for r in wanted if not r.optional or await self._kube.has_kind(r)]
         self._resources = tuple(kinds)
-        # kopf ends the process over a watch that it is not let open; what cannot be watched is
-        # looked at with each resync.
+        # kopf ends the process when a watch is forbidden; what cannot be watched is listed with
+        # each resync.
         watched = [r for r in kinds if r != NETWORK_POLICY or await self._may_list(r)]
         if ROLLOUT_POLICY not in kinds:
             log.warning(
@@ -197,11 +197,11 @@ class Operator:
         await self._elector.run()
 
     async def _lead(self) -> None:
-        self._leads_since = datetime.now(UTC)
+        self._leading_since = datetime.now(UTC)
         await self._resync()
         for o in self._store.all(MODEL_DEPLOYMENT):
             self._queue.add((o["metadata"]["namespace"], o["metadata"]["name"]))
-        self._admission.policies.note()
+        self._lookups.policies.mark_as_known()
         self._queue.resume()
 
     async def _follow(self) -> None:
@@ -209,23 +209,22 @@ class Operator:
         await self._queue.drain(4)
 
     async def _resync(self) -> None:
-        """Read everything: kopf never reports what was deleted while its watch was away, and no
-        event may be missed for ever.
+        """Read everything: kopf never reports deletions that its watch missed, and no event may be
+        lost forever.
         """
         for resource in self._resources:
             for namespace in namespaces_to_list(resource, self._config.namespaces):
                 try:
                     await self._intake.list(resource, namespace)
                 except Forbidden as e:
-                    # a right that is wanting there is told of each ModelDeployment, and stops
-                    # nothing else
+                    # Each ModelDeployment shows the missing right; nothing else depends on it.
                     if resource != NETWORK_POLICY:
                         raise
                     log.warning("%s: %s", UNWATCHED, e.message)
-        await self._admission.slots.sweep()
-        await self._admission.hostnames.refresh()
-        for policy in self._admission.policies.all():
-            self._queue.add(("", policy.name))  # whom it matches is counted anew
+        await self._lookups.slots.release_finished()
+        await self._lookups.hostnames.refresh()
+        for policy in self._lookups.policies.all():
+            self._queue.add(("", policy.name))  # recounts its matches
 
     async def _may_list(self, resource: Resource) -> bool:
         try:
@@ -254,7 +253,7 @@ class Operator:
             try:
                 await self._assessor.verify()
             except Exception:
-                log.exception("looking who counts failed unexpectedly, the next look will do")
+                log.exception("verifying the sources of metrics failed unexpectedly; the next check will do")
             await asyncio.sleep(delay * random.uniform(0.8, 1.2))
             delay = min(2 * delay, most)
 
@@ -272,7 +271,7 @@ class Operator:
                 log.warning("pass failed, again in %.1f s: %s", delay, e)
             except Exception as e:
                 self._metrics.reconcile_failed(e)
-                await self._tell(key, e)
+                await self._report_failure(key, e)
                 raise
             else:
                 self._queue.forget(key)
@@ -283,8 +282,8 @@ class Operator:
             finally:
                 self._metrics.reconciled(time.monotonic() - started)
 
-    async def _tell(self, key: Key, error: Exception) -> None:
-        """A pass ended as nobody foresaw: whose it was is not only in the log."""
+    async def _report_failure(self, key: Key, error: Exception) -> None:
+        """Post an Event about a pass that failed unexpectedly."""
         obj = (
             self._store.get(MODEL_DEPLOYMENT, *key)
             if key[0]
@@ -292,8 +291,8 @@ class Operator:
         )
         if obj is not None:
             text = (
-                f"the operator does not get on with this object ({type(error).__name__}) and tries again; its"
-                " log says where: please report it"
+                f"the operator failed to reconcile this object ({type(error).__name__}) and tries again; its"
+                " log has the details: please report it"
             )
             await self._events.post(obj, "Warning", "PassFailed", text)
 
@@ -312,8 +311,8 @@ class Operator:
 
 
 def counted_conditions(deployment: Object) -> list[tuple[str, str, str]]:
-    """(namespace, type, status) of the conditions that the metric counts. A status that somebody
-    else wrote may have any, and any number.
+    """(namespace, type, status) of the conditions that the metric counts. A forged status may have
+    any kind and number of them.
     """
     listed = ((deployment.get("status") or {}).get("conditions") or [])[:MOST_CONDITIONS]
     pairs = [(c.get("type"), c.get("status")) for c in listed if isinstance(c, dict)]
@@ -359,8 +358,7 @@ def run(
         async with await Kube.connect(
             kubeconfig, context, component="operator", on_request=metrics.api_request
         ) as kube:
-            # Not the pod's name alone: a container that is started anew in its pod is another
-            # candidate.
+            # Not just the pod's name: a restarted container in the same pod is another candidate.
             holder = identity or new_identity()
             log.info("%s starts as %s", names.FIELD_MANAGER, holder)
             await Operator(loaded, kube, metrics, lease_namespace or own_namespace(), holder).run(

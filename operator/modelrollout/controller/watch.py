@@ -1,11 +1,10 @@
-"""The only place that knows kopf, which is the watch source and the process frame: it finds the
-resources, opens watches anew, waits after errors.
+"""The only module that knows kopf, which supplies the watches and the process frame: it finds the
+resources, reopens watches, and backs off after errors.
 
-The objects themselves never reach it. Its reader of JSON ends the process at an object that is
-nested 1,000 deep, and it would hold all that it lists. So its requests go through a session of ours
-(kopf.AiohttpSession), whose answers hand every object to ``controller.intake`` and leave kopf what
-it needs: how far the watch came. No daemons, timers, indices, progress annotations or finalizers
-(DESIGN.md, The loop).
+The objects themselves never reach kopf. Its JSON reader ends the process at an object that is
+nested 1,000 deep, and it would keep all that it lists. So its requests go through our own session
+(kopf.AiohttpSession), which hands every object to ``controller.intake`` and leaves kopf only the
+watch's position. No daemons, timers, indices, progress annotations or finalizers.
 """
 
 from __future__ import annotations
@@ -112,7 +111,7 @@ def response_class(intake: Intake, prefix: str) -> type[aiohttp.ClientResponse]:
                 else:
                     log.exception("the %s cannot be listed, again soon", found[0].plural)
                 await asyncio.sleep(max(RELIST_SECONDS, getattr(e, "retry_after", None) or 0))
-                # what kopf takes for a broken connection, and begins anew
+                # kopf treats this as a broken connection and retries
                 raise aiohttp.ClientPayloadError(str(e)) from e
             return {
                 "apiVersion": found[0].api_version,
@@ -179,8 +178,8 @@ def connection(kubeconfig: str | None, context: str | None) -> kopf.ConnectionIn
 
 
 async def run(made: Any, namespaces: list[str], ready: Any, identity: str) -> None:
-    """Watch until a signal comes or a watch fails for good; then the process ends and is started
-    anew, which is cheap.
+    """Watch until a signal arrives or a watch fails for good; then the process ends, and a restart
+    is cheap.
     """
     # Without an identity kopf asks the system for a user name, which a container with a bare uid
     # has not.

@@ -63,9 +63,9 @@ class Listing(NamedTuple):
 class Kube:
     """One API server. Objects are dicts with apiVersion and kind; every method raises KubeError.
 
-    ``on_request(verb, resource, result)`` is told of every HTTP request; result is the status,
-    ``timeout`` or ``error``. ``on_unread(resource, unread)`` is told of every object in a list that
-    could not be read.
+    ``on_request(verb, resource, result)`` is called for every HTTP request; result is the status,
+    ``timeout`` or ``error``. ``on_unread(resource, unread)`` is called for every object in a list
+    that could not be read.
     """
 
     def __init__(
@@ -184,11 +184,11 @@ class Kube:
         limit: int = decoding.PAGE_ITEMS,
         keep: Callable[[Object], Object] = lambda o: o,
     ) -> Listing:
-        """Read all objects, ``limit`` at a time, with apiVersion and kind filled in. A list that
-        grows too old is begun anew, once.
+        """Read all objects, ``limit`` at a time, with apiVersion and kind filled in. If the
+        continue token expires, the list is retried once.
 
-        ``keep`` says what is kept of each. What cannot be read is left out and told, and so is what
-        goes beyond NAMESPACE_BYTES for one namespace.
+        ``keep`` projects each object. Objects that cannot be read, or that exceed NAMESPACE_BYTES
+        for one namespace, are left out and reported.
         """
         try:
             return await self._list(resource, namespace, label_selector, field_selector, limit, keep)
@@ -337,8 +337,8 @@ class Kube:
         )
 
     async def own_by_apply(self, resource: Resource, namespace: str | None, name: str, *, uid: str) -> bool:
-        """Let ``apply`` remove what ``create`` has set, and others in spec; False where that is so
-        already, or where another object has that name.
+        """Take over what ``create`` and others set in spec, so that ``apply`` can remove it. False
+        if nothing is left to take over, or another object has that name.
         """
         live = await self.get(resource, namespace, name)
         managed = taken_over(live["metadata"].get("managedFields") or [], self._field_manager)
@@ -515,7 +515,7 @@ def _version() -> str:
 
 
 def _any_file(paths: str) -> bool:
-    """kubernetes.aio only warns when none is there, and then fails with a riddle."""
+    """kubernetes.aio only warns when there is none, and then fails with an unrelated error."""
     return any(Path(p).expanduser().is_file() for p in paths.split(os.pathsep) if p)
 
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 COMPONENT = "modelrollout-operator"
 MESSAGE_LIMIT = 1024  # of the API
-REPEAT_SECONDS = 600.0  # an equal Event within this time tells nobody anything
+REPEAT_SECONDS = 600.0  # an equal Event within this time adds nothing
 REMEMBERED = 2048
 
 

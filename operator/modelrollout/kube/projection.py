@@ -1,8 +1,7 @@
-"""What is kept in memory of an object: what some decision reads, and nothing that only fills it.
+"""Which parts of an object are kept in memory: those that some decision reads.
 
-Where children are compared with what they should be, all that the operator itself sets has to stay;
-of pods and Jobs only the parts below are read. What is left out here is left out of memory only:
-nothing is written back from it (status is written alone, and what is applied is made anew).
+Children are compared with what is desired, so everything that the operator sets is kept; of pods
+and Jobs only the parts below are read. Nothing is written back from a projection.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What keeps everybody but the kubelet from managing a model server.
+"""Keeps everyone but the kubelet from managing a model server.
 
 A server has one immutable repository with one version, so nothing of it is ever loaded, unloaded or
 changed while it runs: model control is ``none``, the files are mounted read-only, and the endpoints

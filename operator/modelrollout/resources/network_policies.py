@@ -86,7 +86,7 @@ def _selecting(owner: Owner, *components: str) -> Object:
 def _rules(
     side: str, peers: list[Object], ports: Iterable[int], protocols: Sequence[str] = ("TCP",)
 ) -> list[Object]:
-    """One rule; none for nobody, because Kubernetes takes an empty list of peers for everybody."""
+    """One rule; none without peers, because Kubernetes reads an empty list of peers as everyone."""
     return (
         [
             {

@@ -472,7 +472,7 @@ class Operator:
                 self._watch(resource, "ADDED", o)
         cluster.watch(self._watch)
         self.woken: list[tuple[str, str]] = []
-        admission = Lookups(
+        self.lookups = Lookups(
             cluster,  # type: ignore[arg-type]
             self.store,
             config,
@@ -482,16 +482,15 @@ class Operator:
             lambda: self.leads,
             lambda: cluster.now.timestamp(),
         )
-        self.admission = admission
         self.reconciler = Reconciler(
-            cluster,  # type: ignore[arg-type]
-            self.store,
-            config,
-            self,
-            self,
-            admission,
-            lambda: cluster.now,
-            lambda: self.leads,
+            kube=cluster,  # type: ignore[arg-type]
+            store=self.store,
+            config=config,
+            assessor=self,
+            reporter=self,
+            lookups=self.lookups,
+            now=lambda: cluster.now,
+            may_write=lambda: self.leads,
         )
 
     def _watch(self, resource: Resource, event: str, obj: Object) -> None:

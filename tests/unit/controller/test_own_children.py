@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelrollout.api import names
-from modelrollout.controller.observe.observation import own_children
+from modelrollout.controller.observe.revisions import own_children
 from modelrollout.kube.errors import Forbidden
 from modelrollout.kube.kinds import (
     DEPLOYMENT,

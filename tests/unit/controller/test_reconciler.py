@@ -483,7 +483,7 @@ def test_a_former_leader_cannot_write_the_route_back() -> None:
             await leader.once()
         former = Operator(cluster)
         former.assessment = leader.assessment
-        await former.admission.hostnames.refresh()
+        await former.lookups.hostnames.refresh()
         former.deaf = True  # paused with what it knows: it is about to write the first weight
         await leader.live(rounds=20)
         assert cluster.weights() == {V2: 100} and set(cluster.all(DEPLOYMENT)) == {V2}

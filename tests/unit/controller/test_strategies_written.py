@@ -334,7 +334,7 @@ def test_a_route_that_is_too_wide_does_not_count_as_taken_up() -> None:
                 KEY,
                 CONFIG,
                 frozenset({HTTP_ROUTE.kind, GRPC_ROUTE.kind}),
-                operator.admission.hostnames.known(),
+                operator.lookups.hostnames.known(),
             )
             assert found
             return found.snapshot

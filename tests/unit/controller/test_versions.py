@@ -44,7 +44,7 @@ class World:
         return self.answers.get(host)
 
     async def look(self, *pods: Object) -> dict[str, str | None]:
-        found = self.versions.noted(KEY, {"r1": Server(1, 1), "r2": Server(1, 1)}, pods)
+        found = self.versions.with_versions(KEY, {"r1": Server(1, 1), "r2": Server(1, 1)}, pods)
         for _ in range(5):
             await asyncio.sleep(0)
         return {name: server.version for name, server in found.items()}

@@ -2,8 +2,8 @@
 what pods on them have asked for.
 
 An estimate: the scheduler decides, others take GPUs meanwhile, and only node selector, required
-node affinity and taints are looked at. It is told to people, and with spec.serving.surge Wait it
-holds pods back; nothing is ever taken from anybody because of it.
+node affinity and taints are considered. The status shows it, and with spec.serving.surge Wait it
+holds pods back; nothing is ever evicted because of it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Capacity:
         self._kube, self._config, self._clock = kube, config.capacity, clock
         self._seen: tuple[float, list[Object], dict[str, dict[str, int]]] | None = None
         self._looking = asyncio.Lock()
-        self._told = False
+        self._warned = False
 
     async def look(self, pod: Mapping[str, Any], count: int) -> Gpus | None:
         """GPUs for ``count`` more pods with this spec; None when they ask for none, or when the
@@ -50,9 +50,9 @@ class Capacity:
             try:
                 nodes, used = await self._nodes()
             except Forbidden as e:
-                if not self._told:
+                if not self._warned:
                     log.warning("free GPUs are not looked at: %s", e)
-                self._told = True
+                self._warned = True
                 return None
         return free_gpus(pod, kind, each, count, nodes, used)
 

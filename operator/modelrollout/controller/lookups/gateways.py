@@ -28,9 +28,7 @@ class Getter(Protocol):
 
 
 class Gateways:
-    """One memory for all ModelDeployments. Needs no right but get on gateways and
-    gatewayclasses.
-    """
+    """A cache shared by all ModelDeployments. Needs only ``get`` on gateways and gatewayclasses."""
 
     def __init__(self, kube: Getter, clock: Callable[[], float] = time.monotonic) -> None:
         self._kube, self._clock = kube, clock
@@ -59,8 +57,8 @@ class Gateways:
     async def _read(
         self, namespace: str, name: str, own: bool, known: GatewayFacts | Problem | None
     ) -> GatewayFacts | Problem:
-        """What was ``known`` holds on where the API server does not answer. Of a Gateway that is
-        not for him a tenant hears what he hears of one that is not there.
+        """Falls back to what was ``known`` when the API server does not answer. A Gateway that
+        takes no routes of this namespace is reported like one that does not exist.
         """
         unknown = Problem(
             "GatewayUnknown",

@@ -9,8 +9,8 @@ Leases alone, whatever any process remembers:
 - a claim is given up only after a live read of its ModelDeployment, made after the Lease was read,
   said that it does not need the name any more.
 - a claim that is reserved is not given up but released: its Lease says when, and goes once the time
-  is over. A Lease that somebody deleted is claimed anew by whoever serves the name: nobody else is
-  given a name that a route of ours carries.
+  is over. A deleted Lease is claimed again by whichever ModelDeployment serves the name: no other
+  gets a name that one of our routes carries.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ _SELECTOR = f"{names.LABEL_CLAIM}=hostname"
 
 
 class HostClaims:
-    """``known`` is what a pass reads. The Leases are looked at anew with every resync, and whenever
-    something is to be written.
-    """
+    """A pass reads ``known``. Leases are read again with every resync and before every write."""
 
     def __init__(
         self,
@@ -138,7 +136,7 @@ class HostClaims:
         return True
 
     async def _write(self, mine: Claim, former: Claim | None) -> Object:
-        """Create the Lease, or take one that is there and nobody's (somebody has emptied it) or
+        """Create the Lease, or take over one that has no holder (it was emptied) or is
         ``former``.
         """
         metadata = {"name": names.host_lease(mine.host), "namespace": self._namespace}
@@ -154,12 +152,12 @@ class HostClaims:
     def _lease(self, claim: Claim, live: Object) -> Object:
         """``live`` with what the claim says."""
         labels = {names.LABEL_CLAIM: "hostname", names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
-        told = {
+        values = {
             names.ANNOTATION_RESERVED: claim.reserved,
             names.ANNOTATION_VERSION: claim.version,
             names.ANNOTATION_RELEASED: claim.released,
         }
-        annotations = {names.ANNOTATION_HOSTNAME: claim.host} | {k: v for k, v in told.items() if v}
+        annotations = {names.ANNOTATION_HOSTNAME: claim.host} | {k: v for k, v in values.items() if v}
         since = (live.get("spec") or {}).get("acquireTime") if _holder(live) == claim.holder else None
         spec = {
             "holderIdentity": claim.holder,
@@ -189,7 +187,7 @@ class HostClaims:
         return True
 
     async def _overlapping(self, mine: Claim) -> Claim | None:
-        """A claim of somebody else that overlaps this one, as the API server has it now."""
+        """Another holder's claim that overlaps this one, as the API server has it now."""
         if mine.host.startswith(WILDCARD):
             leases = (await self._kube.list(LEASE, self._namespace, label_selector=_SELECTOR)).items
         else:
@@ -323,14 +321,14 @@ class HostClaims:
 
 
 def claim_of(lease: Object) -> Claim | None:
-    """What the Lease says; None where it is nobody's, or says nothing that can be read."""
+    """The claim in a Lease; None without a readable one."""
     annotations = annotations_of(lease)
     host = str(annotations.get(names.ANNOTATION_HOSTNAME, ""))
     holder = _holder(lease)
     if holder.count("/") != 2 or lease["metadata"]["name"] != names.host_lease(host):
         return None
-    told = (names.ANNOTATION_RESERVED, names.ANNOTATION_VERSION, names.ANNOTATION_RELEASED)
-    reserved, version, released = (str(annotations.get(key, "")) for key in told)
+    keys = (names.ANNOTATION_RESERVED, names.ANNOTATION_VERSION, names.ANNOTATION_RELEASED)
+    reserved, version, released = (str(annotations.get(key, "")) for key in keys)
     since = _taken_over(lease)
     claim = Claim(host, holder, reserved, version, released, since)
     try:

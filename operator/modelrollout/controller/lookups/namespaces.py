@@ -19,12 +19,12 @@ FRESH = timedelta(seconds=30)  # how long a label that was taken away may still 
 
 
 class Namespaces:
-    """What ``look`` has read, at most FRESH ago where somebody looks."""
+    """What ``look`` has read, at most FRESH ago."""
 
     def __init__(self, kube: Kube, now: Callable[[], datetime]) -> None:
         self._kube, self._now = kube, now
         self._known: dict[str, tuple[datetime, Mapping[str, str] | None]] = {}
-        self._told = False
+        self._warned = False
 
     def labels(self, namespace: str) -> Mapping[str, str] | None:
         """As last read; None where they are not known, or may not be read."""
@@ -43,9 +43,9 @@ class Namespaces:
             self._known.pop(namespace, None)
         except Forbidden as e:
             self._known[namespace] = (now, None)
-            if not self._told:
+            if not self._warned:
                 log.warning("policies with selector.namespaceLabels hold for every namespace: %s", e.message)
-            self._told = True
+            self._warned = True
         except KubeError as e:
             log.warning("labels of namespace %s: %s", namespace, e)
             self._known[namespace] = (now, before[1] if before else None)

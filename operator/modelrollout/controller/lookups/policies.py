@@ -25,7 +25,7 @@ from modelrollout.rollout.snapshot import stamp
 # A changed policy wakes those that it matches, this many a second: each looks at what it has in
 # memory and mostly does nothing.
 WAKE_PER_SECOND = 50
-# combinations of namespaces and labels that are remembered: anybody may change his labels
+# remembered combinations of namespaces and labels; users choose their labels
 MOST_RULES = 10_000
 LOOK_SECONDS = 60.0  # how often a policy with freeze windows looks whether one has begun
 
@@ -48,7 +48,7 @@ class Policies:
         self._read: dict[str, tuple[tuple[Any, ...], Policy]] = {}
         self._rules: dict[tuple[Any, ...], Rules] = {}
         self._state: tuple[Any, ...] = ()
-        # as of the last pass over it: whom it matched then has to be woken as well
+        # as of the last pass over it: what it matched then has to be woken as well
         self._known: dict[str, Policy] = {}
 
     def rules(self, deployment: Object) -> Rules:
@@ -59,11 +59,11 @@ class Policies:
         if not policies:
             return NO_RULES
         about = namespace, labels, of_namespace = self._about(deployment)
-        told = sorted({key for p in policies if p.selector for key in p.selector.match_labels or {}})
+        own = sorted({key for p in policies if p.selector for key in p.selector.match_labels or {}})
         by = sorted({key for p in policies if p.selector for key in p.selector.namespace_labels or {}})
         key = (
             namespace,
-            *(labels.get(name) for name in told),
+            *(labels.get(name) for name in own),
             of_namespace is None,
             *((of_namespace or {}).get(name) for name in by),
         )
@@ -98,12 +98,12 @@ class Policies:
         before = self._read.get(obj["metadata"]["name"])
         return before if before and before[0] == mark else (mark, read(obj))
 
-    def note(self) -> None:
-        """Everybody has been woken for another reason: what is there now is no news."""
+    def mark_as_known(self) -> None:
+        """All ModelDeployments have been woken already: the current policies count as known."""
         self._known = {p.name: p for p in self.all()}
 
     async def reconcile(self, name: str) -> float | None:
-        """One pass over a policy: wake whom its change concerns, and write its status if that
+        """One pass over a policy: wake what its change affects, and write its status if that
         differs.
         """
         policy = next((p for p in self.all() if p.name == name), None)

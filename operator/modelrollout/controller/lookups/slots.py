@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 REMEMBER_SECONDS = 5.0  # those far back in line share one list for this long
 # how many of those in line are woken when a slot is set free: those who may take it, and those
-# whose place is told
+# whose position is published
 WOKEN = 12
 
 
@@ -89,9 +89,9 @@ class SlotLeases:
             if claim is not None
         )
 
-    async def settle(self, seen: Observation) -> bool:
-        """Take the slot whose turn it is, or set free what a rollout that is over still holds; True
-        when something was written.
+    async def acquire_or_release(self, seen: Observation) -> bool:
+        """Take the slot if it is this rollout's turn, or release what a finished rollout still
+        holds. True when something was written.
         """
         rollout = seen.snapshot.status.rollout
         if not in_flight(rollout) and _key(seen.deployment) in self._mine:
@@ -109,21 +109,21 @@ class SlotLeases:
             return await self._take(limit, claim)
         return await self._give_up(limit, claim)
 
-    async def sweep(self) -> None:
-        """Look at all slots, and set free those whose rollouts are over: what a crash has left."""
+    async def release_finished(self) -> None:
+        """Release the slots of all rollouts that are over: what a crash left behind."""
         for policy in self._policies.all():
             if policy.spec.limits is None:
                 continue
             try:
                 if await self._clear_ended(policy.name):
-                    self._tell()
-            except KubeError as e:  # only tidiness: who is next in line does the same
+                    self._wake_waiting()
+            except KubeError as e:  # only tidying up: the next in line does the same
                 log.warning("the slots of %s are looked at later: %s", policy.name, e)
 
-    def gone(self, key: Key) -> None:
-        """A ModelDeployment is gone; its slots are free for who is next."""
+    def forget(self, key: Key) -> None:
+        """A ModelDeployment is gone; wake those that wait for its slots."""
         if self._mine.pop(key, None):
-            self._tell()
+            self._wake_waiting()
 
     # --- the Leases
 
@@ -158,9 +158,9 @@ class SlotLeases:
         return _is_over(self._store.get(MODEL_DEPLOYMENT, namespace, name), uid, claim.rollout)
 
     def _queue(self, limit: Limit) -> list[SlotRequest]:
-        """Those who wait for a slot of this limit, longest first; who is frozen waits for something
-        else, and who is going or has a spec that nobody can read takes none: the others do not wait
-        for that.
+        """The queued rollouts for a slot of this limit, longest wait first. Not among them: frozen
+        rollouts, and those that will take no slot because they are being deleted or their spec is
+        invalid.
         """
         found: list[tuple[str, str, SlotRequest]] = []
         for o in self._store.marked(QUEUED):
@@ -185,7 +185,7 @@ class SlotLeases:
         if not standing(
             limit, [h for _, h in self._held(list(leases.values()))], self._queue(limit), claim
         ).turn:
-            return False  # somebody was faster
+            return False  # another rollout was faster
         for index in range(limit.slots):
             lease = leases.get(names.slot_name(limit.policy, index))
             if lease is not None and _holder(lease) is not None:
@@ -261,7 +261,7 @@ class SlotLeases:
         )
 
     async def _clear(self, policy: str, lease: Object) -> bool:
-        """Set a slot free, if its Lease is still as it was read."""
+        """Release a slot, if its Lease is still as it was read."""
         annotations = {k: v for k, v in annotations_of(lease).items() if not k.startswith(names.GROUP)}
         try:
             await self._kube.replace(
@@ -316,7 +316,7 @@ class SlotLeases:
                     freed |= await self._clear(policy, lease)
         self._mine.pop(key, None)
         if freed:
-            self._tell()
+            self._wake_waiting()
         return freed
 
     async def _give_up(self, limit: Limit, claim: SlotRequest) -> bool:
@@ -326,7 +326,7 @@ class SlotLeases:
                 return await self._clear(limit.policy, lease)
         return False
 
-    def _tell(self) -> None:
+    def _wake_waiting(self) -> None:
         waiting = [
             (r.queue.since, _key(o)) for o in self._store.marked(QUEUED) if (r := _rollout(o)) and r.queue
         ]
@@ -373,7 +373,7 @@ def _larger_claim(seen: Observation) -> SlotRequest | None:
 
 
 def _holder(lease: Object) -> SlotRequest | None:
-    """Who holds the slot; None when nobody does, or nobody that can be read: then it is free."""
+    """The holder of the slot; None without a readable one: then it is free."""
     annotations = annotations_of(lease)
     holder, rollout = (
         (lease.get("spec") or {}).get("holderIdentity") or "",
