@@ -48,18 +48,15 @@ class Intake:
         self._resources = {r.path(None): r for r in resources}
 
     def watched(self, path: str) -> tuple[Resource, str | None] | None:
-        """Which resource, and which namespace of it, the collection at this path is of a URL; None
-        for all others.
+        """The watched resource whose collection has this URL path, and the collection's namespace;
+        None for all other paths.
         """
         root, _, rest = path.partition("/namespaces/")
-        if rest:
-            namespace, _, plural = rest.partition("/")
-            return (
-                (found, namespace)
-                if (found := self._resources.get(f"{root}/{plural}")) and found.namespaced
-                else None
-            )
-        return (found, None) if (found := self._resources.get(path)) else None
+        namespace, _, plural = rest.partition("/")
+        resource = self._resources.get(f"{root}/{plural}" if rest else path)
+        if resource is None or (rest and not resource.namespaced):
+            return None
+        return resource, namespace if rest else None
 
     def line(self, resource: Resource, line: bytes, cut: bool) -> bytes | None:
         """Take in a line of a watch. What is left of it for the watch itself: errors and bookmarks
@@ -79,10 +76,10 @@ class Intake:
             self.event(resource, event["type"], obj)
             version = str(obj["metadata"].get("resourceVersion") or "")
         except UnreadableError as e:
-            found = decoding.identify(line, ("object", "metadata"), str(e))
+            unread = decoding.identify(line, ("object", "metadata"), str(e))
             type_ = _TYPE.match(line)
-            self._unreadable(resource, found, gone=type_ is not None and type_[1] == b"DELETED")
-            version = found.version
+            self._unreadable(resource, unread, gone=type_ is not None and type_[1] == b"DELETED")
+            version = unread.version
         return _bookmark(resource, version) if version else None
 
     def event(self, resource: Resource, type_: str | None, obj: Object) -> None:
@@ -122,9 +119,9 @@ class Intake:
         items: list[Object] = []
         for o in listing.items:
             if problem := unfit(resource, o):
-                found = decoding.named(o, problem)
-                self._unread.note(resource, found)
-                unread.add((found.namespace, found.name))
+                unfit_object = decoding.named(o, problem)
+                self._unread.note(resource, unfit_object)
+                unread.add((unfit_object.namespace, unfit_object.name))
             else:
                 items.append(o)
         for key in self._store.resync(resource, items, listing.resource_version, namespace):
@@ -135,13 +132,13 @@ class Intake:
         self._unread.listed(resource, namespace, unread | left_out, asked, listing.resource_version)
         return listing.resource_version
 
-    def _unreadable(self, resource: Resource, found: UnreadableObject, *, gone: bool) -> None:
+    def _unreadable(self, resource: Resource, unread: UnreadableObject, *, gone: bool) -> None:
         """What was last seen of it goes too, or it would be acted on for ever."""
         if gone:
-            self._unread.clear(resource, found.namespace, found.name, found.version)
+            self._unread.clear(resource, unread.namespace, unread.name, unread.version)
         else:
-            self._unread.note(resource, found)
-        if (key := self._store.forget(resource, found.namespace, found.name)) is not None:
+            self._unread.note(resource, unread)
+        if (key := self._store.forget(resource, unread.namespace, unread.name)) is not None:
             self._wake(key)
 
 

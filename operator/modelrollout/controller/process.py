@@ -186,10 +186,10 @@ class Operator:
             await self._assessor.close()
         await watching
 
-    async def post(self, seen: Observation, event: Event) -> None:
+    async def post(self, observed: Observation, event: Event) -> None:
         """An event on the ModelDeployment."""
-        self._metrics.event_posted(seen.snapshot.namespace, event.type, event.reason)
-        await self._events.post(seen.deployment, event.type, event.reason, event.message)
+        self._metrics.event_posted(observed.snapshot.namespace, event.type, event.reason)
+        await self._events.post(observed.deployment, event.type, event.reason, event.message)
 
     async def _contend(self, ready: asyncio.Event) -> None:
         await ready.wait()
@@ -306,7 +306,7 @@ class Operator:
 
     def _conditions(self) -> dict[tuple[str, str, str], int]:
         return dict(
-            Counter(found for o in self._store.all(MODEL_DEPLOYMENT) for found in counted_conditions(o))
+            Counter(counted for o in self._store.all(MODEL_DEPLOYMENT) for counted in counted_conditions(o))
         )
 
 
@@ -325,8 +325,8 @@ def counted_conditions(deployment: Object) -> list[tuple[str, str, str]]:
 
 def own_namespace() -> str:
     """Namespace of this pod, else ``default``."""
-    if found := os.environ.get("POD_NAMESPACE"):
-        return found
+    if namespace := os.environ.get("POD_NAMESPACE"):
+        return namespace
     try:
         return Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()
     except OSError:

@@ -374,10 +374,10 @@ class Kube:
         at, plurals = self._kinds.get(resource.root, (float("-inf"), frozenset[str]()))
         if self._clock() - at >= ttl:
             try:
-                found = _parsed(await self._request_raw("discover", resource, resource.root))
+                listed = _parsed(await self._request_raw("discover", resource, resource.root))
             except NotFound:
-                found = {}
-            plurals = frozenset(r["name"] for r in found.get("resources") or [])
+                listed = {}
+            plurals = frozenset(r["name"] for r in listed.get("resources") or [])
             self._kinds[resource.root] = (self._clock(), plurals)
         return resource.plural in plurals
 
@@ -397,9 +397,9 @@ class Kube:
         try:
             return decoding.object_of(_parsed(raw), len(raw))
         except UnreadableError as e:
-            found = decoding.identify(raw, ("metadata",), str(e))
+            unread = decoding.identify(raw, ("metadata",), str(e))
             raise Unreadable(
-                200, "Unreadable", f"{resource.kind} {found.name or path.partition('?')[0]} {e}"
+                200, "Unreadable", f"{resource.kind} {unread.name or path.partition('?')[0]} {e}"
             ) from e
 
     async def _request_raw(

@@ -193,10 +193,10 @@ async def read_page(
                 continue
             if isinstance(e, TooLargeError):
                 raise UnreadableError("is too large even one by one") from None
-            found = _LIST_HEAD.match(raw) or _LIST_TAIL.search(raw[-8192:])
-            if found is None:
+            head = _LIST_HEAD.match(raw) or _LIST_TAIL.search(raw[-8192:])
+            if head is None:
                 raise
-            metadata = parse(found[1])
+            metadata = parse(head[1])
             lost = identify(raw, ("items", "", "metadata"), str(e))
             return Page([], [lost], metadata.get("resourceVersion") or "", metadata.get("continue") or ""), 1
 

@@ -208,8 +208,8 @@ class LeaderElector:
             )
         except (AlreadyExists, Conflict, NotFound):
             await self._look()
-            found = _spec(self._lease)
-            if (found.get("holderIdentity"), found.get("renewTime")) != (holder, now):
+            written = _spec(self._lease)
+            if (written.get("holderIdentity"), written.get("renewTime")) != (holder, now):
                 return False
         self._observed = self._clock()
         self._renewed = sent if holder else None

@@ -61,12 +61,12 @@ def labels(
     deployment: str, component: str, revision: str | None = None, number: int | None = None
 ) -> dict[str, str]:
     """Labels by which the operator and Prometheus find a child."""
-    found = {names.LABEL_NAME: deployment, names.LABEL_COMPONENT: component}
+    own = {names.LABEL_NAME: deployment, names.LABEL_COMPONENT: component}
     if revision:
-        found[names.LABEL_REVISION] = revision
+        own[names.LABEL_REVISION] = revision
     if number:
-        found[names.LABEL_NUMBER] = str(number)
-    return found
+        own[names.LABEL_NUMBER] = str(number)
+    return own
 
 
 def pod_security() -> Object:
@@ -84,12 +84,12 @@ def container_security(user: int | None = None) -> Object:
     """Container security context of the restricted Pod Security Standard, with a read-only root.
     ``user``: another than the pod's.
     """
-    found = {
+    context = {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    return found if user is None else found | {"runAsUser": user}
+    return context if user is None else context | {"runAsUser": user}
 
 
 def on_disk(resources: Object, most: str) -> Object:

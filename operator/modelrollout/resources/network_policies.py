@@ -100,11 +100,11 @@ def _rules(
 
 
 def _peers(peers: Peers) -> list[Object]:
-    found: list[Object] = []
+    selectors: list[Object] = []
     if peers.namespaces:
         some = {"key": _NAMESPACE, "operator": "In", "values": list(peers.namespaces)}
-        found.append({"namespaceSelector": {"matchExpressions": [some]}})
-    return [*found, *({"ipBlock": _block(address)} for address in peers.addresses)]
+        selectors.append({"namespaceSelector": {"matchExpressions": [some]}})
+    return [*selectors, *({"ipBlock": _block(address)} for address in peers.addresses)]
 
 
 def _block(address: str) -> Object:

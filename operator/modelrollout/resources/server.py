@@ -302,14 +302,14 @@ def beside(frozen: Object, version: Version, artifact: Artifact, config: Operato
     (triton,) = spec["containers"]
     resources = on_disk(triton.get("resources") or {}, _DISK)
     sidecar = for_tuning(triton) | {"restartPolicy": "Always", "resources": resources}
-    found = {key: spec[key] for key in _ALIKE if key in spec}
+    placement = {key: spec[key] for key in _ALIKE if key in spec}
     # An earlier operator froze it without limits; a pod's limit is the sum of its containers'.
     fetching = _fetching(spec, version, artifact, config)
     inits = [
         *(c | {"resources": on_disk(c.get("resources") or {}, resources["limits"][DISK])} for c in fetching),
         sidecar,
     ]
-    return found | {"initContainers": inits, "volumes": bounded(spec["volumes"], _DISK_MODELS)}
+    return placement | {"initContainers": inits, "volumes": bounded(spec["volumes"], _DISK_MODELS)}
 
 
 def fetch_task(server: Object) -> FetchTask | None:

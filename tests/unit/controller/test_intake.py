@@ -19,7 +19,7 @@ from kopf._cogs.clients.api import iter_jsonlines
 from modelrollout.api import names
 from modelrollout.controller import watch
 from modelrollout.controller.intake import LINE_BYTES, Intake
-from modelrollout.controller.unreadable import RETELL_SECONDS, STALE_SECONDS, UnreadableObjects
+from modelrollout.controller.unreadable import REPORT_SECONDS, STALE_SECONDS, UnreadableObjects
 from modelrollout.kube import decoding
 from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import Listing
@@ -221,7 +221,7 @@ async def test_many_changes_of_it_are_one_line_in_ten_minutes(
     for version in range(100):
         bench.intake.line(MODEL_DEPLOYMENT, raw("MODIFIED", DEEP, version=version), False)
     assert len(caplog.records) == 1
-    bench.now += RETELL_SECONDS
+    bench.now += REPORT_SECONDS
     bench.intake.line(MODEL_DEPLOYMENT, raw("MODIFIED", DEEP, version=200), False)
     assert len(caplog.records) == 2
     bench.now += STALE_SECONDS

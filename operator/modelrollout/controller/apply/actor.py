@@ -88,44 +88,44 @@ class Actor:
     config: OperatorConfig
     may_write: Callable[[], bool]
 
-    async def narrow(self, seen: Observation) -> tuple[bool, Problem | None]:
+    async def narrow(self, observed: Observation) -> tuple[bool, Problem | None]:
         """Narrow the routes that open more of the servers than clients may request, before any
         write that may be refused. Returns whether something was written, and the first refusal (a
         route may contain what the operator must not write). A refusal blocks nothing: ``act``
         rewrites the whole route.
         """
         wrote, kept = False, None
-        for obj in seen.open_routes:
+        for obj in observed.open_routes:
             try:
-                wrote |= await self._match(seen, obj)
+                wrote |= await self._match(observed, obj)
             except ChildRefused as e:
                 kept = kept or Problem(e.reason, e.message)
         return wrote, kept
 
-    async def isolate(self, seen: Observation) -> tuple[bool, Problem | None]:
+    async def isolate(self, observed: Observation) -> tuple[bool, Problem | None]:
         """Make the NetworkPolicies match, before the pods that they are for. Returns whether
         something was written, and the first refusal.
 
         A refusal blocks nothing: the cluster may not enforce policies at all, and a rollback must
         not wait for a policy that a webhook or a finalizer blocks.
         """
-        if self.config.network_policies is None or seen.snapshot.spec is None:
+        if self.config.network_policies is None or observed.snapshot.spec is None:
             return False, None
-        wanted = render_network_policies(seen, self.config)
+        wanted = render_network_policies(observed, self.config)
         expected = {o["metadata"]["name"] for o in wanted}
         # Only our own: deleting another owner's policy would open what it closes.
         left = [
             o
-            for (kind, name), o in seen.children.items()
+            for (kind, name), o in observed.children.items()
             if kind == NETWORK_POLICY.kind
             and name not in expected
-            and controller_of(o) == seen.deployment["metadata"]["uid"]
+            and controller_of(o) == observed.deployment["metadata"]["uid"]
         ]
         wrote, problems = False, []
         for obj in (*wanted, *left):
             is_wanted = obj["metadata"]["name"] in expected
             try:
-                if is_wanted and await self._match(seen, obj):
+                if is_wanted and await self._match(observed, obj):
                     self._is_as_written(obj)
                     wrote = True
                 elif not is_wanted:
@@ -155,13 +155,13 @@ class Actor:
                 f"NetworkPolicy {name}: something alters it on write (an admission webhook?)",
             )
 
-    async def adopt(self, seen: Observation) -> bool:
+    async def adopt(self, observed: Observation) -> bool:
         """Add the ownerReference to children that are our own by record only
         (``controller.observe.revisions``), and change nothing else of them. Returns whether
         something was written. Raises ChildRefused when everything left to adopt is refused.
         """
-        owner, wrote, refused = owner_of(seen.deployment, MODEL_DEPLOYMENT.kind).reference(), False, None
-        for (kind, name), live in seen.children.items():
+        owner, wrote, refused = owner_of(observed.deployment, MODEL_DEPLOYMENT.kind).reference(), False, None
+        for (kind, name), live in observed.children.items():
             if kind == POD.kind or controller_of(live) is not None:
                 continue
             resource, metadata = CHILDREN[kind], live["metadata"]
@@ -185,33 +185,33 @@ class Actor:
             raise refused
         return wrote
 
-    async def act(self, seen: Observation, desired: Desired) -> tuple[bool, Problem | None]:
+    async def act(self, observed: Observation, desired: Desired) -> tuple[bool, Problem | None]:
         """Returns whether something was written, and the first refusal that blocks nothing else: a
         name that is taken, a change of existing servers. Raises KubeError; the next pass continues
         from what was written.
         """
-        matched = _Matched(self, seen)
-        if seen.snapshot.spec is None:
-            for obj in render_traffic(seen, desired) if desired.split else []:
+        matched = _Matched(self, observed)
+        if observed.snapshot.spec is None:
+            for obj in render_traffic(observed, desired) if desired.split else []:
                 await matched.add(obj)
             return matched.wrote, matched.refused
         if desired.new_revision is not None:
-            await self._create(MODEL_REVISION, render_revision(seen, desired.new_revision, self.config))
+            await self._create(MODEL_REVISION, render_revision(observed, desired.new_revision, self.config))
             return True, None  # its uid owns the rest
-        rendered = render_children(seen, desired, self.config)
+        rendered = render_children(observed, desired, self.config)
         for obj in rendered:
             await matched.add(obj)
         wrote = False
         # Deletion comes after: a backend goes only once the route that named it has been rewritten.
         if not matched.unrouted:
-            for live in list(no_longer_desired(seen, desired, rendered)):
+            for live in list(no_longer_desired(observed, desired, rendered)):
                 wrote |= await self._delete(CHILDREN[live["kind"]], live)
         for name, status in desired.revision_status.items():
-            wrote |= await self._record(seen, name, status)
+            wrote |= await self._record(observed, name, status)
         for name in desired.forget:
-            wrote |= await self._delete(MODEL_REVISION, seen.children[(MODEL_REVISION.kind, name)])
+            wrote |= await self._delete(MODEL_REVISION, observed.children[(MODEL_REVISION.kind, name)])
         # last: a Job that cannot be created holds up nothing else
-        if desired.work is not None and (job := self._job(seen, *desired.work)) is not None:
+        if desired.work is not None and (job := self._job(observed, *desired.work)) is not None:
             await matched.add(job)
         return wrote or matched.wrote, matched.refused
 
@@ -246,13 +246,13 @@ class Actor:
         if not self.may_write():
             raise NotLeading(0, "NotLeading", "another replica leads")
 
-    async def _match(self, seen: Observation, obj: Object) -> bool:
+    async def _match(self, observed: Observation, obj: Object) -> bool:
         kind, name = obj["kind"], obj["metadata"]["name"]
         resource = CHILDREN[kind]
-        live = seen.children.get((kind, name))
+        live = observed.children.get((kind, name))
         if live is not None and kind == JOB.kind:  # immutable, and its name says what it is for
             # it exists, but does not count (controller.observe.job_state)
-            void = seen.snapshot.work.state == "Absent"
+            void = observed.snapshot.work.state == "Absent"
             outdated = void or queued_for_outdated_request(live, obj)
             return await self._delete(resource, live) if outdated else False
         if (
@@ -365,14 +365,14 @@ class Actor:
         log.info("deleted %s %s", resource.kind, metadata["name"])
         return True
 
-    async def _record(self, seen: Observation, name: str, status: ModelRevisionStatus) -> bool:
+    async def _record(self, observed: Observation, name: str, status: ModelRevisionStatus) -> bool:
         """Write a revision's status, and copy a final outcome into its annotations, because a
         backup restores no status.
 
         The copy comes first: if only that is written, the status still differs, and the next pass
         does both.
         """
-        before = seen.children.get((MODEL_REVISION.kind, name))
+        before = observed.children.get((MODEL_REVISION.kind, name))
         if before is None:
             return False
         live = before
@@ -426,7 +426,7 @@ class _Matched:
     """
 
     actor: Actor
-    seen: Observation
+    observed: Observation
     wrote: bool = False
     refused: Problem | None = None  # the first
     # what directs traffic is not as desired, so nothing that it may lead to may be deleted
@@ -436,12 +436,12 @@ class _Matched:
 
     async def add(self, obj: Object) -> None:
         kind, name = obj["kind"], obj["metadata"]["name"]
-        live = self.seen.children.get((kind, name))
+        live = self.observed.children.get((kind, name))
         if self._backends & (backends_of(obj) - (backends_of(live) if live is not None else set())):
             self.unrouted = True  # it would newly send clients to an unrelated object
             return
         try:
-            self.wrote |= await self.actor._match(self.seen, obj)
+            self.wrote |= await self.actor._match(self.observed, obj)
         except ChildRefused as e:
             # Existing servers that cannot be changed keep running: weights follow the ready pods.
             if e.reason != NAME_TAKEN and not (kind == DEPLOYMENT.kind and live is not None):
@@ -450,5 +450,5 @@ class _Matched:
             if CHILDREN[kind].guarded:
                 self._backends.add((kind, name))
                 self.unrouted |= kind != SERVICE.kind or (
-                    name == self.seen.snapshot.name and not self.seen.snapshot.gateway
+                    name == self.observed.snapshot.name and not self.observed.snapshot.gateway
                 )

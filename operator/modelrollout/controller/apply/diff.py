@@ -78,8 +78,8 @@ def _differences(pod: Mapping[str, Any], template: Mapping[str, Any]) -> Iterato
             yield f"its {field} is another"
     volumes = {v.get("name"): v for v in pod.get("volumes") or []}
     for volume in template.get("volumes") or []:
-        found = volumes.get(volume["name"])
-        if found is None or set(found) != set(volume) or not is_up_to_date(found, volume):
+        own = volumes.get(volume["name"])
+        if own is None or set(own) != set(volume) or not is_up_to_date(own, volume):
             yield f"its volume {volume['name']} is another"
     kept = {v["name"] for v in template.get("volumes") or []}
     for part in ("initContainers", "containers"):

@@ -117,13 +117,13 @@ def _count(quantities: Mapping[str, Any], kind: str) -> int:
 
 def gpus_in_use(pods: Iterable[Object]) -> dict[str, dict[str, int]]:
     """Extended resources by node that pods on it hold; those that have ended hold none."""
-    found: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
+    in_use: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
     for pod in pods:
         node = (pod.get("spec") or {}).get("nodeName")
         if node and not has_ended(pod):
             for kind, value in extended(pod["spec"]).items():
-                found[node][kind] += value
-    return {node: dict(kinds) for node, kinds in found.items()}
+                in_use[node][kind] += value
+    return {node: dict(kinds) for node, kinds in in_use.items()}
 
 
 def fits(node: Object, pod: Mapping[str, Any]) -> bool:

@@ -16,11 +16,11 @@ from modelrollout.kube.projection import project
 from modelrollout.rollout.snapshot import JobState
 
 
-async def reread_finished_job(kube: Kube, store: ObjectCache, seen: Observation) -> JobState:
+async def reread_finished_job(kube: Kube, store: ObjectCache, observed: Observation) -> JobState:
     """Re-reads the pods of a Job that finished without a result. Raises KubeError: a failed read
     does not mean that the result is lost.
     """
-    s, job = seen.snapshot, seen.job
+    s, job = observed.snapshot, observed.job
     no_result = s.work.result is None and (
         s.work.state == "Succeeded" or (s.work.problem is not None and s.work.problem.reason == "JobFailed")
     )
@@ -36,4 +36,4 @@ async def reread_finished_job(kube: Kube, store: ObjectCache, seen: Observation)
     ).items
     for pod in pods:
         store.read(POD, pod)
-    return job_state(job, pods, seen.folder)
+    return job_state(job, pods, observed.folder)

@@ -47,12 +47,12 @@ class Gateways:
         until, known = self._known.get(key, (0.0, None))
         if known is not None and self._clock() < until:
             return known
-        found = await self._read(*key, known)
+        facts = await self._read(*key, known)
         self._known[key] = (
-            self._clock() + (KNOWN_SECONDS if isinstance(found, GatewayFacts) else UNKNOWN_SECONDS),
-            found,
+            self._clock() + (KNOWN_SECONDS if isinstance(facts, GatewayFacts) else UNKNOWN_SECONDS),
+            facts,
         )
-        return found
+        return facts
 
     async def _read(
         self, namespace: str, name: str, own: bool, known: GatewayFacts | Problem | None
@@ -68,7 +68,7 @@ class Gateways:
         try:
             gateway = await self._kube.get(GATEWAY, namespace, name)
             of_class = str(gateway["spec"]["gatewayClassName"])
-            found = await self._kube.get(GATEWAY_CLASS, None, of_class)
+            gateway_class = await self._kube.get(GATEWAY_CLASS, None, of_class)
         except NotFound:
             return unknown
         except KubeError as e:
@@ -79,7 +79,10 @@ class Gateways:
         if not own and not _takes_others(gateway):
             return unknown
         return GatewayFacts(
-            f"{namespace}/{name}", of_class, str(found["spec"]["controllerName"]), supported_features(found)
+            f"{namespace}/{name}",
+            of_class,
+            str(gateway_class["spec"]["controllerName"]),
+            supported_features(gateway_class),
         )
 
 

@@ -85,11 +85,11 @@ class HostClaims:
             if live is None or holder_of(live) != claim.holder or claim.released:
                 await self._look(claim)
 
-    async def settle(self, seen: Observation) -> bool:
+    async def settle(self, observed: Observation) -> bool:
         """Claim what is free, give back what is not needed, look whether what is in the way still
         is; True when anything is not as it was known.
         """
-        stands, holder, changed = seen.hostnames, holder_of(seen.deployment), False
+        stands, holder, changed = observed.hostnames, holder_of(observed.deployment), False
         self._log_taker(holder, stands.taker)
         former = {claim.host: claim for claim in stands.former}
         for host in stands.free:
@@ -192,11 +192,11 @@ class HostClaims:
             leases = (await self._kube.list(LEASE, self._namespace, label_selector=_SELECTOR)).items
         else:
             leases = [lease for w in wildcards_over(mine.host) if (lease := await self._read(w))]
-        found = (claim for lease in leases if (claim := claim_of(lease)))
+        claims = (claim for lease in leases if (claim := claim_of(lease)))
         return next(
             (
                 c
-                for c in found
+                for c in claims
                 if c.host != mine.host and c.holder != mine.holder and overlap(c.host, mine.host)
             ),
             None,
@@ -291,7 +291,7 @@ class HostClaims:
         """Routes without our label, and those that carry it and that no ModelDeployment
         controls.
         """
-        found = [o for o in self._routes() if not self._is_ours(o)]
+        foreign = [o for o in self._routes() if not self._is_ours(o)]
         unseen = (
             f"namespaces other than {', '.join(self._config.namespaces)}" if self._config.namespaces else ""
         )
@@ -303,7 +303,7 @@ class HostClaims:
                     listed = await self._kube.list(
                         resource, namespace, label_selector=f"!{names.LABEL_NAME}", keep=route_for_hostnames
                     )
-                    found += listed.items
+                    foreign += listed.items
                 except Forbidden as e:
                     unseen = f"{resource.plural}: {e.message}"
         if unseen and unseen != self._blind:
@@ -311,7 +311,7 @@ class HostClaims:
                 "whether a foreign route takes the host name of a ModelDeployment is not seen in %s", unseen
             )
         self._blind = unseen
-        self._foreign = ForeignRoutes(route for o in found if (route := foreign_route(o)))
+        self._foreign = ForeignRoutes(route for o in foreign if (route := foreign_route(o)))
 
     def _is_ours(self, route: Object) -> bool:
         owner = self._store.get(

@@ -38,7 +38,7 @@ class Namespaces:
         if before is not None and now - before[0] < FRESH:
             return
         try:
-            found = await self._kube.get(NAMESPACE, None, namespace)
+            live = await self._kube.get(NAMESPACE, None, namespace)
         except NotFound:
             self._known.pop(namespace, None)
         except Forbidden as e:
@@ -50,4 +50,4 @@ class Namespaces:
             log.warning("labels of namespace %s: %s", namespace, e)
             self._known[namespace] = (now, before[1] if before else None)
         else:
-            self._known[namespace] = (now, labels_of(found))
+            self._known[namespace] = (now, labels_of(live))

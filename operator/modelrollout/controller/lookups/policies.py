@@ -132,13 +132,13 @@ class Policies:
 
     def _wake_all(self, policies: Iterable[Policy]) -> None:
         changed = list(policies)
-        found = [
+        matched = [
             o for o in self._store.all(MODEL_DEPLOYMENT) if any(p.matches(*self._about(o)) for p in changed)
         ]
-        for o in found:
+        for o in matched:
             self._wake(
                 (o["metadata"]["namespace"], o["metadata"]["name"]),
-                self._uniform() * len(found) / WAKE_PER_SECOND,
+                self._uniform() * len(matched) / WAKE_PER_SECOND,
             )
 
     def _about(self, deployment: Object) -> tuple[str, Mapping[str, str], Mapping[str, str] | None]:

@@ -74,12 +74,12 @@ class SharedPreparations:
         # a Job that does not count exists: it is replaced first
         if mine is None or mine.works:
             return s.shared
-        found = outcome(mine, members)
-        if found.by is None and (chosen := self._choose(place, members)) != s.name:
-            found = SharedPreparation(by=chosen)
-        if found.by is not None:
+        shared = outcome(mine, members)
+        if shared.by is None and (chosen := self._choose(place, members)) != s.name:
+            shared = SharedPreparation(by=chosen)
+        if shared.by is not None:
             self._waiting.setdefault(place, set()).add(s.name)
-        return found
+        return shared
 
     def forget(self, key: Key) -> None:
         """A ModelDeployment is no longer in Prepare: wake those that wait for it."""
@@ -108,8 +108,8 @@ class SharedPreparations:
 
 def _rollout(deployment: Object) -> Mapping[str, Any]:
     status = deployment.get("status")
-    found = status.get("rollout") if isinstance(status, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+    rollout = status.get("rollout") if isinstance(status, Mapping) else None
+    return rollout if isinstance(rollout, Mapping) else {}
 
 
 def _counts(deployment: Object, began: str) -> bool:

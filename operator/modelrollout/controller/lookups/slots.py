@@ -59,29 +59,29 @@ class SlotLeases:
         # policies of which a ModelDeployment holds slots, as far as this process knows
         self._mine: dict[Key, set[str]] = {}
 
-    async def view(self, seen: Observation) -> tuple[Slot, ...]:
+    async def view(self, observed: Observation) -> tuple[Slot, ...]:
         """How a queued rollout stands with each limit, in order, up to the first that it does not
         hold.
         """
-        claim = _claim(seen.deployment)
-        found: list[Slot] = []
-        for limit in seen.snapshot.rules.limits:
+        claim = _claim(observed.deployment)
+        slots: list[Slot] = []
+        for limit in observed.snapshot.rules.limits:
             if claim is None or not limit.concerns(claim.gpus):
                 continue
             held = [h for _, h in self._held(await self._list(limit.policy))]
             slot = standing(limit, held, self._queue(limit), claim)
-            found.append(slot)
+            slots.append(slot)
             if not slot.held:
                 break
-            self._mine.setdefault(_key(seen.deployment), set()).add(limit.policy)
-        return tuple(found)
+            self._mine.setdefault(_key(observed.deployment), set()).add(limit.policy)
+        return tuple(slots)
 
-    async def larger(self, seen: Observation) -> tuple[Slot, ...]:
+    async def larger(self, observed: Observation) -> tuple[Slot, ...]:
         """How a rollout that asks for more GPUs than its slot has stands with each limit of
         GPUs.
         """
-        claim = _larger_claim(seen)
-        limits = gpu_limits(seen.snapshot) if claim is not None else []
+        claim = _larger_claim(observed)
+        limits = gpu_limits(observed.snapshot) if claim is not None else []
         listed = [(limit, [h for _, h in self._held(await self._list(limit.policy))]) for limit in limits]
         return tuple(
             standing_enlarged(limit, held, self._queue(limit), claim)
@@ -89,20 +89,20 @@ class SlotLeases:
             if claim is not None
         )
 
-    async def acquire_or_release(self, seen: Observation) -> bool:
+    async def acquire_or_release(self, observed: Observation) -> bool:
         """Take the slot if it is this rollout's turn, or release what a finished rollout still
         holds. True when something was written.
         """
-        rollout = seen.snapshot.status.rollout
-        if not in_flight(rollout) and _key(seen.deployment) in self._mine:
-            return await self._release(seen)
+        rollout = observed.snapshot.status.rollout
+        if not in_flight(rollout) and _key(observed.deployment) in self._mine:
+            return await self._release(observed)
         if rollout is not None and rollout.slot is not None and rollout.queue is None:
-            return await self._resize(seen, rollout.slot.gpus)
-        slot = seen.snapshot.slots[-1] if seen.snapshot.slots else None
+            return await self._resize(observed, rollout.slot.gpus)
+        slot = observed.snapshot.slots[-1] if observed.snapshot.slots else None
         if slot is None or slot.held or rollout is None or rollout.queue is None:
             return False
-        claim = _claim(seen.deployment)
-        limit = next((x for x in seen.snapshot.rules.limits if x.policy == slot.policy), None)
+        claim = _claim(observed.deployment)
+        limit = next((x for x in observed.snapshot.rules.limits if x.policy == slot.policy), None)
         if claim is None or limit is None:
             return False
         if slot.turn:
@@ -138,12 +138,12 @@ class SlotLeases:
         return leases
 
     def _held(self, leases: list[Object]) -> list[tuple[Object, TakenSlot]]:
-        found: list[tuple[Object, TakenSlot]] = []
+        taken: list[tuple[Object, TakenSlot]] = []
         for lease in leases:
             claim = _holder(lease)
             if claim is not None:
                 index = int(lease["metadata"]["name"].rpartition("-")[2])
-                found.append(
+                taken.append(
                     (
                         lease,
                         TakenSlot(
@@ -151,7 +151,7 @@ class SlotLeases:
                         ),
                     )
                 )
-        return found
+        return taken
 
     def _seems_over(self, claim: SlotRequest) -> bool:
         namespace, name, uid = claim.holder.split("/")
@@ -162,7 +162,7 @@ class SlotLeases:
         rollouts, and those that will take no slot because they are being deleted or their spec is
         invalid.
         """
-        found: list[tuple[str, str, SlotRequest]] = []
+        queued: list[tuple[str, str, SlotRequest]] = []
         for o in self._store.marked(QUEUED):
             rollout, claim = _rollout(o), _claim(o)
             if (
@@ -176,8 +176,8 @@ class SlotLeases:
             if o["metadata"].get("deletionTimestamp") or _is_unreadable(o):
                 continue
             if any(x.policy == limit.policy for x in self._policies.rules(o).limits):
-                found.append((rollout.queue.since, claim.holder, claim))
-        return [claim for _, _, claim in sorted(found, key=lambda x: x[:2])]
+                queued.append((rollout.queue.since, claim.holder, claim))
+        return [claim for _, _, claim in sorted(queued, key=lambda x: x[:2])]
 
     async def _take(self, limit: Limit, claim: SlotRequest) -> bool:
         await self._clear_ended(limit.policy)
@@ -200,12 +200,15 @@ class SlotLeases:
             return True
         return False
 
-    async def _resize(self, seen: Observation, granted: int) -> bool:
+    async def _resize(self, observed: Observation, granted: int) -> bool:
         """Have the slot count what is asked by now where there is room; where two grew at once
         beyond the limit they shrink back.
         """
-        claim, limits = _larger_claim(seen), {limit.policy: limit for limit in gpu_limits(seen.snapshot)}
-        for slot in seen.snapshot.slots:
+        claim, limits = (
+            _larger_claim(observed),
+            {limit.policy: limit for limit in gpu_limits(observed.snapshot)},
+        )
+        for slot in observed.snapshot.slots:
             if (
                 claim is None
                 or slot.policy not in limits
@@ -296,14 +299,14 @@ class SlotLeases:
             return False
         return _is_over(live, uid, claim.rollout)
 
-    async def _release(self, seen: Observation) -> bool:
+    async def _release(self, observed: Observation) -> bool:
         """The slots of the rollout that this very status shows as over; those of any other are left
         to ``_clear_ended``.
         """
         rollout, key, uid = (
-            seen.snapshot.status.rollout,
-            _key(seen.deployment),
-            seen.deployment["metadata"]["uid"],
+            observed.snapshot.status.rollout,
+            _key(observed.deployment),
+            observed.deployment["metadata"]["uid"],
         )
         freed = False
         for policy in sorted(self._mine.get(key, ())):
@@ -362,11 +365,11 @@ def _claim(deployment: Object) -> SlotRequest | None:
     return SlotRequest(holder_of(deployment), rollout.started, rollout.queue.gpus)
 
 
-def _larger_claim(seen: Observation) -> SlotRequest | None:
+def _larger_claim(observed: Observation) -> SlotRequest | None:
     """What a rollout that holds a slot asks for by now."""
-    rollout = seen.snapshot.status.rollout
+    rollout = observed.snapshot.status.rollout
     return (
-        SlotRequest(holder_of(seen.deployment), rollout.started, gpus_requested(seen.snapshot))
+        SlotRequest(holder_of(observed.deployment), rollout.started, gpus_requested(observed.snapshot))
         if rollout is not None
         else None
     )

@@ -34,10 +34,10 @@ async def ask_version(host: str) -> str | None:
         ) as session:
             url = f"http://{f'[{host}]' if ':' in host else host}:{names.PORT_HTTP}/v2"
             async with session.get(url, allow_redirects=False) as answer:
-                found = json.loads(await answer.content.read(MOST_BYTES)) if answer.status == 200 else None
+                metadata = json.loads(await answer.content.read(MOST_BYTES)) if answer.status == 200 else None
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
         return None
-    version = found.get("version") if isinstance(found, dict) else None
+    version = metadata.get("version") if isinstance(metadata, dict) else None
     return version[:32] if isinstance(version, str) else None
 
 

@@ -172,14 +172,14 @@ def _why_ended(where: str, ended: Mapping[str, Any]) -> Problem:
 
 def _not_loaded(log: str) -> Problem | None:
     """Why Triton did not load the model, from the end of its log."""
-    found = _LOAD_FAILED_EXPLICIT.search(log) or _LOAD_FAILED.search(log)
-    if found is None:
+    match = _LOAD_FAILED_EXPLICIT.search(log) or _LOAD_FAILED.search(log)
+    if match is None:
         return (
             Problem("ModelNotLoaded", "Triton does not load the model; kubectl logs --previous says why")
             if _NOT_CREATED in log
             else None
         )
-    why = " ".join(found[1].replace("\\n", " ").split())[:400].rstrip("; ")
+    why = " ".join(match[1].replace("\\n", " ").split())[:400].rstrip("; ")
     if backend := _NO_BACKEND.search(why):
         remedy = "set spec.serving.triton.image to one that has it"
         return Problem("BackendMissing", f"the Triton image has no backend {backend[1]}: {remedy}")
@@ -272,10 +272,10 @@ def _result(message: str) -> TaskResult | None:
     number that no status can hold would fail every write of it.
     """
     try:
-        found = TaskResult.model_validate_json(message)
+        result = TaskResult.model_validate_json(message)
     except ValidationError:
         return None
-    return found if _can_be_written(found.model_dump()) else None
+    return result if _can_be_written(result.model_dump()) else None
 
 
 def _can_be_written(value: Any) -> bool:
@@ -418,10 +418,8 @@ def _where(pod: Object) -> str:
 
 def _limit(pod: Object, container: str, resource: str) -> str | None:
     spec = pod.get("spec") or {}
-    for found in (*(spec.get("initContainers") or []), *(spec.get("containers") or [])):
-        if found["name"] == container and resource in (
-            limits := (found.get("resources") or {}).get("limits") or {}
-        ):
+    for c in (*(spec.get("initContainers") or []), *(spec.get("containers") or [])):
+        if c["name"] == container and resource in (limits := (c.get("resources") or {}).get("limits") or {}):
             return str(limits[resource])
     return None
 
