@@ -439,7 +439,7 @@ async def test_what_kueue_says_of_a_job_is_read_from_the_workload_of_its_uid_and
             WORKLOAD, workload("job-mine", job["metadata"]["uid"], conditions=conditions)
         )
         await kube.create(WORKLOAD, workload("job-of-another", str(uuid.uuid4())))
-        found = await kueue.with_queue_reason(kube, seen, datetime.now(UTC))
+        found = await kueue.with_queue_reason(kube, seen, seen.snapshot.work, datetime.now(UTC))
         assert found.queued and found.queued.reason == "NotAdmissible" and not found.result_pending
         assert (
             "Workload job-mine" in found.queued.message
@@ -474,7 +474,9 @@ async def test_a_quota_that_keeps_the_pod_away_is_told_in_its_own_words(kube: Ku
     seen_work = await until(kube, namespace, lambda w: w.no_pod_created and w.idle_since is not None)
     seen = _seen(namespace, job, seen_work)
     for _ in range(100):
-        found = await missing_pod.explain_missing_pod(kube, seen, datetime.now(UTC) + timedelta(seconds=10))
+        found = await missing_pod.explain_missing_pod(
+            kube, seen, seen.snapshot.work, datetime.now(UTC) + timedelta(seconds=10)
+        )
         if found.problem:
             break
         await asyncio.sleep(0.1)

@@ -1,5 +1,5 @@
 """JSON of the API server, read so that no object can stop the reader: too deep, too large and oddly
-shaped ones are told apart, and named.
+shaped ones are recognized, and named.
 
 The API server takes objects of 1.5 MB, nested 10,000 deep. Python's JSON reader ends at about 1,000
 levels, and 1.4 MB of ``[[],[],...]`` are 45 MB in memory. Nothing that this module lets through is
@@ -26,7 +26,7 @@ USUAL_MEMORY = 2 << 30  # where the container has no limit: that of the chart
 # cgroup v2, v1
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 PAGE_ITEMS = 200  # of a list in one request
-# of a page that is taken; of a larger one fewer objects are asked for at a time
+# of a page that is taken; from a larger one fewer objects are requested at a time
 PAGE_BYTES = 4 << 20
 
 
@@ -176,12 +176,11 @@ class TooLargeError(Exception):
 async def read_page(
     fetch: Callable[[int], Awaitable[bytes]], limit: int, most: int = PAGE_ITEMS
 ) -> tuple[Page, int]:
-    """One page of at most ``limit`` objects, and how many to ask for next, ``most`` where nothing
-    stands against it.
+    """One page of at most ``limit`` objects, and how many to request next: up to ``most``.
 
-    ``fetch`` asks for so many objects from where the list goes on; it raises TooLargeError where
-    several are more than PAGE_BYTES. Where a page cannot be read fewer are asked for, until the one
-    object is found that spoils it. UnreadableError when the list does not say how it goes on.
+    ``fetch`` requests that many objects from the list's current position; it raises TooLargeError
+    if several exceed PAGE_BYTES. If a page cannot be read, fewer are requested, down to the one
+    unreadable object. Raises UnreadableError when the list has no position to continue from.
     """
     while True:
         try:

@@ -67,11 +67,11 @@ def node_for_capacity(obj: Object) -> Object:
 def pod_for_capacity(obj: Object) -> Object:
     """Of a pod, what says how many GPUs it holds, and where."""
     spec, status = obj.get("spec") or {}, obj.get("status") or {}
-    asked = {
+    requested = {
         part: [_some(c, ("resources", "restartPolicy")) for c in spec.get(part) or []]
         for part in ("containers", "initContainers")
     }
-    placed = asked | _some(spec, ("nodeName",))
+    placed = requested | _some(spec, ("nodeName",))
     return _with(
         obj,
         metadata=_some(obj["metadata"], ("name", "namespace")),

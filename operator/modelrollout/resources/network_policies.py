@@ -1,9 +1,8 @@
-"""NetworkPolicies of a ModelDeployment's pods: who reaches its servers, its comparer and its Jobs,
-and whom these reach (docs/network.md).
+"""NetworkPolicies of a ModelDeployment's pods: what may reach its servers, comparer and Jobs, and
+what those may reach (docs/network.md).
 
-Policies only ever add to each other, so each kind of pod has one that says everything about it.
-They select by the labels of pods and not by revision: they are there before the first pod is, and
-stay as they are from rollout to rollout.
+Policies are additive, so each kind of pod has a single policy. They select by component and not by
+revision: they exist before the first pod, and stay the same from rollout to rollout.
 """
 
 from __future__ import annotations
@@ -54,9 +53,7 @@ def policies(owner: Owner, clients: Sequence[str], config: NetworkPoliciesConfig
 
 
 def is_equivalent(live: Object, wanted: Object) -> bool:
-    """Whether a policy in the cluster is what is wanted, and not one word more: what somebody adds
-    to it opens something.
-    """
+    """Whether a live policy is exactly what is wanted: any addition would open something."""
     return bool({"ingress": [], "egress": [], **(live.get("spec") or {})} == wanted["spec"])
 
 

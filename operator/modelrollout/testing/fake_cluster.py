@@ -1,7 +1,7 @@
 """A cluster in memory: an API server with resourceVersion, server-side apply (approximated),
 defaults and garbage collection, and the controllers around it as methods of ``Cluster``.
-``Operator`` is one operator process on it: store, reconciler, and what app.py does with its
-answers.
+``Operator`` is one operator process on it: cache, look-ups, reconciler, and the requeueing of
+``controller.process``.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ class Cluster:
         self._watchers: list[Callable[[Resource, str, Object], None]] = []
 
     def copy(self) -> Cluster:
-        """The same cluster, as it is before the request that is under way; nobody watches it
-        yet.
-        """
+        """A copy of the cluster, as it is before the request under way; without watchers."""
         made = Cluster()
         # values are never changed, only replaced
         made.objects, made._applied = dict(self.objects), dict(self._applied)
@@ -457,7 +455,7 @@ def of_job(job: Object) -> Object:
 
 
 class Operator:
-    """One process: it sees what it watched, and nothing of what another process sees."""
+    """One operator process, with a cache of its own."""
 
     def __init__(self, cluster: Cluster, config: OperatorConfig = CONFIG) -> None:
         self.cluster = cluster
