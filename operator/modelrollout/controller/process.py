@@ -124,16 +124,7 @@ class Operator:
 
     async def run(self, kubeconfig: str | None, context: str | None, health_port: int) -> None:
         """Until a signal comes; raises when the watch fails for good."""
-        off = {
-            r
-            for r, configured in (
-                (TRAEFIK_SERVICE, self._config.shadow.traefik),
-                (NETWORK_POLICY, self._config.network_policies is not None),
-            )
-            if not configured
-        }
-        wanted = [r for r in WATCHED if r not in off]
-        kinds = [r for r in wanted if not r.optional or await self._kube.has_kind(r)]
+        kinds = [r for r in WATCHED if await self._is_in_use(r)]
         self._resources = tuple(kinds)
         # kopf ends the process when a watch is forbidden; what cannot be watched is listed with
         # each resync.
@@ -185,6 +176,14 @@ class Operator:
             await health.stop()
             await self._assessor.close()
         await watching
+
+    async def _is_in_use(self, resource: Resource) -> bool:
+        """Whether the kind is configured, and the cluster serves it."""
+        if resource == NETWORK_POLICY and self._config.network_policies is None:
+            return False
+        if resource == TRAEFIK_SERVICE and not self._config.shadow.traefik:
+            return False
+        return not resource.optional or await self._kube.has_kind(resource)
 
     async def post(self, observed: Observation, event: Event) -> None:
         """An event on the ModelDeployment."""
