@@ -18,12 +18,12 @@ import yaml
 from demo.cluster import RELEASE, SYSTEM_NAMESPACE
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import RevisionRef, Shadow
-from modelrollout.kube.client import (
+from modelrollout.kube.client import MERGE_PATCH
+from modelrollout.kube.kinds import (
     DEPLOYMENT,
     EVENT,
     JOB,
     LEASE,
-    MERGE_PATCH,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
     NETWORK_POLICY,

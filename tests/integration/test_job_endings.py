@@ -22,8 +22,12 @@ from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.controller.lookups import kueue, missing_pod
 from modelrollout.controller.observe.job_state import job_state
 from modelrollout.controller.observe.observation import Observation
-from modelrollout.kube.client import JOB, MODEL_DEPLOYMENT, POD, WORKLOAD, Conflict, Kube, Object, Resource
-from modelrollout.resources.jobs import LABEL_QUEUE, prepare_job
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import Conflict
+from modelrollout.kube.kinds import JOB, MODEL_DEPLOYMENT, POD, WORKLOAD, Resource
+from modelrollout.kube.objects import Object
+from modelrollout.resources.jobs.common import LABEL_QUEUE, JobContext
+from modelrollout.resources.jobs.prepare import prepare_job
 from modelrollout.rollout.snapshot import JobState
 from modelrollout.testing import builders as b
 from tests.unit.resources import objects as o
@@ -109,7 +113,10 @@ async def made(
 ) -> Object:
     optimization = Optimization.model_validate({"queueName": queue, "steps": list(steps)})
     job = prepare_job(
-        o.OWNER, "digits", 1, NAME, o.MODEL, o.SHA, optimization, o.SERVING, "5a17" * 4, (), o.CONFIG
+        JobContext(o.OWNER, "digits", 1, NAME, o.MODEL, o.SERVING, o.CONFIG),
+        o.SHA,
+        optimization,
+        salt="5a17" * 4,
     )
     job["metadata"] |= {"namespace": namespace, "ownerReferences": []}
     job["spec"] |= spec
@@ -432,7 +439,7 @@ async def test_what_kueue_says_of_a_job_is_read_from_the_workload_of_its_uid_and
             WORKLOAD, workload("job-mine", job["metadata"]["uid"], conditions=conditions)
         )
         await kube.create(WORKLOAD, workload("job-of-another", str(uuid.uuid4())))
-        found = await kueue.with_queue_reason(kube, seen, datetime.now(UTC))
+        found = await kueue.with_queue_reason(kube, seen, seen.snapshot.work, datetime.now(UTC))
         assert found.queued and found.queued.reason == "NotAdmissible" and not found.result_pending
         assert (
             "Workload job-mine" in found.queued.message
@@ -467,7 +474,9 @@ async def test_a_quota_that_keeps_the_pod_away_is_told_in_its_own_words(kube: Ku
     seen_work = await until(kube, namespace, lambda w: w.no_pod_created and w.idle_since is not None)
     seen = _seen(namespace, job, seen_work)
     for _ in range(100):
-        found = await missing_pod.explain_missing_pod(kube, seen, datetime.now(UTC) + timedelta(seconds=10))
+        found = await missing_pod.explain_missing_pod(
+            kube, seen, seen.snapshot.work, datetime.now(UTC) + timedelta(seconds=10)
+        )
         if found.problem:
             break
         await asyncio.sleep(0.1)

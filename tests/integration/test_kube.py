@@ -12,22 +12,12 @@ import pytest
 import pytest_asyncio
 
 from modelrollout.kube.cache import ObjectCache
-from modelrollout.kube.client import (
-    DEPLOYMENT,
-    EVENT,
-    GRPC_ROUTE,
-    JOB,
-    LEASE,
-    AlreadyExists,
-    Conflict,
-    Invalid,
-    Kube,
-    NotFound,
-    Object,
-    Resource,
-)
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import AlreadyExists, Conflict, Invalid, NotFound
 from modelrollout.kube.events import Events
+from modelrollout.kube.kinds import DEPLOYMENT, EVENT, GRPC_ROUTE, JOB, LEASE, Resource
 from modelrollout.kube.leader_election import LeaderElector
+from modelrollout.kube.objects import Object
 
 pytestmark = pytest.mark.sandbox
 

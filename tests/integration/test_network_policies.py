@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from modelrollout.kube.client import NETWORK_POLICY, Kube, Object, Resource
+from modelrollout.kube.client import Kube
+from modelrollout.kube.kinds import NETWORK_POLICY, Resource
+from modelrollout.kube.objects import Object
 from modelrollout.resources.network_policies import is_equivalent, policies
 from tests.network_policies import allowed
 from tests.unit.resources import objects as o

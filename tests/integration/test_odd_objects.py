@@ -29,17 +29,11 @@ from modelrollout.controller import watch
 from modelrollout.controller.intake import Intake
 from modelrollout.controller.unreadable import UnreadableObjects
 from modelrollout.kube.cache import Key, ObjectCache
-from modelrollout.kube.client import (
-    MODEL_DEPLOYMENT,
-    MODEL_REVISION,
-    POD,
-    Invalid,
-    Kube,
-    NotFound,
-    Object,
-    Resource,
-)
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import Invalid, NotFound
 from modelrollout.kube.events import Events
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION, POD, Resource
+from modelrollout.kube.objects import Object
 from tests.odd_objects import model_deployments, nested
 
 pytestmark = pytest.mark.sandbox

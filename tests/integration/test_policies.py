@@ -23,19 +23,10 @@ from modelrollout.controller.lookups.policies import Policies
 from modelrollout.controller.lookups.slots import SlotLeases
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.cache import Key, ObjectCache
-from modelrollout.kube.client import (
-    DEPLOYMENT,
-    LEASE,
-    MODEL_DEPLOYMENT,
-    POD,
-    ROLLOUT_POLICY,
-    AlreadyExists,
-    Conflict,
-    Kube,
-    NotFound,
-    Object,
-    Resource,
-)
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import AlreadyExists, Conflict, NotFound
+from modelrollout.kube.kinds import DEPLOYMENT, LEASE, MODEL_DEPLOYMENT, POD, ROLLOUT_POLICY, Resource
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.snapshot import Snapshot, stamp
 
 pytestmark = pytest.mark.sandbox
@@ -129,7 +120,7 @@ class Process:
                     guarded=True,
                 )
                 return
-        await self.slots.settle(seen)
+        await self.slots.acquire_or_release(seen)
 
 
 async def queued(kube: Kube, namespace: str, name: str, waits: float) -> Object:
@@ -206,7 +197,7 @@ async def test_two_processes_keep_to_the_limit_and_the_policy_tells_whom_it_is_f
             await kube.replace_status(MODEL_DEPLOYMENT, o)
         for process in processes:
             await process.hear()
-            await process.slots.sweep()
+            await process.slots.release_finished()
         (lease,) = (await kube.list(LEASE, namespace, label_selector=f"{names.LABEL_POLICY}={policy}")).items
         assert not lease["spec"].get("holderIdentity")
         with pytest.raises(Conflict):

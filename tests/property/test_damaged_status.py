@@ -26,7 +26,7 @@ from modelrollout.api.v1alpha1 import (
     StepEvidence,
     UserPause,
 )
-from modelrollout.controller.observe.observation import _status
+from modelrollout.controller.observe.observation import parse_status
 from modelrollout.rollout.assessment import assess, metrics_due
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.traffic import needs_measurement
@@ -151,6 +151,6 @@ def test_no_damage_crashes_a_pass_or_costs_stable_its_pods(stage: str) -> None:
     for place in places(wire):
         for wrong in WRONG:
             try:
-                two_passes(replace(s, status=_status({"status": with_wrong(wire, place, wrong)})))
+                two_passes(replace(s, status=parse_status({"status": with_wrong(wire, place, wrong)})))
             except Exception as e:
                 raise AssertionError(f"{'.'.join(map(str, place))} = {wrong!r}") from e

@@ -23,7 +23,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentSpec
-from modelrollout.kube.client import HTTP_ROUTE, MODEL_DEPLOYMENT, MODEL_REVISION, KubeError
+from modelrollout.kube.errors import KubeError
+from modelrollout.kube.kinds import HTTP_ROUTE, MODEL_DEPLOYMENT, MODEL_REVISION
 from modelrollout.rollout.policy.requirements import first_violation
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Assessment, Problem, Snapshot
@@ -336,7 +337,7 @@ class TenantOfTheCluster(RuleBasedStateMachine):
     @rule()
     def another_operator_takes_over(self) -> None:
         self.operator = Judge(self.cluster)
-        asyncio.run(self.operator.admission.hostnames.refresh())
+        asyncio.run(self.operator.lookups.hostnames.refresh())
 
     @precondition(lambda self: self.cluster.find(MODEL_DEPLOYMENT, "digits") is not None)
     @rule(verb=st.sampled_from(["abort", "retry"]))

@@ -19,21 +19,18 @@ from modelrollout.api.v1alpha1 import (
     ModelRevisionStatus,
 )
 from modelrollout.cli.errors import Refused, Unanswered
-from modelrollout.kube.client import (
+from modelrollout.kube.client import Kube, Listing
+from modelrollout.kube.errors import Forbidden, KubeError, NotFound
+from modelrollout.kube.kinds import (
     EVENT,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
     NAMESPACE,
     POD,
     ROLLOUT_POLICY,
-    Forbidden,
-    Kube,
-    KubeError,
-    Listing,
-    NotFound,
-    Object,
     Resource,
 )
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.policy.rules import spec_in_force
 from modelrollout.telemetry.redaction import mask_uris
 

@@ -13,7 +13,7 @@ import typer
 from modelrollout.cli import cluster as clusters
 from modelrollout.cli.cluster import Cluster
 from modelrollout.cli.errors import Refused, Unanswered
-from modelrollout.kube.client import KubeError
+from modelrollout.kube.errors import KubeError
 
 Namespace = Annotated[
     str | None, typer.Option("--namespace", "-n", help="Namespace; default: that of the context.")

@@ -39,7 +39,8 @@ from modelrollout.cli.report import html as report_html
 from modelrollout.cli.report import model as reports
 from modelrollout.cli.report import text as report_text
 from modelrollout.config import ConfigError
-from modelrollout.kube.client import Kube, KubeError
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import KubeError
 
 PLAIN_WIDTH = 220  # where there is no terminal, lines are not folded to 80 columns
 POLL_SECONDS = 1.0

@@ -19,7 +19,8 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec
 from modelrollout.cli.cluster import Rollout
 from modelrollout.cli.errors import Refused
-from modelrollout.kube.client import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Object
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT, ROLLOUT_POLICY
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.policy.rules import NO_RULES, Rules, combine, read, spec_in_force
 
 M = TypeVar("M", bound=BaseModel)

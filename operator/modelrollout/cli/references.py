@@ -7,15 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.kube.client import (
-    DEPLOYMENT,
-    MODEL_DEPLOYMENT,
-    MODEL_REVISION,
-    Kube,
-    Object,
-    Resource,
-    Unreadable,
-)
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import Unreadable
+from modelrollout.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION, Resource
+from modelrollout.kube.objects import Object
 from modelrollout.resources.server import fetch_task
 
 

@@ -16,7 +16,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import RolloutStatus, same_version
 from modelrollout.cli.cluster import Revision, Rollout
 from modelrollout.cli.errors import Refused
-from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, Resource
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION, Resource
 
 SERVED = ("Stable", "Promoted", "Retired")  # outcomes of revisions that can be rolled back to
 _ENDED = ("Failed", "Done")

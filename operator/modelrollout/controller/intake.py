@@ -1,5 +1,5 @@
-"""What the watch and lists bring goes into the store and onto the queue; what cannot be read is
-left out and named. No exception leaves this module but KubeError: one object must not end the watch
+"""Takes objects from watches and lists into the cache and onto the queue. Objects that cannot be
+read are skipped and reported. Only KubeError leaves this module: one object must not end the watch
 of all others.
 """
 
@@ -16,15 +16,16 @@ from modelrollout.api import names
 from modelrollout.controller.unreadable import UnreadableObjects
 from modelrollout.kube import decoding
 from modelrollout.kube.cache import Key, ObjectCache, owner
-from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Kube, Object, Resource
+from modelrollout.kube.client import Kube
 from modelrollout.kube.decoding import UnreadableError, UnreadableObject
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION, Resource
+from modelrollout.kube.objects import Object
 from modelrollout.kube.projection import project
 
 log = logging.getLogger(__name__)
 
 # children carry this label; the watch asks the API server for nothing else
 OURS = f"{names.LABEL_NAME}"
-UNLABELLED = (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION)  # our own kinds are watched whole
 # of a watch event that are held: in a custom resource managed fields as large as itself come before
 # its name
 LINE_BYTES = 2 << 20
@@ -47,18 +48,15 @@ class Intake:
         self._resources = {r.path(None): r for r in resources}
 
     def watched(self, path: str) -> tuple[Resource, str | None] | None:
-        """Which resource, and which namespace of it, the collection at this path is of a URL; None
-        for all others.
+        """The watched resource whose collection has this URL path, and the collection's namespace;
+        None for all other paths.
         """
         root, _, rest = path.partition("/namespaces/")
-        if rest:
-            namespace, _, plural = rest.partition("/")
-            return (
-                (found, namespace)
-                if (found := self._resources.get(f"{root}/{plural}")) and found.namespaced
-                else None
-            )
-        return (found, None) if (found := self._resources.get(path)) else None
+        namespace, _, plural = rest.partition("/")
+        resource = self._resources.get(f"{root}/{plural}" if rest else path)
+        if resource is None or (rest and not resource.namespaced):
+            return None
+        return resource, namespace if rest else None
 
     def line(self, resource: Resource, line: bytes, cut: bool) -> bytes | None:
         """Take in a line of a watch. What is left of it for the watch itself: errors and bookmarks
@@ -78,10 +76,10 @@ class Intake:
             self.event(resource, event["type"], obj)
             version = str(obj["metadata"].get("resourceVersion") or "")
         except UnreadableError as e:
-            found = decoding.identify(line, ("object", "metadata"), str(e))
-            told = _TYPE.match(line)
-            self._unreadable(resource, found, gone=told is not None and told[1] == b"DELETED")
-            version = found.version
+            unread = decoding.identify(line, ("object", "metadata"), str(e))
+            type_ = _TYPE.match(line)
+            self._unreadable(resource, unread, gone=type_ is not None and type_[1] == b"DELETED")
+            version = unread.version
         return _bookmark(resource, version) if version else None
 
     def event(self, resource: Resource, type_: str | None, obj: Object) -> None:
@@ -100,7 +98,7 @@ class Intake:
             why = str(e) if isinstance(e, UnreadableError) else f"is not understood ({type(e).__name__})"
             self._unreadable(resource, decoding.named(body, why), gone=False)
             return
-        # else the store has told why not
+        # otherwise the cache has reported why not
         if type_ == "DELETED" or self._store.get(resource, namespace, name) is not None:
             self._unread.clear(resource, namespace, name, metadata.get("resourceVersion") or "")
         if due and key is not None:
@@ -113,7 +111,7 @@ class Intake:
         The resourceVersion of the list. Raises KubeError.
         """
         asked = self._unread.now()
-        selector = "" if resource in UNLABELLED else OURS
+        selector = "" if resource.unlabelled else OURS
         listing = await self._kube.list(
             resource, namespace, label_selector=selector, keep=partial(project, resource)
         )
@@ -121,9 +119,9 @@ class Intake:
         items: list[Object] = []
         for o in listing.items:
             if problem := unfit(resource, o):
-                found = decoding.named(o, problem)
-                self._unread.note(resource, found)
-                unread.add((found.namespace, found.name))
+                unfit_object = decoding.named(o, problem)
+                self._unread.note(resource, unfit_object)
+                unread.add((unfit_object.namespace, unfit_object.name))
             else:
                 items.append(o)
         for key in self._store.resync(resource, items, listing.resource_version, namespace):
@@ -134,19 +132,19 @@ class Intake:
         self._unread.listed(resource, namespace, unread | left_out, asked, listing.resource_version)
         return listing.resource_version
 
-    def _unreadable(self, resource: Resource, found: UnreadableObject, *, gone: bool) -> None:
+    def _unreadable(self, resource: Resource, unread: UnreadableObject, *, gone: bool) -> None:
         """What was last seen of it goes too, or it would be acted on for ever."""
         if gone:
-            self._unread.clear(resource, found.namespace, found.name, found.version)
+            self._unread.clear(resource, unread.namespace, unread.name, unread.version)
         else:
-            self._unread.note(resource, found)
-        if (key := self._store.forget(resource, found.namespace, found.name)) is not None:
+            self._unread.note(resource, unread)
+        if (key := self._store.forget(resource, unread.namespace, unread.name)) is not None:
             self._wake(key)
 
 
 def unfit(resource: Resource, obj: Object) -> str | None:
-    """What of an object of ours nobody could work with, should its definition have no schema: it
-    must not be met in a pass over another one.
+    """What makes one of our objects unusable, should its definition have no schema: a pass over
+    another object must not run into it.
     """
     spec, status = obj.get("spec") or {}, obj.get("status") or {}
     if resource == MODEL_REVISION:

@@ -25,29 +25,23 @@ from modelrollout.controller.reconciler import Reconciler
 from modelrollout.controller.unreadable import UnreadableObjects
 from modelrollout.controller.workqueue import WorkQueue, run_workers
 from modelrollout.kube.cache import Key, ObjectCache
-from modelrollout.kube.client import (
-    DEPLOYMENT,
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import Conflict, Forbidden, KubeError
+from modelrollout.kube.events import Events
+from modelrollout.kube.kinds import (
     GRPC_ROUTE,
     HTTP_ROUTE,
-    JOB,
     MODEL_DEPLOYMENT,
-    MODEL_REVISION,
     NETWORK_POLICY,
-    POD,
-    POD_DISRUPTION_BUDGET,
     ROLLOUT_POLICY,
-    SERVICE,
     TRAEFIK_SERVICE,
-    Conflict,
-    Forbidden,
-    Kube,
-    KubeError,
-    Object,
+    WATCHED,
     Resource,
+    namespaces_to_list,
 )
-from modelrollout.kube.events import Events
 from modelrollout.kube.leader_election import LeaderElector
 from modelrollout.kube.leader_election import identity as new_identity
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.plan import Event
 from modelrollout.telemetry import logs
 from modelrollout.telemetry.health import HealthServer, check_age, check_flag
@@ -55,19 +49,6 @@ from modelrollout.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-WATCHED = (
-    ROLLOUT_POLICY,
-    MODEL_DEPLOYMENT,
-    MODEL_REVISION,
-    JOB,
-    POD,
-    DEPLOYMENT,
-    SERVICE,
-    POD_DISRUPTION_BUDGET,
-    HTTP_ROUTE,
-    GRPC_ROUTE,
-)
-OPTIONAL = (HTTP_ROUTE, GRPC_ROUTE, ROLLOUT_POLICY)  # where the cluster has them
 LEASE_NAME = "modelrollout-operator"
 COUNTED_CONDITIONS = (
     "Ready",
@@ -87,10 +68,10 @@ UNWATCHED = (
     "NetworkPolicies are not watched; grant get, list and watch and restart the operator, or set"
     " networkPolicy.models.mode to Ignore"
 )
-# a worker that has not moved for this long is dead: the liveness probe says so
+# a worker without progress for this long fails the liveness probe
 STUCK_SECONDS = 120.0
 SILENT_SECONDS = 60.0
-# until Prometheus is asked again who counts: soon after the start it has not found all, then seldom
+# between checks of which sources Prometheus scrapes: often after the start, then seldom
 SOURCES_SECONDS = (15.0, 300.0)
 
 
@@ -112,7 +93,7 @@ class Operator:
         kube.on_unread = self._unread.note
         self._store = ObjectCache(self._unread.note)
         self._assessor = MetricsAssessor(config)
-        self._admission = Lookups(
+        self._lookups = Lookups(
             kube,
             self._store,
             config,
@@ -121,17 +102,17 @@ class Operator:
             lambda: datetime.now(UTC),
             self._elector.is_leader,
         )
-        self._leads_since: datetime | None = None
+        self._leading_since: datetime | None = None
         self._reconciler = Reconciler(
-            kube,
-            self._store,
-            config,
-            self._assessor,
-            self,
-            self._admission,
-            lambda: datetime.now(UTC),
-            self._elector.is_leader,
-            lambda: self._leads_since,
+            kube=kube,
+            store=self._store,
+            config=config,
+            assessor=self._assessor,
+            reporter=self,
+            lookups=self._lookups,
+            now=lambda: datetime.now(UTC),
+            may_write=self._elector.is_leader,
+            leading_since=lambda: self._leading_since,
         )
         self._resources: tuple[Resource, ...] = ()
         metrics.queue_depth(lambda: len(self._queue))
@@ -143,22 +124,17 @@ class Operator:
 
     async def run(self, kubeconfig: str | None, context: str | None, health_port: int) -> None:
         """Until a signal comes; raises when the watch fails for good."""
-        kinds = [r for r in WATCHED if r not in OPTIONAL or await self._kube.has_kind(r)]
-        if self._config.shadow.traefik and await self._kube.has_kind(TRAEFIK_SERVICE):
-            kinds.append(TRAEFIK_SERVICE)
-        if self._config.network_policies is not None:
-            kinds.append(NETWORK_POLICY)
+        kinds = [r for r in WATCHED if await self._is_in_use(r)]
         self._resources = tuple(kinds)
-        # kopf ends the process over a watch that it is not let open; what cannot be watched is
-        # looked at with each resync.
+        # kopf ends the process when a watch is forbidden; what cannot be watched is listed with
+        # each resync.
         watched = [r for r in kinds if r != NETWORK_POLICY or await self._may_list(r)]
-        missing = [r.kind for r in OPTIONAL if r not in kinds]
-        if ROLLOUT_POLICY.kind in missing:
+        if ROLLOUT_POLICY not in kinds:
             log.warning(
                 "no RolloutPolicy on this cluster: nothing is limited; install its definition (crds/) and"
                 " restart the operator"
             )
-        if {HTTP_ROUTE.kind, GRPC_ROUTE.kind} & set(missing):
+        if missing := [r.kind for r in (HTTP_ROUTE, GRPC_ROUTE) if r not in kinds]:
             log.warning(
                 "no %s on this cluster: only replica-weighted canaries; restart the operator once the Gateway"
                 " API is installed",
@@ -201,10 +177,18 @@ class Operator:
             await self._assessor.close()
         await watching
 
-    async def post(self, seen: Observation, event: Event) -> None:
+    async def _is_in_use(self, resource: Resource) -> bool:
+        """Whether the kind is configured, and the cluster serves it."""
+        if resource == NETWORK_POLICY and self._config.network_policies is None:
+            return False
+        if resource == TRAEFIK_SERVICE and not self._config.shadow.traefik:
+            return False
+        return not resource.optional or await self._kube.has_kind(resource)
+
+    async def post(self, observed: Observation, event: Event) -> None:
         """An event on the ModelDeployment."""
-        self._metrics.event_posted(seen.snapshot.namespace, event.type, event.reason)
-        await self._events.post(seen.deployment, event.type, event.reason, event.message)
+        self._metrics.event_posted(observed.snapshot.namespace, event.type, event.reason)
+        await self._events.post(observed.deployment, event.type, event.reason, event.message)
 
     async def _contend(self, ready: asyncio.Event) -> None:
         await ready.wait()
@@ -212,11 +196,11 @@ class Operator:
         await self._elector.run()
 
     async def _lead(self) -> None:
-        self._leads_since = datetime.now(UTC)
+        self._leading_since = datetime.now(UTC)
         await self._resync()
         for o in self._store.all(MODEL_DEPLOYMENT):
             self._queue.add((o["metadata"]["namespace"], o["metadata"]["name"]))
-        self._admission.policies.note()
+        self._lookups.policies.mark_as_known()
         self._queue.resume()
 
     async def _follow(self) -> None:
@@ -224,31 +208,26 @@ class Operator:
         await self._queue.drain(4)
 
     async def _resync(self) -> None:
-        """Read everything: kopf never reports what was deleted while its watch was away, and no
-        event may be missed for ever.
+        """Read everything: kopf never reports deletions that its watch missed, and no event may be
+        lost forever.
         """
         for resource in self._resources:
-            for namespace in self._places(resource):
+            for namespace in namespaces_to_list(resource, self._config.namespaces):
                 try:
                     await self._intake.list(resource, namespace)
                 except Forbidden as e:
-                    # a right that is wanting there is told of each ModelDeployment, and stops
-                    # nothing else
+                    # Each ModelDeployment shows the missing right; nothing else depends on it.
                     if resource != NETWORK_POLICY:
                         raise
                     log.warning("%s: %s", UNWATCHED, e.message)
-        await self._admission.slots.sweep()
-        await self._admission.hostnames.refresh()
-        for policy in self._admission.policies.all():
-            self._queue.add(("", policy.name))  # whom it matches is counted anew
-
-    def _places(self, resource: Resource) -> list[str | None]:
-        """The namespaces to list it in; None: in all at once."""
-        return [*self._config.namespaces] if resource.namespaced and self._config.namespaces else [None]
+        await self._lookups.slots.release_finished()
+        await self._lookups.hostnames.refresh()
+        for policy in self._lookups.policies.all():
+            self._queue.add(("", policy.name))  # recounts its matches
 
     async def _may_list(self, resource: Resource) -> bool:
         try:
-            for namespace in self._places(resource):
+            for namespace in namespaces_to_list(resource, self._config.namespaces):
                 await self._kube.list(resource, namespace, label_selector=OURS)
         except Forbidden as e:
             log.error("%s: %s", UNWATCHED, e.message)
@@ -273,7 +252,7 @@ class Operator:
             try:
                 await self._assessor.verify()
             except Exception:
-                log.exception("looking who counts failed unexpectedly, the next look will do")
+                log.exception("verifying the sources of metrics failed unexpectedly; the next check will do")
             await asyncio.sleep(delay * random.uniform(0.8, 1.2))
             delay = min(2 * delay, most)
 
@@ -291,7 +270,7 @@ class Operator:
                 log.warning("pass failed, again in %.1f s: %s", delay, e)
             except Exception as e:
                 self._metrics.reconcile_failed(e)
-                await self._tell(key, e)
+                await self._report_failure(key, e)
                 raise
             else:
                 self._queue.forget(key)
@@ -302,8 +281,8 @@ class Operator:
             finally:
                 self._metrics.reconciled(time.monotonic() - started)
 
-    async def _tell(self, key: Key, error: Exception) -> None:
-        """A pass ended as nobody foresaw: whose it was is not only in the log."""
+    async def _report_failure(self, key: Key, error: Exception) -> None:
+        """Post an Event about a pass that failed unexpectedly."""
         obj = (
             self._store.get(MODEL_DEPLOYMENT, *key)
             if key[0]
@@ -311,8 +290,8 @@ class Operator:
         )
         if obj is not None:
             text = (
-                f"the operator does not get on with this object ({type(error).__name__}) and tries again; its"
-                " log says where: please report it"
+                f"the operator failed to reconcile this object ({type(error).__name__}) and tries again; its"
+                " log has the details: please report it"
             )
             await self._events.post(obj, "Warning", "PassFailed", text)
 
@@ -326,13 +305,13 @@ class Operator:
 
     def _conditions(self) -> dict[tuple[str, str, str], int]:
         return dict(
-            Counter(found for o in self._store.all(MODEL_DEPLOYMENT) for found in counted_conditions(o))
+            Counter(counted for o in self._store.all(MODEL_DEPLOYMENT) for counted in counted_conditions(o))
         )
 
 
 def counted_conditions(deployment: Object) -> list[tuple[str, str, str]]:
-    """(namespace, type, status) of the conditions that the metric counts. A status that somebody
-    else wrote may have any, and any number.
+    """(namespace, type, status) of the conditions that the metric counts. A forged status may have
+    any kind and number of them.
     """
     listed = ((deployment.get("status") or {}).get("conditions") or [])[:MOST_CONDITIONS]
     pairs = [(c.get("type"), c.get("status")) for c in listed if isinstance(c, dict)]
@@ -345,8 +324,8 @@ def counted_conditions(deployment: Object) -> list[tuple[str, str, str]]:
 
 def own_namespace() -> str:
     """Namespace of this pod, else ``default``."""
-    if found := os.environ.get("POD_NAMESPACE"):
-        return found
+    if namespace := os.environ.get("POD_NAMESPACE"):
+        return namespace
     try:
         return Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()
     except OSError:
@@ -378,8 +357,7 @@ def run(
         async with await Kube.connect(
             kubeconfig, context, component="operator", on_request=metrics.api_request
         ) as kube:
-            # Not the pod's name alone: a container that is started anew in its pod is another
-            # candidate.
+            # Not just the pod's name: a restarted container in the same pod is another candidate.
             holder = identity or new_identity()
             log.info("%s starts as %s", names.FIELD_MANAGER, holder)
             await Operator(loaded, kube, metrics, lease_namespace or own_namespace(), holder).run(

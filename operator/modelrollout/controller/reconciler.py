@@ -1,5 +1,5 @@
-"""One pass: observe, measure if the state asks for it, decide, and either write a transition or
-make the children match.
+"""One pass: observe, look up, measure if the state needs it, decide, and either write a transition
+or make the children match.
 """
 
 from __future__ import annotations
@@ -18,15 +18,9 @@ from modelrollout.controller.lookups.gateways import Gateways
 from modelrollout.controller.lookups.lookups import Lookups
 from modelrollout.controller.observe.observation import Observation, observe
 from modelrollout.kube.cache import Key, ObjectCache
-from modelrollout.kube.client import (
-    GRPC_ROUTE,
-    HTTP_ROUTE,
-    MODEL_DEPLOYMENT,
-    Conflict,
-    Forbidden,
-    Kube,
-    NotFound,
-)
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import Conflict, Forbidden, NotFound
+from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.traffic import needs_measurement
 from modelrollout.rollout.plan import Converge, Event, Wait, Write
@@ -35,8 +29,8 @@ from modelrollout.rollout.snapshot import Assessment, Problem, Snapshot
 from modelrollout.rollout.status import exposure_message
 
 log = logging.getLogger(__name__)
-LOST_SECONDS = 30.0  # until a state that the API server did not keep is written again
-# until what was refused and holds nothing up (NetworkPolicies, names that are taken) is tried again
+LOST_SECONDS = 30.0  # until a status that the API server dropped is written again
+# until a refused write that blocks nothing (NetworkPolicies, names that are taken) is retried
 REFUSED_SECONDS = 60.0
 ROUTES_NARROWED = (
     "clients now reach what docs/reference/endpoints.md lists and nothing else of the servers; paths that"
@@ -45,8 +39,8 @@ ROUTES_NARROWED = (
 
 
 class Assessor(Protocol):
-    """Measures and judges the present step; None when there is nothing to measure. Never raises for
-    a provider's fault.
+    """Measures and judges the current step; None when there is nothing to measure. Never raises
+    because of a provider.
     """
 
     async def assess(self, s: Snapshot) -> Assessment | None: ...
@@ -59,48 +53,49 @@ class Reporter(Protocol):
 
 
 class Reconciler:
-    """``reconcile(key)`` is what a worker does with a key."""
+    """Reconciles one key at a time; workers call ``reconcile``."""
 
     def __init__(
         self,
+        *,
         kube: Kube,
         store: ObjectCache,
         config: OperatorConfig,
         assessor: Assessor,
         reporter: Reporter,
-        admission: Lookups,
+        lookups: Lookups,
         now: Callable[[], datetime],
         may_write: Callable[[], bool],
         leading_since: Callable[[], datetime | None] = lambda: None,
     ) -> None:
         self._kube, self._store, self._config = kube, store, config
-        self._assessor, self._reporter, self._admission = assessor, reporter, admission
-        self._now, self._may_write, self._looking_since = now, may_write, leading_since
+        self._assessor, self._reporter, self._lookups = assessor, reporter, lookups
+        self._now, self._may_write, self._leading_since = now, may_write, leading_since
         self._actor = Actor(kube, store, config, may_write)
         self._gateways = Gateways(kube)
-        # What the last pass could not write, to be told in status. Memory only: the next try finds
-        # it out again.
+        # What the last pass could not write, for status. In memory only: the next attempt finds it
+        # again.
         self._refused: dict[Key, Problem] = {}
         self._exposed: dict[Key, Problem | None] = {}  # the same of NetworkPolicies
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a ModelDeployment, or over a RolloutPolicy (its key has no namespace).
 
-        Answers in how many seconds to look again (0 at once), None to wait for an event.
+        Returns the seconds until the next pass (0: at once), None to wait for an event.
         """
         if not key[0]:
-            return await self._admission.policies.reconcile(key[1])
+            return await self._lookups.policies.reconcile(key[1])
         kinds = frozenset([r.kind for r in (HTTP_ROUTE, GRPC_ROUTE) if await self._kube.has_kind(r)])
         deployment = self._store.get(MODEL_DEPLOYMENT, *key)
-        await self._admission.policies.look(key[0])
-        rules = self._admission.policies.rules(deployment) if deployment else NO_RULES
+        await self._lookups.policies.look(key[0])
+        rules = self._lookups.policies.rules(deployment) if deployment else NO_RULES
         gateway = await self._gateways.of(deployment)
         seen = observe(
             self._store,
             key,
             self._config,
             kinds,
-            self._admission.hostnames.known(),
+            self._lookups.hostnames.known(),
             gateway,
             rules,
             self._now(),
@@ -108,37 +103,35 @@ class Reconciler:
         if seen is None:
             self._refused.pop(key, None)
             self._exposed.pop(key, None)
-            self._admission.slots.gone(key)
-            self._admission.fleets.gone(key)
+            self._lookups.slots.forget(key)
+            self._lookups.shared_preparations.forget(key)
             if deployment is None:
-                await self._admission.hostnames.gone(key)
+                await self._lookups.hostnames.gone(key)
             return None
         refused = self._refused.get(key)
         try:
             if self._may_write() and await self._actor.adopt(seen):
                 return 0.0
-        except ChildRefused as e:  # it counts as our own all the same
+        except ChildRefused as e:  # the children count as our own nevertheless
             refused = refused or Problem(e.reason, e.message)
         try:
-            if await self._admission.hostnames.settle(seen):
+            if await self._lookups.hostnames.settle(seen):
                 return 0.0
-            looked = await self._admission.looked(seen)
+            enriched = await self._lookups.enrich(seen)
         except Forbidden as e:
-            looked, refused = (
-                seen.snapshot,
-                Problem("ChildRefused", f"Leases of slots and host names: {e.message}"),
-            )
+            enriched = seen.snapshot
+            refused = Problem("ChildRefused", f"Leases of slots and host names: {e.message}")
         s = replace(
-            looked,
+            enriched,
             write_problem=refused,
-            exposed=self._exposed.get(key, exposure_message(looked.status)),
-            leading_since=self._looking_since(),
+            exposed=self._exposed.get(key, exposure_message(enriched.status)),
+            leading_since=self._leading_since(),
         )
         s = await self._measured(s)
         seen = replace(seen, snapshot=s)
         plan = decide(s, self._now())
         if not self._may_write():
-            return None  # the lease went to another replica while this pass was under way
+            return None  # another replica took the lease during this pass
         match plan:
             case Write():
                 if not await self._transition(seen, plan.status):
@@ -164,13 +157,13 @@ class Reconciler:
             wrote = await self._isolate(key, seen)
             acted, refusal = await self._actor.act(seen, plan.desired)
             wrote, refusal = wrote | acted, kept or refusal
-            wrote |= await self._admission.slots.settle(seen)
+            wrote |= await self._lookups.slots.acquire_or_release(seen)
         except ChildRefused as e:
             self._refused[key] = Problem(e.reason, e.message)
             raise
         except Conflict:
-            # A child is not as it was seen, so the state may not be either: nothing may follow with
-            # a fresh resourceVersion in an old state.
+            # A child differs from what was observed, so the state may too: no write with a fresh
+            # resourceVersion may follow from the old state.
             await self._look_again(key)
             raise
         news = self._refused.pop(key, None) != refusal
@@ -186,8 +179,10 @@ class Reconciler:
         return min(waits, default=None)
 
     async def _isolate(self, key: Key, seen: Observation) -> bool:
-        """NetworkPolicies; True too when there is news for the status: the next pass tells it."""
-        if seen.snapshot.spec is None:  # nobody can say who is to be let in: they stay
+        """Write NetworkPolicies. Also True when the status has to change: the next pass writes
+        it.
+        """
+        if seen.snapshot.spec is None:  # whom to let in is unknown: the policies stay
             return False
         wrote, self._exposed[key] = await self._actor.isolate(seen)
         return wrote or self._exposed[key] != seen.snapshot.exposed
@@ -196,8 +191,8 @@ class Reconciler:
         return replace(s, assessment=await self._assessor.assess(s)) if needs_measurement(s) else s
 
     async def _transition(self, seen: Observation, status: ModelDeploymentStatus) -> bool:
-        """Write the new state, if the object is still what the pass has seen; False where the API
-        server has dropped all that was new in it.
+        """Write the new state, if the object is still as observed. False when the API server
+        dropped everything new in it.
         """
         key = (seen.snapshot.namespace, seen.snapshot.name)
         try:
@@ -221,7 +216,7 @@ class Reconciler:
         return True
 
     async def _look_again(self, key: Key) -> None:
-        with contextlib.suppress(NotFound):  # the watch tells of its end
+        with contextlib.suppress(NotFound):  # the watch reports its deletion
             self._store.read(MODEL_DEPLOYMENT, await self._kube.get(MODEL_DEPLOYMENT, *key))
 
 

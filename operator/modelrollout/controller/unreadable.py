@@ -1,6 +1,4 @@
-"""Objects that cannot be read are skipped; here they are named: in one log line each, a metric, and
-an event on the object.
-"""
+"""Reports objects that cannot be read: one log line each, a metric, and an Event on the object."""
 
 from __future__ import annotations
 
@@ -12,16 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from modelrollout.kube.cache import number
-from modelrollout.kube.client import Resource
 from modelrollout.kube.decoding import UnreadableObject
 from modelrollout.kube.events import Events
+from modelrollout.kube.kinds import Resource
 
 log = logging.getLogger(__name__)
 
-# objects; the oldest are forgotten first, and told anew should they still be there
+# objects; the oldest are forgotten first, and reported again if they still exist
 REMEMBERED = 10_000
-RETELL_SECONDS = 600.0  # a log line for each change of such an object would be a flood
-STALE_SECONDS = 1800.0  # what nobody has met for so long is gone
+REPORT_SECONDS = 600.0  # a log line for each change of such an object would be a flood
+STALE_SECONDS = 1800.0  # an object not met for so long is gone
 POSTING = 20  # events under way at one time
 _Id = tuple[Resource, str, str]
 
@@ -30,7 +28,7 @@ _Id = tuple[Resource, str, str]
 class _Entry:
     why: str
     met: float
-    told: float
+    reported: float
 
 
 class UnreadableObjects:
@@ -43,7 +41,7 @@ class UnreadableObjects:
     ) -> None:
         self._events, self._may_post, self._clock = events, may_post, clock
         self._known: OrderedDict[_Id, _Entry] = OrderedDict()
-        # at which resourceVersion: a list that was on its way is older, and tells of it later
+        # by resourceVersion: a list that was under way is older, and still reports the object
         self._cleared: OrderedDict[_Id, int] = OrderedDict()
         self._posting: set[asyncio.Task[None]] = set()
 
@@ -54,8 +52,8 @@ class UnreadableObjects:
         if version is not None and version <= self._cleared.get(i, -1):
             return
         entry = self._known.pop(i, None)
-        if entry is None or now - entry.told >= RETELL_SECONDS:
-            self._tell(resource, unread)
+        if entry is None or now - entry.reported >= REPORT_SECONDS:
+            self._report(resource, unread)
             entry = _Entry(unread.why, now, now)
         entry.met, entry.why = now, unread.why
         self._known[i] = entry
@@ -104,7 +102,7 @@ class UnreadableObjects:
             del self._known[i]
         return dict(Counter((resource.kind, namespace) for resource, namespace, _ in self._known))
 
-    def _tell(self, resource: Resource, unread: UnreadableObject) -> None:
+    def _report(self, resource: Resource, unread: UnreadableObject) -> None:
         called = _called(unread.namespace, unread.name)
         log.warning(
             "%s %s is left out, as if it were not there: it %s; correct it or delete it",

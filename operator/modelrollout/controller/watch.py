@@ -1,11 +1,10 @@
-"""The only place that knows kopf, which is the watch source and the process frame: it finds the
-resources, opens watches anew, waits after errors.
+"""The only module that knows kopf, which supplies the watches and the process frame: it finds the
+resources, reopens watches, and backs off after errors.
 
-The objects themselves never reach it. Its reader of JSON ends the process at an object that is
-nested 1,000 deep, and it would hold all that it lists. So its requests go through a session of ours
-(kopf.AiohttpSession), whose answers hand every object to ``controller.intake`` and leave kopf what
-it needs: how far the watch came. No daemons, timers, indices, progress annotations or finalizers
-(DESIGN.md, The loop).
+The objects themselves never reach kopf. Its JSON reader ends the process at an object that is
+nested 1,000 deep, and it would keep all that it lists. So its requests go through our own session
+(kopf.AiohttpSession), which hands every object to ``controller.intake`` and leaves kopf only the
+watch's position. No daemons, timers, indices, progress annotations or finalizers.
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ import kopf
 from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config
 
-from modelrollout.controller.intake import LINE_BYTES, OURS, UNLABELLED, Intake
-from modelrollout.kube.client import KubeError, Resource
+from modelrollout.controller.intake import LINE_BYTES, OURS, Intake
+from modelrollout.kube.errors import KubeError
+from modelrollout.kube.kinds import Resource
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def registry(
         settings.watching.connect_timeout = 10
         settings.watching.chunk_size = 1  # what it would list is listed by the intake, page by page
         for resource in resources:
-            if resource not in UNLABELLED:
+            if not resource.unlabelled:
                 settings.watching.label_selectors[resource.group, resource.version, resource.plural] = OURS
 
     return made
@@ -95,27 +95,27 @@ def response_class(intake: Intake, prefix: str) -> type[aiohttp.ClientResponse]:
 
         async def start(self, connection: Any) -> aiohttp.ClientResponse:
             await super().start(connection)
-            if self.url.query.get("watch") and (found := self._watched()):
-                self.content = Lines(self.content, partial(intake.line, found[0]))  # type: ignore[assignment]
+            if self.url.query.get("watch") and (target := self._watched()):
+                self.content = Lines(self.content, partial(intake.line, target[0]))  # type: ignore[assignment]
             return self
 
         async def json(self, **options: Any) -> Any:
-            found = self._watched()
-            if found is None:
+            target = self._watched()
+            if target is None:
                 return await super().json(**options)
             try:
-                version = await intake.list(*found)
+                version = await intake.list(*target)
             except Exception as e:
                 if isinstance(e, KubeError):
-                    log.warning("the %s cannot be listed, again soon: %s", found[0].plural, e)
+                    log.warning("the %s cannot be listed, again soon: %s", target[0].plural, e)
                 else:
-                    log.exception("the %s cannot be listed, again soon", found[0].plural)
+                    log.exception("the %s cannot be listed, again soon", target[0].plural)
                 await asyncio.sleep(max(RELIST_SECONDS, getattr(e, "retry_after", None) or 0))
-                # what kopf takes for a broken connection, and begins anew
+                # kopf treats this as a broken connection and retries
                 raise aiohttp.ClientPayloadError(str(e)) from e
             return {
-                "apiVersion": found[0].api_version,
-                "kind": f"{found[0].kind}List",
+                "apiVersion": target[0].api_version,
+                "kind": f"{target[0].kind}List",
                 "metadata": {"resourceVersion": version},
                 "items": [],
             }
@@ -152,34 +152,37 @@ class Lines:
 
 def connection(kubeconfig: str | None, context: str | None) -> kopf.ConnectionInfo:
     """Credentials for kopf's own client, from the same place as ours."""
-    found = kubernetes_client.Configuration()
+    configuration = kubernetes_client.Configuration()
     try:
         if kubeconfig is None and context is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
-            kubernetes_config.load_incluster_config(client_configuration=found)  # type: ignore[no-untyped-call]
+            kubernetes_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         else:
             kubernetes_config.load_kube_config(  # type: ignore[no-untyped-call]
-                config_file=kubeconfig, context=context, client_configuration=found, persist_config=False
+                config_file=kubeconfig,
+                context=context,
+                client_configuration=configuration,
+                persist_config=False,
             )
     except kubernetes_config.ConfigException as e:
         raise kopf.PermanentError(f"no usable credentials: {e}") from e
-    scheme, _, token = (found.get_api_key_with_prefix("BearerToken") or "").rpartition(" ")
+    scheme, _, token = (configuration.get_api_key_with_prefix("BearerToken") or "").rpartition(" ")
     return kopf.ConnectionInfo(
-        server=found.host,
-        ca_path=found.ssl_ca_cert,
-        insecure=not found.verify_ssl,
+        server=configuration.host,
+        ca_path=configuration.ssl_ca_cert,
+        insecure=not configuration.verify_ssl,
         scheme=scheme or None,
         token=token or None,
-        username=found.username or None,
-        password=found.password or None,
-        certificate_path=found.cert_file,
-        private_key_path=found.key_file,
+        username=configuration.username or None,
+        password=configuration.password or None,
+        certificate_path=configuration.cert_file,
+        private_key_path=configuration.key_file,
         priority=100,
     )
 
 
 async def run(made: Any, namespaces: list[str], ready: Any, identity: str) -> None:
-    """Watch until a signal comes or a watch fails for good; then the process ends and is started
-    anew, which is cheap.
+    """Watch until a signal arrives or a watch fails for good; then the process ends, and a restart
+    is cheap.
     """
     # Without an identity kopf asks the system for a user name, which a container with a bare uid
     # has not.

@@ -92,7 +92,7 @@ class WorkQueue(Generic[K]):
         self._due[key] = when
         heapq.heappush(self._heap, (when, next(self._sequence), key))
         if self._heap[0][2] == key:
-            self._wake()  # somebody has to sleep shorter
+            self._wake()  # a worker has to wake earlier
 
     def add_rate_limited(self, key: K, at_least: float = 0.0) -> float:
         """Add the key after its back-off, or ``at_least`` if that is longer (Retry-After); counts a
@@ -107,7 +107,7 @@ class WorkQueue(Generic[K]):
         return delay
 
     def forget(self, key: K) -> None:
-        """The key succeeded: its back-off starts anew."""
+        """The key succeeded: its back-off is reset."""
         self._failures.pop(key, None)
 
     def failures(self, key: K) -> int:
@@ -144,7 +144,7 @@ class WorkQueue(Generic[K]):
                 pass
             except asyncio.CancelledError:
                 if waiter.done() and not waiter.cancelled():
-                    self._wake()  # the wake-up was meant for somebody who still works
+                    self._wake()  # pass the wake-up on to a worker that still runs
                 raise
             finally:
                 with contextlib.suppress(ValueError):

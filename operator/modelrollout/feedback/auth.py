@@ -15,7 +15,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from modelrollout.api import names
 from modelrollout.feedback.rates import TooManyError
-from modelrollout.kube.client import KubeError, Object, Resource
+from modelrollout.kube.errors import KubeError
+from modelrollout.kube.kinds import Resource
+from modelrollout.kube.objects import Object
 from modelrollout.telemetry.rate import Rate
 
 AUDIENCE = "modelrollout-feedback"

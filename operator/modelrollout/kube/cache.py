@@ -4,8 +4,8 @@ answers to its own writes.
 It can be stale, never wrong about the past: writes that depend on it are guarded by
 resourceVersion. Stored objects are shared and must not be changed. Not thread-safe; one event loop.
 
-Only what somebody reads is kept (``kept``), and for each namespace no more than NAMESPACE_BYTES:
-objects beyond that are left out and told.
+Only what some decision reads is kept (``kube.projection``), and no more than NAMESPACE_BYTES for
+each namespace: objects beyond that are left out and reported.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.kube import decoding
-from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Object, Resource
 from modelrollout.kube.decoding import UnreadableObject
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Resource
+from modelrollout.kube.objects import Object, label
 from modelrollout.kube.projection import project
 
 Key = tuple[str, str]  # namespace and name of the ModelDeployment; a RolloutPolicy has no namespace
@@ -43,7 +44,7 @@ class _Entry:
 
 
 def _marks(obj: Object) -> tuple[Hashable, ...]:
-    rollout = _field(_field(obj, "status"), "rollout")  # anybody may have written there
+    rollout = _field(_field(obj, "status"), "rollout")  # users may have written there
     return (
         *((QUEUED,) if _field(rollout, "queue") else ()),
         *_sources(obj, "rollout", _field(rollout, "sha256")),
@@ -83,7 +84,7 @@ _MARKS: Mapping[Resource, Callable[[Object], tuple[Hashable, ...]]] = {
 class ObjectCache:
     """Last seen objects by (resource, namespace, name), and by the ModelDeployment they belong to.
 
-    ``on_unread`` is told of what is left out for want of memory.
+    ``on_unread`` is called for objects that are left out for lack of memory.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class ObjectCache:
         """Take in the answer to our own write. ``guarded``: it was a create, or carried the
         resourceVersion that the pass had seen.
 
-        The echo of a guarded write wakes nobody. That of another write may hold somebody else's
+        The echo of a guarded write causes no pass. That of another write may carry a foreign
         change, so it does.
         """
         i = _id(resource, answer)
@@ -151,7 +152,7 @@ class ObjectCache:
 
     def read(self, resource: Resource, answer: Object) -> bool:
         """Take in a live read; True when it brought something new (the caller has it then, its
-        event will wake nobody).
+        event will cause no pass).
         """
         return self._take(_id(resource, answer), answer, from_watch=False)
 
@@ -217,7 +218,7 @@ class ObjectCache:
         if entry is None:
             return self._put(i, obj)
         old, new = _version(entry.obj), _version(obj)
-        if old is None or new is None:  # not comparable: the watch tells the order
+        if old is None or new is None:  # not comparable: the order of events counts
             if not from_watch or obj["metadata"].get("resourceVersion") == entry.obj["metadata"].get(
                 "resourceVersion"
             ):
@@ -312,13 +313,11 @@ class ObjectCache:
 
 def owner(resource: Resource, obj: Mapping[str, Any]) -> Key | None:
     """Key of the ModelDeployment that the object is or belongs to (by label), or of the
-    RolloutPolicy itself; None for strangers.
+    RolloutPolicy itself; None for unrelated objects.
     """
     metadata = obj["metadata"]
     name = (
-        metadata["name"]
-        if resource in (MODEL_DEPLOYMENT, ROLLOUT_POLICY)
-        else (metadata.get("labels") or {}).get(names.LABEL_NAME)
+        metadata["name"] if resource in (MODEL_DEPLOYMENT, ROLLOUT_POLICY) else label(obj, names.LABEL_NAME)
     )
     return (metadata.get("namespace") or "", name) if name else None
 

@@ -15,11 +15,10 @@ import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
-from urllib.parse import quote, urlencode, urlsplit
+from typing import NamedTuple, Self
+from urllib.parse import urlencode, urlsplit
 
 import aiohttp
 from kubernetes.aio import client as aio
@@ -29,126 +28,26 @@ from kubernetes.aio.client.exceptions import OpenApiException
 from modelrollout.api import names
 from modelrollout.kube import decoding
 from modelrollout.kube.decoding import NotJsonError, Page, TooLargeError, UnreadableError, UnreadableObject
+from modelrollout.kube.errors import (
+    Conflict,
+    Gone,
+    Invalid,
+    KubeError,
+    NotFound,
+    Unavailable,
+    Unreadable,
+    error_of,
+)
 from modelrollout.kube.field_ownership import taken_over
+from modelrollout.kube.kinds import Resource
+from modelrollout.kube.objects import Object
 
-Object = dict[str, Any]
 log = logging.getLogger(__name__)
 
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"  # JSON is YAML
 # not every request of a revoked account may run the kubeconfig's exec plugin
 CREDENTIALS_RETRY_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Resource:
-    """A kind as the API server's paths name it; ``group`` is empty for the core group."""
-
-    group: str
-    version: str
-    plural: str
-    kind: str
-    namespaced: bool = True
-
-    @property
-    def api_version(self) -> str:
-        return f"{self.group}/{self.version}" if self.group else self.version
-
-    @property
-    def root(self) -> str:
-        """Path of the group's version, e.g. ``/apis/apps/v1``."""
-        return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
-
-    def path(self, namespace: str | None, name: str | None = None) -> str:
-        """Path of the collection or of one object; without namespace the collection over all
-        namespaces.
-        """
-        inside = f"/namespaces/{quote(namespace, safe='')}" if self.namespaced and namespace else ""
-        return f"{self.root}{inside}/{self.plural}" + (f"/{quote(name, safe='')}" if name else "")
-
-
-MODEL_DEPLOYMENT = Resource(names.GROUP, names.VERSION, "modeldeployments", "ModelDeployment")
-MODEL_REVISION = Resource(names.GROUP, names.VERSION, "modelrevisions", "ModelRevision")
-ROLLOUT_POLICY = Resource(names.GROUP, names.VERSION, "rolloutpolicies", "RolloutPolicy", namespaced=False)
-JOB = Resource("batch", "v1", "jobs", "Job")
-POD = Resource("", "v1", "pods", "Pod")
-NAMESPACE = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
-DEPLOYMENT = Resource("apps", "v1", "deployments", "Deployment")
-SERVICE = Resource("", "v1", "services", "Service")
-POD_DISRUPTION_BUDGET = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
-NETWORK_POLICY = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
-HTTP_ROUTE = Resource("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
-GRPC_ROUTE = Resource("gateway.networking.k8s.io", "v1", "grpcroutes", "GRPCRoute")
-GATEWAY = Resource("gateway.networking.k8s.io", "v1", "gateways", "Gateway")
-GATEWAY_CLASS = Resource(
-    "gateway.networking.k8s.io", "v1", "gatewayclasses", "GatewayClass", namespaced=False
-)
-TRAEFIK_SERVICE = Resource("traefik.io", "v1alpha1", "traefikservices", "TraefikService")
-# Of Kueue: what it makes for a Job that it manages.
-WORKLOAD = Resource("kueue.x-k8s.io", "v1beta2", "workloads", "Workload")
-# before Kueue 0.15
-WORKLOAD_BEFORE = Resource("kueue.x-k8s.io", "v1beta1", "workloads", "Workload")
-LEASE = Resource("coordination.k8s.io", "v1", "leases", "Lease")
-NODE = Resource("", "v1", "nodes", "Node", namespaced=False)
-EVENT = Resource("", "v1", "events", "Event")
-
-
-class KubeError(Exception):
-    """A request failed. ``status`` is the HTTP status, 0 when there was no answer; ``retry_after``
-    is in seconds.
-    """
-
-    def __init__(self, status: int, reason: str, message: str, retry_after: float | None = None) -> None:
-        super().__init__(f"{reason} ({status}): {message}" if status else f"{reason}: {message}")
-        self.status, self.reason, self.message, self.retry_after = status, reason, message, retry_after
-
-
-class NotFound(KubeError):
-    """404: the object or its kind is not there."""
-
-
-class AlreadyExists(KubeError):
-    """409 on create: the name is taken."""
-
-
-class Conflict(KubeError):
-    """409: resourceVersion, uid or a field owner is not the one expected."""
-
-
-class Gone(KubeError):
-    """410: the resourceVersion or the continue token is too old."""
-
-
-class Forbidden(KubeError):
-    """403: RBAC, admission, quota, or the namespace is going away."""
-
-
-class Invalid(KubeError):
-    """422: the API server refuses the object; the message names the field."""
-
-
-class TooManyRequests(KubeError):
-    """429: come back after ``retry_after``."""
-
-
-class Unavailable(KubeError):
-    """5xx, no connection, or no answer in time. A write may have been done nevertheless."""
-
-
-class Unreadable(KubeError):
-    """The object is there and cannot be read: too deep, too large, oddly shaped. A write may have
-    been done nevertheless.
-    """
-
-
-_BY_STATUS: dict[int, type[KubeError]] = {
-    403: Forbidden,
-    404: NotFound,
-    409: Conflict,
-    410: Gone,
-    422: Invalid,
-    429: TooManyRequests,
-}
 
 
 class Listing(NamedTuple):
@@ -164,9 +63,9 @@ class Listing(NamedTuple):
 class Kube:
     """One API server. Objects are dicts with apiVersion and kind; every method raises KubeError.
 
-    ``on_request(verb, resource, result)`` is told of every HTTP request; result is the status,
-    ``timeout`` or ``error``. ``on_unread(resource, unread)`` is told of every object in a list that
-    could not be read.
+    ``on_request(verb, resource, result)`` is called for every HTTP request; result is the status,
+    ``timeout`` or ``error``. ``on_unread(resource, unread)`` is called for every object in a list
+    that could not be read.
     """
 
     def __init__(
@@ -285,11 +184,11 @@ class Kube:
         limit: int = decoding.PAGE_ITEMS,
         keep: Callable[[Object], Object] = lambda o: o,
     ) -> Listing:
-        """Read all objects, ``limit`` at a time, with apiVersion and kind filled in. A list that
-        grows too old is begun anew, once.
+        """Read all objects, ``limit`` at a time, with apiVersion and kind filled in. If the
+        continue token expires, the list is retried once.
 
-        ``keep`` says what is kept of each. What cannot be read is left out and told, and so is what
-        goes beyond NAMESPACE_BYTES for one namespace.
+        ``keep`` projects each object. Objects that cannot be read, or that exceed NAMESPACE_BYTES
+        for one namespace, are left out and reported.
         """
         try:
             return await self._list(resource, namespace, label_selector, field_selector, limit, keep)
@@ -438,8 +337,8 @@ class Kube:
         )
 
     async def own_by_apply(self, resource: Resource, namespace: str | None, name: str, *, uid: str) -> bool:
-        """Let ``apply`` remove what ``create`` has set, and others in spec; False where that is so
-        already, or where another object has that name.
+        """Take over what ``create`` and others set in spec, so that ``apply`` can remove it. False
+        if nothing is left to take over, or another object has that name.
         """
         live = await self.get(resource, namespace, name)
         managed = taken_over(live["metadata"].get("managedFields") or [], self._field_manager)
@@ -475,10 +374,10 @@ class Kube:
         at, plurals = self._kinds.get(resource.root, (float("-inf"), frozenset[str]()))
         if self._clock() - at >= ttl:
             try:
-                found = _parsed(await self._request_raw("discover", resource, resource.root))
+                listed = _parsed(await self._request_raw("discover", resource, resource.root))
             except NotFound:
-                found = {}
-            plurals = frozenset(r["name"] for r in found.get("resources") or [])
+                listed = {}
+            plurals = frozenset(r["name"] for r in listed.get("resources") or [])
             self._kinds[resource.root] = (self._clock(), plurals)
         return resource.plural in plurals
 
@@ -498,9 +397,9 @@ class Kube:
         try:
             return decoding.object_of(_parsed(raw), len(raw))
         except UnreadableError as e:
-            found = decoding.identify(raw, ("metadata",), str(e))
+            unread = decoding.identify(raw, ("metadata",), str(e))
             raise Unreadable(
-                200, "Unreadable", f"{resource.kind} {found.name or path.partition('?')[0]} {e}"
+                200, "Unreadable", f"{resource.kind} {unread.name or path.partition('?')[0]} {e}"
             ) from e
 
     async def _request_raw(
@@ -573,7 +472,7 @@ class Kube:
             answer = decoding.parse(raw)
         except UnreadableError:  # a proxy in between may answer with a page
             answer = {}
-        raise _error(
+        raise error_of(
             response.status, response.headers.get("Retry-After"), answer if isinstance(answer, dict) else {}
         )
 
@@ -616,7 +515,7 @@ def _version() -> str:
 
 
 def _any_file(paths: str) -> bool:
-    """kubernetes.aio only warns when none is there, and then fails with a riddle."""
+    """kubernetes.aio only warns when there is none, and then fails with an unrelated error."""
     return any(Path(p).expanduser().is_file() for p in paths.split(os.pathsep) if p)
 
 
@@ -657,17 +556,3 @@ def _parsed(raw: bytes) -> Object:
     if not isinstance(value, dict):
         raise Unavailable(200, "NoJSON", "the answer is no JSON object")
     return value
-
-
-def _error(status: int, retry_after: str | None, answer: Object) -> KubeError:
-    reason = str(answer.get("reason") or f"HTTP{status}")
-    message = str(answer.get("message") or "no explanation given")[:1024]
-    seconds = (answer.get("details") or {}).get("retryAfterSeconds")
-    if retry_after and retry_after.isdigit():
-        seconds = int(retry_after)
-    after = float(seconds) if seconds else None
-    if reason == "AlreadyExists":
-        return AlreadyExists(status, reason, message, after)
-    if status >= 500:
-        return Unavailable(status, reason, message, after)
-    return _BY_STATUS.get(status, KubeError)(status, reason, message, after)

@@ -1,5 +1,5 @@
 """JSON of the API server, read so that no object can stop the reader: too deep, too large and oddly
-shaped ones are told apart, and named.
+shaped ones are recognized, and named.
 
 The API server takes objects of 1.5 MB, nested 10,000 deep. Python's JSON reader ends at about 1,000
 levels, and 1.4 MB of ``[[],[],...]`` are 45 MB in memory. Nothing that this module lets through is
@@ -18,7 +18,7 @@ from json.decoder import WHITESPACE, JSONDecoder  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any
 
-Object = dict[str, Any]
+from modelrollout.kube.objects import Object
 
 MAX_BYTES = 256 << 10  # of an object as JSON: an honest one has some 10 kB
 MAX_DEPTH = 64  # an affinity is 12 deep, a pod's managed fields 15
@@ -26,7 +26,7 @@ USUAL_MEMORY = 2 << 30  # where the container has no limit: that of the chart
 # cgroup v2, v1
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 PAGE_ITEMS = 200  # of a list in one request
-# of a page that is taken; of a larger one fewer objects are asked for at a time
+# of a page that is taken; from a larger one fewer objects are requested at a time
 PAGE_BYTES = 4 << 20
 
 
@@ -176,12 +176,11 @@ class TooLargeError(Exception):
 async def read_page(
     fetch: Callable[[int], Awaitable[bytes]], limit: int, most: int = PAGE_ITEMS
 ) -> tuple[Page, int]:
-    """One page of at most ``limit`` objects, and how many to ask for next, ``most`` where nothing
-    stands against it.
+    """One page of at most ``limit`` objects, and how many to request next: up to ``most``.
 
-    ``fetch`` asks for so many objects from where the list goes on; it raises TooLargeError where
-    several are more than PAGE_BYTES. Where a page cannot be read fewer are asked for, until the one
-    object is found that spoils it. UnreadableError when the list does not say how it goes on.
+    ``fetch`` requests that many objects from the list's current position; it raises TooLargeError
+    if several exceed PAGE_BYTES. If a page cannot be read, fewer are requested, down to the one
+    unreadable object. Raises UnreadableError when the list has no position to continue from.
     """
     while True:
         try:
@@ -193,10 +192,10 @@ async def read_page(
                 continue
             if isinstance(e, TooLargeError):
                 raise UnreadableError("is too large even one by one") from None
-            found = _LIST_HEAD.match(raw) or _LIST_TAIL.search(raw[-8192:])
-            if found is None:
+            head = _LIST_HEAD.match(raw) or _LIST_TAIL.search(raw[-8192:])
+            if head is None:
                 raise
-            metadata = parse(found[1])
+            metadata = parse(head[1])
             lost = identify(raw, ("items", "", "metadata"), str(e))
             return Page([], [lost], metadata.get("resourceVersion") or "", metadata.get("continue") or ""), 1
 

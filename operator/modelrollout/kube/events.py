@@ -12,14 +12,16 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 from modelrollout.api import names
-from modelrollout.kube.client import EVENT, AlreadyExists, KubeError, Object, Resource
+from modelrollout.kube.errors import AlreadyExists, KubeError
+from modelrollout.kube.kinds import EVENT, Resource
+from modelrollout.kube.objects import Object
 from modelrollout.telemetry.redaction import mask_uris
 
 log = logging.getLogger(__name__)
 
 COMPONENT = "modelrollout-operator"
 MESSAGE_LIMIT = 1024  # of the API
-REPEAT_SECONDS = 600.0  # an equal Event within this time tells nobody anything
+REPEAT_SECONDS = 600.0  # an equal Event within this time adds nothing
 REMEMBERED = 2048
 
 

@@ -1,6 +1,6 @@
 """Fields that server-side apply would not remove, because to the API server they are another
-manager's: those of a plain create of ours (same name, operation Update), and what somebody else has
-edited in the spec of an object that is the operator's alone. PURE.
+manager's: those of our own plain create (same name, operation Update), and foreign edits in the
+spec of an object that only the operator should write. PURE.
 
 The first half is client-go's util/csaupgrade.
 """

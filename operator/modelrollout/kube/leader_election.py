@@ -2,7 +2,7 @@
 
 As client-go does it: another candidate's clock is never trusted; its lease counts from when a
 change of it was last *observed*. A leader counts from when its last successful renewal was *sent*,
-so it stops renew_deadline after that: strictly before anybody may take over.
+so it stops renew_deadline after that: strictly before another replica may take over.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from modelrollout.kube.client import LEASE, AlreadyExists, Conflict, KubeError, NotFound, Object, Resource
+from modelrollout.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
+from modelrollout.kube.kinds import LEASE, Resource
+from modelrollout.kube.objects import Object, microtime
 
 log = logging.getLogger(__name__)
 JITTER = 1.2
@@ -45,7 +47,7 @@ class LeaderElector:
 
     ``started`` runs as a task when the lease is won, and is cancelled when it is lost; if it
     raises, the lease is given back. ``stopped`` is awaited when leading ends; until it returns, a
-    lease that is still ours is renewed, so nobody takes over while work drains.
+    lease that is still ours is renewed, so no other replica takes over while work drains.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class LeaderElector:
 
     @property
     def leader(self) -> str:
-        """Holder as last seen; empty when nobody leads."""
+        """Holder as last observed; empty without a leader."""
         return _spec(self._lease).get("holderIdentity") or ""
 
     def close(self) -> None:
@@ -144,7 +146,7 @@ class LeaderElector:
         leading = self._renewed is not None
         try:
             if leading:
-                # on the state last seen: saves a read, and the guard tells when it was stale
+                # from the last observed state: saves a read, and the guard detects a stale one
                 if await self._write():
                     return True
             else:
@@ -165,7 +167,7 @@ class LeaderElector:
             self._observed = self._clock()
         self._lease = lease
         if self.leader != self._holder:
-            self._renewed = None  # somebody else has it, or nobody
+            self._renewed = None  # another replica has it, or none
 
     def _may_take(self) -> bool:
         if self.leader in ("", self._holder):
@@ -181,7 +183,7 @@ class LeaderElector:
         write that was done then meets a conflict.
         """
         holder = self._holder if holder is None else holder
-        sent, now = self._clock(), self._wall().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        sent, now = self._clock(), microtime(self._wall())
         old = _spec(self._lease)
         taken = bool(holder) and old.get("holderIdentity") != holder
         spec = {
@@ -206,8 +208,8 @@ class LeaderElector:
             )
         except (AlreadyExists, Conflict, NotFound):
             await self._look()
-            found = _spec(self._lease)
-            if (found.get("holderIdentity"), found.get("renewTime")) != (holder, now):
+            written = _spec(self._lease)
+            if (written.get("holderIdentity"), written.get("renewTime")) != (holder, now):
                 return False
         self._observed = self._clock()
         self._renewed = sent if holder else None

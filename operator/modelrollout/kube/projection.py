@@ -1,8 +1,7 @@
-"""What is kept in memory of an object: what some decision reads, and nothing that only fills it.
+"""Which parts of an object are kept in memory: those that some decision reads.
 
-Where children are compared with what they should be, all that the operator itself sets has to stay;
-of pods and Jobs only the parts below are read. What is left out here is left out of memory only:
-nothing is written back from it (status is written alone, and what is applied is made anew).
+Children are compared with what is desired, so everything that the operator sets is kept; of pods
+and Jobs only the parts below are read. Nothing is written back from a projection.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.contract.common import TASK_ENV
-from modelrollout.kube.client import JOB, POD, Object, Resource
+from modelrollout.kube.kinds import JOB, POD, Resource
+from modelrollout.kube.objects import Object, label, own_annotations
 
 # characters of what a pod or a container says; the kubelet takes no more bytes of a container
 MESSAGE = 4096
@@ -36,24 +36,23 @@ _CONDITION = ("type", "status", "reason", "message", "lastTransitionTime")
 def project(resource: Resource, obj: Object) -> Object:
     """The object as it is kept."""
     if resource == POD:
-        spec = _pod_spec(obj.get("spec"), of_job=names.LABEL_JOB in (obj["metadata"].get("labels") or {}))
+        spec = _pod_spec(obj.get("spec"), of_job=label(obj, names.LABEL_JOB) is not None)
         return _with(
             obj, metadata=_some(obj["metadata"], _METADATA), spec=spec, status=_pod_status(obj.get("status"))
         )
     if resource == JOB:
         metadata = obj["metadata"]
-        ours = {k: v for k, v in (metadata.get("annotations") or {}).items() if k.startswith(names.GROUP)}
         spec = obj.get("spec") or {}
         template = {"spec": _pod_spec((spec.get("template") or {}).get("spec"), of_job=True)}
         return _with(
             obj,
-            metadata=_some(metadata, _METADATA) | {"annotations": ours},
+            metadata=_some(metadata, _METADATA) | {"annotations": own_annotations(obj)},
             spec={**spec, "template": template},
             status=obj.get("status"),
         )
     metadata = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
-    if annotations := metadata.get("annotations"):
-        metadata["annotations"] = {k: v for k, v in annotations.items() if k.startswith(names.GROUP)}
+    if metadata.get("annotations"):
+        metadata["annotations"] = own_annotations(obj)
     return {**obj, "metadata": metadata}
 
 
@@ -68,17 +67,33 @@ def node_for_capacity(obj: Object) -> Object:
 def pod_for_capacity(obj: Object) -> Object:
     """Of a pod, what says how many GPUs it holds, and where."""
     spec, status = obj.get("spec") or {}, obj.get("status") or {}
-    asked = {
+    requested = {
         part: [_some(c, ("resources", "restartPolicy")) for c in spec.get(part) or []]
         for part in ("containers", "initContainers")
     }
-    placed = asked | _some(spec, ("nodeName",))
+    placed = requested | _some(spec, ("nodeName",))
     return _with(
         obj,
         metadata=_some(obj["metadata"], ("name", "namespace")),
         spec=placed,
         status=_some(status, ("phase",)),
     )
+
+
+def route_for_hostnames(obj: Object) -> Object:
+    """Of a route, what says which requests it takes."""
+    return {
+        "kind": obj["kind"],
+        "metadata": _some(obj["metadata"], ("namespace", "name")),
+        "spec": obj.get("spec"),
+        "status": obj.get("status"),
+    }
+
+
+def event_for_message(obj: Object) -> Object:
+    """Of an Event, what it says and when."""
+    metadata = _some(obj["metadata"], ("name",))
+    return {"metadata": metadata} | _some(obj, ("lastTimestamp", "eventTime", "message"))
 
 
 def _with(obj: Object, **parts: Any) -> Object:
@@ -117,13 +132,13 @@ def _container(container: Mapping[str, Any], of_job: bool) -> Object:
 def _pod_status(status: Any) -> Object | None:
     if status is None:
         return None
-    found: Object = _cut(_some(status, ("phase", "reason", "message", "startTime", "podIP")))
+    kept: Object = _cut(_some(status, ("phase", "reason", "message", "startTime", "podIP")))
     if conditions := status.get("conditions"):
-        found["conditions"] = [_cut(_some(c, _CONDITION)) for c in conditions]
+        kept["conditions"] = [_cut(_some(c, _CONDITION)) for c in conditions]
     for part in ("initContainerStatuses", "containerStatuses"):
         if of := status.get(part):
-            found[part] = [_cut(_some(c, _CONTAINER_STATUS)) for c in of]
-    return found
+            kept[part] = [_cut(_some(c, _CONTAINER_STATUS)) for c in of]
+    return kept
 
 
 def _cut(value: Any) -> Any:

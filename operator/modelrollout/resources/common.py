@@ -1,5 +1,5 @@
-"""What all children share: metadata, owners, security context, and how a URI becomes a location
-with its credentials.
+"""Shared by all children: metadata, owners, security contexts, and the location and credentials of
+a URI.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from modelrollout.contract.common import CREDENTIALS_DIR, Location
 from modelrollout.telemetry.redaction import mask_uri
 
 Object = dict[str, Any]
-NON_ROOT, OURS = 65532, 65533  # users in pods: of all containers, and of ours beside a stranger's
+# users in pods: of all containers, and of ours beside an untrusted one
+NON_ROOT, OURS = 65532, 65533
 DISK = "ephemeral-storage"
 ARTIFACTS = "artifacts"  # folder of the artifact store's credentials in pods
 
@@ -60,12 +61,12 @@ def labels(
     deployment: str, component: str, revision: str | None = None, number: int | None = None
 ) -> dict[str, str]:
     """Labels by which the operator and Prometheus find a child."""
-    found = {names.LABEL_NAME: deployment, names.LABEL_COMPONENT: component}
+    own = {names.LABEL_NAME: deployment, names.LABEL_COMPONENT: component}
     if revision:
-        found[names.LABEL_REVISION] = revision
+        own[names.LABEL_REVISION] = revision
     if number:
-        found[names.LABEL_NUMBER] = str(number)
-    return found
+        own[names.LABEL_NUMBER] = str(number)
+    return own
 
 
 def pod_security() -> Object:
@@ -83,20 +84,20 @@ def container_security(user: int | None = None) -> Object:
     """Container security context of the restricted Pod Security Standard, with a read-only root.
     ``user``: another than the pod's.
     """
-    found = {
+    context = {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    return found if user is None else found | {"runAsUser": user}
+    return context if user is None else context | {"runAsUser": user}
 
 
 def on_disk(resources: Object, most: str) -> Object:
-    """A container's resources with a limit on the node's disk where they have none; what its pod's
-    volumes hold counts with it.
+    """A container's resources with a default limit on the node's disk, which includes the pod's
+    volumes.
 
-    It requests nothing all the same: left out the request would be the limit, and there are nodes
-    that do not say how much disk they have, on which a pod that asks for any gets no place.
+    The request is 0, because it would default to the limit, and a pod with a request is never
+    placed on nodes that do not report their disk.
     """
     limits, requests = dict(resources.get("limits") or {}), dict(resources.get("requests") or {})
     limits.setdefault(DISK, max(most, str(requests.get(DISK, most)), key=_quantity))
@@ -105,7 +106,7 @@ def on_disk(resources: Object, most: str) -> Object:
 
 
 def bounded(volumes: list[Object], most: str) -> list[Object]:
-    """Volumes of which none holds more than that, unless it has a limit of its own."""
+    """The volumes with a default size limit for each emptyDir."""
     return [
         v if v.get("emptyDir") is None else v | {"emptyDir": {"sizeLimit": most} | v["emptyDir"]}
         for v in volumes
@@ -124,8 +125,8 @@ class Located:
     secret: str | None
 
     def volumes(self) -> list[Object]:
-        """Secret volume; optional, so that a missing Secret is told by the program with a reason
-        and not by a pod that hangs.
+        """Secret volume; optional, so that the program reports a missing Secret with a reason
+        instead of a pod that hangs.
         """
         if self.secret is None or self.location.credentials is None:
             return []
@@ -166,7 +167,7 @@ class NotAllowedError(ValueError):
     """A URI that lies in no store of the operator's configuration."""
 
     def __init__(self, field: str, uri: str) -> None:
-        # Which stores there are is no tenant's business: other teams' are among them.
+        # The message does not list the stores: some belong to other teams.
         super().__init__(
             f"{field}: {mask_uri(uri)} lies in no store that this operator is configured with; ask the"
             " platform team which to use"
@@ -182,27 +183,19 @@ def store_for_field(field: str, uri: str, config: OperatorConfig) -> StoreConfig
 
 
 def artifact_location(config: OperatorConfig, uri: str, *, to_read: bool = False) -> Located:
-    """A place in the artifact store, with the Secret to write there, or only ``to_read``. Where it
-    may lead is told only if the configuration says so: the task of pods is their text, and another
-    one restarts them.
+    """A place in the artifact store, with the Secret to write there, or only ``to_read``. Redirects
+    are mentioned only if configured: another text of the task would restart pods.
     """
     store = config.artifacts
     reader = store.read_secret_name if to_read else None
-    found = locate(
+    located = locate(
         uri, store.model_copy(update={"secret_name": reader}) if reader else store, None, ARTIFACTS
     )
     if config.artifacts.redirects_to:
-        return found
-    return Located(found.location.model_copy(update={"leads_to": None}), found.secret)
+        return located
+    return Located(located.location.model_copy(update={"leads_to": None}), located.secret)
 
 
 def tenant_uri(config: OperatorConfig, namespace: str) -> str:
     """The folder of a namespace in the artifact store: caches are per tenant."""
     return f"{config.artifacts.uri.rstrip('/')}/{namespace}"
-
-
-def controller_of(o: Object) -> str | None:
-    """The uid of the object that controls this one; the API server lets one do so at most."""
-    return next(
-        (r.get("uid") for r in o["metadata"].get("ownerReferences") or [] if r.get("controller")), None
-    )

@@ -181,8 +181,8 @@ def traefik_mirror(
 
 
 def trial_route(owner: Owner, of_clients: Object, canary: RevisionRef, stable: RevisionRef) -> Object:
-    """A route for a path that nobody calls, beside that of the clients: what the gateway says of
-    it, it would say of theirs.
+    """A route like the clients', for a path without clients: shows whether the gateway would accept
+    the mirror in theirs.
     """
     path = {"type": "Exact", "value": f"/.modelrollout/{owner.uid}/{canary.revision}"}
     return {

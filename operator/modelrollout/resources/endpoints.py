@@ -69,9 +69,9 @@ def narrowed(route: Object, model: str) -> Object:
     ask.
     """
 
-    def rule(found: Object) -> Object:
-        headers = next((m["headers"] for m in found.get("matches") or [] if m.get("headers")), ())
-        return found | {"matches": matches(route["kind"], model, headers)}
+    def rule(live: Object) -> Object:
+        headers = next((m["headers"] for m in live.get("matches") or [] if m.get("headers")), ())
+        return live | {"matches": matches(route["kind"], model, headers)}
 
     spec = route.get("spec") or {}
     return route | {"spec": spec | {"rules": [rule(r) for r in spec.get("rules") or []]}}

@@ -1,12 +1,11 @@
-"""What keeps everybody but the kubelet from managing a model server.
+"""Keeps everyone but the kubelet from managing a model server.
 
 A server has one immutable repository with one version, so nothing of it is ever loaded, unloaded or
 changed while it runs: model control is ``none``, the files are mounted read-only, and the endpoints
 that manage a server ask for a key that is the pod's own (docs/reference/endpoints.md).
 
-The same is laid over the frozen templates of revisions that an earlier operator rendered, once
-somebody asks for new pods of them: what it changes is listed in
-docs/reference/endpoints.md, and everything else of the template stays.
+The same is applied to templates that an earlier operator froze, once new pods of them are
+requested. docs/reference/endpoints.md lists the changes; everything else in the template stays.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ DIED = "a Python process of the model has died"
 # backend) is dead, and starts no other (its issues 7230 and 8604, pull request 8552). So the
 # children of tritonserver that were stubs when it had started are looked at: one that is gone or a
 # zombie is dead. A fork of a stub has another parent, a stub that renames itself keeps its number,
-# and a container that starts anew has another list. That the server is slow to answer is no
+# and a restarted container has another list. That the server is slow to answer is no
 # evidence against it: only that it twice gives no answer within 50 s. This needs a shell, for the
 # latter bash and timeout.
 _ALIVE = f"""\

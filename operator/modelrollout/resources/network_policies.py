@@ -1,9 +1,8 @@
-"""NetworkPolicies of a ModelDeployment's pods: who reaches its servers, its comparer and its Jobs,
-and whom these reach (docs/how-to/network.md).
+"""NetworkPolicies of a ModelDeployment's pods: what may reach its servers, comparer and Jobs, and
+what those may reach (docs/how-to/network.md).
 
-Policies only ever add to each other, so each kind of pod has one that says everything about it.
-They select by the labels of pods and not by revision: they are there before the first pod is, and
-stay as they are from rollout to rollout.
+Policies are additive, so each kind of pod has a single policy. They select by component and not by
+revision: they exist before the first pod, and stay the same from rollout to rollout.
 """
 
 from __future__ import annotations
@@ -54,9 +53,7 @@ def policies(owner: Owner, clients: Sequence[str], config: NetworkPoliciesConfig
 
 
 def is_equivalent(live: Object, wanted: Object) -> bool:
-    """Whether a policy in the cluster is what is wanted, and not one word more: what somebody adds
-    to it opens something.
-    """
+    """Whether a live policy is exactly what is wanted: any addition would open something."""
     return bool({"ingress": [], "egress": [], **(live.get("spec") or {})} == wanted["spec"])
 
 
@@ -86,7 +83,7 @@ def _selecting(owner: Owner, *components: str) -> Object:
 def _rules(
     side: str, peers: list[Object], ports: Iterable[int], protocols: Sequence[str] = ("TCP",)
 ) -> list[Object]:
-    """One rule; none for nobody, because Kubernetes takes an empty list of peers for everybody."""
+    """One rule; none without peers, because Kubernetes reads an empty list of peers as everyone."""
     return (
         [
             {
@@ -100,11 +97,11 @@ def _rules(
 
 
 def _peers(peers: Peers) -> list[Object]:
-    found: list[Object] = []
+    selectors: list[Object] = []
     if peers.namespaces:
         some = {"key": _NAMESPACE, "operator": "In", "values": list(peers.namespaces)}
-        found.append({"namespaceSelector": {"matchExpressions": [some]}})
-    return [*found, *({"ipBlock": _block(address)} for address in peers.addresses)]
+        selectors.append({"namespaceSelector": {"matchExpressions": [some]}})
+    return [*selectors, *({"ipBlock": _block(address)} for address in peers.addresses)]
 
 
 def _block(address: str) -> Object:

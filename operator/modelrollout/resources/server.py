@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -31,28 +32,47 @@ from modelrollout.resources.common import (
 )
 from modelrollout.resources.hardening import MODELS, TRITON, for_tuning, harden
 
-# Version of what this file renders. A revision keeps the template it was made with, so raising this
-# restarts no pod.
+# Version of what this file renders. A revision keeps its frozen template, so raising this restarts
+# no pod.
 BUILDER = "4"
 GPU = "nvidia.com/gpu"
 FETCH = "fetch"
-# On the node's disk: the model, twice while what a lost container left is replaced, and what a
-# server unpacks for itself.
+# On the node's disk: the model, twice while the leftover of a lost container is replaced, and what
+# the server unpacks.
 _DISK, _DISK_MODELS, _DISK_TMP = "64Gi", "42Gi", "20Gi"
 
 
-def template(
-    deployment: str, revision: str, number: int, namespace: str, serving: Serving, config: OperatorConfig
-) -> Object:
-    """Pod template of a revision, complete but for the artifact, which is not made yet
+@dataclass(frozen=True)
+class Version:
+    """A revision as its pods name it."""
+
+    deployment: str
+    revision: str
+    number: int
+    namespace: str
+
+    def labels(self) -> dict[str, str]:
+        """Labels of its servers."""
+        return labels(self.deployment, names.COMPONENT_SERVER, self.revision, self.number)
+
+
+class Artifact(NamedTuple):
+    """The prepared model that a revision serves."""
+
+    uri: str
+    digest: str
+
+
+def template(version: Version, serving: Serving, config: OperatorConfig) -> Object:
+    """Pod template of a revision, complete except for the artifact, which does not exist yet
     (``server_deployment`` adds it).
 
-    The grace period is preStop + exit timeout + margin: endpoints forget the pod while preStop
-    sleeps, then Triton finishes what it holds (docs of Triton, "Graceful shutdown").
+    The grace period is preStop + exit timeout + margin: endpoints drop the pod while preStop
+    sleeps, then Triton finishes its requests (docs of Triton, "Graceful shutdown").
     """
-    drain = config.drain
+    drain, deployment, number = config.drain, version.deployment, version.number
     model_ready = {"httpGet": {"path": f"/v2/models/{deployment}/versions/{number}/ready", "port": "http"}}
-    artifacts = artifact_location(config, tenant_uri(config, namespace), to_read=True)
+    artifacts = artifact_location(config, tenant_uri(config, version.namespace), to_read=True)
     tmp = {"name": "tmp", "mountPath": "/tmp"}
     pull = {"imagePullPolicy": config.images.pull_policy}
     resources = on_disk(serving.resources.wire(), _DISK)
@@ -128,7 +148,7 @@ def template(
                 "whenUnsatisfiable": "ScheduleAnyway",
                 "labelSelector": {
                     "matchLabels": {
-                        names.LABEL_REVISION: revision,
+                        names.LABEL_REVISION: version.revision,
                         names.LABEL_COMPONENT: names.COMPONENT_SERVER,
                     }
                 },
@@ -138,7 +158,7 @@ def template(
     spec.update(_placement(serving))
     made = {
         "metadata": {
-            "labels": labels(deployment, names.COMPONENT_SERVER, revision, number),
+            "labels": version.labels(),
             "annotations": {
                 "prometheus.io/scrape": "true",
                 "prometheus.io/port": str(names.PORT_METRICS),
@@ -151,65 +171,61 @@ def template(
 
 
 def _serves(serving: Serving) -> Object:
-    """What may be placed for this server: of another backend, or with code that was not allowed,
-    nothing is.
-    """
+    """What the loader may place for this server: only this backend, and code only if allowed."""
     triton = serving.triton
     return {} if triton.backend is None else {"backend": triton.backend, "code": triton.code == "Allowed"}
 
 
 def wants_gpu(resources: Resources) -> bool:
-    """Whether a container with these resources asks for a GPU."""
+    """Whether a container with these resources requests a GPU."""
     return str((resources.limits or {}).get(GPU, 0)) != "0"
 
 
 def tolerations(serving: Serving, gpu: bool) -> list[Any]:
-    """Those of the spec, and the usual one of nodes with GPUs for pods that ask for one."""
+    """Those of the spec, plus the usual one for GPU nodes if the pod requests a GPU."""
     usual = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
     given: list[Any] = list(serving.tolerations or [])
     return [*given, usual] if gpu and usual not in given else given
 
 
 def _placement(serving: Serving) -> Object:
-    found: Object = {}
+    placement: Object = {}
     if tolerated := tolerations(serving, wants_gpu(serving.resources)):
-        found["tolerations"] = tolerated
+        placement["tolerations"] = tolerated
     if serving.node_selector:
-        found["nodeSelector"] = dict(serving.node_selector)
+        placement["nodeSelector"] = dict(serving.node_selector)
     if serving.affinity:
-        found["affinity"] = serving.affinity
+        placement["affinity"] = serving.affinity
     if serving.service_account_name:
-        found["serviceAccountName"] = serving.service_account_name
+        placement["serviceAccountName"] = serving.service_account_name
     if serving.image_pull_secrets:
-        found["imagePullSecrets"] = [s.wire() for s in serving.image_pull_secrets]
-    return found
+        placement["imagePullSecrets"] = [s.wire() for s in serving.image_pull_secrets]
+    return placement
 
 
 def server_selector(deployment: str, revision: str | None) -> dict[str, str]:
     """Selector of the pods of one revision, or of all revisions of a ModelDeployment."""
-    found = {names.LABEL_NAME: deployment, names.LABEL_COMPONENT: names.COMPONENT_SERVER}
+    selector = {names.LABEL_NAME: deployment, names.LABEL_COMPONENT: names.COMPONENT_SERVER}
     if revision:
-        found[names.LABEL_REVISION] = revision
-    return found
+        selector[names.LABEL_REVISION] = revision
+    return selector
 
 
 def server_deployment(
     owner: Owner,
-    deployment: str,
-    number: int,
+    version: Version,
     frozen: Object,
-    artifact_uri: str,
-    artifact_digest: str,
+    artifact: Artifact,
     replicas: int,
     config: OperatorConfig,
+    *,
     restarted: str | None = None,
     serving: ServingConfig | None = None,
-    *,
     ends_first: bool = False,
 ) -> Object:
-    """Deployment of a revision (its owner): the frozen template, told which artifact to fetch and
-    check, what tuning chose, and when its pods were last asked to start anew. ``ends_first``: where
-    pods are replaced, each ends before its successor is there.
+    """Deployment of a revision (its owner): the frozen template plus the artifact to fetch and
+    verify, the ``serving`` configuration that tuning chose, and when its pods were last restarted.
+    ``ends_first``: a replaced pod ends before its successor starts.
     """
     spec = frozen["spec"]
     meta = frozen["metadata"]
@@ -220,27 +236,18 @@ def server_deployment(
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": metadata(
-            owner, owner.name, labels(deployment, names.COMPONENT_SERVER, owner.name, number)
-        ),
+        "metadata": metadata(owner, owner.name, version.labels()),
         "spec": {
             "replicas": replicas,
             "revisionHistoryLimit": 0,
-            "selector": {"matchLabels": server_selector(deployment, owner.name)},
+            "selector": {"matchLabels": server_selector(version.deployment, version.revision)},
             "strategy": {
                 "type": "RollingUpdate",
                 "rollingUpdate": {"maxUnavailable": int(ends_first), "maxSurge": int(not ends_first)},
             },
             "template": {
                 "metadata": meta,
-                "spec": (
-                    spec
-                    | {
-                        "initContainers": _fetching(
-                            spec, deployment, number, artifact_uri, artifact_digest, config, serving
-                        )
-                    }
-                ),
+                "spec": (spec | {"initContainers": _fetching(spec, version, artifact, config, serving)}),
             },
         },
     }
@@ -248,26 +255,24 @@ def server_deployment(
 
 def _fetching(
     spec: Object,
-    deployment: str,
-    number: int,
-    artifact_uri: str,
-    artifact_digest: str,
+    version: Version,
+    artifact: Artifact,
     config: OperatorConfig,
     serving: ServingConfig | None = None,
 ) -> list[Object]:
-    """Init containers of the frozen pod, told what to fetch."""
-    location = artifact_location(config, artifact_uri, to_read=True).location
+    """Init containers of the frozen pod, with the task to fetch the artifact."""
+    location = artifact_location(config, artifact.uri, to_read=True).location
     fetch = FetchTask(
-        # The frozen pod has the Secret that was configured then, or none: told of another it would
-        # find none, and be restarted for it.
+        # The frozen pod mounts the Secret that was configured then, or none. Another name would
+        # restart it, and it would not find that Secret.
         artifact=location.model_copy(update={"credentials": _mounted(spec)}),
-        digest=artifact_digest,
-        model=deployment,
-        number=number,
+        digest=artifact.digest,
+        model=version.deployment,
+        number=version.number,
         target=REPOSITORY,
         serving=serving,
     )
-    # Without defaults: a field that a newer operator adds must not change the text, or the upgrade
+    # Without defaults: a field that a newer operator adds must not change the text, or an upgrade
     # would restart every pod.
     task = names.canonical_json({"task": fetch.task, **fetch.model_dump(mode="json", exclude_defaults=True)})
     env = [{"name": TASK_ENV, "value": task}]
@@ -286,37 +291,30 @@ def _mounted(spec: Object) -> str | None:
 _ALIKE = ("tolerations", "nodeSelector", "affinity", "serviceAccountName", "imagePullSecrets")
 
 
-def beside(
-    frozen: Object,
-    deployment: str,
-    number: int,
-    artifact_uri: str,
-    artifact_digest: str,
-    config: OperatorConfig,
-) -> Object:
+def beside(frozen: Object, version: Version, artifact: Artifact, config: OperatorConfig) -> Object:
     """Parts of the spec of a pod that has a server of the frozen template as a sidecar: same image,
     resources, placement and artifact.
 
-    It is a native sidecar (an init container that goes on), so that the pod ends with its program,
-    and it loads nothing until it is told to.
+    It is a native sidecar (an init container that keeps running), so the pod ends with its program.
+    It loads no model until the program requests it.
     """
     spec = frozen["spec"]
     (triton,) = spec["containers"]
     resources = on_disk(triton.get("resources") or {}, _DISK)
     sidecar = for_tuning(triton) | {"restartPolicy": "Always", "resources": resources}
-    found = {key: spec[key] for key in _ALIKE if key in spec}
-    # An earlier operator froze it without limits, and the pod's is the sum of its containers'.
-    fetching = _fetching(spec, deployment, number, artifact_uri, artifact_digest, config)
+    placement = {key: spec[key] for key in _ALIKE if key in spec}
+    # An earlier operator froze it without limits; a pod's limit is the sum of its containers'.
+    fetching = _fetching(spec, version, artifact, config)
     inits = [
         *(c | {"resources": on_disk(c.get("resources") or {}, resources["limits"][DISK])} for c in fetching),
         sidecar,
     ]
-    return found | {"initContainers": inits, "volumes": bounded(spec["volumes"], _DISK_MODELS)}
+    return placement | {"initContainers": inits, "volumes": bounded(spec["volumes"], _DISK_MODELS)}
 
 
 def fetch_task(server: Object) -> FetchTask | None:
-    """What the pods of a Deployment fetch and with what settings they serve it; the evidence of
-    last resort where a revision's status was lost.
+    """What the pods of a Deployment fetch, and with which settings they serve it: the evidence of
+    last resort when a revision's status is lost.
     """
     for container in server["spec"]["template"]["spec"].get("initContainers") or []:
         for variable in container.get("env") or []:
@@ -327,9 +325,9 @@ def fetch_task(server: Object) -> FetchTask | None:
 
 
 def restarted_at(server: Object) -> str | None:
-    """When the pods of a Deployment were last asked to start anew."""
-    found = (server["spec"]["template"].get("metadata") or {}).get("annotations") or {}
-    return found.get(names.ANNOTATION_RESTARTED)
+    """When the pods of a Deployment were last restarted, as its annotation says."""
+    annotations = (server["spec"]["template"].get("metadata") or {}).get("annotations") or {}
+    return annotations.get(names.ANNOTATION_RESTARTED)
 
 
 def _service(owner: Owner, name: str, own_labels: dict[str, str], selector: dict[str, str]) -> Object:
@@ -341,7 +339,7 @@ def _service(owner: Owner, name: str, own_labels: dict[str, str], selector: dict
             "selector": selector,
             "ports": [
                 {"name": "http", "port": names.PORT_HTTP, "targetPort": "http", "protocol": "TCP"},
-                # Gateways speak HTTP/1.1 to a backend unless told: gRPC needs HTTP/2 without TLS.
+                # Gateways speak HTTP/1.1 to backends by default; gRPC needs HTTP/2 without TLS.
                 {
                     "name": "grpc",
                     "port": names.PORT_GRPC,
@@ -377,7 +375,7 @@ def stable_service(owner: Owner, selector_revision: str | None) -> Object:
 
 
 def preview_service(owner: Owner, revision: str) -> Object:
-    """The address inside the cluster of what is on trial in a blue-green rollout."""
+    """The address inside the cluster of the new revision in a blue-green rollout."""
     name = names.preview_name(owner.name)
     return _service(
         owner, name, labels(owner.name, names.COMPONENT_SERVER), server_selector(owner.name, revision)
@@ -385,8 +383,8 @@ def preview_service(owner: Owner, revision: str) -> Object:
 
 
 def disruption_budget(owner: Owner, revision: str) -> Object:
-    """Budget for stable's pods only: a drain may take one at a time. A budget for a canary would
-    block drains for nothing.
+    """Lets a drain take one of stable's pods at a time. A budget for a canary would only block
+    drains.
     """
     return {
         "apiVersion": "policy/v1",

@@ -8,7 +8,9 @@ import asyncio
 import copy
 from typing import Any
 
-from modelrollout.kube.client import AlreadyExists, Conflict, NotFound, Object, Resource, Unavailable
+from modelrollout.kube.errors import AlreadyExists, Conflict, NotFound, Unavailable
+from modelrollout.kube.kinds import Resource
+from modelrollout.kube.objects import Object
 
 
 class FakeApi:

@@ -1,7 +1,7 @@
 """A cluster in memory: an API server with resourceVersion, server-side apply (approximated),
 defaults and garbage collection, and the controllers around it as methods of ``Cluster``.
-``Operator`` is one operator process on it: store, reconciler, and what app.py does with its
-answers.
+``Operator`` is one operator process on it: cache, look-ups, reconciler, and the requeueing of
+``controller.process``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from modelrollout.controller.lookups.lookups import Lookups
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.controller.reconciler import Reconciler
 from modelrollout.kube import cache
-from modelrollout.kube.client import (
+from modelrollout.kube.client import Listing
+from modelrollout.kube.decoding import UnreadableObject
+from modelrollout.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
+from modelrollout.kube.kinds import (
     DEPLOYMENT,
     GRPC_ROUTE,
     HTTP_ROUTE,
@@ -29,38 +32,17 @@ from modelrollout.kube.client import (
     LEASE,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
-    NETWORK_POLICY,
     POD,
-    POD_DISRUPTION_BUDGET,
     ROLLOUT_POLICY,
-    SERVICE,
-    AlreadyExists,
-    Conflict,
-    KubeError,
-    Listing,
-    NotFound,
-    Object,
+    WATCHED,
     Resource,
 )
-from modelrollout.kube.decoding import UnreadableObject
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.plan import Event
 from modelrollout.rollout.snapshot import Assessment, Snapshot
 from modelrollout.testing import builders as b
 
 KEY = (b.NAMESPACE, b.NAME)
-WATCHED = (
-    ROLLOUT_POLICY,
-    MODEL_DEPLOYMENT,
-    MODEL_REVISION,
-    NETWORK_POLICY,
-    JOB,
-    POD,
-    DEPLOYMENT,
-    SERVICE,
-    POD_DISRUPTION_BUDGET,
-    HTTP_ROUTE,
-    GRPC_ROUTE,
-)
 CONFIG = OperatorConfig(
     stores=[
         StoreConfig(name="models", uri="s3://models", endpoint="http://s3:9000", secret_name="s3-reader")
@@ -90,9 +72,7 @@ class Cluster:
         self._watchers: list[Callable[[Resource, str, Object], None]] = []
 
     def copy(self) -> Cluster:
-        """The same cluster, as it is before the request that is under way; nobody watches it
-        yet.
-        """
+        """A copy of the cluster, as it is before the request under way; without watchers."""
         made = Cluster()
         # values are never changed, only replaced
         made.objects, made._applied = dict(self.objects), dict(self._applied)
@@ -475,7 +455,7 @@ def of_job(job: Object) -> Object:
 
 
 class Operator:
-    """One process: it sees what it watched, and nothing of what another process sees."""
+    """One operator process, with a cache of its own."""
 
     def __init__(self, cluster: Cluster, config: OperatorConfig = CONFIG) -> None:
         self.cluster = cluster
@@ -490,7 +470,7 @@ class Operator:
                 self._watch(resource, "ADDED", o)
         cluster.watch(self._watch)
         self.woken: list[tuple[str, str]] = []
-        admission = Lookups(
+        self.lookups = Lookups(
             cluster,  # type: ignore[arg-type]
             self.store,
             config,
@@ -500,16 +480,15 @@ class Operator:
             lambda: self.leads,
             lambda: cluster.now.timestamp(),
         )
-        self.admission = admission
         self.reconciler = Reconciler(
-            cluster,  # type: ignore[arg-type]
-            self.store,
-            config,
-            self,
-            self,
-            admission,
-            lambda: cluster.now,
-            lambda: self.leads,
+            kube=cluster,  # type: ignore[arg-type]
+            store=self.store,
+            config=config,
+            assessor=self,
+            reporter=self,
+            lookups=self.lookups,
+            now=lambda: cluster.now,
+            may_write=lambda: self.leads,
         )
 
     def _watch(self, resource: Resource, event: str, obj: Object) -> None:
@@ -519,7 +498,7 @@ class Operator:
             self._missed.append((resource, event, obj))
             return
         unlabelled = names.LABEL_NAME not in (obj["metadata"].get("labels") or {})
-        if resource not in (ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION) and unlabelled:
+        if not resource.unlabelled and unlabelled:
             if self.store.get(resource, obj["metadata"]["namespace"], obj["metadata"]["name"]) is None:
                 return
             event = "DELETED"  # what loses the label leaves the watch

@@ -10,7 +10,10 @@ from typing import Any
 import yaml
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
-from modelrollout.kube.client import KubeError, Listing, NotFound, Object, Resource
+from modelrollout.kube.client import Listing
+from modelrollout.kube.errors import KubeError, NotFound
+from modelrollout.kube.kinds import Resource
+from modelrollout.kube.objects import Object
 
 NOW = datetime(2026, 11, 22, 9, 0, 0, tzinfo=UTC)
 EXAMPLE = Path(__file__).parents[3] / "examples" / "canary-with-golden.yaml"

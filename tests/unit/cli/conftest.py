@@ -9,7 +9,7 @@ from cli_fakes import NOW, FakeKube, ago, canary_status, deployment, event, pod,
 from typer.testing import CliRunner, Result
 
 from modelrollout.cli import cluster, main
-from modelrollout.kube.client import EVENT, MODEL_DEPLOYMENT, MODEL_REVISION, POD
+from modelrollout.kube.kinds import EVENT, MODEL_DEPLOYMENT, MODEL_REVISION, POD
 
 
 @pytest.fixture

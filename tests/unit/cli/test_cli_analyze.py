@@ -17,7 +17,8 @@ from aiohttp import web
 from cli_fakes import NOW, FakeKube, ago, canary_status, deployment
 from typer.testing import Result
 
-from modelrollout.kube.client import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Forbidden
+from modelrollout.kube.errors import Forbidden
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT, ROLLOUT_POLICY
 
 Cli = Callable[..., Result]
 START = NOW.timestamp() - 3600

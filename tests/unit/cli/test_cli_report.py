@@ -14,7 +14,7 @@ from typer.testing import Result
 
 from modelrollout.cli.report.model import Judged
 from modelrollout.cli.report.text import bar
-from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION
 
 Cli = Callable[..., Result]
 

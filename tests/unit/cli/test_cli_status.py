@@ -14,7 +14,8 @@ from typer.testing import Result
 
 from modelrollout.cli import view
 from modelrollout.cli.cluster import Cluster
-from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, Forbidden, Unavailable
+from modelrollout.kube.errors import Forbidden, Unavailable
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION
 
 Cli = Callable[..., Result]
 
@@ -295,7 +296,7 @@ class TestErrors:
         assert "connection refused" in result.stderr
 
     def test_no_crds(self, cli: Cli, kube: FakeKube) -> None:
-        from modelrollout.kube.client import NotFound
+        from modelrollout.kube.errors import NotFound
 
         kube.errors["get", "modeldeployments"] = kube.errors["list", "modeldeployments"] = NotFound(
             404, "NotFound", "404 page not found"

@@ -13,7 +13,9 @@ from cli_fakes import STABLE, FakeKube, ago, canary_status, deployment, revision
 from typer.testing import Result
 
 from modelrollout.cli import cluster, main
-from modelrollout.kube.client import MODEL_DEPLOYMENT, MODEL_REVISION, Forbidden, KubeError, Object
+from modelrollout.kube.errors import Forbidden, KubeError
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION
+from modelrollout.kube.objects import Object
 
 Cli = Callable[..., Result]
 NONCE = r"[0-9a-f]{4,}"

@@ -14,15 +14,9 @@ from modelrollout.api import names
 from modelrollout.cli import main
 from modelrollout.cli.references import in_use
 from modelrollout.contract.common import TASK_ENV
-from modelrollout.kube.client import (
-    DEPLOYMENT,
-    MODEL_DEPLOYMENT,
-    MODEL_REVISION,
-    Forbidden,
-    Resource,
-    Unreadable,
-)
 from modelrollout.kube.decoding import UnreadableObject
+from modelrollout.kube.errors import Forbidden, Unreadable
+from modelrollout.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION, Resource
 from modelrollout.testing.fake_cluster import Cluster
 
 FETCH = '{"task":"fetch","artifact":{"uri":"s3://artifacts/ml/running"},"digest":"sha256:aa","model":"digits","number":1}'

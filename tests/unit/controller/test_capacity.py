@@ -12,7 +12,10 @@ import pytest
 
 from modelrollout.config import CapacityConfig as Settings
 from modelrollout.controller.lookups.capacity import Capacity, extended, fits, free_gpus, gpus_in_use
-from modelrollout.kube.client import DEPLOYMENT, NODE, POD, Forbidden, Listing, Object, Resource
+from modelrollout.kube.client import Listing
+from modelrollout.kube.errors import Forbidden
+from modelrollout.kube.kinds import DEPLOYMENT, NODE, POD, Resource
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.snapshot import Gpus
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import CONFIG, Cluster, Operator

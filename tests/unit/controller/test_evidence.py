@@ -19,9 +19,15 @@ from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.results import TaskResult
 from modelrollout.controller.apply.diff import foreign_changes
 from modelrollout.controller.observe.job_state import job_state
-from modelrollout.kube.client import JOB, POD, Object
+from modelrollout.kube.kinds import JOB, POD
+from modelrollout.kube.objects import Object
 from modelrollout.kube.projection import project
-from modelrollout.resources.jobs import evaluate_job, prepare_job, resolve_job, tune_job
+from modelrollout.resources.jobs.common import JobContext
+from modelrollout.resources.jobs.evaluate import evaluate_job
+from modelrollout.resources.jobs.prepare import prepare_job
+from modelrollout.resources.jobs.resolve import resolve_job
+from modelrollout.resources.jobs.tune import tune_job
+from modelrollout.resources.server import Artifact
 from modelrollout.rollout.snapshot import JobState
 from modelrollout.testing.fake_cluster import of_job
 from tests.unit.resources import objects as o
@@ -36,15 +42,14 @@ TUNE = Tune.model_validate({"objective": "50ms"})
 
 
 def every_job() -> dict[str, Object]:
-    about = ("digits", 1, "job")
+    no_revision = JobContext(o.DEPLOYMENT, o.NAME, None, "job", o.MODEL, o.SERVING, o.CONFIG)
+    context = JobContext(o.OWNER, "digits", 1, "job", o.MODEL, o.SERVING, o.CONFIG)
     return {
-        "resolve": resolve_job(o.DEPLOYMENT, "job", o.MODEL, o.SERVING, o.CONFIG),
-        "prepare": prepare_job(o.OWNER, *about, o.MODEL, o.SHA, PLAIN, o.SERVING, SALT, (), o.CONFIG),
-        "container": prepare_job(o.OWNER, *about, o.MODEL, o.SHA, OWN, o.SERVING, SALT, (), o.CONFIG),
-        "tune": tune_job(
-            o.OWNER, *about, TUNE, None, o.template(), (f"{FOLDER}/x", DIGEST), o.MODEL, o.SERVING, o.CONFIG
-        ),
-        "evaluate": evaluate_job(o.OWNER, *about, o.GOLDEN, None, o.MODEL, o.SERVING, o.CONFIG),
+        "resolve": resolve_job(no_revision),
+        "prepare": prepare_job(context, o.SHA, PLAIN, salt=SALT),
+        "container": prepare_job(context, o.SHA, OWN, salt=SALT),
+        "tune": tune_job(context, TUNE, None, o.template(), Artifact(f"{FOLDER}/x", DIGEST)),
+        "evaluate": evaluate_job(context, o.GOLDEN, None),
     }
 
 

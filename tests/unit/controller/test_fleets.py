@@ -15,15 +15,9 @@ import pytest
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.contract.results import TaskResult
-from modelrollout.kube.client import (
-    JOB,
-    MODEL_DEPLOYMENT,
-    MODEL_REVISION,
-    Conflict,
-    Forbidden,
-    KubeError,
-    Object,
-)
+from modelrollout.kube.errors import Conflict, Forbidden, KubeError
+from modelrollout.kube.kinds import JOB, MODEL_DEPLOYMENT, MODEL_REVISION
+from modelrollout.kube.objects import Object
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import KEY, Cluster, Operator
 

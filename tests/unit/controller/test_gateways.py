@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from modelrollout.controller.lookups.gateways import KNOWN_SECONDS, UNKNOWN_SECONDS, Gateways
-from modelrollout.kube.client import Forbidden, NotFound, Object, Resource
+from modelrollout.kube.errors import Forbidden, NotFound
+from modelrollout.kube.kinds import Resource
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.snapshot import Problem
 from modelrollout.traffic.gateway_api.features import GatewayFacts
 

@@ -9,7 +9,8 @@ import pytest
 
 from modelrollout.controller.process import Operator, counted_conditions
 from modelrollout.kube.cache import Key
-from modelrollout.kube.client import MODEL_DEPLOYMENT, Conflict, TooManyRequests
+from modelrollout.kube.errors import Conflict, TooManyRequests
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT
 from modelrollout.telemetry.metrics import Metrics
 from modelrollout.testing.fake_cluster import CONFIG, KEY, Cluster
 

@@ -15,16 +15,9 @@ import pytest
 from modelrollout.api import names
 from modelrollout.api.times import stamp
 from modelrollout.controller.lookups.host_names import claim_of
-from modelrollout.kube.client import (
-    GRPC_ROUTE,
-    HTTP_ROUTE,
-    LEASE,
-    MODEL_DEPLOYMENT,
-    Forbidden,
-    Object,
-    Resource,
-    Unavailable,
-)
+from modelrollout.kube.errors import Forbidden, Unavailable
+from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE, LEASE, MODEL_DEPLOYMENT, Resource
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.policy.rules import NO_RULES, combine, read
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import Cluster, Operator
@@ -135,7 +128,7 @@ def test_a_name_of_another_begins_no_rollout_and_opens_no_route(theirs: str) -> 
         lease(cluster, theirs, holder_of(stranger(cluster, theirs)))
         cluster.user(b.spec(1, traffic=traffic()))
         operator = Operator(cluster)
-        await operator.admission.hostnames.refresh()
+        await operator.lookups.hostnames.refresh()
         await operator.live()
         status, reason, message = ready(cluster)
         assert (
@@ -176,7 +169,7 @@ def test_a_name_that_was_given_to_another_is_served_no_more_and_that_is_told() -
         i = (LEASE, "operators", names.host_lease(HOST))
         theirs = holder_of(stranger(cluster, HOST))
         cluster.objects[i] = cluster.objects[i] | {"spec": {"holderIdentity": theirs}}
-        await operator.admission.hostnames.refresh()
+        await operator.lookups.hostnames.refresh()
         await operator.live(rounds=2)
         assert served(cluster) == {OTHER, GRPC_HOST} and ready(cluster)[:2] == ("False", "HostnameTaken")
         assert [(e.type, e.reason) for e in operator.events] == [("Warning", "HostnameTaken")]
@@ -223,8 +216,8 @@ def test_leases_that_somebody_deleted_are_claimed_anew_by_who_serves() -> None:
         for i in [i for i in cluster.objects if i[0] == LEASE]:
             del cluster.objects[i]
         thief = stranger(cluster, HOST)
-        await operator.admission.hostnames.refresh()
-        known = operator.admission.hostnames.known()
+        await operator.lookups.hostnames.refresh()
+        known = operator.lookups.hostnames.known()
         asks = standing(holder_of(thief), b.spec(1, traffic=traffic()), frozenset(), known, NO_RULES)
         assert asks.problem and asks.problem.reason == "HostnameTaken", (
             "its route is there, whoever passes first"
@@ -313,7 +306,7 @@ def test_what_is_gone_after_a_crash_is_swept() -> None:
     async def main() -> None:
         cluster, operator = await serving()
         lease(cluster, "former.example.com", "ml/former/u-1")
-        await operator.admission.hostnames.refresh()
+        await operator.lookups.hostnames.refresh()
         assert set(holders(cluster)) == {HOST, GRPC_HOST}
 
     run(main())
@@ -347,7 +340,7 @@ def test_a_foreign_route_is_told_and_gone_with_the_next_look() -> None:
             "rules": [{"matches": [{"path": {"type": "PathPrefix", "value": "/"}}]}],
         }
         cluster.put(HTTP_ROUTE, {"metadata": {"name": "theirs", "namespace": "attacker"}, "spec": spec})
-        await operator.admission.hostnames.refresh()
+        await operator.lookups.hostnames.refresh()
         await operator.settle()
         assert ready(cluster)[:2] == ("False", "HostnameTaken") and [e.reason for e in operator.events] == [
             "HostnameTaken"
@@ -361,7 +354,7 @@ def test_a_foreign_route_is_told_and_gone_with_the_next_look() -> None:
         assert cluster.status.phase == "Stable", "and no way back by Git"
         assert ready(cluster)[:2] == ("False", "HostnameTaken")
         del cluster.objects[HTTP_ROUTE, "attacker", "theirs"]
-        await operator.admission.hostnames.refresh()
+        await operator.lookups.hostnames.refresh()
         await operator.settle()
         assert ready(cluster)[0] == "True"
 
@@ -407,7 +400,7 @@ class TestNamesOutliveTheirHolder:
             cluster.remove(MODEL_DEPLOYMENT, "digits")
             if crash:
                 operator = Operator(cluster)
-                await operator.admission.hostnames.refresh()
+                await operator.lookups.hostnames.refresh()
             else:
                 await operator.settle()
             cluster.user(b.spec(2, pinned=True, traffic=traffic()))
@@ -448,7 +441,7 @@ class TestNamesOutliveTheirHolder:
 
         async def main() -> None:
             cluster, operator = await self._serving(**by_data)
-            held = next(c for c in operator.admission.hostnames.known().claims.all() if c.host == HOST)
+            held = next(c for c in operator.lookups.hostnames.known().claims.all() if c.host == HOST)
             cluster.remove(MODEL_DEPLOYMENT, "digits")
             await operator.settle()
             cluster.user(b.spec(1, pinned=True, traffic=traffic(), **by_data))
@@ -458,7 +451,7 @@ class TestNamesOutliveTheirHolder:
             )
             asks, known = (
                 b.spec(1, pinned=True, traffic={**traffic(), "gateway": {"name": "public"}}, **by_data),
-                operator.admission.hostnames.known(),
+                operator.lookups.hostnames.known(),
             )
             made = {
                 digest: version_of(asks.user_input(), b.sha(1), digest) for digest in ("sha256:1", "sha256:2")
@@ -500,7 +493,7 @@ class TestNamesOutliveTheirHolder:
 
         async def main() -> None:
             _, operator = await self._serving()
-            known = operator.admission.hostnames.known()
+            known = operator.lookups.hostnames.known()
             lease = known.claims.get(HOST)
             assert lease is not None
             gone = replace(known, claims=Claims([replace(lease, released=b.ago(0))]), routes=lambda: ())
@@ -526,7 +519,7 @@ class TestNamesOutliveTheirHolder:
                     del cluster.objects[i]
             else:
                 cluster.now += timedelta(days=11)
-            await operator.admission.hostnames.refresh()
+            await operator.lookups.hostnames.refresh()
             assert not holders(cluster)
             cluster.user(b.spec(2, traffic=traffic()))
             await operator.live()
@@ -541,7 +534,7 @@ class TestNamesOutliveTheirHolder:
             cluster.user(b.spec(1, pinned=True, traffic=traffic(OTHER)))
             await operator.live(rounds=3)
             assert served(cluster) == {OTHER, GRPC_HOST}
-            known, rules = operator.admission.hostnames.known(), NO_RULES
+            known, rules = operator.lookups.hostnames.known(), NO_RULES
             asks = b.spec(
                 1, pinned=True, traffic={"http": {"hostnames": [HOST]}, "gateway": {"name": "public"}}
             )
@@ -625,7 +618,7 @@ class TestNamesOutliveTheirHolder:
                     o["metadata"]["annotations"] |= {
                         f"{names.GROUP}/{key}": value for key, value in odd.items()
                     }
-            await operator.admission.hostnames.refresh()
+            await operator.lookups.hostnames.refresh()
             await operator.settle()
             assert ready(cluster)[0] == "True"
 

@@ -19,22 +19,23 @@ from kopf._cogs.clients.api import iter_jsonlines
 from modelrollout.api import names
 from modelrollout.controller import watch
 from modelrollout.controller.intake import LINE_BYTES, Intake
-from modelrollout.controller.unreadable import RETELL_SECONDS, STALE_SECONDS, UnreadableObjects
+from modelrollout.controller.unreadable import REPORT_SECONDS, STALE_SECONDS, UnreadableObjects
 from modelrollout.kube import decoding
 from modelrollout.kube.cache import Key, ObjectCache
-from modelrollout.kube.client import (
+from modelrollout.kube.client import Listing
+from modelrollout.kube.decoding import UnreadableObject
+from modelrollout.kube.errors import Unavailable
+from modelrollout.kube.kinds import (
     DEPLOYMENT,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
     POD,
     ROLLOUT_POLICY,
-    Listing,
-    Object,
+    WATCHED,
     Resource,
-    Unavailable,
 )
-from modelrollout.kube.decoding import UnreadableObject
-from modelrollout.testing.fake_cluster import KEY, WATCHED
+from modelrollout.kube.objects import Object
+from modelrollout.testing.fake_cluster import KEY
 
 OURS = {names.LABEL_NAME: KEY[1]}
 
@@ -220,7 +221,7 @@ async def test_many_changes_of_it_are_one_line_in_ten_minutes(
     for version in range(100):
         bench.intake.line(MODEL_DEPLOYMENT, raw("MODIFIED", DEEP, version=version), False)
     assert len(caplog.records) == 1
-    bench.now += RETELL_SECONDS
+    bench.now += REPORT_SECONDS
     bench.intake.line(MODEL_DEPLOYMENT, raw("MODIFIED", DEEP, version=200), False)
     assert len(caplog.records) == 2
     bench.now += STALE_SECONDS

@@ -12,19 +12,15 @@ import pytest
 
 from modelrollout.config import NetworkPoliciesConfig, OperatorConfig
 from modelrollout.controller import process
-from modelrollout.kube.client import (
+from modelrollout.kube.errors import Forbidden, Invalid, KubeError, TooManyRequests, Unavailable
+from modelrollout.kube.kinds import (
     DEPLOYMENT,
     MODEL_DEPLOYMENT,
     NETWORK_POLICY,
     POD_DISRUPTION_BUDGET,
-    Forbidden,
-    Invalid,
-    KubeError,
-    Object,
     Resource,
-    TooManyRequests,
-    Unavailable,
 )
+from modelrollout.kube.objects import Object
 from modelrollout.telemetry.metrics import Metrics
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import CONFIG, Cluster, Operator

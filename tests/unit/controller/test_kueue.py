@@ -13,8 +13,10 @@ import pytest
 
 from modelrollout.api import names
 from modelrollout.controller.lookups.kueue import LABEL_JOB_UID, PATIENCE_SECONDS, queue_reason
-from modelrollout.kube.client import JOB, POD, WORKLOAD, WORKLOAD_BEFORE, Forbidden, Object, Resource
-from modelrollout.resources.jobs import LABEL_PRIORITY, LABEL_QUEUE
+from modelrollout.kube.errors import Forbidden
+from modelrollout.kube.kinds import JOB, POD, WORKLOAD, WORKLOAD_BEFORE, Resource
+from modelrollout.kube.objects import Object
+from modelrollout.resources.jobs.common import LABEL_PRIORITY, LABEL_QUEUE
 from modelrollout.rollout.stages.job import MAX_LOST, SOON_SECONDS
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from modelrollout.testing import builders as b

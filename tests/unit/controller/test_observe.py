@@ -18,7 +18,7 @@ from modelrollout.config import (
 from modelrollout.contract.common import TASK_ENV
 from modelrollout.controller.observe.observation import Observation, observe
 from modelrollout.kube import cache
-from modelrollout.kube.client import (
+from modelrollout.kube.kinds import (
     DEPLOYMENT,
     HTTP_ROUTE,
     JOB,
@@ -26,9 +26,9 @@ from modelrollout.kube.client import (
     MODEL_REVISION,
     POD,
     SERVICE,
-    Object,
     Resource,
 )
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.snapshot import JobState, Server
 from modelrollout.testing import builders as b
 from modelrollout.traffic.hostnames import (

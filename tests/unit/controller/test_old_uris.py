@@ -18,11 +18,11 @@ from modelrollout.contract.common import Location
 from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import ResolveTask
 from modelrollout.controller.observe.job_state import job_state
-from modelrollout.controller.observe.observation import _spec
+from modelrollout.controller.observe.observation import parse_spec
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.runner import execute
-from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION
 from modelrollout.kube.events import Events
+from modelrollout.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION
 from modelrollout.resources.common import NotAllowedError, store_for_field
 from modelrollout.rollout.policy.rules import NO_RULES, read
 from modelrollout.testing import builders as b
@@ -107,7 +107,7 @@ def test_the_first_version_of_one_makes_nothing(caplog: pytest.LogCaptureFixture
 def test_a_key_of_a_map_is_part_of_a_path_and_masked_there() -> None:
     wire = b.spec(1).wire()
     wire["serving"]["resources"]["limits"] = {CARRYING[0]: "much"}
-    spec, why = _spec({"spec": wire}, NO_RULES)
+    spec, why = parse_spec({"spec": wire}, NO_RULES)
     assert spec is None and why and "hunter2" not in why and "https://***@models.example.com" in why
 
 

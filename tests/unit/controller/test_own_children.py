@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelrollout.api import names
-from modelrollout.controller.observe.observation import own_children
-from modelrollout.kube.client import (
+from modelrollout.controller.observe.revisions import own_children
+from modelrollout.kube.errors import Forbidden
+from modelrollout.kube.kinds import (
     DEPLOYMENT,
     GRPC_ROUTE,
     HTTP_ROUTE,
@@ -25,11 +26,9 @@ from modelrollout.kube.client import (
     MODEL_REVISION,
     POD_DISRUPTION_BUDGET,
     SERVICE,
-    Forbidden,
-    Object,
     Resource,
 )
-from modelrollout.resources.common import controller_of
+from modelrollout.kube.objects import Object, controller_of
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import KEY, Cluster, Operator
 

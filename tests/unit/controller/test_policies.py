@@ -13,17 +13,15 @@ from modelrollout.api.v1alpha1.policy import RolloutPolicyStatus
 from modelrollout.controller.lookups.namespaces import FRESH
 from modelrollout.controller.lookups.policies import Policies
 from modelrollout.kube import cache
-from modelrollout.kube.client import (
+from modelrollout.kube.errors import Forbidden, KubeError, Unavailable
+from modelrollout.kube.kinds import (
     DEPLOYMENT,
     HTTP_ROUTE,
     LEASE,
     MODEL_DEPLOYMENT,
     NAMESPACE,
     ROLLOUT_POLICY,
-    Forbidden,
-    KubeError,
     Resource,
-    Unavailable,
 )
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import Cluster, Operator

@@ -17,7 +17,8 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelRevisionStatus
 from modelrollout.contract.common import ServingConfig
 from modelrollout.controller.apply.actor import NotLeading
-from modelrollout.kube.client import (
+from modelrollout.kube.errors import Conflict, Forbidden
+from modelrollout.kube.kinds import (
     DEPLOYMENT,
     EVENT,
     GRPC_ROUTE,
@@ -29,11 +30,9 @@ from modelrollout.kube.client import (
     POD,
     POD_DISRUPTION_BUDGET,
     SERVICE,
-    Conflict,
-    Forbidden,
     Resource,
 )
-from modelrollout.resources import jobs
+from modelrollout.resources.jobs.prepare import prepare_task
 from modelrollout.resources.server import fetch_task
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import Cluster, Operator, of_job
@@ -484,7 +483,7 @@ def test_a_former_leader_cannot_write_the_route_back() -> None:
             await leader.once()
         former = Operator(cluster)
         former.assessment = leader.assessment
-        await former.admission.hostnames.refresh()
+        await former.lookups.hostnames.refresh()
         former.deaf = True  # paused with what it knows: it is about to write the first weight
         await leader.live(rounds=20)
         assert cluster.weights() == {V2: 100} and set(cluster.all(DEPLOYMENT)) == {V2}
@@ -1057,7 +1056,7 @@ def test_a_job_is_told_what_the_namespace_records_of_its_source_and_gets_a_salt_
             for name, job in cluster.all(JOB).items()
             if name.startswith(str(cluster.status.rollout.revision))
         ]
-        task = jobs.prepare_task(job)
+        task = prepare_task(job)
         assert task is not None and [(r.uri, r.digest) for r in task.recorded] == [
             (artifact["uri"], artifact["digest"])
         ]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, VerdictName
-from modelrollout.kube.client import DEPLOYMENT, GATEWAY, GATEWAY_CLASS, HTTP_ROUTE, MODEL_DEPLOYMENT, SERVICE
+from modelrollout.kube.kinds import DEPLOYMENT, GATEWAY, GATEWAY_CLASS, HTTP_ROUTE, MODEL_DEPLOYMENT, SERVICE
 from modelrollout.resources.comparer import is_mirrored
 from modelrollout.rollout.snapshot import Assessment
 from modelrollout.testing import builders as b

@@ -20,7 +20,9 @@ from modelrollout.controller.lookups.policies import Policies
 from modelrollout.controller.lookups.slots import SlotLeases
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube import cache
-from modelrollout.kube.client import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY, KubeError, Object, Unavailable
+from modelrollout.kube.errors import KubeError, Unavailable
+from modelrollout.kube.kinds import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.decide import enlarge_slot
 from modelrollout.rollout.policy.rules import Limit
 from modelrollout.rollout.policy.slot_limits import waiting_replicas
@@ -100,7 +102,7 @@ class Process:
                     guarded=True,
                 )
                 return
-        await self.slots.settle(seen)
+        await self.slots.acquire_or_release(seen)
 
 
 def begin(cluster: Cluster, name: str, at: float, gpus: int = 1) -> None:
@@ -209,7 +211,7 @@ def test_a_look_at_all_slots_sets_free_what_a_crash_has_left() -> None:
     end(cluster, "a")
     begin(cluster, "b", 2)
     process = Process(cluster)
-    run(process.slots.sweep())
+    run(process.slots.release_finished())
     assert process.woken == [(b.NAMESPACE, "b")]
     assert not cluster.objects[LEASE, "operators", "modelrollout-slot-p-0"]["spec"]
 
@@ -225,7 +227,7 @@ def test_a_process_that_sees_old_things_takes_no_slot_from_who_runs() -> None:
     run(passes(Process(cluster), "a"))
     assert set(running(cluster)) == {"a"}
     run(late.one_pass("b"))
-    run(late.slots.sweep())
+    run(late.slots.release_finished())
     run(late.one_pass("b"))
     assert set(running(cluster)) == {"a"}
 
@@ -286,8 +288,8 @@ def test_without_a_limit_nothing_is_asked() -> None:
     cluster.requests.clear()
     seen = process.seen("a")
     assert seen is not None and run(process.slots.view(seen)) == ()
-    run(process.slots.settle(seen))
-    run(process.slots.sweep())
+    run(process.slots.acquire_or_release(seen))
+    run(process.slots.release_finished())
     assert cluster.requests == []
 
 
@@ -426,7 +428,7 @@ def test_never_more_than_the_limit(limits: dict[str, int], actions: list[tuple[s
                 cluster.before = before
                 try:
                     if what == "sweep":
-                        await process.slots.sweep()
+                        await process.slots.release_finished()
                     elif what == "both":  # two processes at the same time, request by request
                         other = processes[(which + 1) % 3]
                         await asyncio.gather(
@@ -498,7 +500,7 @@ class TestGrowing:
             )
             process.store.written(MODEL_DEPLOYMENT, live, guarded=True)
             return
-        await process.slots.settle(replace(seen, snapshot=s))
+        await process.slots.acquire_or_release(replace(seen, snapshot=s))
 
     def _granted(self, cluster: Cluster) -> dict[str, int]:
         return {

@@ -10,7 +10,8 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.controller.observe.observation import observe
-from modelrollout.kube.client import (
+from modelrollout.kube.errors import Forbidden
+from modelrollout.kube.kinds import (
     DEPLOYMENT,
     GATEWAY,
     GATEWAY_CLASS,
@@ -20,7 +21,6 @@ from modelrollout.kube.client import (
     MODEL_REVISION,
     POD_DISRUPTION_BUDGET,
     SERVICE,
-    Forbidden,
     Resource,
 )
 from modelrollout.rollout.snapshot import Snapshot
@@ -334,7 +334,7 @@ def test_a_route_that_is_too_wide_does_not_count_as_taken_up() -> None:
                 KEY,
                 CONFIG,
                 frozenset({HTTP_ROUTE.kind, GRPC_ROUTE.kind}),
-                operator.admission.hostnames.known(),
+                operator.lookups.hostnames.known(),
             )
             assert found
             return found.snapshot

@@ -13,7 +13,7 @@ from aiohttp import web
 from modelrollout.api import names
 from modelrollout.controller.lookups import triton_versions
 from modelrollout.controller.lookups.triton_versions import AGAIN_SECONDS, ServerVersions, ask_version
-from modelrollout.kube.client import Object
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.snapshot import Server
 
 KEY = ("ml", "digits")
@@ -44,7 +44,7 @@ class World:
         return self.answers.get(host)
 
     async def look(self, *pods: Object) -> dict[str, str | None]:
-        found = self.versions.noted(KEY, {"r1": Server(1, 1), "r2": Server(1, 1)}, pods)
+        found = self.versions.with_versions(KEY, {"r1": Server(1, 1), "r2": Server(1, 1)}, pods)
         for _ in range(5):
             await asyncio.sleep(0)
         return {name: server.version for name, server in found.items()}

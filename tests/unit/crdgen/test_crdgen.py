@@ -25,7 +25,7 @@ from modelrollout.api.v1alpha1 import (
 from modelrollout.crdgen.__main__ import main
 from modelrollout.crdgen.kinds import KINDS, MODEL_DEPLOYMENT, MODEL_REVISION, crd
 from modelrollout.crdgen.schema import SchemaError, model_schema, unbounded
-from modelrollout.resources.server import template
+from modelrollout.resources.server import Version, template
 from modelrollout.testing.fake_cluster import CONFIG
 
 ROOT = Path(__file__).parents[3]
@@ -343,7 +343,7 @@ def test_a_template_of_ours_has_no_field_that_the_schema_would_drop() -> None:
             "serviceAccountName": "a", "imagePullSecrets": [{"name": "b"}],
         }
     )  # fmt: skip
-    made = template("digits", "digits-1", 1, "ml", serving, CONFIG)
+    made = template(Version("digits", "digits-1", 1, "ml"), serving, CONFIG)
     assert pruned(root(MODEL_REVISION)["properties"]["spec"]["properties"]["template"], made) == made
 
 

@@ -23,7 +23,9 @@ from modelrollout.feedback.ledger import Ledger, Limits
 from modelrollout.feedback.rates import BodyBudget, TooManyError
 from modelrollout.feedback.service import FeedbackService, serve
 from modelrollout.feedback.settings import SETTINGS_ENV, FeedbackLimits, FeedbackSettings, SettingsError
-from modelrollout.kube.client import KubeError, Object, Resource, Unavailable
+from modelrollout.kube.errors import KubeError, Unavailable
+from modelrollout.kube.kinds import Resource
+from modelrollout.kube.objects import Object
 
 GOOD: dict[str, Any] = {"namespace": "team-a", "name": "digits", "version": 7, "id": "one", "correct": True}
 TOKEN = "t0ken-of-a-client"

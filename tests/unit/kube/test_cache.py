@@ -11,7 +11,8 @@ import pytest
 
 from modelrollout.api import names
 from modelrollout.kube.cache import TOMBSTONES, ObjectCache
-from modelrollout.kube.client import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION, POD, Object
+from modelrollout.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION, POD
+from modelrollout.kube.objects import Object
 
 KEY = ("ns", "m")
 

@@ -16,25 +16,21 @@ import yaml
 from aiohttp import web
 
 from modelrollout.kube import client, decoding
-from modelrollout.kube.client import (
-    HTTP_ROUTE,
-    JOB,
-    MODEL_DEPLOYMENT,
-    POD,
-    SERVICE,
+from modelrollout.kube.client import Kube
+from modelrollout.kube.decoding import UnreadableObject
+from modelrollout.kube.errors import (
     AlreadyExists,
     Conflict,
     Forbidden,
     Gone,
     Invalid,
-    Kube,
     KubeError,
     NotFound,
     TooManyRequests,
     Unavailable,
     Unreadable,
 )
-from modelrollout.kube.decoding import UnreadableObject
+from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE, JOB, MODEL_DEPLOYMENT, POD, SERVICE
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SECRET = "s3cr3t-token-value"
@@ -436,7 +432,7 @@ async def test_kinds_are_discovered_once_in_a_while(server: Server, kubeconfig: 
         server.answer = present
         time = 61.0
         assert await kube.has_kind(HTTP_ROUTE)
-        assert not await kube.has_kind(client.GRPC_ROUTE)
+        assert not await kube.has_kind(GRPC_ROUTE)
         assert [path for _, path, _, _ in server.requests] == ["/apis/gateway.networking.k8s.io/v1"] * 2
 
 

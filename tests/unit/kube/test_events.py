@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from modelrollout.kube import events
-from modelrollout.kube.client import EVENT, Forbidden, Kube
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import Forbidden
 from modelrollout.kube.events import EventApi, Events
+from modelrollout.kube.kinds import EVENT
 from modelrollout.testing.fake_api import FakeApi
 
 MDEP: dict[str, Any] = {

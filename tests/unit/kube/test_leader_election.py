@@ -11,7 +11,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from modelrollout.kube.client import LEASE, Kube
+from modelrollout.kube.client import Kube
+from modelrollout.kube.kinds import LEASE
 from modelrollout.kube.leader_election import LeaderElector, LeaseApi, identity
 from modelrollout.testing.fake_api import FakeApi
 from modelrollout.testing.virtual_clock import jump, now, run

@@ -7,7 +7,7 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.contract.common import TASK_ENV
-from modelrollout.kube.client import JOB, MODEL_DEPLOYMENT, POD, SERVICE
+from modelrollout.kube.kinds import JOB, MODEL_DEPLOYMENT, POD, SERVICE
 from modelrollout.kube.projection import MESSAGE, node_for_capacity, pod_for_capacity, project
 
 FILLER = "x" * 1000

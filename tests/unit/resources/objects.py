@@ -17,8 +17,13 @@ from modelrollout.config import (
     PeersAtPorts,
     StoreConfig,
 )
-from modelrollout.resources import jobs, network_policies, server
+from modelrollout.resources import network_policies, server
 from modelrollout.resources.common import Object, Owner
+from modelrollout.resources.jobs.common import JobContext
+from modelrollout.resources.jobs.evaluate import evaluate_job
+from modelrollout.resources.jobs.prepare import prepare_job
+from modelrollout.resources.jobs.resolve import resolve_job
+from modelrollout.resources.jobs.tune import tune_job
 from modelrollout.traffic.gateway_api import routes
 
 NAME = "m" + "x" * 38 + "9"  # 40 characters
@@ -87,8 +92,12 @@ DEPLOYMENT = Owner("ModelDeployment", NAME, "ml", "uid-md")
 OWNER = Owner("ModelRevision", REVISION, "ml", "uid-rev")
 
 
+VERSION = server.Version(NAME, REVISION, 7, "ml")
+ARTIFACT = server.Artifact("s3://artifacts/all/ml/key", "sha256:aa")
+
+
 def template(serving: Serving = SERVING, config: OperatorConfig = CONFIG) -> Object:
-    return server.template(NAME, REVISION, 7, "ml", serving, config)
+    return server.template(VERSION, serving, config)
 
 
 def deployment(
@@ -98,12 +107,20 @@ def deployment(
     replicas: int = 2,
 ) -> Object:
     return server.server_deployment(
-        OWNER, NAME, 7, frozen or template(), "s3://artifacts/all/ml/key", digest, replicas, config
+        OWNER, VERSION, frozen or template(), ARTIFACT._replace(digest=digest), replicas, config
     )
 
 
+def context(
+    name: str, model: Model = MODEL, serving: Serving = SERVING, config: OperatorConfig = CONFIG
+) -> JobContext:
+    """Of a Job of the revision."""
+    return JobContext(OWNER, NAME, 7, name, model, serving, config)
+
+
 def resolve(model: Model = MODEL, serving: Serving = SERVING) -> Object:
-    return jobs.resolve_job(DEPLOYMENT, names.resolve_job_name(NAME, "1f2e"), model, serving, CONFIG)
+    name = names.resolve_job_name(NAME, "1f2e")
+    return resolve_job(JobContext(DEPLOYMENT, NAME, None, name, model, serving, CONFIG))
 
 
 def prepare(
@@ -112,46 +129,24 @@ def prepare(
     serving: Serving = SERVING,
     config: OperatorConfig = CONFIG,
 ) -> Object:
-    return jobs.prepare_job(
-        OWNER,
-        NAME,
-        7,
-        names.stage_job_name(REVISION, "prepare", "1f2e"),
-        model,
-        SHA,
-        optimization,
-        serving,
-        "5a17" * 4,
-        (),
-        config,
-    )
+    name = names.stage_job_name(REVISION, "prepare", "1f2e")
+    return prepare_job(context(name, model, serving, config), SHA, optimization, salt="5a17" * 4)
 
 
 def evaluate(
     golden: Golden = GOLDEN, stable: tuple[str, int] | None = ("digits-1", 6), serving: Serving = SERVING
 ) -> Object:
-    return jobs.evaluate_job(
-        OWNER,
-        NAME,
-        7,
-        names.stage_job_name(REVISION, "evaluate", "1f2e"),
-        golden,
-        stable,
-        MODEL,
-        serving,
-        CONFIG,
-    )
+    name = names.stage_job_name(REVISION, "evaluate", "1f2e")
+    return evaluate_job(context(name, serving=serving), golden, stable)
 
 
 def tune(
     asked: dict[str, Any] | None = None, data: Data | None = GOLDEN, serving: Serving = SERVING
 ) -> Object:
     source = ("spec.rollout.analysis.golden", data) if data else None
-    name, where = names.stage_job_name(REVISION, "tune", "1f2e"), ("s3://artifacts/all/ml/key", "sha256:aa")
+    name = names.stage_job_name(REVISION, "tune", "1f2e")
     wanted = Tune.model_validate({"objective": "50ms", **(asked or {})})
-    return jobs.tune_job(
-        OWNER, NAME, 7, name, wanted, source, template(serving), where, MODEL, serving, CONFIG
-    )
+    return tune_job(context(name, serving=serving), wanted, source, template(serving), ARTIFACT)
 
 
 def everything() -> list[Object]:

@@ -500,7 +500,7 @@ def test_a_template_of_before_gets_its_limits_where_it_is_tuned() -> None:
     for container in (*frozen["spec"]["initContainers"], *frozen["spec"]["containers"]):
         container["resources"] = {"limits": {"memory": "1Gi"}}
     frozen["spec"]["volumes"] = [{"name": "models", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]
-    made = server.beside(frozen, o.NAME, 7, "s3://artifacts/all/ml/key", "sha256:aa", o.CONFIG)
+    made = server.beside(frozen, o.VERSION, o.ARTIFACT, o.CONFIG)
     assert {c["resources"]["limits"]["ephemeral-storage"] for c in made["initContainers"]} == {"64Gi"}
     assert all(v["emptyDir"]["sizeLimit"] for v in made["volumes"])
 

@@ -81,9 +81,7 @@ def test_what_pods_fetch_can_be_read_back() -> None:
 
 def test_what_tuning_chose_is_told_to_the_pods_and_can_be_read_back() -> None:
     best = ServingConfig(instances=2, batch=16, queue_delay_us=500)
-    tuned = server.server_deployment(
-        o.OWNER, o.NAME, 7, o.template(), "s3://artifacts/all/ml/key", "sha256:aa", 2, o.CONFIG, None, best
-    )
+    tuned = server.server_deployment(o.OWNER, o.VERSION, o.template(), o.ARTIFACT, 2, o.CONFIG, serving=best)
     assert o.task(tuned)["serving"] == {"instances": 2, "batch": 16, "queue_delay_us": 500}
     found = server.fetch_task(tuned)
     assert found is not None and found.serving == best
@@ -98,7 +96,7 @@ def test_a_server_beside_a_program_is_that_of_the_pods_without_a_model() -> None
         }
     )
     frozen = o.template(serving)
-    found = server.beside(frozen, o.NAME, 7, "s3://artifacts/all/ml/key", "sha256:aa", o.CONFIG)
+    found = server.beside(frozen, o.VERSION, o.ARTIFACT, o.CONFIG)
     fetch, triton = found["initContainers"]
     (pods,) = frozen["spec"]["containers"]
     assert fetch == o.pod(o.deployment(frozen))["initContainers"][0]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec
-from modelrollout.config import Queries
+from modelrollout.api.v1alpha1.policy import Queries
 from modelrollout.rollout.policy.allowances import allowance_violation
 from modelrollout.rollout.policy.requirements import first_violation, gpus_of_spec, query_violation
 from modelrollout.rollout.policy.rules import (

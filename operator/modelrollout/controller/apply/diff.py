@@ -1,6 +1,6 @@
-"""Whether an object of the API server is as it was made. PURE.
+"""Whether a live object has what is desired. PURE.
 
-Compared in one direction: all that was said must be so, and what the API server, admission and
+Compared in one direction: everything desired must be there; what the API server, admission and
 schedulers add does not count.
 """
 
@@ -11,17 +11,17 @@ from typing import Any
 
 from kubernetes.utils.quantity import parse_quantity
 
-from modelrollout.kube.client import Object
+from modelrollout.kube.objects import Object
 
 _EXACT = frozenset({"selector", "matchLabels", "matches"})
-# Of a container: what decides which program runs, and with what. Where the template leaves one of
-# them out, nobody may add it.
+# Fields of a container that decide which program runs. If the template leaves one out, it must not
+# be added.
 _PROGRAM = (
     "command", "args", "workingDir", "envFrom", "lifecycle", "restartPolicy", "volumeDevices",
     "livenessProbe", "readinessProbe", "startupProbe",
     "terminationMessagePath", "terminationMessagePolicy",
 )  # fmt: skip
-# Variables that change the program, also where only one is added.
+# Variables that change the program, even when only added.
 _LOADERS = ("LD_", "PYTHON", "PATH", "GLIBC_", "MODELROLLOUT_")
 # Where a platform puts tokens into pods: of service accounts, and of workload identities.
 _TOKENS = ("/var/run/secrets/", "/run/secrets/")
@@ -29,11 +29,11 @@ _SHARED = ("shareProcessNamespace", "hostPID", "hostIPC", "hostNetwork")
 
 
 def is_up_to_date(live: Any, wanted: Any) -> bool:
-    """Whether the live object has everything that is wanted; what the API server added by default
-    does not count.
+    """Whether the live object has everything that is wanted; defaults that the API server added do
+    not count.
 
-    An empty map or list is covered by its absence, quantities compare by value. A selector, or what
-    a route matches, is covered by its equal only: one label more selects less.
+    An empty map or list equals an absent one, and quantities compare by value. Selectors and route
+    matches must be equal: one more label selects less.
     """
     if isinstance(wanted, dict):
         if not isinstance(live, dict):
@@ -58,18 +58,18 @@ def is_up_to_date(live: Any, wanted: Any) -> bool:
 
 
 def foreign_changes(pod: Mapping[str, Any], template: Mapping[str, Any]) -> str | None:
-    """In what the spec of a pod is another than that of the Job's template, so that it may have run
-    something else; None: in nothing.
+    """How a pod's spec differs from the Job's template so that it may have run something else; None
+    if it does not.
 
-    What is added may be so: scheduling, resources, volumes, variables and mounts of tokens, and
-    containers that share no volume with those of the template (a mesh's sidecar).
+    Additions are allowed for scheduling, resources, volumes, variables, token mounts, and
+    containers that share no volume with the template's (a mesh's sidecar).
     """
-    return next(_strayings(pod, template), None)
+    return next(_differences(pod, template), None)
 
 
-def _strayings(pod: Mapping[str, Any], template: Mapping[str, Any]) -> Iterator[str]:
+def _differences(pod: Mapping[str, Any], template: Mapping[str, Any]) -> Iterator[str]:
     if pod.get("ephemeralContainers"):
-        yield f"somebody has put the ephemeral container {pod['ephemeralContainers'][0].get('name')} into it"
+        yield f"it has the ephemeral container {pod['ephemeralContainers'][0].get('name')}"
     for field in _SHARED:
         if pod.get(field) and not template.get(field):
             yield f"it has {field}"
@@ -78,8 +78,8 @@ def _strayings(pod: Mapping[str, Any], template: Mapping[str, Any]) -> Iterator[
             yield f"its {field} is another"
     volumes = {v.get("name"): v for v in pod.get("volumes") or []}
     for volume in template.get("volumes") or []:
-        found = volumes.get(volume["name"])
-        if found is None or set(found) != set(volume) or not is_up_to_date(found, volume):
+        own = volumes.get(volume["name"])
+        if own is None or set(own) != set(volume) or not is_up_to_date(own, volume):
             yield f"its volume {volume['name']} is another"
     kept = {v["name"] for v in template.get("volumes") or []}
     for part in ("initContainers", "containers"):

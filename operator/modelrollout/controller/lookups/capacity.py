@@ -2,8 +2,8 @@
 what pods on them have asked for.
 
 An estimate: the scheduler decides, others take GPUs meanwhile, and only node selector, required
-node affinity and taints are looked at. It is told to people, and with spec.serving.surge Wait it
-holds pods back; nothing is ever taken from anybody because of it.
+node affinity and taints are considered. The status shows it, and with spec.serving.surge Wait it
+holds pods back; nothing is ever evicted because of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from kubernetes.utils.quantity import parse_quantity
 
 from modelrollout.config import OperatorConfig
 from modelrollout.controller.observe.pods import has_ended
-from modelrollout.kube.client import NODE, POD, Forbidden, Kube, Object
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import Forbidden
+from modelrollout.kube.kinds import NODE, POD
+from modelrollout.kube.objects import Object, is_true, labels_of
 from modelrollout.kube.projection import node_for_capacity, pod_for_capacity
 from modelrollout.rollout.snapshot import Gpus
 
@@ -34,7 +37,7 @@ class Capacity:
         self._kube, self._config, self._clock = kube, config.capacity, clock
         self._seen: tuple[float, list[Object], dict[str, dict[str, int]]] | None = None
         self._looking = asyncio.Lock()
-        self._told = False
+        self._warned = False
 
     async def look(self, pod: Mapping[str, Any], count: int) -> Gpus | None:
         """GPUs for ``count`` more pods with this spec; None when they ask for none, or when the
@@ -47,9 +50,9 @@ class Capacity:
             try:
                 nodes, used = await self._nodes()
             except Forbidden as e:
-                if not self._told:
+                if not self._warned:
                     log.warning("free GPUs are not looked at: %s", e)
-                self._told = True
+                self._warned = True
                 return None
         return free_gpus(pod, kind, each, count, nodes, used)
 
@@ -114,25 +117,21 @@ def _count(quantities: Mapping[str, Any], kind: str) -> int:
 
 def gpus_in_use(pods: Iterable[Object]) -> dict[str, dict[str, int]]:
     """Extended resources by node that pods on it hold; those that have ended hold none."""
-    found: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
+    in_use: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
     for pod in pods:
         node = (pod.get("spec") or {}).get("nodeName")
         if node and not has_ended(pod):
             for kind, value in extended(pod["spec"]).items():
-                found[node][kind] += value
-    return {node: dict(kinds) for node, kinds in found.items()}
+                in_use[node][kind] += value
+    return {node: dict(kinds) for node, kinds in in_use.items()}
 
 
 def fits(node: Object, pod: Mapping[str, Any]) -> bool:
     """Whether the scheduler would consider the node: ready, not cordoned, node selector, required
     node affinity, taints.
     """
-    spec, labels = node.get("spec") or {}, node["metadata"].get("labels") or {}
-    ready = any(
-        c["type"] == "Ready" and c["status"] == "True"
-        for c in (node.get("status") or {}).get("conditions") or []
-    )
-    if not ready or spec.get("unschedulable"):
+    spec, labels = node.get("spec") or {}, labels_of(node)
+    if not is_true(node, "Ready") or spec.get("unschedulable"):
         return False
     if any(labels.get(k) != v for k, v in (pod.get("nodeSelector") or {}).items()):
         return False

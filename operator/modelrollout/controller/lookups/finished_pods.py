@@ -1,5 +1,5 @@
-"""A Job that has ended without a word: its pod says how, and the watch of pods may be behind the
-one of Jobs, or bring nothing at all.
+"""A Job that finished without a result: its pods have it, but the watch of pods may lag behind that
+of Jobs.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from modelrollout.api import names
 from modelrollout.controller.observe.job_state import job_state
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.cache import ObjectCache
-from modelrollout.kube.client import POD, Kube
+from modelrollout.kube.client import Kube
+from modelrollout.kube.kinds import POD
 from modelrollout.kube.projection import project
 from modelrollout.rollout.snapshot import JobState
 
 
-async def reread_finished_job(kube: Kube, store: ObjectCache, seen: Observation) -> JobState:
-    """The work with its pods as they are now, where nothing but their word is missing. What cannot
-    be asked is no loss yet: raises KubeError.
+async def reread_finished_job(kube: Kube, store: ObjectCache, observed: Observation) -> JobState:
+    """Re-reads the pods of a Job that finished without a result. Raises KubeError: a failed read
+    does not mean that the result is lost.
     """
-    s, job = seen.snapshot, seen.job
-    wordless = s.work.result is None and (
+    s, job = observed.snapshot, observed.job
+    no_result = s.work.result is None and (
         s.work.state == "Succeeded" or (s.work.problem is not None and s.work.problem.reason == "JobFailed")
     )
-    if job is None or not wordless:
+    if job is None or not no_result:
         return s.work
     pods = (
         await kube.list(
@@ -35,4 +36,4 @@ async def reread_finished_job(kube: Kube, store: ObjectCache, seen: Observation)
     ).items
     for pod in pods:
         store.read(POD, pod)
-    return job_state(job, pods, seen.folder)
+    return job_state(job, pods, observed.folder)

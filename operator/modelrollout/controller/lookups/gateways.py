@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from modelrollout.kube.client import GATEWAY, GATEWAY_CLASS, KubeError, NotFound, Object, Resource
+from modelrollout.kube.errors import KubeError, NotFound
+from modelrollout.kube.kinds import GATEWAY, GATEWAY_CLASS, Resource
+from modelrollout.kube.objects import Object
 from modelrollout.rollout.snapshot import Problem
 from modelrollout.traffic.gateway_api.features import GatewayFacts, supported_features
 
@@ -26,9 +28,7 @@ class Getter(Protocol):
 
 
 class Gateways:
-    """One memory for all ModelDeployments. Needs no right but get on gateways and
-    gatewayclasses.
-    """
+    """A cache shared by all ModelDeployments. Needs only ``get`` on gateways and gatewayclasses."""
 
     def __init__(self, kube: Getter, clock: Callable[[], float] = time.monotonic) -> None:
         self._kube, self._clock = kube, clock
@@ -47,18 +47,18 @@ class Gateways:
         until, known = self._known.get(key, (0.0, None))
         if known is not None and self._clock() < until:
             return known
-        found = await self._read(*key, known)
+        facts = await self._read(*key, known)
         self._known[key] = (
-            self._clock() + (KNOWN_SECONDS if isinstance(found, GatewayFacts) else UNKNOWN_SECONDS),
-            found,
+            self._clock() + (KNOWN_SECONDS if isinstance(facts, GatewayFacts) else UNKNOWN_SECONDS),
+            facts,
         )
-        return found
+        return facts
 
     async def _read(
         self, namespace: str, name: str, own: bool, known: GatewayFacts | Problem | None
     ) -> GatewayFacts | Problem:
-        """What was ``known`` holds on where the API server does not answer. Of a Gateway that is
-        not for him a tenant hears what he hears of one that is not there.
+        """Falls back to what was ``known`` when the API server does not answer. A Gateway that
+        takes no routes of this namespace is reported like one that does not exist.
         """
         unknown = Problem(
             "GatewayUnknown",
@@ -68,7 +68,7 @@ class Gateways:
         try:
             gateway = await self._kube.get(GATEWAY, namespace, name)
             of_class = str(gateway["spec"]["gatewayClassName"])
-            found = await self._kube.get(GATEWAY_CLASS, None, of_class)
+            gateway_class = await self._kube.get(GATEWAY_CLASS, None, of_class)
         except NotFound:
             return unknown
         except KubeError as e:
@@ -79,7 +79,10 @@ class Gateways:
         if not own and not _takes_others(gateway):
             return unknown
         return GatewayFacts(
-            f"{namespace}/{name}", of_class, str(found["spec"]["controllerName"]), supported_features(found)
+            f"{namespace}/{name}",
+            of_class,
+            str(gateway_class["spec"]["controllerName"]),
+            supported_features(gateway_class),
         )
 
 

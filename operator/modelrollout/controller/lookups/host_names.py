@@ -9,8 +9,8 @@ Leases alone, whatever any process remembers:
 - a claim is given up only after a live read of its ModelDeployment, made after the Lease was read,
   said that it does not need the name any more.
 - a claim that is reserved is not given up but released: its Lease says when, and goes once the time
-  is over. A Lease that somebody deleted is claimed anew by whoever serves the name: nobody else is
-  given a name that a route of ours carries.
+  is over. A deleted Lease is claimed again by whichever ModelDeployment serves the name: no other
+  gets a name that one of our routes carries.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from modelrollout.api import names
 from modelrollout.api.hostnames import WILDCARD, overlap, wildcards_over
@@ -27,20 +27,11 @@ from modelrollout.api.v1alpha1 import seconds
 from modelrollout.config import OperatorConfig
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.cache import Key, ObjectCache
-from modelrollout.kube.client import (
-    GRPC_ROUTE,
-    HTTP_ROUTE,
-    LEASE,
-    MODEL_DEPLOYMENT,
-    AlreadyExists,
-    Conflict,
-    Forbidden,
-    Kube,
-    NotFound,
-    Object,
-    Unreadable,
-)
-from modelrollout.resources.common import controller_of
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import AlreadyExists, Conflict, Forbidden, NotFound, Unreadable
+from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE, LEASE, MODEL_DEPLOYMENT, namespaces_to_list
+from modelrollout.kube.objects import Object, annotations_of, controller_of, label, microtime, parse_time
+from modelrollout.kube.projection import route_for_hostnames
 from modelrollout.traffic.hostnames import (
     Claim,
     Claims,
@@ -58,9 +49,7 @@ _SELECTOR = f"{names.LABEL_CLAIM}=hostname"
 
 
 class HostClaims:
-    """``known`` is what a pass reads. The Leases are looked at anew with every resync, and whenever
-    something is to be written.
-    """
+    """A pass reads ``known``. Leases are read again with every resync and before every write."""
 
     def __init__(
         self,
@@ -96,11 +85,11 @@ class HostClaims:
             if live is None or holder_of(live) != claim.holder or claim.released:
                 await self._look(claim)
 
-    async def settle(self, seen: Observation) -> bool:
+    async def settle(self, observed: Observation) -> bool:
         """Claim what is free, give back what is not needed, look whether what is in the way still
         is; True when anything is not as it was known.
         """
-        stands, holder, changed = seen.hostnames, holder_of(seen.deployment), False
+        stands, holder, changed = observed.hostnames, holder_of(observed.deployment), False
         self._log_taker(holder, stands.taker)
         former = {claim.host: claim for claim in stands.former}
         for host in stands.free:
@@ -147,7 +136,7 @@ class HostClaims:
         return True
 
     async def _write(self, mine: Claim, former: Claim | None) -> Object:
-        """Create the Lease, or take one that is there and nobody's (somebody has emptied it) or
+        """Create the Lease, or take over one that has no holder (it was emptied) or is
         ``former``.
         """
         metadata = {"name": names.host_lease(mine.host), "namespace": self._namespace}
@@ -163,16 +152,16 @@ class HostClaims:
     def _lease(self, claim: Claim, live: Object) -> Object:
         """``live`` with what the claim says."""
         labels = {names.LABEL_CLAIM: "hostname", names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
-        told = {
+        values = {
             names.ANNOTATION_RESERVED: claim.reserved,
             names.ANNOTATION_VERSION: claim.version,
             names.ANNOTATION_RELEASED: claim.released,
         }
-        annotations = {names.ANNOTATION_HOSTNAME: claim.host} | {k: v for k, v in told.items() if v}
+        annotations = {names.ANNOTATION_HOSTNAME: claim.host} | {k: v for k, v in values.items() if v}
         since = (live.get("spec") or {}).get("acquireTime") if _holder(live) == claim.holder else None
         spec = {
             "holderIdentity": claim.holder,
-            "acquireTime": since or self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "acquireTime": since or microtime(self._now()),
         }
         return {
             **live,
@@ -198,16 +187,16 @@ class HostClaims:
         return True
 
     async def _overlapping(self, mine: Claim) -> Claim | None:
-        """A claim of somebody else that overlaps this one, as the API server has it now."""
+        """Another holder's claim that overlaps this one, as the API server has it now."""
         if mine.host.startswith(WILDCARD):
             leases = (await self._kube.list(LEASE, self._namespace, label_selector=_SELECTOR)).items
         else:
             leases = [lease for w in wildcards_over(mine.host) if (lease := await self._read(w))]
-        found = (claim for lease in leases if (claim := claim_of(lease)))
+        claims = (claim for lease in leases if (claim := claim_of(lease)))
         return next(
             (
                 c
-                for c in found
+                for c in claims
                 if c.host != mine.host and c.holder != mine.holder and overlap(c.host, mine.host)
             ),
             None,
@@ -302,20 +291,19 @@ class HostClaims:
         """Routes without our label, and those that carry it and that no ModelDeployment
         controls.
         """
-        found = [o for o in self._routes() if not self._is_ours(o)]
+        foreign = [o for o in self._routes() if not self._is_ours(o)]
         unseen = (
             f"namespaces other than {', '.join(self._config.namespaces)}" if self._config.namespaces else ""
         )
-        everywhere: list[str | None] = [None]
         for resource in (HTTP_ROUTE, GRPC_ROUTE):
             if not await self._kube.has_kind(resource):
                 continue
-            for namespace in self._config.namespaces or everywhere:
+            for namespace in namespaces_to_list(resource, self._config.namespaces):
                 try:
                     listed = await self._kube.list(
-                        resource, namespace, label_selector=f"!{names.LABEL_NAME}", keep=_for_foreign
+                        resource, namespace, label_selector=f"!{names.LABEL_NAME}", keep=route_for_hostnames
                     )
-                    found += listed.items
+                    foreign += listed.items
                 except Forbidden as e:
                     unseen = f"{resource.plural}: {e.message}"
         if unseen and unseen != self._blind:
@@ -323,27 +311,24 @@ class HostClaims:
                 "whether a foreign route takes the host name of a ModelDeployment is not seen in %s", unseen
             )
         self._blind = unseen
-        self._foreign = ForeignRoutes(route for o in found if (route := foreign_route(o)))
+        self._foreign = ForeignRoutes(route for o in foreign if (route := foreign_route(o)))
 
     def _is_ours(self, route: Object) -> bool:
-        metadata = route["metadata"]
         owner = self._store.get(
-            MODEL_DEPLOYMENT,
-            metadata.get("namespace"),
-            (metadata.get("labels") or {}).get(names.LABEL_NAME, ""),
+            MODEL_DEPLOYMENT, route["metadata"].get("namespace"), label(route, names.LABEL_NAME) or ""
         )
         return owner is not None and controller_of(route) == owner["metadata"]["uid"]
 
 
 def claim_of(lease: Object) -> Claim | None:
-    """What the Lease says; None where it is nobody's, or says nothing that can be read."""
-    annotations = lease["metadata"].get("annotations") or {}
+    """The claim in a Lease; None without a readable one."""
+    annotations = annotations_of(lease)
     host = str(annotations.get(names.ANNOTATION_HOSTNAME, ""))
     holder = _holder(lease)
     if holder.count("/") != 2 or lease["metadata"]["name"] != names.host_lease(host):
         return None
-    told = (names.ANNOTATION_RESERVED, names.ANNOTATION_VERSION, names.ANNOTATION_RELEASED)
-    reserved, version, released = (str(annotations.get(key, "")) for key in told)
+    keys = (names.ANNOTATION_RESERVED, names.ANNOTATION_VERSION, names.ANNOTATION_RELEASED)
+    reserved, version, released = (str(annotations.get(key, "")) for key in keys)
     since = _taken_over(lease)
     claim = Claim(host, holder, reserved, version, released, since)
     try:
@@ -357,8 +342,8 @@ def claim_of(lease: Object) -> Claim | None:
 def _taken_over(lease: Object) -> datetime | None:
     """When its holder got it from another; None for the first one, who made it."""
     try:
-        since = datetime.fromisoformat(lease["spec"]["acquireTime"]).astimezone(UTC)
-        made = datetime.fromisoformat(lease["metadata"]["creationTimestamp"]).astimezone(UTC)
+        since = parse_time(lease["spec"]["acquireTime"])
+        made = parse_time(lease["metadata"]["creationTimestamp"])
     except (KeyError, TypeError, ValueError):
         return None
     return since if since - made > _SAME_TIME else None
@@ -366,14 +351,3 @@ def _taken_over(lease: Object) -> datetime | None:
 
 def _holder(lease: Object) -> str:
     return str((lease.get("spec") or {}).get("holderIdentity") or "")
-
-
-def _for_foreign(route: Object) -> Object:
-    """Of a route, what says which requests it takes."""
-    metadata = {k: route["metadata"][k] for k in ("namespace", "name") if k in route["metadata"]}
-    return {
-        "kind": route["kind"],
-        "metadata": metadata,
-        "spec": route.get("spec"),
-        "status": route.get("status"),
-    }

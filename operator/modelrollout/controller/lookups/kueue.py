@@ -1,8 +1,7 @@
-"""What Kueue says of a Job that it holds back: it stands in the Workload that it made for the Job,
-not in the Job.
+"""Why Kueue holds a Job back: Kueue writes it into the Job's Workload, not into the Job.
 
-Read as the sources of Kueue 0.14 to 0.19 write it. Its messages are passed on, never parsed; of its
-reasons only those count that time does not heal.
+Follows the sources of Kueue 0.14 to 0.19. Messages are passed on, never parsed. Only reasons that
+waiting cannot resolve are interpreted.
 """
 
 from __future__ import annotations
@@ -10,50 +9,57 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 from modelrollout.api import names
 from modelrollout.controller.observe.observation import Observation
-from modelrollout.kube.client import WORKLOAD, WORKLOAD_BEFORE, Kube, KubeError, Object, Resource
-from modelrollout.resources.common import controller_of
-from modelrollout.resources.jobs import LABEL_PRIORITY, LABEL_QUEUE
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import KubeError
+from modelrollout.kube.kinds import WORKLOAD, WORKLOAD_BEFORE, Resource
+from modelrollout.kube.objects import Object, condition, controller_of, label, labels_of
+from modelrollout.resources.jobs.common import LABEL_PRIORITY, LABEL_QUEUE
 from modelrollout.rollout.snapshot import JobState, Problem, since
 
 log = logging.getLogger(__name__)
 
 LABEL_JOB_UID = "kueue.x-k8s.io/job-uid"  # on the Workload
-# a Workload is made within a second, and says of most Jobs at once why they wait; of those behind
-# others perhaps never
+# a Workload is created within a second, and mostly says at once why its Job waits; behind other
+# Jobs perhaps never
 PATIENCE_SECONDS = 10.0
 # Reasons of the condition QuotaReserved: the queue is missing or stopped (by default all of this is
 # Inadmissible), or no quota is ever enough.
 _UNFIT = frozenset({"Inadmissible", "Misconfigured", "Suspended", "NoMatchingFlavor", "ExceedsMaxQuota"})
 
 
-async def with_queue_reason(kube: Kube, seen: Observation, now: datetime) -> JobState:
-    """The work, with Kueue's own words on why the Job waits."""
-    s, job = seen.snapshot, seen.job
-    if job is None or s.work.queued is None:
-        return s.work
+async def with_queue_reason(kube: Kube, observed: Observation, work: JobState, now: datetime) -> JobState:
+    """The state of the Job, with Kueue's own words on why it waits."""
+    job = observed.job
+    if job is None or work.queued is None:
+        return work
     try:
         kind = await _served(kube)
         if kind is None:
-            return s.work
+            return work
         uid = job["metadata"]["uid"]
-        listed = (await kube.list(kind, s.namespace, label_selector=f"{LABEL_JOB_UID}={uid}")).items
+        listed = (
+            await kube.list(kind, observed.snapshot.namespace, label_selector=f"{LABEL_JOB_UID}={uid}")
+        ).items
         workloads = [w for w in listed if controller_of(w) == uid]
     except KubeError as e:  # it only explains
         log.warning("cannot read the Workload of Job %s: %s", job["metadata"]["name"], e)
-        return s.work
+        return work
     newest = max(workloads, key=lambda w: w["metadata"].get("creationTimestamp") or "", default=None)
     new = since(_queued_since(job), now) < PATIENCE_SECONDS
     if newest is None:
         return (
-            replace(s.work, result_pending=True)
+            replace(work, result_pending=True)
             if new
-            else replace(s.work, queued=_without_workload(job, s.work.queued))
+            else replace(work, queued=_without_workload(job, work.queued))
         )
-    return replace(s.work, queued=queue_reason(job, newest), result_pending=new and not _conditions(newest))
+    return replace(
+        work,
+        queued=queue_reason(job, newest),
+        result_pending=new and not (newest.get("status") or {}).get("conditions"),
+    )
 
 
 async def _served(kube: Kube) -> Resource | None:
@@ -63,29 +69,25 @@ async def _served(kube: Kube) -> Resource | None:
     return None
 
 
-def _conditions(o: Object) -> dict[str, dict[str, Any]]:
-    return {c["type"]: c for c in (o.get("status") or {}).get("conditions") or []}
-
-
 def _queued_since(job: Object) -> str:
-    suspended = _conditions(job).get("Suspended") or {}
+    suspended = condition(job, "Suspended")
     waits_again = suspended.get("lastTransitionTime") if suspended.get("status") == "True" else None
     return str(waits_again or job["metadata"]["creationTimestamp"])
 
 
 def queue_reason(job: Object, workload: Object) -> Problem:
     """Why the Job waits, from its Workload."""
-    conditions, spec = _conditions(workload), workload.get("spec") or {}
+    spec = workload.get("spec") or {}
     queue = spec.get("queueName")
     where = f"LocalQueue {queue}" if queue else "hands without a LocalQueue"
     who = f"Job {job['metadata']['name']} in Kueue's {where} (Workload {workload['metadata']['name']})"
     finished, evicted, reserved = (
-        conditions.get(kind) or {} for kind in ("Finished", "Evicted", "QuotaReserved")
+        condition(workload, kind) for kind in ("Finished", "Evicted", "QuotaReserved")
     )
     if finished.get("status") == "True":
         text = (
-            f"{who} was given up before it ran: {finished.get('message')}; put that right and delete the Job:"
-            " it is made anew"
+            f"{who} was given up before it ran: {finished.get('message')}; correct that and delete the Job:"
+            " it is recreated"
         )
         return Problem("NotAdmissible", text)
     if spec.get("active") is False:
@@ -93,7 +95,7 @@ def queue_reason(job: Object, workload: Object) -> Problem:
         return Problem(
             "NotAdmissible",
             f"{who} is deactivated{why}; set spec.active of the Workload to true, or delete the Job: it is"
-            " made anew",
+            " recreated",
         )
     why = reserved.get("message", "")
     if reserved.get("status") == "False" and reserved.get("reason") in _UNFIT:
@@ -110,12 +112,12 @@ def queue_reason(job: Object, workload: Object) -> Problem:
 
 
 def _remedy(job: Object, queue: str | None) -> str:
-    if (job["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) == names.COMPONENT_PREPARE:
+    if label(job, names.LABEL_COMPONENT) == names.COMPONENT_PREPARE:
         return (
-            "correct spec.optimization.queueName or spec.optimization.resources, or have the queue put right"
+            "correct spec.optimization.queueName or spec.optimization.resources, or have the queue corrected"
         )
     if queue:
-        return "have the queue put right"
+        return "have the queue corrected"
     return (
         "Kueue takes Jobs without a queue name here: have it leave this namespace out, or make a LocalQueue"
         " called default"
@@ -123,12 +125,12 @@ def _remedy(job: Object, queue: str | None) -> str:
 
 
 def _without_workload(job: Object, queued: Problem) -> Problem:
-    """Kueue may be down, or refuse to make one: it says so in its log, and newer ones in an Event
-    of the Job.
+    """Kueue may be down, or refuse to create a Workload: see its log, or with newer versions an
+    Event of the Job.
     """
-    labels = job["metadata"].get("labels") or {}
+    labels = labels_of(job)
     if LABEL_QUEUE not in labels:
-        return queued  # somebody suspended it
+        return queued  # suspended by hand
     priority = labels.get(LABEL_PRIORITY)
     named = (
         f", and is there a WorkloadPriorityClass {priority} (spec.optimization.queuePriorityClass)"

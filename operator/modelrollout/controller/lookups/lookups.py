@@ -1,4 +1,4 @@
-"""What a pass looks up beside its own objects: who prepares the same, host names, slots of
+"""What a pass looks up beyond its own objects: shared preparations, host names, slots of
 RolloutPolicies, free GPUs, why a Job is queued or has no pod.
 """
 
@@ -11,26 +11,31 @@ from datetime import datetime
 
 from modelrollout.api import names
 from modelrollout.config import OperatorConfig
-from modelrollout.controller.lookups import finished_pods, kueue, missing_pod
 from modelrollout.controller.lookups.capacity import Capacity
+from modelrollout.controller.lookups.finished_pods import reread_finished_job
 from modelrollout.controller.lookups.host_names import HostClaims
+from modelrollout.controller.lookups.kueue import with_queue_reason
+from modelrollout.controller.lookups.missing_pod import explain_missing_pod
 from modelrollout.controller.lookups.policies import Policies
 from modelrollout.controller.lookups.shared_preparation import SharedPreparations
 from modelrollout.controller.lookups.slots import SlotLeases
 from modelrollout.controller.lookups.triton_versions import ServerVersions
-from modelrollout.controller.observe.observation import Observation, evaluation_of
+from modelrollout.controller.observe.job_state import golden_evaluation
+from modelrollout.controller.observe.observation import Observation
 from modelrollout.controller.observe.pods import pods_of_server
 from modelrollout.kube.cache import Key, ObjectCache
-from modelrollout.kube.client import DEPLOYMENT, MODEL_REVISION, POD, Kube
+from modelrollout.kube.client import Kube
+from modelrollout.kube.kinds import DEPLOYMENT, MODEL_REVISION, POD
+from modelrollout.kube.objects import Object, label
 from modelrollout.rollout.pod_restarts import restart_without_gpu
 from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.policy.slot_limits import waiting_replicas
-from modelrollout.rollout.snapshot import Gpus, Snapshot
+from modelrollout.rollout.snapshot import Gpus, Slot, Snapshot
 
 
 class Lookups:
-    """Policies, slots and capacity of one process. A ModelDeployment without a rollout in Tune or
-    Provision costs nothing here.
+    """The look-ups of one process. Slots and capacity cost nothing for a ModelDeployment without a
+    rollout in Tune or Provision.
     """
 
     def __init__(
@@ -48,66 +53,69 @@ class Lookups:
         self.policies = Policies(kube, store, wake, now)
         self.slots = SlotLeases(kube, store, self.policies, namespace, wake, clock)
         self.hostnames = HostClaims(kube, store, config, namespace, may_write, now)
-        self.fleets = SharedPreparations(store, wake, clock)
+        self.shared_preparations = SharedPreparations(store, wake, clock)
         self._versions = ServerVersions(wake, clock)
         self._capacity = Capacity(kube, config, clock)
 
-    async def looked(self, seen: Observation) -> Snapshot:
-        """The snapshot with what the present state asks for."""
-        children = seen.children.items()
-        pods = [o for (kind, _), o in children if kind == POD.kind]
-        pods = [
-            pod for (kind, _), o in children if kind == DEPLOYMENT.kind for pod in pods_of_server(pods, o)
-        ]
-        s = replace(
-            seen.snapshot,
-            servers=self._versions.noted(
-                (seen.snapshot.namespace, seen.snapshot.name), dict(seen.snapshot.servers), pods
-            ),
+    async def enrich(self, observed: Observation) -> Snapshot:
+        """The observed snapshot, plus what the present state needs to know. Raises KubeError."""
+        s = observed.snapshot
+        servers = self._versions.with_versions((s.namespace, s.name), s.servers, _server_pods(observed))
+        shared = self.shared_preparations.lookup(observed)
+        work = await reread_finished_job(self._kube, self._store, observed)
+        evaluation = s.evaluation if work is s.work else golden_evaluation(s, work)
+        slots = await self.slots.larger(observed) if waiting_replicas(s) else s.slots
+        gpus = None
+        if work.queued:
+            work = await with_queue_reason(self._kube, observed, work, self._now())
+        elif work.no_pod_created:
+            work = await explain_missing_pod(self._kube, observed, work, self._now())
+        elif s.spec is not None:
+            slots, gpus = await self._slots_and_gpus(observed, slots)
+        return replace(
+            s, servers=servers, shared=shared, work=work, evaluation=evaluation, slots=slots, gpus=gpus
         )
-        s = self.fleets.looked(seen, s)
-        if waiting_replicas(s):
-            s = replace(s, slots=await self.slots.larger(seen))
+
+    async def _slots_and_gpus(
+        self, observed: Observation, slots: tuple[Slot, ...]
+    ) -> tuple[tuple[Slot, ...], Gpus | None]:
+        """The slots of a queued rollout (of others the given ``slots``), and the free GPUs if
+        anything waits for some.
+        """
+        s = observed.snapshot
+        assert s.spec is not None
         rollout = s.status.rollout
-        heard = await finished_pods.reread_finished_job(self._kube, self._store, seen)
-        if heard is not s.work:
-            s = replace(s, work=heard)
-            s = replace(s, evaluation=evaluation_of(s))
-        if s.work.queued:
-            return replace(s, work=await kueue.with_queue_reason(self._kube, seen, self._now()))
-        if s.work.no_pod_created:
-            return replace(s, work=await missing_pod.explain_missing_pod(self._kube, seen, self._now()))
-        if s.spec is None:
-            return s
         if rollout is None or rollout.revision is None or rollout.stage not in ("Tune", "Provision"):
             late = restart_without_gpu(s)
-            return replace(s, gpus=await self._gpus(seen, late, 1)) if late else s
+            return slots, await self._gpus(observed, late, 1) if late else None
         if rollout.queue is None:
             problem = s.server(rollout.revision).problem
-            return (
-                replace(s, gpus=await self._for_all(seen, rollout.revision))
-                if problem and problem.reason == "Unschedulable"
-                else s
-            )
+            unschedulable = problem is not None and problem.reason == "Unschedulable"
+            return slots, await self._for_all(observed, rollout.revision) if unschedulable else None
         if active_freeze(s.rules, self._now()):
-            return s
-        slots = await self.slots.view(seen)
+            return slots, None
+        slots = await self.slots.view(observed)
         if not all(slot.held for slot in slots) or s.spec.serving.surge != "Wait":
-            return replace(s, slots=slots)
-        return replace(s, slots=slots, gpus=await self._for_all(seen, rollout.revision))
+            return slots, None
+        return slots, await self._for_all(observed, rollout.revision)
 
-    async def _for_all(self, seen: Observation, revision: str) -> Gpus | None:
+    async def _for_all(self, observed: Observation, revision: str) -> Gpus | None:
         """For the pods of a revision that have no node yet."""
-        assert seen.snapshot.spec is not None
-        pods = [
-            o
-            for (kind, _), o in seen.children.items()
-            if kind == POD.kind and (o["metadata"].get("labels") or {}).get(names.LABEL_REVISION) == revision
-        ]
-        placed = sum(bool((o.get("spec") or {}).get("nodeName")) for o in pods)
-        return await self._gpus(seen, revision, max(1, seen.snapshot.spec.serving.replicas) - placed)
+        assert observed.snapshot.spec is not None
+        placed = sum(
+            bool((o.get("spec") or {}).get("nodeName"))
+            for (kind, _), o in observed.children.items()
+            if kind == POD.kind and label(o, names.LABEL_REVISION) == revision
+        )
+        return await self._gpus(observed, revision, max(1, observed.snapshot.spec.serving.replicas) - placed)
 
-    async def _gpus(self, seen: Observation, revision: str, count: int) -> Gpus | None:
-        live = seen.children.get((MODEL_REVISION.kind, revision))
+    async def _gpus(self, observed: Observation, revision: str, count: int) -> Gpus | None:
+        live = observed.children.get((MODEL_REVISION.kind, revision))
         pod = ((live or {}).get("spec") or {}).get("template", {}).get("spec") or {}
         return await self._capacity.look(pod, count)
+
+
+def _server_pods(observed: Observation) -> list[Object]:
+    children = observed.children.items()
+    pods = [o for (kind, _), o in children if kind == POD.kind]
+    return [p for (kind, _), o in children if kind == DEPLOYMENT.kind for p in pods_of_server(pods, o)]

@@ -80,12 +80,12 @@ class MetricsAssessor:
             s: self._config.prometheus_for(gateway.provider if s == "gateway" else None) for s in wanted
         }
         scrapes = {p.name: await self._reader(p).scrape() for p in providers.values() if p is not None}
-        found = {
+        doubts = {
             s: d
             for s, p in providers.items()
             if (d := doubt(s, scrapes[p.name] if p else None, self._config))
         }
-        for source, d in found.items():
+        for source, d in doubts.items():
             if self.doubts.get(source) != d:
                 log.warning(
                     "evidence of %s: %s: %s%s",
@@ -94,9 +94,9 @@ class MetricsAssessor:
                     d.message,
                     f": {d.targets}" if d.targets else "",
                 )
-        for source in self.doubts.keys() - found.keys():
+        for source in self.doubts.keys() - doubts.keys():
             log.info("evidence of %s: only those count who should", source)
-        self.doubts = found
+        self.doubts = doubts
 
     def _doubt(self, sources: Iterable[Source]) -> snapshot.Problem | None:
         told = next((d for s in sources if (d := self.doubts.get(s))), None)
@@ -144,8 +144,8 @@ class MetricsAssessor:
         readings = await self._readings(
             self._by_provider(metrics, s, target), target, counts_of(step.metrics), now
         )
-        found = judged(s, metrics, readings, now, split=target.profile == "traefik")
-        return replace(found, doubt=self._doubt(_sources(metrics, target)))
+        assessment = judged(s, metrics, readings, now, split=target.profile == "traefik")
+        return replace(assessment, doubt=self._doubt(_sources(metrics, target)))
 
     async def _agreement(self, s: Snapshot) -> Assessment | None:
         """The verdict on the shadow, from what the comparer counted."""
@@ -163,8 +163,8 @@ class MetricsAssessor:
             sources=self._sources,
         )
         before = rollout.shadow.metric.canary if rollout.shadow.metric else None
-        found = await self._pairs(s.spec.rollout.analysis.prometheus, target, before)
-        verdict = judge_agreement(s.spec.rollout.shadow, found.canary, found.problem, FALSE_ALARM_BUDGET)
+        pairs = await self._pairs(s.spec.rollout.analysis.prometheus, target, before)
+        verdict = judge_agreement(s.spec.rollout.shadow, pairs.canary, pairs.problem, FALSE_ALARM_BUDGET)
         return Assessment(
             verdict.verdict,
             verdict.reason,
@@ -226,13 +226,13 @@ class MetricsAssessor:
         assert s.spec is not None
         gateway = self._config.gateway_metrics.provider if target.profile != "none" else None
         mandatory = {m.name for m in s.mandatory}
-        found: dict[str | None, list[Metric]] = {}
+        by_provider: dict[str | None, list[Metric]] = {}
         for metric in metrics:
             named = s.rules.prometheus if metric.name in mandatory else s.spec.rollout.analysis.prometheus
-            found.setdefault(named or (gateway if metric.name in ("errors", "latency") else None), []).append(
-                metric
-            )
-        return found
+            by_provider.setdefault(
+                named or (gateway if metric.name in ("errors", "latency") else None), []
+            ).append(metric)
+        return by_provider
 
     async def close(self) -> None:
         """End the readers' threads."""

@@ -1,5 +1,5 @@
 """Why a Job has no pod: a ResourceQuota, a LimitRange, an admission webhook. The Job controller
-says so in an Event, not in the Job's status.
+reports it in an Event, not in the Job's status.
 """
 
 from __future__ import annotations
@@ -9,41 +9,43 @@ from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.controller.observe.observation import Observation
-from modelrollout.kube.client import EVENT, Kube, KubeError, Object
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import KubeError
+from modelrollout.kube.kinds import EVENT
+from modelrollout.kube.projection import event_for_message
 from modelrollout.rollout.snapshot import JobState, Problem, since
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 5.0  # a pod is made within milliseconds; what would it cost to ask each time
+# a pod is created within milliseconds; asking at once would cost a request each time
+PATIENCE_SECONDS = 5.0
 
 
-async def explain_missing_pod(kube: Kube, seen: Observation, now: datetime) -> JobState:
-    """The work, with what was in the way of its pod."""
-    s, job = seen.snapshot, seen.job
+async def explain_missing_pod(kube: Kube, observed: Observation, work: JobState, now: datetime) -> JobState:
+    """The state of the Job, with what kept its pod from being created."""
+    job = observed.job
     if (
         job is None
-        or not s.work.no_pod_created
-        or s.work.idle_since is None
-        or since(s.work.idle_since, now) < PATIENCE_SECONDS
+        or not work.no_pod_created
+        or work.idle_since is None
+        or since(work.idle_since, now) < PATIENCE_SECONDS
     ):
-        return s.work
+        return work
     selector = f"involvedObject.uid={job['metadata']['uid']},reason=FailedCreate"
     try:
-        events = (await kube.list(EVENT, s.namespace, field_selector=selector, keep=_kept)).items
+        events = (
+            await kube.list(
+                EVENT, observed.snapshot.namespace, field_selector=selector, keep=event_for_message
+            )
+        ).items
     except KubeError as e:  # it only explains
         log.warning("cannot read the Events of Job %s: %s", job["metadata"]["name"], e)
-        return s.work
+        return work
     if not events:
-        return s.work
+        return work
     last = max(events, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
-    told = (
+    message = (
         f"Job {job['metadata']['name']} gets no pod: {last.get('message', '')}; change"
         " spec.optimization.resources, or what the namespace allows"
     )
-    return replace(s.work, problem=Problem("PodRefused", told))
-
-
-def _kept(event: Object) -> Object:
-    return {"metadata": {"name": event["metadata"]["name"]}} | {
-        k: event[k] for k in ("lastTimestamp", "eventTime", "message") if k in event
-    }
+    return replace(work, problem=Problem("PodRefused", message))

@@ -8,7 +8,10 @@ import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 
-from modelrollout.kube.client import NAMESPACE, Forbidden, Kube, KubeError, NotFound
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import Forbidden, KubeError, NotFound
+from modelrollout.kube.kinds import NAMESPACE
+from modelrollout.kube.objects import labels_of
 
 log = logging.getLogger(__name__)
 
@@ -16,12 +19,12 @@ FRESH = timedelta(seconds=30)  # how long a label that was taken away may still 
 
 
 class Namespaces:
-    """What ``look`` has read, at most FRESH ago where somebody looks."""
+    """What ``look`` has read, at most FRESH ago."""
 
     def __init__(self, kube: Kube, now: Callable[[], datetime]) -> None:
         self._kube, self._now = kube, now
         self._known: dict[str, tuple[datetime, Mapping[str, str] | None]] = {}
-        self._told = False
+        self._warned = False
 
     def labels(self, namespace: str) -> Mapping[str, str] | None:
         """As last read; None where they are not known, or may not be read."""
@@ -35,16 +38,16 @@ class Namespaces:
         if before is not None and now - before[0] < FRESH:
             return
         try:
-            found = await self._kube.get(NAMESPACE, None, namespace)
+            live = await self._kube.get(NAMESPACE, None, namespace)
         except NotFound:
             self._known.pop(namespace, None)
         except Forbidden as e:
             self._known[namespace] = (now, None)
-            if not self._told:
+            if not self._warned:
                 log.warning("policies with selector.namespaceLabels hold for every namespace: %s", e.message)
-            self._told = True
+            self._warned = True
         except KubeError as e:
             log.warning("labels of namespace %s: %s", namespace, e)
             self._known[namespace] = (now, before[1] if before else None)
         else:
-            self._known[namespace] = (now, found["metadata"].get("labels") or {})
+            self._known[namespace] = (now, labels_of(live))

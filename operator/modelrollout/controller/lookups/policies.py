@@ -15,14 +15,17 @@ from modelrollout.api.v1alpha1 import Condition
 from modelrollout.api.v1alpha1.policy import RolloutPolicyStatus
 from modelrollout.controller.lookups.namespaces import Namespaces
 from modelrollout.kube.cache import Key, ObjectCache
-from modelrollout.kube.client import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Kube, NotFound, Object
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import NotFound
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT, ROLLOUT_POLICY
+from modelrollout.kube.objects import Object, labels_of
 from modelrollout.rollout.policy.rules import NO_RULES, Policy, Rules, active_freeze, combine, read
 from modelrollout.rollout.snapshot import stamp
 
 # A changed policy wakes those that it matches, this many a second: each looks at what it has in
 # memory and mostly does nothing.
 WAKE_PER_SECOND = 50
-# combinations of namespaces and labels that are remembered: anybody may change his labels
+# remembered combinations of namespaces and labels; users choose their labels
 MOST_RULES = 10_000
 LOOK_SECONDS = 60.0  # how often a policy with freeze windows looks whether one has begun
 
@@ -45,7 +48,7 @@ class Policies:
         self._read: dict[str, tuple[tuple[Any, ...], Policy]] = {}
         self._rules: dict[tuple[Any, ...], Rules] = {}
         self._state: tuple[Any, ...] = ()
-        # as of the last pass over it: whom it matched then has to be woken as well
+        # as of the last pass over it: what it matched then has to be woken as well
         self._known: dict[str, Policy] = {}
 
     def rules(self, deployment: Object) -> Rules:
@@ -56,11 +59,11 @@ class Policies:
         if not policies:
             return NO_RULES
         about = namespace, labels, of_namespace = self._about(deployment)
-        told = sorted({key for p in policies if p.selector for key in p.selector.match_labels or {}})
+        own = sorted({key for p in policies if p.selector for key in p.selector.match_labels or {}})
         by = sorted({key for p in policies if p.selector for key in p.selector.namespace_labels or {}})
         key = (
             namespace,
-            *(labels.get(name) for name in told),
+            *(labels.get(name) for name in own),
             of_namespace is None,
             *((of_namespace or {}).get(name) for name in by),
         )
@@ -95,12 +98,12 @@ class Policies:
         before = self._read.get(obj["metadata"]["name"])
         return before if before and before[0] == mark else (mark, read(obj))
 
-    def note(self) -> None:
-        """Everybody has been woken for another reason: what is there now is no news."""
+    def mark_as_known(self) -> None:
+        """All ModelDeployments have been woken already: the current policies count as known."""
         self._known = {p.name: p for p in self.all()}
 
     async def reconcile(self, name: str) -> float | None:
-        """One pass over a policy: wake whom its change concerns, and write its status if that
+        """One pass over a policy: wake what its change affects, and write its status if that
         differs.
         """
         policy = next((p for p in self.all() if p.name == name), None)
@@ -129,19 +132,18 @@ class Policies:
 
     def _wake_all(self, policies: Iterable[Policy]) -> None:
         changed = list(policies)
-        found = [
+        matched = [
             o for o in self._store.all(MODEL_DEPLOYMENT) if any(p.matches(*self._about(o)) for p in changed)
         ]
-        for o in found:
+        for o in matched:
             self._wake(
                 (o["metadata"]["namespace"], o["metadata"]["name"]),
-                self._uniform() * len(found) / WAKE_PER_SECOND,
+                self._uniform() * len(matched) / WAKE_PER_SECOND,
             )
 
     def _about(self, deployment: Object) -> tuple[str, Mapping[str, str], Mapping[str, str] | None]:
-        metadata = deployment["metadata"]
-        namespace = metadata.get("namespace") or ""
-        return namespace, metadata.get("labels") or {}, self._namespaces.labels(namespace)
+        namespace = deployment["metadata"].get("namespace") or ""
+        return namespace, labels_of(deployment), self._namespaces.labels(namespace)
 
     def _status(self, policy: Policy, obj: Object) -> RolloutPolicyStatus:
         try:

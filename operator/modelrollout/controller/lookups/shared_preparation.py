@@ -1,12 +1,13 @@
-"""Who of a namespace prepares for all that ask for the same, from what the store last saw. Nothing
-of it is written anywhere: a Job that is there, and what a status says of its end, tell the next
-leader the same. What this process remembers spares a second Job while the first is on its way.
+"""Which ModelDeployment of a namespace prepares a version for all that need the same one.
+
+Decided from the cache; nothing is stored, because the next leader finds the same Jobs and statuses.
+What this process remembers avoids a second Job until the first one shows up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -14,10 +15,10 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ArtifactEvidence
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.cache import Key, ObjectCache, rollouts_of
-from modelrollout.kube.client import JOB, MODEL_REVISION, Object
-from modelrollout.resources.common import controller_of
+from modelrollout.kube.kinds import JOB, MODEL_REVISION
+from modelrollout.kube.objects import Object, controller_of, is_deleting, is_true
 from modelrollout.rollout.shared_preparation import Member, outcome, preparer, work_key
-from modelrollout.rollout.snapshot import Problem, SharedPreparation, Snapshot
+from modelrollout.rollout.snapshot import Problem, SharedPreparation
 
 IDLE_SECONDS = 20.0  # without a Job under way of the one that was chosen, until the next is
 
@@ -26,7 +27,7 @@ IDLE_SECONDS = 20.0  # without a Job under way of the one that was chosen, until
 class _Chosen:
     name: str
     at: float
-    works: bool  # its Job was under way when somebody looked last
+    works: bool  # its Job was under way at the last look
 
 
 class SharedPreparations:
@@ -41,10 +42,11 @@ class SharedPreparations:
         self._works: dict[Key, tuple[str, str]] = {}
         self._waiting: dict[tuple[str, str], set[str]] = {}
 
-    def looked(self, seen: Observation, s: Snapshot) -> Snapshot:
-        """The snapshot with the same work of others, as long as no Job of its own is there."""
+    def lookup(self, observed: Observation) -> SharedPreparation:
+        """The same work of another ModelDeployment, as long as there is no Job of its own."""
+        s = observed.snapshot
         key, rollout = (s.namespace, s.name), s.status.rollout
-        work = _work(self._store, seen.deployment) if rollout and rollout.stage == "Prepare" else None
+        work = _work(self._store, observed.deployment) if rollout and rollout.stage == "Prepare" else None
         revision = s.revision(rollout.revision) if rollout else None
         if (
             work is None
@@ -53,15 +55,15 @@ class SharedPreparations:
             or revision is None
             or revision.prepared is not None
         ):
-            self.gone(key)
-            return s
+            self.forget(key)
+            return s.shared
         place = (s.namespace, work)
         if self._works.get(key, place) != place:
-            self.gone(key)
+            self.forget(key)
         self._works[key] = place
         if s.work.state != "Absent":
             self._waiting.get(place, set()).discard(s.name)
-            return s
+            return s.shared
         asking = (
             o
             for o in self._store.marked(rollouts_of(s.namespace, rollout.sha256))
@@ -69,18 +71,18 @@ class SharedPreparations:
         )
         members = [m for o in asking if _work(self._store, o) == work and (m := _member(self._store, o))]
         mine = next((m for m in members if m.name == s.name), None)
-        # a Job that counts for nothing is there: it goes, and another comes
+        # a Job that does not count exists: it is replaced first
         if mine is None or mine.works:
-            return s
-        found = outcome(mine, members)
-        if found.by is None and (chosen := self._choose(place, members)) != s.name:
-            found = SharedPreparation(by=chosen)
-        if found.by is not None:
+            return s.shared
+        shared = outcome(mine, members)
+        if shared.by is None and (chosen := self._choose(place, members)) != s.name:
+            shared = SharedPreparation(by=chosen)
+        if shared.by is not None:
             self._waiting.setdefault(place, set()).add(s.name)
-        return replace(s, shared=found)
+        return shared
 
-    def gone(self, key: Key) -> None:
-        """A ModelDeployment is not in Prepare (any more): those who wait look again."""
+    def forget(self, key: Key) -> None:
+        """A ModelDeployment is no longer in Prepare: wake those that wait for it."""
         place = self._works.pop(key, None)
         if place is None:
             return
@@ -106,8 +108,8 @@ class SharedPreparations:
 
 def _rollout(deployment: Object) -> Mapping[str, Any]:
     status = deployment.get("status")
-    found = status.get("rollout") if isinstance(status, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+    rollout = status.get("rollout") if isinstance(status, Mapping) else None
+    return rollout if isinstance(rollout, Mapping) else {}
 
 
 def _counts(deployment: Object, began: str) -> bool:
@@ -124,20 +126,17 @@ def _work(store: ObjectCache, deployment: Object) -> str | None:
     """The work that its last rollout asks for; None where its revision is not there."""
     metadata, rollout = deployment["metadata"], _rollout(deployment)
     revision = store.get(MODEL_REVISION, metadata["namespace"], str(rollout.get("revision")))
-    if revision is None or metadata.get("deletionTimestamp"):
+    if revision is None or is_deleting(deployment):
         return None
     spec = revision["spec"]
     return work_key(spec["sha256"], spec["input"], (deployment.get("spec") or {}).get("optimization") or {})
 
 
 def _is_over(job: Object) -> bool:
-    """Who does not take its result soon (a spec that cannot be read) keeps nobody waiting for
-    it.
+    """Whether the Job has finished or is being deleted. One whose owner never collects its result
+    (say its spec cannot be read) must not keep others waiting.
     """
-    conditions = (job.get("status") or {}).get("conditions") or []
-    return bool(job["metadata"].get("deletionTimestamp")) or any(
-        c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in conditions
-    )
+    return is_deleting(job) or is_true(job, "Complete") or is_true(job, "Failed")
 
 
 def _member(store: ObjectCache, deployment: Object) -> Member | None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -24,18 +23,10 @@ from modelrollout.api.v1alpha1 import RolloutStatus
 from modelrollout.controller.lookups.policies import Policies
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.cache import QUEUED, Key, ObjectCache
-from modelrollout.kube.client import (
-    LEASE,
-    MODEL_DEPLOYMENT,
-    ROLLOUT_POLICY,
-    AlreadyExists,
-    Conflict,
-    Kube,
-    KubeError,
-    NotFound,
-    Object,
-    Unreadable,
-)
+from modelrollout.kube.client import Kube
+from modelrollout.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unreadable
+from modelrollout.kube.kinds import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY
+from modelrollout.kube.objects import Object, annotations_of, condition
 from modelrollout.rollout.policy.rules import Limit
 from modelrollout.rollout.policy.slot_limits import gpu_limits, gpus_requested
 from modelrollout.rollout.policy.slots import SlotRequest, TakenSlot, standing, standing_enlarged
@@ -46,7 +37,7 @@ log = logging.getLogger(__name__)
 
 REMEMBER_SECONDS = 5.0  # those far back in line share one list for this long
 # how many of those in line are woken when a slot is set free: those who may take it, and those
-# whose place is told
+# whose position is published
 WOKEN = 12
 
 
@@ -68,29 +59,29 @@ class SlotLeases:
         # policies of which a ModelDeployment holds slots, as far as this process knows
         self._mine: dict[Key, set[str]] = {}
 
-    async def view(self, seen: Observation) -> tuple[Slot, ...]:
+    async def view(self, observed: Observation) -> tuple[Slot, ...]:
         """How a queued rollout stands with each limit, in order, up to the first that it does not
         hold.
         """
-        claim = _claim(seen.deployment)
-        found: list[Slot] = []
-        for limit in seen.snapshot.rules.limits:
+        claim = _claim(observed.deployment)
+        slots: list[Slot] = []
+        for limit in observed.snapshot.rules.limits:
             if claim is None or not limit.concerns(claim.gpus):
                 continue
             held = [h for _, h in self._held(await self._list(limit.policy))]
             slot = standing(limit, held, self._queue(limit), claim)
-            found.append(slot)
+            slots.append(slot)
             if not slot.held:
                 break
-            self._mine.setdefault(_key(seen.deployment), set()).add(limit.policy)
-        return tuple(found)
+            self._mine.setdefault(_key(observed.deployment), set()).add(limit.policy)
+        return tuple(slots)
 
-    async def larger(self, seen: Observation) -> tuple[Slot, ...]:
+    async def larger(self, observed: Observation) -> tuple[Slot, ...]:
         """How a rollout that asks for more GPUs than its slot has stands with each limit of
         GPUs.
         """
-        claim = _larger_claim(seen)
-        limits = gpu_limits(seen.snapshot) if claim is not None else []
+        claim = _larger_claim(observed)
+        limits = gpu_limits(observed.snapshot) if claim is not None else []
         listed = [(limit, [h for _, h in self._held(await self._list(limit.policy))]) for limit in limits]
         return tuple(
             standing_enlarged(limit, held, self._queue(limit), claim)
@@ -98,41 +89,41 @@ class SlotLeases:
             if claim is not None
         )
 
-    async def settle(self, seen: Observation) -> bool:
-        """Take the slot whose turn it is, or set free what a rollout that is over still holds; True
-        when something was written.
+    async def acquire_or_release(self, observed: Observation) -> bool:
+        """Take the slot if it is this rollout's turn, or release what a finished rollout still
+        holds. True when something was written.
         """
-        rollout = seen.snapshot.status.rollout
-        if not in_flight(rollout) and _key(seen.deployment) in self._mine:
-            return await self._release(seen)
+        rollout = observed.snapshot.status.rollout
+        if not in_flight(rollout) and _key(observed.deployment) in self._mine:
+            return await self._release(observed)
         if rollout is not None and rollout.slot is not None and rollout.queue is None:
-            return await self._resize(seen, rollout.slot.gpus)
-        slot = seen.snapshot.slots[-1] if seen.snapshot.slots else None
+            return await self._resize(observed, rollout.slot.gpus)
+        slot = observed.snapshot.slots[-1] if observed.snapshot.slots else None
         if slot is None or slot.held or rollout is None or rollout.queue is None:
             return False
-        claim = _claim(seen.deployment)
-        limit = next((x for x in seen.snapshot.rules.limits if x.policy == slot.policy), None)
+        claim = _claim(observed.deployment)
+        limit = next((x for x in observed.snapshot.rules.limits if x.policy == slot.policy), None)
         if claim is None or limit is None:
             return False
         if slot.turn:
             return await self._take(limit, claim)
         return await self._give_up(limit, claim)
 
-    async def sweep(self) -> None:
-        """Look at all slots, and set free those whose rollouts are over: what a crash has left."""
+    async def release_finished(self) -> None:
+        """Release the slots of all rollouts that are over: what a crash left behind."""
         for policy in self._policies.all():
             if policy.spec.limits is None:
                 continue
             try:
                 if await self._clear_ended(policy.name):
-                    self._tell()
-            except KubeError as e:  # only tidiness: who is next in line does the same
+                    self._wake_waiting()
+            except KubeError as e:  # only tidying up: the next in line does the same
                 log.warning("the slots of %s are looked at later: %s", policy.name, e)
 
-    def gone(self, key: Key) -> None:
-        """A ModelDeployment is gone; its slots are free for who is next."""
+    def forget(self, key: Key) -> None:
+        """A ModelDeployment is gone; wake those that wait for its slots."""
         if self._mine.pop(key, None):
-            self._tell()
+            self._wake_waiting()
 
     # --- the Leases
 
@@ -147,12 +138,12 @@ class SlotLeases:
         return leases
 
     def _held(self, leases: list[Object]) -> list[tuple[Object, TakenSlot]]:
-        found: list[tuple[Object, TakenSlot]] = []
+        taken: list[tuple[Object, TakenSlot]] = []
         for lease in leases:
             claim = _holder(lease)
             if claim is not None:
                 index = int(lease["metadata"]["name"].rpartition("-")[2])
-                found.append(
+                taken.append(
                     (
                         lease,
                         TakenSlot(
@@ -160,18 +151,18 @@ class SlotLeases:
                         ),
                     )
                 )
-        return found
+        return taken
 
     def _seems_over(self, claim: SlotRequest) -> bool:
         namespace, name, uid = claim.holder.split("/")
         return _is_over(self._store.get(MODEL_DEPLOYMENT, namespace, name), uid, claim.rollout)
 
     def _queue(self, limit: Limit) -> list[SlotRequest]:
-        """Those who wait for a slot of this limit, longest first; who is frozen waits for something
-        else, and who is going or has a spec that nobody can read takes none: the others do not wait
-        for that.
+        """The queued rollouts for a slot of this limit, longest wait first. Not among them: frozen
+        rollouts, and those that will take no slot because they are being deleted or their spec is
+        invalid.
         """
-        found: list[tuple[str, str, SlotRequest]] = []
+        queued: list[tuple[str, str, SlotRequest]] = []
         for o in self._store.marked(QUEUED):
             rollout, claim = _rollout(o), _claim(o)
             if (
@@ -185,8 +176,8 @@ class SlotLeases:
             if o["metadata"].get("deletionTimestamp") or _is_unreadable(o):
                 continue
             if any(x.policy == limit.policy for x in self._policies.rules(o).limits):
-                found.append((rollout.queue.since, claim.holder, claim))
-        return [claim for _, _, claim in sorted(found, key=lambda x: x[:2])]
+                queued.append((rollout.queue.since, claim.holder, claim))
+        return [claim for _, _, claim in sorted(queued, key=lambda x: x[:2])]
 
     async def _take(self, limit: Limit, claim: SlotRequest) -> bool:
         await self._clear_ended(limit.policy)
@@ -194,7 +185,7 @@ class SlotLeases:
         if not standing(
             limit, [h for _, h in self._held(list(leases.values()))], self._queue(limit), claim
         ).turn:
-            return False  # somebody was faster
+            return False  # another rollout was faster
         for index in range(limit.slots):
             lease = leases.get(names.slot_name(limit.policy, index))
             if lease is not None and _holder(lease) is not None:
@@ -209,12 +200,15 @@ class SlotLeases:
             return True
         return False
 
-    async def _resize(self, seen: Observation, granted: int) -> bool:
+    async def _resize(self, observed: Observation, granted: int) -> bool:
         """Have the slot count what is asked by now where there is room; where two grew at once
         beyond the limit they shrink back.
         """
-        claim, limits = _larger_claim(seen), {limit.policy: limit for limit in gpu_limits(seen.snapshot)}
-        for slot in seen.snapshot.slots:
+        claim, limits = (
+            _larger_claim(observed),
+            {limit.policy: limit for limit in gpu_limits(observed.snapshot)},
+        )
+        for slot in observed.snapshot.slots:
             if (
                 claim is None
                 or slot.policy not in limits
@@ -270,12 +264,8 @@ class SlotLeases:
         )
 
     async def _clear(self, policy: str, lease: Object) -> bool:
-        """Set a slot free, if its Lease is still as it was read."""
-        annotations = {
-            k: v
-            for k, v in (lease["metadata"].get("annotations") or {}).items()
-            if not k.startswith(names.GROUP)
-        }
+        """Release a slot, if its Lease is still as it was read."""
+        annotations = {k: v for k, v in annotations_of(lease).items() if not k.startswith(names.GROUP)}
         try:
             await self._kube.replace(
                 LEASE, {**lease, "metadata": {**lease["metadata"], "annotations": annotations}, "spec": {}}
@@ -309,14 +299,14 @@ class SlotLeases:
             return False
         return _is_over(live, uid, claim.rollout)
 
-    async def _release(self, seen: Observation) -> bool:
+    async def _release(self, observed: Observation) -> bool:
         """The slots of the rollout that this very status shows as over; those of any other are left
         to ``_clear_ended``.
         """
         rollout, key, uid = (
-            seen.snapshot.status.rollout,
-            _key(seen.deployment),
-            seen.deployment["metadata"]["uid"],
+            observed.snapshot.status.rollout,
+            _key(observed.deployment),
+            observed.deployment["metadata"]["uid"],
         )
         freed = False
         for policy in sorted(self._mine.get(key, ())):
@@ -329,7 +319,7 @@ class SlotLeases:
                     freed |= await self._clear(policy, lease)
         self._mine.pop(key, None)
         if freed:
-            self._tell()
+            self._wake_waiting()
         return freed
 
     async def _give_up(self, limit: Limit, claim: SlotRequest) -> bool:
@@ -339,7 +329,7 @@ class SlotLeases:
                 return await self._clear(limit.policy, lease)
         return False
 
-    def _tell(self) -> None:
+    def _wake_waiting(self) -> None:
         waiting = [
             (r.queue.since, _key(o)) for o in self._store.marked(QUEUED) if (r := _rollout(o)) and r.queue
         ]
@@ -364,8 +354,7 @@ def _is_unreadable(deployment: Object) -> bool:
     """Whether its spec cannot be read, as its condition says: reading every spec for every look
     would cost too much.
     """
-    conditions = (deployment.get("status") or {}).get("conditions") or []
-    return any(c.get("type") == "Ready" and c.get("reason") == "InvalidSpec" for c in conditions)
+    return condition(deployment, "Ready").get("reason") == "InvalidSpec"
 
 
 def _claim(deployment: Object) -> SlotRequest | None:
@@ -376,19 +365,19 @@ def _claim(deployment: Object) -> SlotRequest | None:
     return SlotRequest(holder_of(deployment), rollout.started, rollout.queue.gpus)
 
 
-def _larger_claim(seen: Observation) -> SlotRequest | None:
+def _larger_claim(observed: Observation) -> SlotRequest | None:
     """What a rollout that holds a slot asks for by now."""
-    rollout = seen.snapshot.status.rollout
+    rollout = observed.snapshot.status.rollout
     return (
-        SlotRequest(holder_of(seen.deployment), rollout.started, gpus_requested(seen.snapshot))
+        SlotRequest(holder_of(observed.deployment), rollout.started, gpus_requested(observed.snapshot))
         if rollout is not None
         else None
     )
 
 
 def _holder(lease: Object) -> SlotRequest | None:
-    """Who holds the slot; None when nobody does, or nobody that can be read: then it is free."""
-    annotations: dict[str, Any] = lease["metadata"].get("annotations") or {}
+    """The holder of the slot; None without a readable one: then it is free."""
+    annotations = annotations_of(lease)
     holder, rollout = (
         (lease.get("spec") or {}).get("holderIdentity") or "",
         annotations.get(names.ANNOTATION_ROLLOUT),

@@ -1,25 +1,23 @@
-"""Which Triton a server is, as its ``GET /v2`` says: asked once of one ready pod of each revision,
-beside the passes, which never wait for it.
-"""
+"""The Triton version of each revision, from ``GET /v2`` of one ready pod. No pass waits for it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 
 import aiohttp
 
 from modelrollout.api import names
 from modelrollout.kube.cache import Key
-from modelrollout.kube.client import Object
+from modelrollout.kube.objects import Object, is_deleting, is_true, label
 from modelrollout.rollout.snapshot import Server
 
 log = logging.getLogger(__name__)
 SECONDS = 3.0  # for an answer
-# until a pod that did not answer is asked again: a network policy may forbid it for good
+# until a pod that did not answer is asked again: a network policy may block it for good
 AGAIN_SECONDS = 60.0
 AT_ONCE = 4
 MOST_BYTES = 64 << 10
@@ -29,24 +27,22 @@ Ask = Callable[[str], Awaitable[str | None]]
 
 
 async def ask_version(host: str) -> str | None:
-    """The version that the server at ``host`` tells; None where nothing that looks like an answer
-    of Triton's comes.
-    """
+    """The version that the server at ``host`` reports; None without a valid answer of Triton's."""
     try:
         async with aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=SECONDS), trust_env=False
         ) as session:
             url = f"http://{f'[{host}]' if ':' in host else host}:{names.PORT_HTTP}/v2"
             async with session.get(url, allow_redirects=False) as answer:
-                found = json.loads(await answer.content.read(MOST_BYTES)) if answer.status == 200 else None
+                metadata = json.loads(await answer.content.read(MOST_BYTES)) if answer.status == 200 else None
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
         return None
-    version = found.get("version") if isinstance(found, dict) else None
+    version = metadata.get("version") if isinstance(metadata, dict) else None
     return version[:32] if isinstance(version, str) else None
 
 
 class ServerVersions:
-    """``wake`` is told when a version has become known."""
+    """``wake`` is called once a version is known."""
 
     def __init__(
         self, wake: Callable[[Key, float], None], clock: Callable[[], float], ask: Ask = ask_version
@@ -57,25 +53,26 @@ class ServerVersions:
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._few = asyncio.Semaphore(AT_ONCE)
 
-    def noted(self, key: Key, servers: dict[str, Server], pods: Iterable[Object]) -> dict[str, Server]:
-        """The servers with the versions that are known; of the others one ready pod each is asked,
-        for a later pass.
+    def with_versions(
+        self, key: Key, servers: Mapping[str, Server], pods: Iterable[Object]
+    ) -> dict[str, Server]:
+        """The servers with their known versions; starts a request to one ready pod of each of the
+        others, for a later pass.
         """
         by_revision: dict[str, list[Object]] = {}
         for pod in pods:
-            labels = pod["metadata"].get("labels") or {}
-            if labels.get(names.LABEL_COMPONENT) == names.COMPONENT_SERVER and _is_ready(pod):
-                by_revision.setdefault(labels.get(names.LABEL_REVISION, ""), []).append(pod)
-        found = dict(servers)
+            if label(pod, names.LABEL_COMPONENT) == names.COMPONENT_SERVER and _is_ready(pod):
+                by_revision.setdefault(label(pod, names.LABEL_REVISION) or "", []).append(pod)
+        versioned = dict(servers)
         for revision, ready in by_revision.items():
             if revision not in servers:
                 continue
-            told = next((v for p in ready if (v := self._known.get(p["metadata"]["uid"]))), None)
-            if told is None:
+            version = next((v for p in ready if (v := self._known.get(p["metadata"]["uid"]))), None)
+            if version is None:
                 self._begin(key, min(ready, key=lambda p: str(p["metadata"]["name"])))
             else:
-                found[revision] = replace(servers[revision], version=told)
-        return found
+                versioned[revision] = replace(servers[revision], version=version)
+        return versioned
 
     def _begin(self, key: Key, pod: Object) -> None:
         uid, host = pod["metadata"]["uid"], str(pod["status"]["podIP"])
@@ -94,15 +91,11 @@ class ServerVersions:
                 memory.clear()
         if version is None:
             self._later[uid] = self._clock() + AGAIN_SECONDS
-            log.debug("the server at %s does not tell its version", host)
+            log.debug("the server at %s does not report its version", host)
             return
         self._known[uid] = version
         self._wake(key, 0.0)
 
 
 def _is_ready(pod: Object) -> bool:
-    status = pod.get("status") or {}
-    ready = any(
-        c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or []
-    )
-    return ready and bool(status.get("podIP")) and not pod["metadata"].get("deletionTimestamp")
+    return is_true(pod, "Ready") and bool(pod["status"].get("podIP")) and not is_deleting(pod)

@@ -1,12 +1,15 @@
-"""How the Job of a stage stands, from its status and that of its pods."""
+"""The state of a stage's Job, from its own status and its pods'."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from modelrollout.analysis.golden import judge_golden
 from modelrollout.api import names
 from modelrollout.api.uris import lies_below
+from modelrollout.api.v1alpha1 import EvaluationEvidence
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.controller.apply.diff import foreign_changes
 from modelrollout.controller.observe.pods import (
@@ -19,46 +22,43 @@ from modelrollout.controller.observe.pods import (
     starting_since,
     stuck_pod,
 )
-from modelrollout.kube.client import Object
-from modelrollout.resources.jobs import LABEL_QUEUE, RETRIES, prepare_task
-from modelrollout.rollout.snapshot import JobState, Problem
+from modelrollout.kube.objects import Object, condition, is_true, label
+from modelrollout.resources.jobs.common import LABEL_QUEUE, RETRIES
+from modelrollout.resources.jobs.prepare import prepare_task
+from modelrollout.rollout.snapshot import JobState, Problem, Snapshot, baseline
 from modelrollout.telemetry.redaction import mask_uris
 
 
 def job_state(job: Object, candidates: Iterable[Object], folder: str) -> JobState:
-    """``candidates``: pods, whosesoever they are. ``folder``: where artifacts of this namespace
-    lie.
+    """``candidates``: any pods. ``folder``: where artifacts of this namespace lie.
 
-    A result is the Job's: only pods count that the Job controls and that run what its template
-    says, and only with the Job's own condition.
+    A result counts only from a pod that the Job controls and that runs what the Job's template
+    says, and only together with the Job's own condition.
     """
     own = pods_of_job(candidates, job)
     template = ((job.get("spec") or {}).get("template") or {}).get("spec") or {}
-    strayed = [(pod, why) for pod in own if (why := foreign_changes(pod.get("spec") or {}, template))]
-    pods = [pod for pod in own if all(pod is not other for other, _ in strayed)]
+    changed = [(pod, why) for pod in own if (why := foreign_changes(pod.get("spec") or {}, template))]
+    pods = [pod for pod in own if all(pod is not other for other, _ in changed)]
     work = _work_of(job, pods)
     if (
-        strayed
+        changed
         and work.result is None
         and (work.state != "Running" or not (any_running(pods) or starting_pods(pods)))
     ):
-        # The word of a pod that may have run something else is missing, or it is such a one that is
-        # waited for.
-        problem = _strayed(job, strayed)
+        # The only result, or the only pod to wait for, is of a pod that may have run something
+        # else.
+        problem = _changed_pod(job, changed)
         return (
             JobState("Running", problem=problem, idle_since=work.idle_since)
             if work.state == "Running"
             else JobState("Failed", problem=problem)
         )
     uri = work.result.artifact_uri if work.result else None
-    if (
-        uri is None
-        or (job["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) != names.COMPONENT_PREPARE
-    ):
+    if uri is None or label(job, names.LABEL_COMPONENT) != names.COMPONENT_PREPARE:
         return work
     task = prepare_task(job)
-    # Made by another version of the operator it might have taken anything; and what was published
-    # where the store no longer is, is not served from there: it is made anew.
+    # A Job of another operator version might have reused anything, and an artifact in a store that
+    # was replaced is not served: the Job is recreated.
     if task is None or task.artifacts.uri != folder:
         return JobState()
     if work.result and not (
@@ -78,51 +78,49 @@ def job_state(job: Object, candidates: Iterable[Object], folder: str) -> JobStat
     return work
 
 
-def _strayed(job: Object, strayed: Sequence[tuple[Object, str]]) -> Problem:
-    """Pods that the Job controller has made are named after the Job, and something has changed
-    them; others it adopts by their labels. Who can fake the one or the other has only the choice
-    between a Job that fails and one that is made anew.
+def _changed_pod(job: Object, changed: Sequence[tuple[Object, str]]) -> Problem:
+    """Names what changed a pod. Pods that the Job controller creates are named after the Job;
+    others it adopts by their labels. Faking either only chooses between a Job that fails and one
+    that is recreated.
     """
     name = job["metadata"]["name"]
-    foreign = [s for s in strayed if s[0]["metadata"].get("generateName") != f"{name}-"]
-    pod, why = (foreign or strayed)[0]
-    told = (
+    foreign = [s for s in changed if s[0]["metadata"].get("generateName") != f"{name}-"]
+    pod, why = (foreign or changed)[0]
+    text = (
         f"pod {pod['metadata']['name']} is not as its Job's template says: {why}; what it says does not count"
     )
     if foreign:
         return Problem(
-            "PodForeign", f"{told}. Somebody passed it off as one of Job {name}, which is made anew for it"
+            "PodForeign", f"{text}. It was passed off as a pod of Job {name}, which is therefore recreated"
         )
-    return Problem("PodChanged", f"{told}. Have what changes pods here leave those of the Jobs alone")
+    return Problem("PodChanged", f"{text}. Have what changes pods here leave those of the Jobs alone")
 
 
 def _work_of(job: Object, pods: Sequence[Object]) -> JobState:
-    conditions = {
-        c["type"]: c for c in (job.get("status") or {}).get("conditions") or [] if c["status"] == "True"
-    }
     end = _shown(ending(pods) or Ending(None, None))
-    if "Complete" in conditions:
-        # The pod that did it may be gone while one that failed before it is still there: that one's
-        # answer is not the Job's.
+    if is_true(job, "Complete"):
+        # The successful pod may be gone while one that failed earlier still exists: that one's
+        # result is not the Job's.
         return JobState("Succeeded", end.exit_code, end.result if end.exit_code == 0 else None, end.problem)
-    if "Failed" in conditions and end.exit_code == ExitCode.REUSED and end.result:
-        if end.result.artifact_digest is None:  # said by one that opens files of strangers
+    failed = condition(job, "Failed") if is_true(job, "Failed") else None
+    if failed and end.exit_code == ExitCode.REUSED and end.result:
+        if end.result.artifact_digest is None:  # from a container that opens untrusted files
             text = (
-                "who reads the model said that an artifact was there already; the file may have taken that"
-                " container over: see where it comes from"
+                "the container that reads the model claimed an existing artifact; the file may have taken"
+                " that container over: see where it comes from"
             )
             return JobState("Failed", problem=Problem("OutputRefused", text))
         # for Kubernetes a failure: the containers that would follow must not run
         return JobState("Succeeded", int(ExitCode.OK), end.result)
-    if _taken_back(job, conditions.get("Failed"), end):
-        return JobState()  # as if it had never been made, and it is made anew
-    if "Failed" in conditions or end.hopeless:
-        failed = conditions.get("Failed") or {}
+    if _taken_back(job, failed, end):
+        return JobState()  # as if it had never been created, so that it is recreated
+    if failed or end.hopeless:
+        failed = failed or {}
         why = f"{failed.get('reason')}: {failed.get('message')}; its pods left no word"
         return JobState("Failed", end.exit_code, end.result, end.problem or Problem("JobFailed", why))
-    # When it is admitted its start is set anew together with this condition: until then only the
-    # time before the queue is known.
-    if job["spec"].get("suspend") or "Suspended" in conditions:
+    # Admission resets startTime and this condition together; until then startTime refers to the run
+    # before suspension.
+    if job["spec"].get("suspend") or is_true(job, "Suspended"):
         return JobState("Running", queued=_queued(job))
     return JobState(
         "Running",
@@ -135,8 +133,8 @@ def _work_of(job: Object, pods: Sequence[Object]) -> JobState:
 
 
 def _shown(end: Ending) -> Ending:
-    """The last word of a pod, which may be one of an earlier version's, as it may stand in
-    status.
+    """The end of a pod with its texts masked for status: an earlier version may have written
+    them.
     """
     result = end.result and end.result.model_copy(update={"message": mask_uris(end.result.message)})
     return replace(
@@ -146,32 +144,29 @@ def _shown(end: Ending) -> Ending:
     )
 
 
-def _taken_back(job: Object, failed: Object | None, end: Ending) -> bool:
+def _taken_back(job: Object, failed: Mapping[str, Any] | None, end: Ending) -> bool:
     """Whether a Job failed only because its queue suspended it while it ran, and its pod did not
-    end in time: that is no try that failed.
+    end in time.
 
-    The rule on SIGKILL is applied to pods that the Job controller ends itself, too, and cannot ask
-    who did. It seldom comes to that: a kubelet mostly removes the killed pod before the Job
-    controller looks at it.
+    The failure rule on SIGKILL also matches pods that the Job controller itself terminates. This is
+    rare: usually the kubelet removes the killed pod before the Job controller looks at it.
     """
     killed = failed is not None and failed.get("reason") == "PodFailurePolicy"
-    wordless = end == Ending(None, None) or (end.problem is not None and end.problem.reason == "Killed")
-    return bool(job["spec"].get("suspend")) and killed and wordless
+    no_result = end == Ending(None, None) or (end.problem is not None and end.problem.reason == "Killed")
+    return bool(job["spec"].get("suspend")) and killed and no_result
 
 
 def _queued(job: Object) -> Problem:
-    name, queue = job["metadata"]["name"], (job["metadata"].get("labels") or {}).get(LABEL_QUEUE)
+    name, queue = job["metadata"]["name"], label(job, LABEL_QUEUE)
     if queue is None:
-        return Problem(
-            "Queued", f"Job {name} is suspended: somebody set its spec.suspend; it has no time limit"
-        )
+        return Problem("Queued", f"Job {name} is suspended: its spec.suspend was set; it has no time limit")
     return Problem(
         "Queued", f"Job {name} waits in Kueue's LocalQueue {queue} to be admitted, without time limit"
     )
 
 
 def _retried(end: Ending) -> Problem | None:
-    """Why the Job is at another try."""
+    """Why the Job is retrying."""
     problem = end.problem or (Problem(end.result.reason, end.result.message) if end.result else None)
     if problem is None:
         return (
@@ -183,8 +178,8 @@ def _retried(end: Ending) -> Problem | None:
 
 
 def _idle_since(job: Object, pods: Sequence[Object], end: Ending) -> str | None:
-    """Since when no pod of it works: the newest one does not start yet, or the Job controller has
-    made none.
+    """Since when no pod of the Job has been running: the newest is still starting, or there is
+    none.
     """
     if any_running(pods):
         return None
@@ -192,3 +187,14 @@ def _idle_since(job: Object, pods: Sequence[Object], end: Ending) -> str | None:
         return max(starting_since(p) or "" for p in waiting) or None
     times = (job["metadata"].get("creationTimestamp"), (job.get("status") or {}).get("startTime"), end.at)
     return max((t for t in times if t), default=None)
+
+
+def golden_evaluation(s: Snapshot, work: JobState) -> EvaluationEvidence | None:
+    """The verdict on golden data, once its Job has a result that counts."""
+    rollout, golden = s.status.rollout, s.spec.rollout.analysis.golden if s.spec else None
+    if rollout is None or rollout.stage != "Evaluate" or golden is None:
+        return None
+    if work.state != "Succeeded" or work.result is None:
+        return None
+    stable = baseline(s)
+    return judge_golden(golden, work.result, stable.revision if stable else None)

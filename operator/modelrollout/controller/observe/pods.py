@@ -1,4 +1,4 @@
-"""What pods tell: why they do not get on, and what a finished one left behind."""
+"""Diagnoses pods: why they are blocked, and what a finished one reported."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from pydantic import ValidationError
 from modelrollout.api import names
 from modelrollout.contract.common import CONTAINER_STEP
 from modelrollout.contract.results import TaskResult
-from modelrollout.kube.client import Object
-from modelrollout.resources.common import controller_of
+from modelrollout.kube.objects import (
+    Object,
+    condition,
+    controller_of,
+    controller_reference,
+    is_deleting,
+    label,
+)
 from modelrollout.resources.hardening import DIED, TRITON
-from modelrollout.resources.jobs import CRASHED, FINAL, KILLED, TOLD_ARTIFACTS, TOLD_TO_END
+from modelrollout.resources.jobs.common import CRASHED, FINAL, KILLED, TERMINATED, TRUSTED_CONTAINERS
 from modelrollout.rollout.pod_restarts import TOO_OLD, TOO_OLD_WHY
 from modelrollout.rollout.snapshot import Crash, Problem
 
@@ -27,8 +33,8 @@ _IMAGE_REASONS = {
     "ErrImageNeverPull",
     "RegistryUnavailable",
 }
-# How tritonserver ends where its one model cannot be loaded: what it says of the model, and its
-# last words, with model control none or explicit.
+# What tritonserver logs when its only model cannot be loaded: about the model, and as its last
+# line; with model control none or explicit.
 _LOAD_FAILED = re.compile(
     r"(?:failed to load '[^']*' version \d+|[Pp]oll failed for model directory '[^']*'): (.*?)(?:\"?$)",
     re.MULTILINE,
@@ -37,12 +43,12 @@ _LOAD_FAILED_EXPLICIT = re.compile(
     r"load failed for model '.*?': version \d+ is at UNAVAILABLE state: (.*)", re.DOTALL
 )
 _NOT_CREATED = "error: creating server: Internal - failed to load all models"
-# How it ends where it does not know a flag: the flag stands before its long help, of which the
-# termination message has only the end.
+# What it logs for an unknown flag: the flag, then its long help, of which the termination message
+# has only the end.
 _USAGE = re.compile(r"^  --[a-z][a-z-]+ <[a-z]+>\n\t", re.MULTILINE)
 _NO_BACKEND = re.compile(r"unable to find backend library for backend '([^']*)'")
 _TEMPLATE_HASH = "pod-template-hash"  # label of Kubernetes
-_SAID = 300  # characters of what a user's container says that a message has room for
+_SAID = 300  # characters of a user's container's message that a problem quotes
 _CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 # Reasons of the condition DisruptionTarget; all others (the eviction API, the kubelet under
 # pressure or shutting down) evict.
@@ -69,53 +75,41 @@ class Ending:
 
 
 def pods_of_job(pods: Iterable[Object], job: Object) -> list[Object]:
-    """Those of them that this very Job controls. What a pod says counts only where it is as the
-    Job's template has it, too (``controller.observe.job_state``).
+    """Those that this very Job controls. Their results count only if they also match the Job's
+    template (``controller.observe.job_state``).
     """
     return [p for p in pods if controller_of(p) == job["metadata"]["uid"]]
 
 
 def pods_of_server(pods: Iterable[Object], deployment: Object) -> list[Object]:
-    """Those of them that a ReplicaSet of this Deployment controls: the Deployment controller calls
-    it after the Deployment and the hash of the template, and a pod carries that hash as a label.
-    ReplicaSets themselves are not watched: who may write one may write pods.
+    """Those that a ReplicaSet of this Deployment controls. The Deployment controller names it after
+    the Deployment and the template's hash, which pods carry as a label. ReplicaSets themselves are
+    not watched: whoever may write one may write pods.
     """
     name = deployment["metadata"]["name"]
-    return [
-        p
-        for p in pods
-        if _replica_set_of(p) == f"{name}-{(p['metadata'].get('labels') or {}).get(_TEMPLATE_HASH, '')}"
-    ]
+    return [p for p in pods if _replica_set_of(p) == f"{name}-{label(p, _TEMPLATE_HASH) or ''}"]
 
 
 def _replica_set_of(pod: Object) -> str | None:
-    owners = pod["metadata"].get("ownerReferences") or []
-    return next(
-        (r.get("name") for r in owners if r.get("controller") and r.get("kind") == "ReplicaSet"), None
-    )
+    owner = controller_reference(pod)
+    return owner.get("name") if owner.get("kind") == "ReplicaSet" else None
 
 
 def has_ended(pod: Object) -> bool:
-    """Whether all that it ran is over, well or badly."""
+    """Whether the pod has finished, successfully or not."""
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
 def pod_problem(pods: Iterable[Object]) -> Problem | None:
-    """The first thing that stands in the way of these pods, as a person would find it with kubectl
-    describe.
-    """
+    """The first problem of these pods, as kubectl describe would show it."""
     for pod in _alive(pods):
         status = pod.get("status") or {}
-        for condition in status.get("conditions") or []:
-            if (
-                condition["type"] == "PodScheduled"
-                and condition["status"] == "False"
-                and condition.get("reason") == "Unschedulable"
-            ):
-                return Problem(
-                    "Unschedulable",
-                    f"pod {pod['metadata']['name']}: {condition.get('message', 'no node fits')}",
-                )
+        scheduled = condition(pod, "PodScheduled")
+        if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
+            return Problem(
+                "Unschedulable",
+                f"pod {pod['metadata']['name']}: {scheduled.get('message', 'no node fits')}",
+            )
         for container in _containers(status):
             problem = _container_problem(pod["metadata"]["name"], container)
             if problem:
@@ -124,8 +118,8 @@ def pod_problem(pods: Iterable[Object]) -> Problem | None:
 
 
 def _containers(status: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Once a pod's own containers run, its init containers have done their part; a sidecar that
-    starts anew is what the program beside it expects.
+    """The containers that matter now. Once the main containers run, the init containers are done,
+    and a restart of the sidecar is what the program beside it expects.
     """
     if not any("running" in (c.get("state") or {}) for c in status.get("containerStatuses") or []):
         yield from status.get("initContainerStatuses") or []
@@ -154,10 +148,10 @@ def _container_problem(pod: str, container: Mapping[str, Any]) -> Problem | None
 
 
 def _why_ended(where: str, ended: Mapping[str, Any]) -> Problem:
-    """Why a container ended that should have gone on."""
+    """Why a container ended that should have kept running."""
     message = ended.get("message") or ""
-    if told := _result(message):
-        return Problem(told.reason, f"{where}: {told.message}")
+    if result := _result(message):
+        return Problem(result.reason, f"{where}: {result.message}")
     if ended.get("reason") == "OOMKilled":
         return Problem(
             "OutOfMemory",
@@ -169,7 +163,7 @@ def _why_ended(where: str, ended: Mapping[str, Any]) -> Problem:
         return Problem(unloaded.reason, f"{where}: {unloaded.message}")
     if DIED in message:
         return Problem(
-            "ServerCrashed", f"{where}: {DIED}, so the server was started anew; see kubectl logs --previous"
+            "ServerCrashed", f"{where}: {DIED}, so the server was restarted; see kubectl logs --previous"
         )
     return Problem(
         "ServerCrashed", f"{where} ended with code {ended.get('exitCode')}; see kubectl logs --previous"
@@ -178,14 +172,14 @@ def _why_ended(where: str, ended: Mapping[str, Any]) -> Problem:
 
 def _not_loaded(log: str) -> Problem | None:
     """Why Triton did not load the model, from the end of its log."""
-    found = _LOAD_FAILED_EXPLICIT.search(log) or _LOAD_FAILED.search(log)
-    if found is None:
+    match = _LOAD_FAILED_EXPLICIT.search(log) or _LOAD_FAILED.search(log)
+    if match is None:
         return (
             Problem("ModelNotLoaded", "Triton does not load the model; kubectl logs --previous says why")
             if _NOT_CREATED in log
             else None
         )
-    why = " ".join(found[1].replace("\\n", " ").split())[:400].rstrip("; ")
+    why = " ".join(match[1].replace("\\n", " ").split())[:400].rstrip("; ")
     if backend := _NO_BACKEND.search(why):
         remedy = "set spec.serving.triton.image to one that has it"
         return Problem("BackendMissing", f"the Triton image has no backend {backend[1]}: {remedy}")
@@ -195,30 +189,29 @@ def _not_loaded(log: str) -> Problem | None:
 
 
 def last_crash(pods: Iterable[Object]) -> Crash | None:
-    """The end of a server that came last, of those that should have gone on. The kubelet has
-    started it anew by then, or waits to.
+    """The latest end of a server that should have kept running. The kubelet has restarted it since,
+    or is about to.
     """
-    found: list[Crash] = []
+    crashes: list[Crash] = []
     for pod in _alive(pods):
         for container in _servers(pod):
             if at := (ended := _last_end(container)).get("finishedAt"):
                 problem = _why_ended(f"pod {pod['metadata']['name']}, container {container['name']}", ended)
-                found.append(Crash(at, problem.reason, problem.message))
-    return max(found, key=lambda c: c.at, default=None)
+                crashes.append(Crash(at, problem.reason, problem.message))
+    return max(crashes, key=lambda c: c.at, default=None)
 
 
 def server_down(pods: Iterable[Object]) -> Problem | None:
-    """Why a server that was ready is not any more. One that starts for the first time is not
-    down.
-    """
+    """Why a server that was ready no longer is. One that starts for the first time is not down."""
     for pod in _alive(pods):
-        name, conditions = pod["metadata"]["name"], (pod.get("status") or {}).get("conditions") or []
-        unready = next((c for c in conditions if c["type"] == "Ready" and c["status"] == "False"), None)
-        for container in _servers(pod) if unready else []:
+        name, ready = pod["metadata"]["name"], condition(pod, "Ready")
+        if ready.get("status") != "False":
+            continue
+        for container in _servers(pod):
             begun = ((container.get("state") or {}).get("running") or {}).get("startedAt")
             if not container.get("ready") and (ended := _last_end(container)):
                 return _why_ended(f"pod {name}, container {container['name']}", ended)
-            if unready and begun and (unready.get("lastTransitionTime") or "") > begun:
+            if begun and (ready.get("lastTransitionTime") or "") > begun:
                 lost = (
                     "its node does not answer"
                     if container.get("ready")
@@ -237,7 +230,7 @@ def _last_end(container: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def starting_pods(pods: Iterable[Object]) -> list[Object]:
-    """Pods that have neither ended nor been told to, with no container that runs yet."""
+    """Pods that neither ended nor are being deleted, and of which no container runs yet."""
     return [
         p
         for p in _alive(pods)
@@ -246,43 +239,43 @@ def starting_pods(pods: Iterable[Object]) -> list[Object]:
 
 
 def starting_since(pod: Object) -> str | None:
-    """Since when such a pod does nothing: from its creation, or, of containers in turn, from the
-    end of the one before.
-    """
+    """Since when a starting pod has been idle: its creation, or the end of its latest container."""
     ends = [_ended(c).get("finishedAt") for c in _containers(pod.get("status") or {})]
     return max((t for t in (pod["metadata"].get("creationTimestamp"), *ends) if t), default=None)
 
 
 def any_running(pods: Iterable[Object]) -> bool:
-    """Whether one of them works."""
+    """Whether a container of any of them runs."""
     alive = _alive(pods)
     return len(alive) > len(starting_pods(alive))
 
 
 def _alive(pods: Iterable[Object]) -> list[Object]:
-    return [p for p in pods if not p["metadata"].get("deletionTimestamp") and not has_ended(p)]
+    return [p for p in pods if not is_deleting(p) and not has_ended(p)]
 
 
 def stuck_pod(pods: Iterable[Object]) -> tuple[str, Problem] | None:
-    """Since when a pod should have ended that was told to and has not: nobody hears of its node any
-    more, or it would be gone within seconds.
+    """Since when a deleted pod has failed to terminate. Its node no longer answers, or it would be
+    gone within seconds.
     """
     for pod in pods:
         gone = pod["metadata"].get("deletionTimestamp")
         if gone and not has_ended(pod):
-            return gone, Problem("NodeLost", f"{_where(pod)} was told to end and its node does not answer")
+            return gone, Problem(
+                "NodeLost", f"{_where(pod)} should have terminated, but its node does not answer"
+            )
     return None
 
 
 def _result(message: str) -> TaskResult | None:
-    """A stranger's file may have taken the program over: numbers that no status can hold would be
-    written in vain again and again.
+    """The result in a termination message. An untrusted file may have taken the program over: a
+    number that no status can hold would fail every write of it.
     """
     try:
-        found = TaskResult.model_validate_json(message)
+        result = TaskResult.model_validate_json(message)
     except ValidationError:
         return None
-    return found if _can_be_written(found.model_dump()) else None
+    return result if _can_be_written(result.model_dump()) else None
 
 
 def _can_be_written(value: Any) -> bool:
@@ -303,8 +296,8 @@ def _ended(container: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _that_ended(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Its containers that have ended, or an init container that failed, so that they never began. A
-    sidecar is not asked: it is told to end.
+    """The containers that ended, or else init containers that failed before those began. Sidecars
+    do not count: Kubernetes terminates them.
     """
     ended = [c for c in status.get("containerStatuses") or [] if _ended(c)]
     return ended or [
@@ -313,13 +306,13 @@ def _that_ended(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def ending(pods: Iterable[Object]) -> Ending | None:
-    """How the newest of a Job's pods that have ended did so; None when none has. Of containers in
-    turn the one that ended the pod speaks.
+    """How the newest finished pod of a Job ended; None when none has finished. The container that
+    ended the pod counts.
 
-    Of a pod that was taken away, who did so says more than what the program wrote when it was told
-    to end. The program's message is lost with the pod, and absent after a kill: then the reason is
-    the pod's. A user's container leaves neither code nor result, whatever it ends with and says;
-    and of artifacts only those containers speak that open no stranger's file.
+    If the pod was evicted, the reason of the eviction says more than what the program wrote on
+    SIGTERM. After a kill there is no message, so the reason is the pod's. A user's container never
+    yields an exit code or a result, and an artifact counts only from containers that open no
+    untrusted file.
     """
     ended = [p for p in pods if has_ended(p)]
     if not ended:
@@ -330,7 +323,7 @@ def ending(pods: Iterable[Object]) -> Ending | None:
     done, at = _ended(last), _ended(last).get("finishedAt")
     theirs = last.get("name") == CONTAINER_STEP
     code, result = (None, None) if theirs else (done.get("exitCode"), _result(done.get("message") or ""))
-    if result is not None and last.get("name") not in TOLD_ARTIFACTS:
+    if result is not None and last.get("name") not in TRUSTED_CONTAINERS:
         result = result.model_copy(update={"artifact_uri": None, "artifact_digest": None})
     if status["phase"] == "Succeeded" or (result is not None and code in FINAL):
         return Ending(code, result, at=at)
@@ -342,16 +335,12 @@ def ending(pods: Iterable[Object]) -> Ending | None:
 
 
 def _disruption(pod: Object) -> Problem | None:
-    """Why somebody else took the pod away: the condition DisruptionTarget, which Kubernetes sets
-    before it does so.
-    """
-    for condition in pod["status"].get("conditions") or []:
-        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
-            reason = _DISRUPTIONS.get(condition.get("reason", ""), "Evicted")
-            return Problem(
-                reason, f"{_where(pod)} was taken away: {condition.get('message') or condition.get('reason')}"
-            )
-    return None
+    """Why the pod was evicted: the condition DisruptionTarget, which Kubernetes sets beforehand."""
+    target = condition(pod, "DisruptionTarget")
+    if target.get("status") != "True":
+        return None
+    reason = _DISRUPTIONS.get(target.get("reason", ""), "Evicted")
+    return Problem(reason, f"{_where(pod)} was taken away: {target.get('message') or target.get('reason')}")
 
 
 def _pod_ended(pod: Object) -> Problem | None:
@@ -366,7 +355,7 @@ def _pod_ended(pod: Object) -> Problem | None:
     if reason == "DeadlineExceeded":
         limit = (
             "spec.serving.tune.timeout"
-            if _component(pod) == names.COMPONENT_TUNE
+            if label(pod, names.LABEL_COMPONENT) == names.COMPONENT_TUNE
             else "spec.optimization.timeout"
         )
         return Problem(
@@ -378,14 +367,14 @@ def _pod_ended(pod: Object) -> Problem | None:
 
 
 def _container_step_problem(pod: Object, done: Mapping[str, Any]) -> Problem:
-    """How the user's own container of an optimization step failed. What it says is a stranger's
-    text: its last line, and never a result.
+    """How the user's own container of an optimization step failed. Its output is untrusted: the
+    last line is quoted, and it is never a result.
     """
     if done.get("reason") == "OOMKilled":
         return _out_of_memory(pod, CONTAINER_STEP)
     code = done.get("exitCode")
-    if code in TOLD_TO_END and pod["metadata"].get("deletionTimestamp"):
-        return Problem("Evicted", f"{_where(pod)} was told to end while the container of the step ran")
+    if code in TERMINATED and pod["metadata"].get("deletionTimestamp"):
+        return Problem("Evicted", f"{_where(pod)} was terminated while the container of the step ran")
     lines = [line for line in str(done.get("message") or "").splitlines() if line.strip()]
     last = "".join(c for c in lines[-1] if c.isprintable()).strip()[:_SAID] if lines else "it said nothing"
     return Problem(
@@ -396,7 +385,7 @@ def _container_step_problem(pod: Object, done: Mapping[str, Any]) -> Problem:
 
 
 def _killed(pod: Object, container: Mapping[str, Any]) -> Problem | None:
-    """Why the kernel or somebody on the node ended a container of ours."""
+    """Why the kernel or a person on the node ended one of our containers."""
     done = _ended(container)
     code = done.get("exitCode", 0)
     if done.get("reason") == "OOMKilled":
@@ -427,26 +416,18 @@ def _where(pod: Object) -> str:
     return f"pod {pod['metadata']['name']}" + (f" on node {node}" if node else "")
 
 
-def _component(pod: Object) -> str | None:
-    return (pod["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT)
-
-
 def _limit(pod: Object, container: str, resource: str) -> str | None:
     spec = pod.get("spec") or {}
-    for found in (*(spec.get("initContainers") or []), *(spec.get("containers") or [])):
-        if found["name"] == container and resource in (
-            limits := (found.get("resources") or {}).get("limits") or {}
-        ):
+    for c in (*(spec.get("initContainers") or []), *(spec.get("containers") or [])):
+        if c["name"] == container and resource in (limits := (c.get("resources") or {}).get("limits") or {}):
             return str(limits[resource])
     return None
 
 
 def _field(pod: Object, container: str, resource: str) -> str:
-    """The field that sizes the container; resolve and evaluate have none, what they read
-    decides.
-    """
+    """The field that sizes the container; resolve and evaluate have none, their input decides."""
     if container == CONTAINER_STEP:
         return f"the step's container.resources.limits.{resource}, and say retry on the revision"
-    if _component(pod) in (None, names.COMPONENT_PREPARE):
+    if label(pod, names.LABEL_COMPONENT) in (None, names.COMPONENT_PREPARE):
         return f"spec.optimization.resources.limits.{resource}, and say retry on the revision"
     return "nothing: give it less data"

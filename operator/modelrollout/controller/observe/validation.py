@@ -1,0 +1,148 @@
+"""Whether a spec, or the Job of a stage, may be carried out here: stores, policies, images, the
+gateway. Every message names the field and the remedy.
+"""
+
+from __future__ import annotations
+
+from modelrollout.api import names
+from modelrollout.api.v1alpha1 import Data, ModelDeploymentSpec
+from modelrollout.config import OperatorConfig
+from modelrollout.kube.cache import Key
+from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE
+from modelrollout.resources.common import NotAllowedError, store_for_field
+from modelrollout.rollout.policy.allowances import allowance_violation
+from modelrollout.rollout.policy.requirements import (
+    first_violation,
+    gpus_of_spec,
+    query_violation,
+    source_violation,
+)
+from modelrollout.rollout.policy.rules import Rules
+from modelrollout.rollout.snapshot import Problem, Snapshot
+from modelrollout.traffic.gateway_api.features import GatewayFacts, route_problem
+
+
+def spec_violation(
+    key: Key,
+    spec: ModelDeploymentSpec,
+    config: OperatorConfig,
+    gateway_kinds: frozenset[str],
+    gateway: GatewayFacts | Problem | None,
+    rules: Rules,
+    *,
+    returns: bool,
+) -> Problem | None:
+    """Why this spec cannot be rolled out at all. ``returns``: it goes back to a proven version."""
+    try:
+        for field, uri in _uris(spec):
+            store_for_field(field, uri, config)
+    except NotAllowedError as e:
+        return Problem("StoreNotAllowed", str(e))
+    if problem := first_violation(
+        rules, spec, _uris(spec), sum(gpus_of_spec(spec).values()), returns=returns
+    ):
+        return problem
+    if problem := allowance_violation(rules, spec, key[0], config):
+        return problem
+    if problem := query_violation(rules, spec, *key, config.queries, config.scrape.namespace_label):
+        return problem
+    if problem := _image_missing(spec, config):
+        return problem
+    provider = spec.rollout.analysis.prometheus
+    if provider is not None and config.prometheus_for(provider) is None:
+        known = ", ".join(p.name for p in config.prometheus) or "none"
+        return Problem(
+            "PrometheusNotAllowed",
+            f"spec.rollout.analysis.prometheus: {provider} is not in the operator's configuration (known:"
+            f" {known}); use one of them or leave it out",
+        )
+    for kind, part in ((HTTP_ROUTE.kind, spec.traffic.http), (GRPC_ROUTE.kind, spec.traffic.grpc)):
+        if part is not None and kind not in gateway_kinds:
+            return Problem(
+                "GatewayAPIMissing",
+                f"spec.traffic.gateway: this cluster has no {kind} (Gateway API CRDs); install them, or leave"
+                " spec.traffic out: the weights are then approximated by replica counts",
+            )
+    if spec.rollout.ab_test is not None and spec.traffic.gateway is None:
+        return Problem(
+            "GatewayRequired",
+            "spec.rollout.abTest: only a gateway can look at headers; set spec.traffic.gateway, or take"
+            " canary or blueGreen",
+        )
+    return route_problem(spec, gateway)
+
+
+def _image_missing(spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
+    """A Job has one image. Trainers (and int4) and converters of other formats are in separate
+    images, because together they would take a gigabyte.
+    """
+    heavy = next((i for i, step in enumerate(spec.optimization.steps) if step.trainer == "Needed"), None)
+    if heavy is None:
+        return None
+    field = f"spec.optimization.steps[{heavy}].{spec.optimization.steps[heavy].chosen()[0]}"
+    if spec.model.flavour:
+        return Problem(
+            "ImageFlavoursClash",
+            f"{field}: the step needs the trainer image, spec.model.format: {spec.model.format} the image"
+            f" {spec.model.flavour}, and a Job has one; leave the step out, or export the model to ONNX where"
+            " it was trained",
+        )
+    if config.images.trainer is None:
+        return Problem(
+            "TrainerMissing",
+            f"{field}: this operator has no trainer image, which the step needs; set trainer.image in the"
+            " chart's values, or leave it out",
+        )
+    return None
+
+
+def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
+    uris = [("spec.model.uri", spec.model.uri)]
+    if spec.model.signature:
+        uris.append(("spec.model.signature.uri", spec.model.signature.uri or f"{spec.model.uri}.sig"))
+    for i, step in enumerate(spec.optimization.steps):
+        uris += [
+            (f"spec.optimization.steps[{i}].{path}.uri", source.uri)
+            for path, source in step.sources().items()
+        ]
+    if spec.optimization.gate:
+        uris.append(("spec.optimization.gate.data.uri", spec.optimization.gate.data.uri))
+    if spec.serving.tune and spec.serving.tune.data:
+        uris.append(("spec.serving.tune.data.uri", spec.serving.tune.data.uri))
+    if spec.rollout.analysis.golden:
+        uris.append(("spec.rollout.analysis.golden.uri", spec.rollout.analysis.golden.uri))
+    return uris
+
+
+def job_violation(s: Snapshot, component: str, config: OperatorConfig) -> Problem | None:
+    """Why the Job of this component must not be created. The spec was checked before its rollout
+    began, but data that is no part of a version, and policies, may have changed since.
+
+    A return to a version that was prepared already is held up by neither.
+    """
+    assert s.spec is not None and s.status.rollout is not None
+    if s.status.rollout.mode == "Rollback" and component != names.COMPONENT_EVALUATE:
+        return None
+    source = {names.COMPONENT_TUNE: tuning_data, names.COMPONENT_EVALUATE: golden_data}.get(component)
+    data = source(s.spec) if source else None
+    return source_violation(
+        s.rules, [(f"{data[0]}.uri", data[1].uri)] if data else []
+    ) or allowance_violation(s.rules, s.spec, s.namespace, config)
+
+
+def golden_data(spec: ModelDeploymentSpec) -> tuple[str, Data] | None:
+    """Golden data, and the field that names it."""
+    golden = spec.rollout.analysis.golden
+    return ("spec.rollout.analysis.golden", golden) if golden is not None else None
+
+
+def tuning_data(spec: ModelDeploymentSpec) -> tuple[str, Data] | None:
+    """The inputs that tuning sends, and the field that names them: its own, else the golden data,
+    else the gate's.
+    """
+    if spec.serving.tune is not None and spec.serving.tune.data is not None:
+        return "spec.serving.tune.data", spec.serving.tune.data
+    if golden := golden_data(spec):
+        return golden
+    gate = spec.optimization.gate
+    return ("spec.optimization.gate.data", gate.data) if gate is not None else None
