@@ -218,14 +218,14 @@ async def test_history_is_what_was_answered_then(bench: Bench) -> None:
     [sample] = then.stable.processes.values()
     assert (sample.total, sample.bad) == (101, 1) and 0 <= now - sample.scraped < 5
     refused = await bench.reader.history("sum(", [1, 2])
-    assert isinstance(refused, MeasurementProblem) and refused.kind == "QueryRejected"
+    assert isinstance(refused, MeasurementProblem) and refused.reason == "QueryRejected"
 
 
 async def test_latency_by_a_bound_and_a_refusal_that_names_the_bounds(bench: Bench) -> None:
     old, new = bench.target.stable, bench.target.canary
     assert old is not None
     nothing = await bench.measure(LATENCY)
-    assert nothing.problem and nothing.problem.kind == "NoData", (
+    assert nothing.problem and nothing.problem.reason == "NoData", (
         "before anything was scraped there is no baseline"
     )
     bench.exporter.buckets(old.revision, **{"0.025": 70, "0.05": 80, "1": 90, "+Inf": 90})
@@ -237,7 +237,7 @@ async def test_latency_by_a_bound_and_a_refusal_that_names_the_bounds(bench: Ben
     one_second = await bench.measure(LATENCY.model_copy(update={"objective": "1s"}), first)
     assert counts(one_second)[:2] == (100, 1)
     between = await bench.measure(LATENCY.model_copy(update={"objective": "60ms"}), first)
-    assert between.problem and between.problem.kind == "NotABucketBound"
+    assert between.problem and between.problem.reason == "NotABucketBound"
     assert "25ms, 50ms, 1s" in between.problem.message
 
 
@@ -256,7 +256,7 @@ async def test_latency_by_a_bound_and_a_refusal_that_names_the_bounds(bench: Ben
 async def test_what_is_no_number_is_named(bench: Bench, promql: str, expected: str) -> None:
     metric = Metric(name="custom", query=promql, max=1e9)
     found = await bench.measure(metric)
-    assert found.problem and found.problem.kind == expected, found
+    assert found.problem and found.problem.reason == expected, found
     status = judge(metric, found.canary, found.stable, found.problem, found.value, 5, 25, 0.01)
     assert status.verdict in ("Error", "Inconclusive")
 
@@ -359,7 +359,7 @@ class TestOwnQueries:
     )
     async def test_what_reaches_further_is_not_asked(self, tenants: Tenants, query: str) -> None:
         found = await tenants.read("a", query)
-        assert found.problem and found.problem.kind == "QueryNotAllowed", found
+        assert found.problem and found.problem.reason == "QueryNotAllowed", found
 
     @pytest.mark.parametrize(
         "query",
@@ -403,7 +403,7 @@ class TestOwnQueries:
                     for i in range(4)
                 ]
                 answers, *found = await asyncio.gather(quick.ask(["count(up)"]), *looks)
-                kinds |= {m.problem.kind for look in found for m in look.values() if m.problem}
+                kinds |= {m.problem.reason for look in found for m in look.values() if m.problem}
                 waits.append(time.monotonic() - began)
                 assert isinstance(answers[0], Answer), answers
                 await asyncio.sleep(0.25)
@@ -435,5 +435,5 @@ async def test_a_prometheus_that_went_away_is_unreachable_and_keeps_the_counts(b
             "errors"
         ]
         await gone.close()
-    assert isinstance(found.problem, MeasurementProblem) and found.problem.kind == "ProviderUnreachable"
+    assert isinstance(found.problem, MeasurementProblem) and found.problem.reason == "ProviderUnreachable"
     assert found.canary == first.canary

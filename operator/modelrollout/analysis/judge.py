@@ -118,11 +118,11 @@ def judge(
     time as the canary.
     """
     if problem is not None:
-        verdict: VerdictName = "Inconclusive" if problem.kind in _INCONCLUSIVE_PROBLEMS else "Error"
+        verdict: VerdictName = "Inconclusive" if problem.reason in _INCONCLUSIVE_PROBLEMS else "Error"
         return MetricStatus(
             name=metric.name,
             verdict=verdict,
-            reason=problem.kind,
+            reason=problem.reason,
             message=problem.message,
             canary=canary,
             stable=stable,

@@ -23,7 +23,7 @@ from typing import Any, get_args
 
 from modelrollout.analysis.counters import Raw, Sample
 from modelrollout.analysis.measurement import Reading
-from modelrollout.analysis.problem import MeasurementProblem, ProblemKind
+from modelrollout.analysis.problem import MeasurementProblem, MeasurementReason
 from modelrollout.analysis.providers.prometheus.parse import CounterReading
 from modelrollout.api.times import stamp
 from modelrollout.statistics.dispersion import Spread
@@ -118,7 +118,7 @@ def _object(line: str, number: int) -> dict[str, Any]:
 
 def _wire(reading: Reading) -> object:
     if isinstance(reading, MeasurementProblem):
-        return {"problem": reading.kind, "message": reading.message}
+        return {"problem": reading.reason, "message": reading.message}
     if isinstance(reading, CounterReading):
         sides = (("canary", reading.canary), ("stable", reading.stable))
         counters = {
@@ -130,7 +130,7 @@ def _wire(reading: Reading) -> object:
 
 def _reading(value: object) -> Reading:
     if isinstance(value, dict) and "problem" in value:
-        if value["problem"] not in get_args(ProblemKind):
+        if value["problem"] not in get_args(MeasurementReason):
             raise ValueError(f"unknown problem {value['problem']!r}")
         return MeasurementProblem(value["problem"], str(value.get("message", "")))
     if isinstance(value, dict):

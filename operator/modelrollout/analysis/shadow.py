@@ -26,9 +26,9 @@ def judge_agreement(
     """
     limit = round(1 - shadow.min_agreement, 12)
     if problem is not None:
-        verdict: VerdictName = "Inconclusive" if problem.kind in _NO_EVIDENCE else "Error"
+        verdict: VerdictName = "Inconclusive" if problem.reason in _NO_EVIDENCE else "Error"
         return MetricStatus(
-            name=NAME, verdict=verdict, reason=problem.kind, message=problem.message, canary=pairs
+            name=NAME, verdict=verdict, reason=problem.reason, message=problem.message, canary=pairs
         )
     pairs = pairs or Counter()
     interval = share_interval(pairs.bad, pairs.total, alpha)

@@ -213,7 +213,7 @@ async def past(
                 {metric.name: plan} if isinstance(plan, MeasurementProblem) else read(plan, answer, target)
             )
             problem = readings[metric.name]
-            if isinstance(problem, MeasurementProblem) and problem.kind == "NotABucketBound":
+            if isinstance(problem, MeasurementProblem) and problem.reason == "NotABucketBound":
                 if bounds is None:
                     [bounds] = await source.ask([bounds_query(target)])
                 readings = {

@@ -36,7 +36,7 @@ def metrics_due(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
     step, analysis = stepping.with_traffic(s.status.rollout.step), s.spec.rollout.analysis
     metrics = effective_metrics(analysis, s.templates, s.mandatory)
     if isinstance(metrics, MeasurementProblem):
-        return Assessment("Error", metrics.kind, metrics.message, tuple(step.metrics))
+        return Assessment("Error", metrics.reason, metrics.message, tuple(step.metrics))
     delay = delay_seconds(step, analysis)
     if delay and counted_seconds(step, analysis, now) <= 0:
         waited = since(step.observed_since, now) if step.observed_since else 0.0

@@ -25,10 +25,10 @@ from pydantic import ValidationError
 from modelrollout.api import names
 from modelrollout.api.hostnames import WILDCARD, allowed, overlap, wildcards_over
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec, as_today, seconds
+from modelrollout.problem import Problem
 from modelrollout.resources.common import Object
 from modelrollout.resources.endpoints import GRPC_METHODS, http_endpoints
 from modelrollout.rollout.policy.rules import Rules
-from modelrollout.rollout.snapshot import Problem
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Rollout
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
+from modelrollout.problem import Problem
 from modelrollout.resources.common import Object, Owner
 from modelrollout.resources.endpoints import narrowed
-from modelrollout.rollout.snapshot import Problem, Server, Split, Traffic
+from modelrollout.rollout.snapshot import Server, Split, Traffic
 from modelrollout.traffic.gateway_api.routes import (
     Rule,
     client_rules,

@@ -114,7 +114,7 @@ async def test_golden_inputs_that_went_to_pods_before_they_were_scraped_are_no_t
     target = replace(TARGET, profile="none", stable=TARGET.stable if stable else None)
     reader = FakeReader(nv_inference=pods(10, digits_old=5000))
     first = (await measure(reader, target, [ERRORS], {}))["errors"]
-    assert first.problem and first.problem.kind == "NoData" and first.canary is None
+    assert first.problem and first.problem.reason == "NoData" and first.canary is None
     reader.answers["nv_inference"] = pods(20, digits_old=5100, digits_new=1000)
     second = (await measure(reader, target, [ERRORS], {"errors": Counts(first.canary, first.stable)}))[
         "errors"
@@ -167,7 +167,7 @@ async def test_the_bounds_are_asked_only_when_the_objective_is_none_of_them() ->
     }
     reader = FakeReader(**answers)
     found = (await measure(reader, TARGET, [LATENCY], {}))["latency"]
-    assert found.problem and found.problem.kind == "NotABucketBound" and "100ms" in found.problem.message
+    assert found.problem and found.problem.reason == "NotABucketBound" and "100ms" in found.problem.message
     assert len(reader.asked) == 2
     reader.answers["sum by"] = Answer(
         (Series({**service, "le": "+Inf"}, 7, 0), Series({**service, "le": "0.05"}, 7, 0))
@@ -183,7 +183,7 @@ async def test_metrics_are_asked_together_and_fail_apart() -> None:
     )
     found = await measure(reader, TARGET, [ERRORS, QUERY], {})
     assert found["errors"].problem is None
-    assert found["memory"].problem and found["memory"].problem.kind == "SeveralSeries"
+    assert found["memory"].problem and found["memory"].problem.reason == "SeveralSeries"
     reader.answers["max"] = Answer((Series({}, 7.5, 0),))
     assert (await measure(reader, TARGET, [QUERY], {}))["memory"].value == 7.5
 
@@ -205,7 +205,7 @@ async def test_what_cannot_be_asked_is_not_asked() -> None:
     reader = FakeReader()
     metric = QUERY.model_copy(update={"query": "{{oops}}"})
     found = await measure(reader, TARGET, [metric], {})
-    assert found["memory"].problem and found["memory"].problem.kind == "UnknownPlaceholder"
+    assert found["memory"].problem and found["memory"].problem.reason == "UnknownPlaceholder"
     assert reader.asked == []
 
 
@@ -265,7 +265,7 @@ async def test_labels_beyond_the_rows_that_were_answered_are_implausible_and_los
     for name, m in found.items():
         assert (
             m.problem is not None
-            and m.problem.kind == "EvidenceImplausible"
+            and m.problem.reason == "EvidenceImplausible"
             and m.canary == before[name].canary
         )
     for answer in (

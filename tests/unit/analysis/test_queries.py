@@ -117,7 +117,7 @@ def test_the_objective_is_asked_for_as_prometheus_2_and_3_write_it() -> None:
 
 def test_latency_without_a_gateway_has_no_source() -> None:
     problem = build(LATENCY, WITHOUT_GATEWAY, baseline=False)
-    assert isinstance(problem, MeasurementProblem) and problem.kind == "NoSource"
+    assert isinstance(problem, MeasurementProblem) and problem.reason == "NoSource"
 
 
 def test_errors_without_a_gateway_come_from_triton_by_revision() -> None:
@@ -177,11 +177,11 @@ def test_latency_counts_what_is_not_within_the_objective() -> None:
 
 def test_an_objective_between_the_bounds_is_told_from_no_data() -> None:
     problem = read_counters(query(LATENCY), Answer((Series(http("digits-old", le="+Inf"), 100, 0),)), TARGET)
-    assert isinstance(problem, MeasurementProblem) and problem.kind == "NotABucketBound"
+    assert isinstance(problem, MeasurementProblem) and problem.reason == "NotABucketBound"
     named = name_bounds(
         problem, Answer(tuple(Series({"le": le}, 1, 0) for le in ("0.1", "0.025", "+Inf", "1.0", "odd")))
     )
-    assert named.kind == "NotABucketBound" and "25ms, 100ms, 1s" in named.message
+    assert named.reason == "NotABucketBound" and "25ms, 100ms, 1s" in named.message
     assert look(LATENCY) == CounterReading(_raw(), _raw())
 
 
@@ -260,7 +260,7 @@ def test_a_counter_that_is_no_number_is_named_and_never_counted(value: float) ->
     problem = read_counters(
         query(ERRORS), Answer((Series(http("digits-new", code="500"), value, 0),)), TARGET
     )
-    assert isinstance(problem, MeasurementProblem) and problem.kind == "EvidenceImplausible"
+    assert isinstance(problem, MeasurementProblem) and problem.reason == "EvidenceImplausible"
 
 
 def test_more_bad_ones_than_requests_cannot_be() -> None:
@@ -272,7 +272,7 @@ def test_more_bad_ones_than_requests_cannot_be() -> None:
     )
     assert (
         isinstance(problem, MeasurementProblem)
-        and problem.kind == "EvidenceImplausible"
+        and problem.reason == "EvidenceImplausible"
         and "gatewayMetrics.selector" in problem.message
     )
 
@@ -298,7 +298,7 @@ def test_a_query_that_no_policy_has_is_asked_only_where_own_ones_are_allowed() -
     problem = build(metric, PLATFORM, baseline=False)
     assert (
         isinstance(problem, MeasurementProblem)
-        and problem.kind == "QueryNotAllowed"
+        and problem.reason == "QueryNotAllowed"
         and "use a template" in problem.message
     )
     own = query(metric, OWN)
@@ -310,7 +310,7 @@ def test_a_query_that_no_policy_has_is_asked_only_where_own_ones_are_allowed() -
     problem = build(CUSTOM.model_copy(update={"query": "vector(1)"}), OWN, baseline=False)
     assert (
         isinstance(problem, MeasurementProblem)
-        and problem.kind == "QueryNotAllowed"
+        and problem.reason == "QueryNotAllowed"
         and "memory" in problem.message
     )
 
@@ -329,7 +329,7 @@ def test_a_window_that_grows_refuses_no_query_on_its_way() -> None:
 @pytest.mark.parametrize("text", ["vector(1)", "max(x[{{window}}:1s])", 'x{namespace="other"}'])
 def test_what_could_not_be_asked_is_known_before_anything_begins(text: str) -> None:
     found = own_query_problem(text, "team-a", "digits", "namespace")
-    assert found is not None and found.kind == "QueryNotAllowed"
+    assert found is not None and found.reason == "QueryNotAllowed"
     fine = 'max(x{namespace="{{namespace}}", r=~"{{revision}}|{{stable}}", v="{{version}}"}) * {{weight}}'
     assert own_query_problem(fine, "team-a", "digits", "namespace") is None
 
@@ -355,14 +355,14 @@ def test_what_placeholders_stand_for_ends_no_string() -> None:
 def test_an_unknown_placeholder_is_named() -> None:
     metric = CUSTOM.model_copy(update={"query": "sum(x{a='{{canary}}'})"})
     problem = build(metric, OWN, baseline=False)
-    assert isinstance(problem, MeasurementProblem) and problem.kind == "UnknownPlaceholder"
+    assert isinstance(problem, MeasurementProblem) and problem.reason == "UnknownPlaceholder"
     assert "{{canary}}" in problem.message and "{{revision}}" in problem.message
     assert unknown_placeholders("{{canary}} {{name}} {{}}") == ["canary", ""]
 
 
 def test_a_query_that_needs_stable_waits_for_one() -> None:
     problem = build(CUSTOM, replace(FIRST, promql=PLATFORM.promql), baseline=False)
-    assert isinstance(problem, MeasurementProblem) and problem.kind == "NoStableData"
+    assert isinstance(problem, MeasurementProblem) and problem.reason == "NoStableData"
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_a_value_is_one_number_or_a_named_problem(values: tuple[float, ...], kin
     problem = read_value(
         query(CUSTOM, PLATFORM), Answer(tuple(Series({"i": str(i)}, v, 0) for i, v in enumerate(values)))
     )
-    assert isinstance(problem, MeasurementProblem) and problem.kind == kind
+    assert isinstance(problem, MeasurementProblem) and problem.reason == kind
     assert read_value(query(CUSTOM, PLATFORM), Answer((Series({}, 3.5, 0),))) == 3.5
 
 

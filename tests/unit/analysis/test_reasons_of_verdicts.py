@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from modelrollout.analysis.problem import ProblemKind
+from modelrollout.analysis.problem import MeasurementReason
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = ROOT / "operator" / "modelrollout"
@@ -29,7 +29,7 @@ def given() -> set[str]:
         if isinstance(n, ast.Constant) and isinstance(n.value, str) and REASON.fullmatch(n.value)
     }
     # the gate's words, which golden data says otherwise
-    return (words | set(get_args(ProblemKind))) - {"AccuracyDrop", "WithinBudget"}
+    return (words | set(get_args(MeasurementReason))) - {"AccuracyDrop", "WithinBudget"}
 
 
 def told() -> set[str]:

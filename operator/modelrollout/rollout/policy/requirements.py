@@ -113,7 +113,7 @@ def query_violation(
                 f" there are: {known}; or have the platform team write one, or allow own queries",
             )
         if problem := own_query_problem(metric.query, namespace, name, label):
-            return Problem(problem.kind, f"{field}: {problem.message}")
+            return Problem(problem.reason, f"{field}: {problem.message}")
     return None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
-from modelrollout.rollout.snapshot import Problem
+from modelrollout.problem import Problem
 
 # Names of Gateway API features (sigs.k8s.io/gateway-api/pkg/features).
 REQUEST_MIRROR = "HTTPRouteRequestMirror"

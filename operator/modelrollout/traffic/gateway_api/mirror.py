@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import MirrorMethod, ModelDeploymentSpec, RevisionRef, Shadow
 from modelrollout.config import OperatorConfig
+from modelrollout.problem import Problem
 from modelrollout.resources.common import Object, Owner
 from modelrollout.resources.comparer import (
     comparer,
@@ -32,7 +33,7 @@ from modelrollout.resources.comparer import (
     with_traefik_mirror,
     without_mirror,
 )
-from modelrollout.rollout.snapshot import Problem, Server, Snapshot, Split, Traffic, baseline
+from modelrollout.rollout.snapshot import Server, Snapshot, Split, Traffic, baseline
 from modelrollout.traffic.gateway_api.features import (
     PERCENTAGE_MIRROR,
     REQUEST_MIRROR,

@@ -25,7 +25,7 @@ from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
 from urllib3.util.retry import Retry
 
-from modelrollout.analysis.problem import Answer, MeasurementProblem, ProblemKind, Series
+from modelrollout.analysis.problem import Answer, MeasurementProblem, MeasurementReason, Series
 from modelrollout.analysis.providers.prometheus import namespace_queries
 from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, ScrapeTarget
 from modelrollout.config import PrometheusConfig
@@ -86,7 +86,7 @@ class PrometheusReader:
             return [self._gone[0] for _ in queries]
         answers = list(await asyncio.gather(*(self._ask(q) for q in queries)))
         gone = next(
-            (a for a in answers if isinstance(a, MeasurementProblem) and a.kind == "ProviderUnreachable"),
+            (a for a in answers if isinstance(a, MeasurementProblem) and a.reason == "ProviderUnreachable"),
             None,
         )
         self._gone = (gone, loop.time() + self._provider.timeout_seconds) if gone else None
@@ -213,7 +213,7 @@ class PrometheusReader:
             lambda client: client.custom_query(query, params={"timeout": f"{limit:g}s"}, timeout=timeouts)
         )
         if isinstance(result, MeasurementProblem):
-            broken = result.kind == "ProviderUnreachable" and result.message.endswith(_BROKEN)
+            broken = result.reason == "ProviderUnreachable" and result.message.endswith(_BROKEN)
             return (
                 self._problem("ProviderError", f"broke off while it answered: {_BROKEN}")
                 if broken
@@ -336,8 +336,8 @@ class PrometheusReader:
         parts = urlsplit(self._provider.url)
         return parts.hostname or "its address" if parts.port is None else f"{parts.hostname}:{parts.port}"
 
-    def _problem(self, kind: ProblemKind, what: str) -> MeasurementProblem:
-        return MeasurementProblem(kind, f"Prometheus {self._provider.name} {what}")
+    def _problem(self, reason: MeasurementReason, what: str) -> MeasurementProblem:
+        return MeasurementProblem(reason, f"Prometheus {self._provider.name} {what}")
 
 
 def _configuration(client: PrometheusConnect) -> str:

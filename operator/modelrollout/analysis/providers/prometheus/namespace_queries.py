@@ -85,7 +85,7 @@ class OwnQueries:
             if (
                 before is not None
                 and isinstance(before[0], MeasurementProblem)
-                and before[0].kind == "QueriesPaused"
+                and before[0].reason == "QueriesPaused"
             ):
                 del self._answers[namespace][key]
             tasks[key] = asyncio.create_task(self._run(namespace, key, promql))
@@ -98,7 +98,7 @@ class OwnQueries:
                 if answer is None:
                     answer = await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, promql)
                 if isinstance(answer, MeasurementProblem):
-                    if answer.kind in _TROUBLE:
+                    if answer.reason in _TROUBLE:
                         self._pauses[namespace] = after_trouble(self._pauses.get(namespace), self._now())
                 elif len(answer.series) > KEPT_SERIES:
                     answer = Answer(answer.series[:KEPT_SERIES])

@@ -118,7 +118,7 @@ def name_bounds(problem: MeasurementProblem, bounds: Answer) -> MeasurementProbl
     known = sorted({b for s in bounds.series if math.isfinite(b := _number(s.labels.get("le", "")))})
     named = ", ".join(f"{b * 1000:g}ms" if b < 1 else f"{b:g}s" for b in known) or "none"
     return MeasurementProblem(
-        problem.kind,
+        problem.reason,
         f"{problem.message}; its bounds are {named}: choose one of them, or configure the gateway's buckets",
     )
 

@@ -238,7 +238,7 @@ def _custom(name: str, query: str, target: Target) -> Query | MeasurementProblem
         return Query(name, _filled(query, values), "value")
     text = confine(_filled(query, values), target.namespace, target.sources.namespace)
     return (
-        MeasurementProblem(text.kind, f"metric {name}: {text.message}")
+        MeasurementProblem(text.reason, f"metric {name}: {text.message}")
         if isinstance(text, MeasurementProblem)
         else Query(name, text, "value", own=True)
     )

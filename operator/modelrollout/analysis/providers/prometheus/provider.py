@@ -67,7 +67,7 @@ async def read_metrics(
         if wrong is not None:
             readings = dict.fromkeys(_names(metric), wrong)
         of_metric = readings[metric.name]
-        if isinstance(of_metric, MeasurementProblem) and of_metric.kind == "NotABucketBound":
+        if isinstance(of_metric, MeasurementProblem) and of_metric.reason == "NotABucketBound":
             [bounds] = await reader.ask([bounds_query(target)])
             readings = {
                 metric.name: bounds
