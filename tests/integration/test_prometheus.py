@@ -17,12 +17,16 @@ import requests
 
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.measurement import Counts, Measurement, counts_of, fold_in
-from modelrollout.analysis.problem import Answer, MeasurementProblem
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.answers import Answer
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
 from modelrollout.analysis.providers.prometheus.confinement import confine
-from modelrollout.analysis.providers.prometheus.parse import CounterReading, read_counters
-from modelrollout.analysis.providers.prometheus.promql import Query, Target, build
+from modelrollout.analysis.providers.prometheus.parse import read_counters
 from modelrollout.analysis.providers.prometheus.provider import read_metrics
+from modelrollout.analysis.providers.prometheus.queries import build
+from modelrollout.analysis.providers.prometheus.sources.base import Query
+from modelrollout.analysis.providers.prometheus.target import ScrapedTarget
+from modelrollout.analysis.reading import CounterReading
 from modelrollout.api.v1alpha1 import Metric, MetricStatus, RevisionRef, Slice
 from modelrollout.config import PrometheusConfig
 from tests.integration.prometheus import LIMIT_SECONDS, Exporter, running
@@ -34,7 +38,7 @@ _NUMBERS = itertools.count()
 
 
 async def measure(
-    reader: PrometheusReader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts]
+    reader: PrometheusReader, target: ScrapedTarget, metrics: Sequence[Metric], counters: Mapping[str, Counts]
 ) -> dict[str, Measurement]:
     """One look, added to the counts."""
     return fold_in(
@@ -47,7 +51,7 @@ async def measure(
 class Bench:
     """An exporter, the Prometheus that scrapes it, and a reader of that."""
 
-    def __init__(self, exporter: Exporter, reader: PrometheusReader, target: Target) -> None:
+    def __init__(self, exporter: Exporter, reader: PrometheusReader, target: ScrapedTarget) -> None:
         self.exporter, self.reader, self.target = exporter, reader, target
 
     async def measure(self, metric: Metric, before: Measurement | None = None) -> Measurement:
@@ -108,7 +112,7 @@ async def bench(served: tuple[Exporter, str]) -> AsyncIterator[Bench]:
     exporter.lines.clear()
     reader = PrometheusReader(PrometheusConfig(name="main", url=url))
     name = f"digits{next(_NUMBERS)}"
-    target = Target(
+    target = ScrapedTarget(
         "a",
         name,
         RevisionRef(revision=f"{name}-new", number=2),
@@ -276,8 +280,8 @@ class Tenants:
     def __init__(self, url: str, exporters: Mapping[str, Exporter], reader: PrometheusReader) -> None:
         self.url, self.exporters, self.reader = url, exporters, reader
 
-    def target(self, namespace: str) -> Target:
-        return Target(
+    def target(self, namespace: str) -> ScrapedTarget:
+        return ScrapedTarget(
             namespace, "digits", RevisionRef(revision="digits-new", number=2), None, "none", queries="Own"
         )
 

@@ -11,12 +11,11 @@ from datetime import datetime
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.process_groups import fold_all
-from modelrollout.analysis.providers.prometheus.parse import CounterReading
+from modelrollout.analysis.reading import CounterReading, Reading
 from modelrollout.analysis.verdict import Part
 from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, StepEvidence, StepStatus, seconds
 
-Reading = CounterReading | float | MeasurementProblem
 BEYOND = "BeyondLimits"
 SLICE_FAILED = "SliceAccuracyLow"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,19 +36,3 @@ class MeasurementProblem(Problem):
     """Why there is no reading. The message holds no secret: it is published in status."""
 
     reason: MeasurementReason
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One element of an instant vector; ``timestamp`` is the evaluation's, in Unix seconds."""
-
-    labels: Mapping[str, str]
-    value: float
-    timestamp: float
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a provider said to one query; no series is an answer too."""
-
-    series: tuple[Series, ...] = ()

@@ -22,9 +22,8 @@ from datetime import datetime
 from typing import Any, get_args
 
 from modelrollout.analysis.counters import Raw, Sample
-from modelrollout.analysis.measurement import Reading
 from modelrollout.analysis.problem import MeasurementProblem, MeasurementReason
-from modelrollout.analysis.providers.prometheus.parse import CounterReading
+from modelrollout.analysis.reading import CounterReading, Reading
 from modelrollout.api.times import stamp
 from modelrollout.statistics.dispersion import Spread
 

@@ -15,13 +15,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from modelrollout.analysis.eta import counted_seconds
-from modelrollout.analysis.measurement import Reading, counts_of
+from modelrollout.analysis.measurement import counts_of
 from modelrollout.analysis.metrics import effective_metrics
 from modelrollout.analysis.problem import MeasurementProblem
-from modelrollout.analysis.providers.prometheus.client import PrometheusReader
-from modelrollout.analysis.providers.prometheus.parse import CounterReading, name_bounds, read
-from modelrollout.analysis.providers.prometheus.promql import Query, Target, bounds_query, build
-from modelrollout.analysis.providers.prometheus.provider import baseline_before, read_metrics
+from modelrollout.analysis.providers.base import MetricsProvider
+from modelrollout.analysis.providers.registry import connect
 from modelrollout.analysis.recording import (
     Header,
     RecordingError,
@@ -30,6 +28,7 @@ from modelrollout.analysis.recording import (
     read_header,
     read_looks,
 )
+from modelrollout.analysis.target import Target
 from modelrollout.api.uris import carries_more
 from modelrollout.api.v1alpha1 import DURATION_RE, ModelDeploymentSpec, RevisionRef, seconds
 from modelrollout.cli import view
@@ -100,7 +99,7 @@ async def analyze(w: Wanted, cluster: Cluster | None, now: datetime, tell: Tell)
         tell(shown(replayed, judged_by), as_json(replayed, judged_by))
         return
     assert w.prometheus is not None
-    source = reader(w.prometheus, w.token_file)
+    provider = prometheus_at(w.prometheus, w.token_file)
     try:
         if w.start is None:
             if found is None:
@@ -108,7 +107,7 @@ async def analyze(w: Wanted, cluster: Cluster | None, now: datetime, tell: Tell)
                     "give --start (and --end) to judge history, or the NAME of a rollout in flight to"
                     " judge now"
                 )
-            assessment = await present(replace(found, spec=spec), source, w.profile, m.rules, now)
+            assessment = await present(replace(found, spec=spec), provider, w.profile, m.rules, now)
             text = f"{assessment.verdict}: {assessment.reason}: {assessment.message}"
             told = notes(judged_by)
             shown_now = Group(
@@ -121,10 +120,10 @@ async def analyze(w: Wanted, cluster: Cluster | None, now: datetime, tell: Tell)
         canary, stable = _sides(w, found)
         target = target_of(m.namespace, m.name, spec, canary, stable, w.profile, m.rules, w.window)
         looks = await past(
-            source, spec, target, times_between(w.start, w.end, spec.rollout.analysis.interval, now)
+            provider, spec, target, times_between(w.start, w.end, spec.rollout.analysis.interval, now)
         )
     finally:
-        await source.close()
+        await provider.close()
     if w.record is not None:
         header = Header(m.namespace, m.name, canary.revision, stable.revision if stable else None)
         try:
@@ -171,64 +170,34 @@ def recorded(path: Path) -> tuple[Header, Iterator[Moment]]:
     return header, moments()
 
 
-def reader(url: str, token_file: Path | None) -> PrometheusReader:
+def prometheus_at(url: str, token_file: Path | None) -> MetricsProvider:
     """A Prometheus by its URL; raises Refused."""
-    if carries_more(url):  # it would stand in messages
+    if carries_more(url):  # messages contain it
         raise Refused(
             "--prometheus: a URL must not carry a user name, password, query or fragment; leave them out, and"
             " give a token in --token-file"
         )
-    return PrometheusReader(
-        PrometheusConfig(
-            name=url,
-            url=url,
-            token_file=str(token_file) if token_file else None,
-            timeout_seconds=TIMEOUT_SECONDS,
-        ),
-        patience=TIMEOUT_SECONDS,
+    config = PrometheusConfig(
+        name=url,
+        url=url,
+        token_file=str(token_file) if token_file else None,
+        timeout_seconds=TIMEOUT_SECONDS,
     )
+    return connect(config, patience=TIMEOUT_SECONDS)
 
 
 async def past(
-    source: PrometheusReader, spec: ModelDeploymentSpec, target: Target, times: Sequence[int]
+    provider: MetricsProvider, spec: ModelDeploymentSpec, target: Target, times: Sequence[int]
 ) -> list[Moment]:
-    """The readings at these times as Prometheus has kept them; raises Unanswered when it cannot be
-    asked.
+    """The readings at these times as the provider has kept them. Raises Unanswered when it gives no
+    answer.
     """
     metrics = effective_metrics(spec.rollout.analysis, {}, ())
     assert not isinstance(metrics, MeasurementProblem)
-    found: dict[int, dict[str, Reading]] = {t: {} for t in times}
-    for metric in metrics:
-        plan = build(metric, target, baseline=False)
-        answers = (
-            await source.history(plan.promql, times)
-            if isinstance(plan, Query)
-            else dict.fromkeys(times, plan)
-        )
-        if isinstance(answers, MeasurementProblem):
-            raise Unanswered(f"{metric.name}: {answers.message}")
-        bounds = None
-        for t, answer in answers.items():
-            readings = (
-                {metric.name: plan} if isinstance(plan, MeasurementProblem) else read(plan, answer, target)
-            )
-            problem = readings[metric.name]
-            if isinstance(problem, MeasurementProblem) and problem.reason == "NotABucketBound":
-                if bounds is None:
-                    [bounds] = await source.ask([bounds_query(target)])
-                readings = {
-                    metric.name: bounds
-                    if isinstance(bounds, MeasurementProblem)
-                    else name_bounds(problem, bounds)
-                }
-            found[t] |= readings
-        before = await baseline_before(source, target, metric, times[0])
-        found[times[0]] |= {
-            n: replace(r, usual=before.get(n))
-            for n, r in found[times[0]].items()
-            if n in before and isinstance(r, CounterReading)
-        }
-    return [Moment(datetime.fromtimestamp(t, UTC), readings) for t, readings in found.items()]
+    readings = await provider.read_past(target, metrics, times)
+    if isinstance(readings, MeasurementProblem):
+        raise Unanswered(readings.message)
+    return [Moment(datetime.fromtimestamp(t, UTC), at_once) for t, at_once in readings.items()]
 
 
 def times_between(start: str, end: str | None, interval: str, now: datetime) -> list[int]:
@@ -281,7 +250,7 @@ def run(spec: ModelDeploymentSpec, moments: Iterable[Moment], *, stable: bool) -
 
 
 async def present(
-    found: Rollout, source: PrometheusReader, profile: str, rules: Rules | None, now: datetime
+    found: Rollout, provider: MetricsProvider, profile: str, rules: Rules | None, now: datetime
 ) -> Assessment:
     """One look at the step that the rollout is in, added to what status holds; nothing is written.
     Raises Refused when no canary is under way.
@@ -325,7 +294,7 @@ async def present(
     return assess(
         s,
         metrics,
-        await read_metrics(source, target, metrics, counts_of(flying.step.metrics), now.timestamp()),
+        await provider.read(target, metrics, counts_of(flying.step.metrics), now.timestamp()),
         now,
     )
 

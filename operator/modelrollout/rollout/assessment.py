@@ -9,18 +9,11 @@ from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.analysis.eta import counted_seconds, delay_seconds, paces
-from modelrollout.analysis.measurement import (
-    Counts,
-    Measurement,
-    Reading,
-    carried_of,
-    counts_of,
-    fold_in,
-    judge_all,
-)
+from modelrollout.analysis.measurement import Counts, Measurement, carried_of, counts_of, fold_in, judge_all
 from modelrollout.analysis.metrics import effective_metrics
 from modelrollout.analysis.plausibility import share_off_weight
 from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.reading import Reading
 from modelrollout.analysis.verdict import combine, parts_of
 from modelrollout.api.v1alpha1 import Metric, MetricStatus
 from modelrollout.rollout import strategy as stepping

@@ -6,15 +6,17 @@ import random
 
 import pytest
 
-from modelrollout.analysis.problem import Answer, MeasurementProblem, MeasurementReason, Series
-from modelrollout.analysis.providers.prometheus.promql import Target, agreement_query
+from modelrollout.analysis.problem import MeasurementProblem, MeasurementReason
+from modelrollout.analysis.providers.prometheus.answers import Answer, Series
 from modelrollout.analysis.providers.prometheus.provider import measure_agreement
+from modelrollout.analysis.providers.prometheus.sources.comparer import agreement_query
+from modelrollout.analysis.providers.prometheus.target import ScrapedTarget
 from modelrollout.analysis.shadow import judge_agreement
 from modelrollout.api.v1alpha1 import Counter, RevisionRef, Shadow
 
 ALPHA = 0.01
 SHADOW = Shadow(min_samples=100, min_agreement=0.95)
-TARGET = Target(
+TARGET = ScrapedTarget(
     "ml",
     "digits",
     RevisionRef(revision="digits-2", number=7),

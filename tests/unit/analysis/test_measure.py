@@ -10,14 +10,15 @@ import pytest
 from modelrollout.analysis.counters import spread_of
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.measurement import Counts, Measurement, counts_of, fold_in
-from modelrollout.analysis.problem import Answer, MeasurementProblem, Series
-from modelrollout.analysis.providers.prometheus.promql import Sources, Target
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.answers import Answer, Series
 from modelrollout.analysis.providers.prometheus.provider import read_metrics
+from modelrollout.analysis.providers.prometheus.target import ScrapedTarget, ScrapeMatchers
 from modelrollout.api.v1alpha1 import Counter, Metric, RevisionRef, Slice
 from modelrollout.statistics.dispersion import dispersion
 
 NEW, OLD = RevisionRef(revision="digits-new", number=2), RevisionRef(revision="digits-old", number=1)
-TARGET = Target("a", "digits", NEW, OLD, "traefik", promql=frozenset({"max(x)"}), queries="Own")
+TARGET = ScrapedTarget("a", "digits", NEW, OLD, "traefik", promql=frozenset({"max(x)"}), queries="Own")
 ERRORS = Metric(name="errors", max_increase=0.005)
 LATENCY = Metric(name="latency", objective="50ms", max_increase=0.005)
 QUERY = Metric(name="memory", query="max(x)", max=10)
@@ -53,7 +54,7 @@ class FakeReader:
 
 
 async def measure(
-    reader: FakeReader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts]
+    reader: FakeReader, target: ScrapedTarget, metrics: Sequence[Metric], counters: Mapping[str, Counts]
 ) -> dict[str, Measurement]:
     """One look, added to the counts."""
     return fold_in(
@@ -210,7 +211,7 @@ async def test_what_cannot_be_asked_is_not_asked() -> None:
 
 
 async def test_without_stable_there_are_no_counts_of_it() -> None:
-    alone = Target("a", "digits", TARGET.canary, None, "traefik")
+    alone = ScrapedTarget("a", "digits", TARGET.canary, None, "traefik")
     found = (
         await measure(
             FakeReader(traefik_service_requests_total=requests(10, new=(5, 0))), alone, [ERRORS], {}
@@ -259,7 +260,7 @@ async def test_labels_beyond_the_rows_that_were_answered_are_implausible_and_los
         name: Counts(Counter(total=500, bad=400, scraped=9.0), Counter(total=10))
         for name in ("accuracy", "accuracy/night")
     }
-    target = replace(TARGET, rows_seconds=600.0, pods=2, sources=Sources(labels_per_row=1.0))
+    target = replace(TARGET, rows_seconds=600.0, pods=2, matchers=ScrapeMatchers(labels_per_row=1.0))
     reader = FakeReader(modelrollout_feedback_total=Answer(), nv_inference_count=rows(80, 10.0))
     found = await measure(reader, target, [metric], before)
     for name, m in found.items():
@@ -278,6 +279,6 @@ async def test_labels_beyond_the_rows_that_were_answered_are_implausible_and_los
         reader.answers["nv_inference_count"] = answer
         assert (await measure(reader, target, [metric], before))["accuracy"].problem is None, answer
     asked = len(reader.asked)
-    for other in (replace(target, rows_seconds=0.0), replace(target, sources=Sources())):
+    for other in (replace(target, rows_seconds=0.0), replace(target, matchers=ScrapeMatchers())):
         assert (await measure(reader, other, [metric], before))["accuracy"].problem is None
     assert not any("nv_inference_count" in q for q in reader.asked[asked:])

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from modelrollout.analysis.problem import Answer, MeasurementProblem, Series
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.answers import Answer, Series
 from modelrollout.analysis.providers.prometheus.backoff import (
     FIRST_SECONDS,
     LONGEST_SECONDS,

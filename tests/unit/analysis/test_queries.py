@@ -10,28 +10,27 @@ from dataclasses import replace
 import pytest
 
 from modelrollout.analysis.counters import Raw, Sample
-from modelrollout.analysis.problem import Answer, MeasurementProblem, Series
-from modelrollout.analysis.providers.prometheus.parse import (
-    CounterReading,
-    name_bounds,
-    read_counters,
-    read_value,
-)
-from modelrollout.analysis.providers.prometheus.promql import (
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.answers import Answer, Series
+from modelrollout.analysis.providers.prometheus.custom_queries import (
     PLACEHOLDERS,
-    Query,
-    Sources,
-    Target,
-    agreement_query,
-    bounds_query,
-    build,
     own_query_problem,
-    service_labels,
     unknown_placeholders,
 )
+from modelrollout.analysis.providers.prometheus.parse import read_counters, read_value
+from modelrollout.analysis.providers.prometheus.queries import build
+from modelrollout.analysis.providers.prometheus.sources.base import Query
+from modelrollout.analysis.providers.prometheus.sources.comparer import agreement_query
+from modelrollout.analysis.providers.prometheus.sources.traefik import (
+    bounds_query,
+    name_bounds,
+    service_labels,
+)
+from modelrollout.analysis.providers.prometheus.target import ScrapedTarget, ScrapeMatchers
+from modelrollout.analysis.reading import CounterReading
 from modelrollout.api.v1alpha1 import Metric, RevisionRef
 
-TARGET = Target(
+TARGET = ScrapedTarget(
     "team-a",
     "digits",
     RevisionRef(revision="digits-new", number=3),
@@ -39,20 +38,22 @@ TARGET = Target(
     "traefik",
     42.4,
 )
-WITHOUT_GATEWAY = Target(TARGET.namespace, TARGET.name, TARGET.canary, TARGET.stable, "none")
-FIRST = Target(TARGET.namespace, TARGET.name, TARGET.canary, None, "traefik")
+WITHOUT_GATEWAY = ScrapedTarget(TARGET.namespace, TARGET.name, TARGET.canary, TARGET.stable, "none")
+FIRST = ScrapedTarget(TARGET.namespace, TARGET.name, TARGET.canary, None, "traefik")
 ERRORS = Metric(name="errors", max_increase=0.005)
 LATENCY = Metric(name="latency", objective="50ms", max_increase=0.005)
 ACCURACY = Metric(name="accuracy", max_drop=0.01)
 
 
-def query(metric: Metric, target: Target = TARGET, *, baseline: bool = False) -> Query:
+def query(metric: Metric, target: ScrapedTarget = TARGET, *, baseline: bool = False) -> Query:
     built = build(metric, target, baseline=baseline)
     assert isinstance(built, Query), built
     return built
 
 
-def look(metric: Metric, *series: tuple[Mapping[str, str], float], target: Target = TARGET) -> CounterReading:
+def look(
+    metric: Metric, *series: tuple[Mapping[str, str], float], target: ScrapedTarget = TARGET
+) -> CounterReading:
     found = read_counters(
         query(metric, target), Answer(tuple(Series(labels, value, 0.0) for labels, value in series)), target
     )
@@ -189,8 +190,8 @@ def test_labels_are_those_of_the_models_namespace_whatever_the_scrape_says() -> 
     assert '{model_namespace="team-a",name="digits",version=~"3|2"}' in query(ACCURACY).promql
 
 
-SOURCES = Sources('namespace="gateways"', 'ns="modelrollout"', "ns", "pod_name")
-CONFIGURED = replace(TARGET, sources=SOURCES)
+SOURCES = ScrapeMatchers('namespace="gateways"', 'ns="modelrollout"', "ns", "pod_name")
+CONFIGURED = replace(TARGET, matchers=SOURCES)
 
 
 def test_every_selector_of_the_gateway_and_of_feedback_says_who_may_count() -> None:
@@ -211,7 +212,7 @@ def test_comparer_and_servers_count_in_the_models_namespace_by_the_names_of_thei
     assert pairs.count("modelrollout_shadow_total{") == pairs.count(
         ',ns="team-a",pod_name=~"(?:digits-new-shadow-)[a-z0-9]*-?[a-z0-9]{5}|"'
     )
-    of_servers = query(ERRORS, replace(WITHOUT_GATEWAY, sources=SOURCES), baseline=True).promql
+    of_servers = query(ERRORS, replace(WITHOUT_GATEWAY, matchers=SOURCES), baseline=True).promql
     assert of_servers.count("{revision=") == of_servers.count(
         ',ns="team-a",pod_name=~"(?:digits-new-|digits-old-)[a-z0-9]*-?[a-z0-9]{5}|"'
     )
@@ -303,7 +304,7 @@ def test_a_query_that_no_policy_has_is_asked_only_where_own_ones_are_allowed() -
     )
     own = query(metric, OWN)
     assert own.own and own.promql == 'max(rate(x{namespace="team-a", r="digits-new"}[42s]))'
-    elsewhere = query(metric, replace(OWN, sources=Sources(namespace="kubernetes_namespace")))
+    elsewhere = query(metric, replace(OWN, matchers=ScrapeMatchers(namespace="kubernetes_namespace")))
     assert elsewhere.promql == 'max(rate(x{kubernetes_namespace="team-a", r="digits-new"}[42s]))', (
         "a series may set any other label itself"
     )
@@ -336,7 +337,7 @@ def test_what_could_not_be_asked_is_known_before_anything_begins(text: str) -> N
 
 def test_what_placeholders_stand_for_ends_no_string() -> None:
     """Names of Kubernetes objects, as long and odd as they may be."""
-    odd = Target(
+    odd = ScrapedTarget(
         "a-0",
         "x.y-z",
         RevisionRef(revision="x.y-z-0a", number=3),

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from modelrollout.analysis.problem import Answer, MeasurementProblem, Series
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.answers import Answer, Series
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
+from modelrollout.analysis.providers.prometheus.provider import PrometheusProvider
 from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, ScrapeTarget
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, ShadowStatus, StepEvidence
-from modelrollout.config import OperatorConfig, PrometheusConfig
+from modelrollout.config import OperatorConfig, PrometheusConfig, ProviderConfig
 from modelrollout.controller.lookups import metrics as assess
 from modelrollout.controller.lookups.metrics import MetricsAssessor
 from modelrollout.rollout import assessment
@@ -109,8 +111,8 @@ class Bench:
         for name in ("main", "edge"):
             self.providers[name] = Prometheus(PrometheusConfig(name=name, url=f"http://{name}"))
 
-    def _connect(self, provider: PrometheusConfig) -> Prometheus:
-        return self.providers[provider.name]
+    def _connect(self, provider: ProviderConfig, config: OperatorConfig) -> PrometheusProvider:
+        return PrometheusProvider(self.providers[provider.name], config)
 
     @property
     def main(self) -> Prometheus:

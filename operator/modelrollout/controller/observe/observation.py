@@ -524,8 +524,8 @@ def _refusal(
     if problem := _image_missing(spec, config):
         return problem
     provider = spec.rollout.analysis.prometheus
-    if provider is not None and config.prometheus_for(provider) is None:
-        known = ", ".join(p.name for p in config.prometheus) or "none"
+    if provider is not None and config.provider_for(provider) is None:
+        known = ", ".join(p.name for p in config.providers) or "none"
         return Problem(
             "PrometheusNotAllowed",
             f"spec.rollout.analysis.prometheus: {provider} is not in the operator's configuration (known:"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from modelrollout.analysis.providers.prometheus.confinement import USE_A_TEMPLATE
-from modelrollout.analysis.providers.prometheus.promql import own_query_problem
+from modelrollout.analysis.providers.prometheus.custom_queries import own_query_problem
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.api.v1alpha1.policy import PolicyGates
 from modelrollout.config import Queries, lies_in

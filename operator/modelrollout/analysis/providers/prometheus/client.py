@@ -25,8 +25,9 @@ from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
 from urllib3.util.retry import Retry
 
-from modelrollout.analysis.problem import Answer, MeasurementProblem, MeasurementReason, Series
+from modelrollout.analysis.problem import MeasurementProblem, MeasurementReason
 from modelrollout.analysis.providers.prometheus import namespace_queries
+from modelrollout.analysis.providers.prometheus.answers import Answer, Series
 from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, ScrapeTarget
 from modelrollout.config import PrometheusConfig
 

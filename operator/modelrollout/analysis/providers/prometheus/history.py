@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 from modelrollout.analysis.counters import NO_SPREAD, Raw, Sample
-from modelrollout.analysis.problem import Answer
-from modelrollout.analysis.providers.prometheus.parse import CounterReading, read
-from modelrollout.analysis.providers.prometheus.promql import Query, Target
+from modelrollout.analysis.providers.prometheus.answers import Answer
+from modelrollout.analysis.providers.prometheus.parse import read
+from modelrollout.analysis.providers.prometheus.sources.base import Query
+from modelrollout.analysis.providers.prometheus.target import ScrapedTarget
+from modelrollout.analysis.reading import CounterReading
 from modelrollout.statistics.dispersion import Spread, widened
 
 HISTORY_SECONDS, LOOK_SECONDS = 3600, 60
@@ -24,7 +26,9 @@ def times_before(now: float) -> list[int]:
     return list(range(int(now) - HISTORY_SECONDS, int(now) + 1, LOOK_SECONDS))
 
 
-def baseline_spread(query: Query, past: Mapping[int, Answer], stable: Target) -> dict[str, Spread[float]]:
+def baseline_spread(
+    query: Query, past: Mapping[int, Answer], stable: ScrapedTarget
+) -> dict[str, Spread[float]]:
     """The spread of each reading of the metric. ``stable`` is a target whose canary it is; ``past``
     has an answer for each time.
     """

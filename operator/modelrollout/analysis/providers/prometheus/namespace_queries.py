@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
-from modelrollout.analysis.problem import Answer, MeasurementProblem
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.answers import Answer
 from modelrollout.analysis.providers.prometheus.backoff import Pause, after_trouble
 
 LIMIT_SECONDS = 2.0  # for one query, told to Prometheus as well

@@ -1,4 +1,4 @@
-"""Whether those who may count by the configuration (queries.Sources) are those who do, by what
+"""Whether only those count who may by the configuration (``target.ScrapeMatchers``), by what
 Prometheus says of its targets.
 """
 
@@ -6,15 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.base import CountedBy, Doubt
 from modelrollout.api.selectors import fit, parse
 from modelrollout.config import OperatorConfig
 
-# pods: the comparer and the servers, in the model's namespace
-Source = Literal["gateway", "feedback", "pods"]
-SOURCES: tuple[Source, ...] = ("gateway", "feedback", "pods")
 _NAMED = 10  # targets in a line of the log
 _READ = "docs/install.md, Who may count"
 
@@ -60,21 +57,10 @@ class Scrape:
     honoring: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Doubt:
-    """Why others may count. ``ForeignTargets``: somebody else can now; ``Unverified``: nobody
-    knows.
-
-    ``message`` is for every team to read; ``targets``, who runs where, for the platform.
-    """
-
-    reason: Literal["Unverified", "ForeignTargets"]
-    message: str
-    targets: str = ""
-
-
-def doubt(source: Source, scrape: Scrape | MeasurementProblem | None, config: OperatorConfig) -> Doubt | None:
-    """What there is to say against a source. ``scrape``: None where no Prometheus is configured."""
+def doubt(
+    source: CountedBy, scrape: Scrape | MeasurementProblem | None, config: OperatorConfig
+) -> Doubt | None:
+    """Why others may count as ``source``. ``scrape``: None where no Prometheus is configured."""
     gateway, feedback = config.gateway_metrics, config.feedback_metrics
     selector, namespaces, field = {
         "gateway": (gateway.selector, gateway.namespaces, "gatewayMetrics.selector"),
