@@ -1,4 +1,4 @@
-"""Why a metric has no reading. Each cause has a reason of its own, and none of them is a regression."""
+"""Why a metric has no reading. Each cause has a reason of its own; none is a regression."""
 
 from __future__ import annotations
 

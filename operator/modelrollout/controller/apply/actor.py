@@ -52,7 +52,6 @@ from modelrollout.kube.client import (
 )
 from modelrollout.resources import jobs, network_policies, server
 from modelrollout.resources.common import NotAllowedError, Owner, controller_of, tenant_uri
-from modelrollout.resources.comparer import is_mirrored
 from modelrollout.resources.hardening import VERSION, harden, is_known
 from modelrollout.rollout.desired import ALL_REVISIONS
 from modelrollout.rollout.plan import Desired
@@ -61,8 +60,9 @@ from modelrollout.rollout.policy.requirements import source_violation
 from modelrollout.rollout.shared_preparation import recorded
 from modelrollout.rollout.snapshot import NAME_TAKEN, Problem, baseline
 from modelrollout.rollout.stages.tune import serving_of
+from modelrollout.traffic.gateway_api.mirror import is_mirrored
+from modelrollout.traffic.gateway_api.router import accepted, overly_open_routes
 from modelrollout.traffic.gateway_api.routes import backends_of, is_of_clients
-from modelrollout.traffic.router import accepted, overly_open_routes
 
 log = logging.getLogger(__name__)
 

@@ -34,17 +34,12 @@ from modelrollout.kube.client import (
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
     POD,
-    SERVICE,
     Object,
 )
 from modelrollout.resources.common import NotAllowedError, controller_of, store_for_field, tenant_uri
 from modelrollout.resources.hardening import hardening_version, overlay_of
 from modelrollout.resources.server import fetch_task, restarted_at
 from modelrollout.rollout.desired import (
-    header_revision,
-    preview_host_revision,
-    replicas_with_traffic,
-    service_selector,
     split,
     stage_job,
 )
@@ -62,7 +57,6 @@ from modelrollout.rollout.snapshot import (
     Revision,
     Server,
     Snapshot,
-    Split,
     Verb,
     artifact_is_unusable,
     baseline,
@@ -70,8 +64,10 @@ from modelrollout.rollout.snapshot import (
 )
 from modelrollout.rollout.stages.tune import trial_serving
 from modelrollout.rollout.transitions import known_version
+from modelrollout.traffic.base import Router
 from modelrollout.traffic.gateway_api.features import GatewayFacts, route_problem
-from modelrollout.traffic.gateway_api.mirror import MirrorRouter, mirror_method, mirror_of
+from modelrollout.traffic.gateway_api.mirror import mirror_method
+from modelrollout.traffic.gateway_api.router import overly_open_routes
 from modelrollout.traffic.hostnames import (
     NO_NAMES,
     Known,
@@ -82,14 +78,7 @@ from modelrollout.traffic.hostnames import (
     standing,
     version_of,
 )
-from modelrollout.traffic.router import (
-    FrozenRoutes,
-    GatewayRouter,
-    Router,
-    ServiceRouter,
-    overly_open_routes,
-    weights,
-)
+from modelrollout.traffic.router import kind_for, live_split, router_for
 
 # characters of a field's path, and of what is wrong with it: keys of maps are the user's, and as
 # long as he likes
@@ -157,7 +146,7 @@ def observe(
             f"{o['kind']} {o['metadata']['name']}" for o in overly_open_routes(by_name, key[1])
         ),
         settle_seconds=config.gateway_metrics.settle_seconds,
-        gateway=spec is not None and spec.traffic.gateway is not None,
+        gateway=spec is not None and kind_for(spec.traffic).exact,
         rules=rules,
         templates=rules.templates,
         mandatory=rules.mandatory,
@@ -173,16 +162,10 @@ def observe(
         routes=frozenset(map(route_name, mine)),
     )
     if spec is None:
-        stable = snapshot.status.stable.revision if snapshot.status.stable else None
-        kept = _kept(by_name, key[1], stable, config, stands.lost)
-        return Observation(
-            deployment,
-            by_name,
-            replace(snapshot, traffic=kept.programmed(split(snapshot), by_name, snapshot.servers)),
-            kept,
-            stands,
-        )
-    snapshot = replace(snapshot, live_split=_live_split(by_name, key[1]))
+        router = router_for(snapshot, by_name, config, withheld=stands.lost)
+        traffic = router.programmed(split(snapshot), by_name, snapshot.servers)
+        return Observation(deployment, by_name, replace(snapshot, traffic=traffic), router, stands)
+    snapshot = replace(snapshot, live_split=live_split(key[1], by_name))
     snapshot = replace(snapshot, mirror=_mirror(spec, gateway, config))
     back = now is not None and is_return(snapshot, known_version(snapshot), now)
     refusal = _refusal(key, spec, config, gateway_kinds, gateway, rules, returns=back)
@@ -198,20 +181,9 @@ def observe(
     )
     snapshot = replace(snapshot, work=_work(stage_job(snapshot.status, snapshot), by_name, pods, folder))
     snapshot = replace(snapshot, evaluation=evaluation_of(snapshot))
-    wanted = split(snapshot)
-    router: Router
-    if not snapshot.gateway:
-        router = ServiceRouter(key[1], replicas_with_traffic(snapshot), service_selector(snapshot))
-    else:
-        aim = (spec.rollout, header_revision(snapshot), preview_host_revision(snapshot))
-        router = (
-            GatewayRouter(key[1], spec.traffic, *aim)
-            if as_asked
-            else FrozenRoutes(key[1], by_name, *aim, withheld=stands.lost)
-        )
-        router = mirroring = MirrorRouter(router, key[1], spec, mirror_of(snapshot), config)
-        snapshot = replace(snapshot, mirror=replace(snapshot.mirror, tried=mirroring.tried(by_name)))
-    traffic = router.programmed(wanted, by_name, snapshot.servers)
+    router = router_for(snapshot, by_name, config, granted=as_asked, withheld=stands.lost)
+    snapshot = replace(snapshot, mirror=replace(snapshot.mirror, tried=router.mirror_accepted(by_name)))
+    traffic = router.programmed(split(snapshot), by_name, snapshot.servers)
     if (
         not traffic.programmed
         and traffic.problem is None
@@ -251,19 +223,6 @@ def _mirror(
         return MirrorState()
     way = mirror_method(spec, gateway, config)
     return MirrorState(problem=way) if isinstance(way, Problem) else MirrorState(way)
-
-
-def _kept(
-    by_name: Mapping[tuple[str, str], Object],
-    name: str,
-    stable: str | None,
-    config: OperatorConfig,
-    lost: frozenset[str],
-) -> Router:
-    """For a spec that cannot be read: the routes as they are, without a mirror."""
-    if any((kind, name) in by_name for kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind)):
-        return MirrorRouter(FrozenRoutes(name, by_name, withheld=lost), name, None, None, config)
-    return ServiceRouter(name, {}, stable)
 
 
 def own_children(
@@ -400,15 +359,6 @@ def _revision_status(revision: Object, server: Object | None, folder: str) -> Mo
         tuning = TuningEvidence(chosen=trial_serving(found.serving)) if found.serving else None
         status = status.model_copy(update={"artifact": artifact, "tuning": tuning})
     return status
-
-
-def _live_split(by_name: Mapping[tuple[str, str], Object], name: str) -> Split:
-    for kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind):
-        if route := by_name.get((kind, name)):
-            return tuple(weights(route).items())
-    selector = ((by_name.get((SERVICE.kind, name)) or {}).get("spec") or {}).get("selector") or {}
-    revision = selector.get(names.LABEL_REVISION)
-    return ((revision, 100),) if revision else ()
 
 
 def _servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) -> dict[str, Server]:
