@@ -24,6 +24,7 @@ from modelrollout.rollout import assessment
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Assessment, Snapshot, stamp
 from modelrollout.testing import builders as b
+from modelrollout.testing.provider_check import check_provider
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
 
@@ -468,3 +469,17 @@ async def test_a_comparer_that_nobody_is_known_to_be_kept_from_is_told(
     )
     found = await bench.look(s)
     assert (found.doubt.reason if found.doubt else None) == told
+
+
+async def test_prometheus_keeps_the_protocol_of_providers() -> None:
+    bench = Bench()
+    bench.main.requests, bench.main.scraped = {}, 1.0
+
+    def count(revision: str, total: int, bad: int) -> None:
+        bench.main.requests[revision] = (total, bad)
+
+    def fail() -> None:
+        bench.main.said = MeasurementProblem("ProviderUnreachable", "gone")
+
+    await check_provider(PrometheusProvider(bench.main), count, fail)
+    assert bench.main.closed
