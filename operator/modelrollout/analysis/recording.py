@@ -9,8 +9,8 @@ The first line is the header, each further line one look:
     "message": "..."}}}
 
 A process has its raw counters: total, bad, Unix time of the scrape. ``usual``, in the first look,
-is how stable's bad share varied in the hour before (dispersion.Spread). A slice stands beside its
-metric as METRIC/SLICE. ``stable`` is null for a first revision.
+is how stable's bad share varied in the hour before (dispersion.Spread). A slice has a reading of
+its own, METRIC/SLICE. ``stable`` is null for a first revision.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RecordingError(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """Whose readings they are. ``stable`` is None where there was nothing to compare with."""
+    """The revisions that were read; ``stable`` is None for a first revision."""
 
     namespace: str
     name: str
@@ -57,7 +57,7 @@ def encode_header(header: Header) -> str:
 
 
 def encode(at: datetime, readings: Mapping[str, Reading]) -> str:
-    """One look as a line."""
+    """The readings of one moment as a line."""
     return json.dumps(
         {"at": stamp(at), "readings": {name: _wire(reading) for name, reading in readings.items()}}
     )
@@ -84,7 +84,7 @@ def read_header(line: str) -> Header:
 
 
 def read_looks(lines: Iterable[str]) -> Iterator[tuple[datetime, dict[str, Reading]]]:
-    """The looks after the header; their times must grow. Raises RecordingError."""
+    """The lines after the header; their times must grow. Raises RecordingError."""
     last: datetime | None = None
     for number, line in enumerate(lines, start=2):
         if not line.strip():

@@ -431,7 +431,7 @@ def analyze(
     verdict, with the intervals; --set and --steps try other thresholds.
     """
 
-    wanted = analysis.Wanted(
+    wanted = analysis.Options(
         name,
         filename,
         recording,

@@ -8,7 +8,7 @@ import pytest
 
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.base import COUNTED_BY, CountedBy, Doubt
-from modelrollout.analysis.providers.prometheus.client import obeying
+from modelrollout.analysis.providers.prometheus.client import jobs_without_honor_labels
 from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, ScrapeTarget, doubt
 from modelrollout.config import OperatorConfig
 
@@ -144,5 +144,5 @@ scrape_configs:
 - job_name: 'it'
   honor_labels: true
 """
-    assert obeying(loaded) == {"prometheus", "1.5"}
-    assert obeying("") == frozenset(), "what is not there to read is not known to obey"
+    assert jobs_without_honor_labels(loaded) == {"prometheus", "1.5"}
+    assert jobs_without_honor_labels("") == frozenset(), "what is not there to read is not known to obey"

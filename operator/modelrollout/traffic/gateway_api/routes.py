@@ -1,8 +1,8 @@
 """Gateway API routes: an HTTPRoute or GRPCRoute of our own for each host name of a ModelDeployment,
-weights over Services of revisions.
+with weights over Services of revisions.
 
-One for each name, because Traefik ranks all names of a route by the longest of them. They open what
-clients may ask (``resources.endpoints``) and nothing else of the servers.
+One for each name, because Traefik ranks all names of a route by the longest of them. They let
+through what clients may call (``resources.endpoints``) and nothing else.
 
 The routes belong to the operator alone, so that neither Git nor Argo CD ever sees a weight that it
 did not write.
@@ -25,8 +25,8 @@ Rule = tuple[list[dict[str, str]], Split]  # (headers that a request must carry,
 
 
 def client_rules(split: Split, headers: Iterable[HeaderMatch] = (), matched: str | None = None) -> list[Rule]:
-    """Requests with all of ``headers`` go to the revision ``matched``, if there is one, and the
-    others where ``split`` says.
+    """Requests with all of ``headers`` go to the revision ``matched``, if any; the others by
+    ``split``.
     """
     apart = (
         [([{"type": h.type, "name": h.name, "value": h.value} for h in headers], ((matched, 100),))]
@@ -65,8 +65,8 @@ def _routes(
     grpc: Hostnames | None,
     rules: list[Rule],
 ) -> list[Object]:
-    """Further ones before the first: where another name becomes the first, the one that was has its
-    own route by then.
+    """Further routes before the first: when another name becomes the first, the former first name
+    already has a route of its own.
     """
     return [
         _route(
@@ -78,8 +78,8 @@ def _routes(
 
 
 def backends_of(o: Object) -> set[tuple[str, str]]:
-    """Kind and name of all that a route, or a TraefikService that mirrors, sends requests to;
-    nothing for other kinds.
+    """Kind and name of all backends of a route, or of a TraefikService that mirrors; none for other
+    kinds.
     """
     spec = o.get("spec") or {}
     refs = [spec["mirroring"], *spec["mirroring"].get("mirrors", [])] if "mirroring" in spec else []
