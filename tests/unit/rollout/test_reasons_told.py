@@ -11,8 +11,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = ROOT / "operator" / "modelrollout"
 SOURCES = [
     *(PACKAGE / "rollout").rglob("*.py"),
-    PACKAGE / "traffic" / "router.py",
-    *(PACKAGE / "traffic" / "gateway_api" / f"{m}.py" for m in ("mirror", "features")),
+    *(PACKAGE / "traffic" / "gateway_api" / f"{m}.py" for m in ("mirror", "features", "router")),
     PACKAGE / "analysis" / "providers" / "prometheus" / "scrape_rights.py",
     *(PACKAGE / "controller" / "observe").rglob("*.py"),
     *(PACKAGE / "controller" / "lookups" / f"{m}.py" for m in ("kueue", "missing_pod", "gateways")),
