@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import yaml
 from pydantic import (
@@ -143,17 +144,24 @@ class ArtifactStoreConfig(StoreConfig):
         return self.secret_name is not None and self.read_secret_name in (None, self.secret_name)
 
 
-class PrometheusConfig(_Config):
-    """A Prometheus that analyses may query. Credentials are files (a mounted Secret) in the
-    operator's pod.
-    """
+class ProviderConfig(_Config):
+    """A metrics provider that analyses may read; its class says of which kind it is."""
+
+    kind: ClassVar[str]  # for messages
 
     name: str
+    timeout_seconds: float = 5.0
+
+
+class PrometheusConfig(ProviderConfig):
+    """A Prometheus. Credentials are files (a mounted Secret) in the operator's pod."""
+
+    kind = "Prometheus"
+
     url: PrometheusUrl
     token_file: str | None = None
     username_file: str | None = None
     password_file: str | None = None
-    timeout_seconds: float = 5.0
 
 
 class GatewayMetrics(_Config):
@@ -429,13 +437,14 @@ class OperatorConfig(_Config):
         """The store with the longest prefix of ``uri``; None: the URI is not allowed."""
         return max((s for s in self.stores if s.holds(uri)), key=lambda s: len(s.uri), default=None)
 
-    def prometheus_for(self, name: str | None) -> PrometheusConfig | None:
-        """The provider with that name; the first one when no name is given; None when there is
-        none.
-        """
-        if name is None:
-            return self.prometheus[0] if self.prometheus else None
-        return next((p for p in self.prometheus if p.name == name), None)
+    @property
+    def providers(self) -> Sequence[ProviderConfig]:
+        """The metrics providers of all kinds; the first one is the default."""
+        return self.prometheus
+
+    def provider_for(self, name: str | None) -> ProviderConfig | None:
+        """The metrics provider of that name, or the default one; None where there is none."""
+        return next((p for p in self.providers if name in (None, p.name)), None)
 
 
 def load_config(path: Path) -> OperatorConfig:

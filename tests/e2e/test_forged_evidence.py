@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from modelrollout.analysis.providers.prometheus.promql import service_labels
+from modelrollout.analysis.providers.prometheus.sources.traefik import service_labels
 from tests.e2e.conftest import Stage
 
 pytestmark = pytest.mark.sandbox

@@ -33,6 +33,7 @@ from modelrollout.kube.kinds import (
 )
 from modelrollout.resources import comparer, server
 from modelrollout.resources.common import Owner
+from modelrollout.traffic.gateway_api import mirror, traefik
 from tests.e2e.conftest import Stage
 from tests.unit.resources import objects as o
 
@@ -158,10 +159,10 @@ def shadowing(owner: Owner) -> list[Object]:
     return [
         comparer.comparer(owner, canary, stable, Shadow(), o.SERVING, o.CONFIG),
         comparer.comparer_service(owner, canary),
-        comparer.traefik_mirror(owner, canary, stable, 10, 1 << 20),
-        comparer.trial_route(owner, route, canary, stable),
-        comparer.with_request_mirror(route, canary, 10),
-        comparer.with_traefik_mirror(route, stable),
+        traefik.traefik_mirror(owner, canary, stable, 10, 1 << 20),
+        traefik.trial_route(owner, route, canary, stable),
+        mirror.with_request_mirror(route, canary, 10),
+        traefik.with_traefik_mirror(route, stable),
     ]
 
 

@@ -17,12 +17,16 @@ import requests
 
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.measurement import Counts, Measurement, counts_of, fold_in
-from modelrollout.analysis.problem import Answer, MeasurementProblem
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.answers import Answer
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
 from modelrollout.analysis.providers.prometheus.confinement import confine
-from modelrollout.analysis.providers.prometheus.parse import CounterReading, read_counters
-from modelrollout.analysis.providers.prometheus.promql import Query, Target, build
+from modelrollout.analysis.providers.prometheus.parse import read_counters
 from modelrollout.analysis.providers.prometheus.provider import read_metrics
+from modelrollout.analysis.providers.prometheus.queries import build
+from modelrollout.analysis.providers.prometheus.sources.base import Query
+from modelrollout.analysis.providers.prometheus.target import ScrapedTarget
+from modelrollout.analysis.reading import CounterReading
 from modelrollout.api.v1alpha1 import Metric, MetricStatus, RevisionRef, Slice
 from modelrollout.config import PrometheusConfig
 from tests.integration.prometheus import LIMIT_SECONDS, Exporter, running
@@ -34,7 +38,7 @@ _NUMBERS = itertools.count()
 
 
 async def measure(
-    reader: PrometheusReader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts]
+    reader: PrometheusReader, target: ScrapedTarget, metrics: Sequence[Metric], counters: Mapping[str, Counts]
 ) -> dict[str, Measurement]:
     """One look, added to the counts."""
     return fold_in(
@@ -47,7 +51,7 @@ async def measure(
 class Bench:
     """An exporter, the Prometheus that scrapes it, and a reader of that."""
 
-    def __init__(self, exporter: Exporter, reader: PrometheusReader, target: Target) -> None:
+    def __init__(self, exporter: Exporter, reader: PrometheusReader, target: ScrapedTarget) -> None:
         self.exporter, self.reader, self.target = exporter, reader, target
 
     async def measure(self, metric: Metric, before: Measurement | None = None) -> Measurement:
@@ -108,7 +112,7 @@ async def bench(served: tuple[Exporter, str]) -> AsyncIterator[Bench]:
     exporter.lines.clear()
     reader = PrometheusReader(PrometheusConfig(name="main", url=url))
     name = f"digits{next(_NUMBERS)}"
-    target = Target(
+    target = ScrapedTarget(
         "a",
         name,
         RevisionRef(revision=f"{name}-new", number=2),
@@ -218,14 +222,14 @@ async def test_history_is_what_was_answered_then(bench: Bench) -> None:
     [sample] = then.stable.processes.values()
     assert (sample.total, sample.bad) == (101, 1) and 0 <= now - sample.scraped < 5
     refused = await bench.reader.history("sum(", [1, 2])
-    assert isinstance(refused, MeasurementProblem) and refused.kind == "QueryRejected"
+    assert isinstance(refused, MeasurementProblem) and refused.reason == "QueryRejected"
 
 
 async def test_latency_by_a_bound_and_a_refusal_that_names_the_bounds(bench: Bench) -> None:
     old, new = bench.target.stable, bench.target.canary
     assert old is not None
     nothing = await bench.measure(LATENCY)
-    assert nothing.problem and nothing.problem.kind == "NoData", (
+    assert nothing.problem and nothing.problem.reason == "NoData", (
         "before anything was scraped there is no baseline"
     )
     bench.exporter.buckets(old.revision, **{"0.025": 70, "0.05": 80, "1": 90, "+Inf": 90})
@@ -237,7 +241,7 @@ async def test_latency_by_a_bound_and_a_refusal_that_names_the_bounds(bench: Ben
     one_second = await bench.measure(LATENCY.model_copy(update={"objective": "1s"}), first)
     assert counts(one_second)[:2] == (100, 1)
     between = await bench.measure(LATENCY.model_copy(update={"objective": "60ms"}), first)
-    assert between.problem and between.problem.kind == "NotABucketBound"
+    assert between.problem and between.problem.reason == "NotABucketBound"
     assert "25ms, 50ms, 1s" in between.problem.message
 
 
@@ -256,7 +260,7 @@ async def test_latency_by_a_bound_and_a_refusal_that_names_the_bounds(bench: Ben
 async def test_what_is_no_number_is_named(bench: Bench, promql: str, expected: str) -> None:
     metric = Metric(name="custom", query=promql, max=1e9)
     found = await bench.measure(metric)
-    assert found.problem and found.problem.kind == expected, found
+    assert found.problem and found.problem.reason == expected, found
     status = judge(metric, found.canary, found.stable, found.problem, found.value, 5, 25, 0.01)
     assert status.verdict in ("Error", "Inconclusive")
 
@@ -276,8 +280,8 @@ class Tenants:
     def __init__(self, url: str, exporters: Mapping[str, Exporter], reader: PrometheusReader) -> None:
         self.url, self.exporters, self.reader = url, exporters, reader
 
-    def target(self, namespace: str) -> Target:
-        return Target(
+    def target(self, namespace: str) -> ScrapedTarget:
+        return ScrapedTarget(
             namespace, "digits", RevisionRef(revision="digits-new", number=2), None, "none", queries="Own"
         )
 
@@ -359,7 +363,7 @@ class TestOwnQueries:
     )
     async def test_what_reaches_further_is_not_asked(self, tenants: Tenants, query: str) -> None:
         found = await tenants.read("a", query)
-        assert found.problem and found.problem.kind == "QueryNotAllowed", found
+        assert found.problem and found.problem.reason == "QueryNotAllowed", found
 
     @pytest.mark.parametrize(
         "query",
@@ -403,7 +407,7 @@ class TestOwnQueries:
                     for i in range(4)
                 ]
                 answers, *found = await asyncio.gather(quick.ask(["count(up)"]), *looks)
-                kinds |= {m.problem.kind for look in found for m in look.values() if m.problem}
+                kinds |= {m.problem.reason for look in found for m in look.values() if m.problem}
                 waits.append(time.monotonic() - began)
                 assert isinstance(answers[0], Answer), answers
                 await asyncio.sleep(0.25)
@@ -435,5 +439,5 @@ async def test_a_prometheus_that_went_away_is_unreachable_and_keeps_the_counts(b
             "errors"
         ]
         await gone.close()
-    assert isinstance(found.problem, MeasurementProblem) and found.problem.kind == "ProviderUnreachable"
+    assert isinstance(found.problem, MeasurementProblem) and found.problem.reason == "ProviderUnreachable"
     assert found.canary == first.canary

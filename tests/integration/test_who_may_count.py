@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from modelrollout.analysis.problem import Answer, MeasurementProblem
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.base import CountedBy
+from modelrollout.analysis.providers.prometheus.answers import Answer
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
-from modelrollout.analysis.providers.prometheus.parse import CounterReading, read_counters
-from modelrollout.analysis.providers.prometheus.promql import (
-    Sources,
-    Target,
-    agreement_query,
-    build,
-    rows_query,
-)
-from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, Source, doubt
+from modelrollout.analysis.providers.prometheus.parse import read_counters
+from modelrollout.analysis.providers.prometheus.queries import build
+from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, doubt
+from modelrollout.analysis.providers.prometheus.sources.comparer import agreement_query
+from modelrollout.analysis.providers.prometheus.sources.triton import rows_query
+from modelrollout.analysis.providers.prometheus.target import ScrapedTarget, ScrapeMatchers
+from modelrollout.analysis.reading import CounterReading
 from modelrollout.api.selectors import promql
 from modelrollout.api.v1alpha1 import Metric, RevisionRef
 from modelrollout.config import OperatorConfig, PrometheusConfig
@@ -174,19 +174,19 @@ async def scraped(
     await reader.close()
 
 
-async def canary(reader: PrometheusReader, metric: str, sources: Sources) -> list[tuple[float, float]]:
+async def canary(reader: PrometheusReader, metric: str, sources: ScrapeMatchers) -> list[tuple[float, float]]:
     """Total and bad of each process that counts for the canary."""
-    target = Target(
+    target = ScrapedTarget(
         "a",
         "digits",
         RevisionRef(revision=NEW, number=2),
         RevisionRef(revision=OLD, number=1),
         "traefik",
-        sources=sources,
+        matchers=sources,
     )
     if metric == "servers":
         target, metric = (
-            Target("a", "digits", target.canary, target.stable, "none", sources=sources),
+            ScrapedTarget("a", "digits", target.canary, target.stable, "none", matchers=sources),
             "errors",
         )
     wanted = Metric(name=metric, **{"max_drop" if metric == "accuracy" else "max_increase": 0.1})
@@ -203,7 +203,7 @@ async def canary(reader: PrometheusReader, metric: str, sources: Sources) -> lis
     return sorted((s.total, s.bad) for s in look.canary.processes.values())
 
 
-CONFIGURED = Sources(promql(GATEWAY), promql(FEEDBACK))
+CONFIGURED = ScrapeMatchers(promql(GATEWAY), promql(FEEDBACK))
 
 
 @pytest.mark.parametrize(
@@ -224,13 +224,13 @@ async def test_a_tenants_counters_do_not_count(
 
 
 async def test_rows_are_those_of_the_canarys_own_pods(scraped: tuple[str, PrometheusReader]) -> None:
-    target = Target(
+    target = ScrapedTarget(
         "a",
         "digits",
         RevisionRef(revision=NEW, number=2),
         None,
         "traefik",
-        sources=CONFIGURED,
+        matchers=CONFIGURED,
         rows_seconds=600,
     )
     [answer] = await scraped[1].ask([rows_query(target)])
@@ -245,7 +245,7 @@ async def test_rows_are_those_of_the_canarys_own_pods(scraped: tuple[str, Promet
 
 
 async def test_without_a_selector_everybody_counts(scraped: tuple[str, PrometheusReader]) -> None:
-    assert (5100, 5000) in await canary(scraped[1], "errors", Sources())
+    assert (5100, 5000) in await canary(scraped[1], "errors", ScrapeMatchers())
 
 
 def configured(selector: str = GATEWAY) -> OperatorConfig:
@@ -260,7 +260,7 @@ def configured(selector: str = GATEWAY) -> OperatorConfig:
     )
 
 
-FOREIGN: dict[str, dict[Source, str | None]] = {
+FOREIGN: dict[str, dict[CountedBy, str | None]] = {
     "plain": {"gateway": None, "feedback": None, "pods": None},
     "monitor": {"gateway": None, "feedback": None, "pods": None},
     "labelmap": {

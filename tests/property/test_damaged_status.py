@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from modelrollout.analysis.counters import Raw, Sample
-from modelrollout.analysis.providers.prometheus.parse import CounterReading
+from modelrollout.analysis.reading import CounterReading
 from modelrollout.api.v1alpha1 import (
     Counter,
     Draining,

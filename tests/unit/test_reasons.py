@@ -12,7 +12,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from modelrollout.analysis.problem import ProblemKind
+from modelrollout.analysis.problem import MeasurementReason
 from modelrollout.api.v1alpha1 import Condition
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.results import TaskResult
@@ -109,7 +109,7 @@ def test_reasons_of_jobs_have_an_exit_code_and_others_have_none() -> None:
 def test_reasons_of_verdicts_are_said_to_be_such() -> None:
     words = {word for module in VERDICT_MODULES for word in reasons_in(MODULES[module])}
     verdicts = {r for r in Reason if Place.VERDICT in r.places}
-    assert set(map(str, get_args(ProblemKind))) <= set(verdicts)
+    assert set(map(str, get_args(MeasurementReason))) <= set(verdicts)
     # the gate's words, which golden data replaces by its own
     assert (words & set(Reason)) - verdicts <= {"AccuracyDrop", "WithinBudget", "Inconclusive", "Failed"}
 

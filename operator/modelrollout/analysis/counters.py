@@ -1,7 +1,7 @@
 """From raw counters of processes to counts of one step.
 
-``increase()`` extrapolates and misses the first value of a new series, so the raw counters are
-taken and the baselines are kept here.
+PromQL's ``increase()`` extrapolates and misses the first value of a new series. So the operator
+reads raw counters and keeps the baselines itself.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """One look at all processes that served a revision. No process is a valid look: nothing has
-    been counted anywhere yet.
+    """The counters of all processes that served a revision; none where nothing has been counted
+    yet.
     """
 
     processes: Mapping[str, Sample] = field(default_factory=dict)
 
 
 def fold(previous: Counter | None, raw: Raw) -> Counter:
-    """Counts after this look; ``previous`` itself when the look brought nothing new.
+    """Counts after this reading; ``previous`` itself when it brought nothing new.
 
-    The first look only sets the baseline. A process that was not there then has appeared since, and
-    counts from 0. A smaller counter is a restart at 0. A process that vanishes keeps what was
-    counted, and its last counters, should it come back. Every process advances by its own scrape
-    time: behind two Prometheus servers an older scrape of one process can arrive with a newer one
-    of another, and must not look like a restart.
+    The first reading only sets the baseline. A process that is missing there has started since, and
+    counts from 0. A smaller counter is a restart at 0. A process that vanishes keeps its counts,
+    and its last counters, should it return. Every process advances by its own scrape time: behind
+    two Prometheus servers an older scrape of one process can arrive with a newer one of another,
+    and must not look like a restart.
     """
     if previous is None:
         return Counter(last={p: _stored(s) for p, s in raw.processes.items()}, scraped=_newest(raw, None))
@@ -79,8 +79,8 @@ def fold(previous: Counter | None, raw: Raw) -> Counter:
 
 
 def spread_of(counter: Counter) -> Spread[float]:
-    """As kept in the counter, by an earlier operator too; nothing before the first look that
-    brought requests.
+    """The spread that the counter holds, also in the form of an earlier operator; none before the
+    first reading with requests.
     """
     match counter.spread:
         case [total, bad, differences, squares]:

@@ -11,8 +11,8 @@ from modelrollout.api.v1alpha1 import Analysis, MetricStatus, StepStatus, second
 
 
 class Pace(NamedTuple):
-    """One metric: how many samples of the canary are missing, how many come each second, and in how
-    many seconds they are there.
+    """One metric: the samples of the canary that are missing, how many come each second, and how
+    many seconds that takes.
     """
 
     metric: str
@@ -20,8 +20,8 @@ class Pace(NamedTuple):
     per_second: float
     seconds: float
 
-    def told(self) -> str:
-        """As a clause for people."""
+    def describe(self) -> str:
+        """A clause for messages."""
         rate = (
             f"{self.per_second:.1f} a second"
             if self.per_second >= 0.1
@@ -34,8 +34,8 @@ class Pace(NamedTuple):
 
 
 def counted_seconds(step: StepStatus, analysis: Analysis, now: datetime) -> float:
-    """For how long the step has been counting; 0 during initialDelay, and while the weight is being
-    taken up.
+    """For how long the step has been counting; 0 during initialDelay and while the weight is
+    shifting.
     """
     if step.phase == "Shifting":
         return 0.0
@@ -52,8 +52,8 @@ def delay_seconds(step: StepStatus, analysis: Analysis) -> float:
 
 
 def paces(metrics: Iterable[MetricStatus], counted: float) -> list[Pace]:
-    """Of every metric that waits for samples and decides, slowest first. Where nothing has come
-    yet, one sample is taken to come now.
+    """The pace of every deciding metric that waits for samples, slowest first. Without samples so
+    far, as if one came now.
     """
     found = []
     for m in metrics:

@@ -5,7 +5,7 @@ counts is the gate's (``statistics.paired``).
 
 Slices: a gain of the whole must not hide a loss on a part. A slice that has lost more than
 ``maxDrop``, proven by intervals that hold for all slices together, fails the evaluation. A slice
-that is too small to prove anything holds nothing up; the whole has to pass in any case.
+that is too small to prove anything blocks nothing; the whole has to pass in any case.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from modelrollout.statistics.paired import decide, drop_interval, z_of
 
 
 def judge_golden(golden: Golden, result: TaskResult, stable: str | None) -> EvaluationEvidence:
-    """The verdict on an evaluate Job that has succeeded. ``stable``: name of the revision it was to
-    be compared with.
-    """
+    """The verdict on a successful evaluate Job. ``stable``: the revision to compare with."""
     slices = _slices(result) if stable else []
 
     def evidence(verdict: VerdictName, reason: str, message: str) -> EvaluationEvidence:
@@ -79,7 +77,7 @@ def judge_golden(golden: Golden, result: TaskResult, stable: str | None) -> Eval
 
 
 def _slices(result: TaskResult) -> list[SliceEvidence]:
-    """Those that lost most first, with intervals that hold for all that were compared."""
+    """The slices that lost most first, with intervals that hold for all slices together."""
     z = z_of(result.slices_compared)
     found = []
     for name, n, gained, lost in result.slices:
@@ -101,7 +99,7 @@ def _alone(
     accuracy: float,
     evidence: Callable[[VerdictName, str, str], EvaluationEvidence],
 ) -> EvaluationEvidence:
-    """Nothing to compare with: only ``min`` decides, a plain threshold on this very data."""
+    """Without a revision to compare with only ``min`` decides: a plain threshold on this data."""
     numbers = f"golden data: accuracy {accuracy:.4f} on {samples} samples"
     if golden.min is not None and accuracy < golden.min:
         return evidence("Failed", "AccuracyLow", f"{numbers}, below min {golden.min:g}")

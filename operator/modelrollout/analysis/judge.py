@@ -1,17 +1,17 @@
-"""One metric of one step: from counts to a verdict (DESIGN.md, Evidence and verdict).
+"""One metric of one step: from counts to a verdict.
 
-Fail: proven worse than stable by more than the tolerance, a tenth of the margin; or proven beyond
-an absolute limit. Fail wins. The proof is of the whole rollout: the e-values of its steps are
-combined (compare.over_steps) and must reach 1 / alpha, whose sum over the metrics is the chance of
-a false alarm in the rollout, over all its steps and looks.
+Fail: the canary is proven worse than stable by more than the tolerance, a tenth of the margin, or
+proven beyond an absolute limit. Fail wins. The proof is of the whole rollout: the e-values of its
+steps are combined (``sequential.over_steps``) and must reach 1 / alpha. The sum of alpha over the
+metrics is the chance of a false alarm in the rollout, over all its steps and readings.
 
-Pass: nothing proven, the minimum of samples seen, and what would do too much harm at the next
-weight ruled out: margin * 100 / next weight. It is refuted by an e-value of this step's own that
-reaches 1 / alpha. So a step passes what it should rule out with probability alpha at most; a canary
-that is worse by the margin reaches 100 % with that probability at most, because the last step alone
-rules it out; steps before it only bound the harm on the way.
+Pass: nothing is proven, the canary has the minimum of samples, and a loss that would do too much
+harm at the next weight is ruled out: margin * 100 / next weight. An e-value of this step alone that
+reaches 1 / alpha refutes it. So a step passes what it should rule out with probability alpha at
+most. A canary that is worse by the margin reaches 100 % with that probability at most, because the
+last step alone rules it out; the steps before it bound the harm on the way.
 
-Anything else is no verdict, and says what is missing.
+Anything else is inconclusive, and the message says what is missing.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ from modelrollout.statistics.sequential import (
 )
 
 TOLERANCE = 0.1  # of the margin
-# which says nothing against the canary: stable did not keep the limit at the same time
+# no proof against the canary: stable did not keep the limit at the same time either
 LIMIT_EXCEEDED = "LimitExceeded"
 _FAILURE = {"accuracy": "AccuracyLow", "errors": "ErrorsHigh", "latency": "LatencyHigh"}
 _BAD = {"accuracy": "wrong answers", "errors": "failed requests", "latency": "slow requests"}
-# everything else that keeps a number away is an Error
+# every other problem is an Error
 _INCONCLUSIVE_PROBLEMS = ("NoData", "NoStableData", "QueryPending")
-_AT_NOTHING = 2.0  # nats, about: what the spread over bets has cost before evidence grows
+_AT_NOTHING = 2.0  # nats, about: what the mixture of bets costs before evidence grows
 _LARGEST_PLAN = 10_000_000  # samples; more than this is "never" for a rollout
 
 
 @dataclass(frozen=True, slots=True)
 class _Criterion:
-    """Something that may be proven or ruled out, in the terms of harm: bad share, or its difference
-    to stable's. Evidence is a log e-value.
+    """A harm to prove or to rule out: the bad share, or its difference to stable's. Evidence is a
+    log e-value.
     """
 
     worse: float  # against "at most fail_above"
     proof: float  # the same with what earlier steps of the rollout carried
-    # against "at least pass_at", if there were so many times the counts in the same proportions
+    # against "at least pass_at", with the counts multiplied by the argument
     harmless: Callable[[float], float]
     interval: Interval
     estimate: float
@@ -74,8 +74,8 @@ class _Criterion:
         return -log(self.alpha)
 
     def needed(self, total: float) -> int | None:
-        """Samples that the canary still needs if the shares stay as they are, to about 5 %; None:
-        no number of them proves it.
+        """Samples that the canary still needs if the shares stay the same, to about 5 %. None: no
+        number is enough.
         """
         if self.estimate >= self.pass_at:
             return None
@@ -118,11 +118,11 @@ def judge(
     time as the canary.
     """
     if problem is not None:
-        verdict: VerdictName = "Inconclusive" if problem.kind in _INCONCLUSIVE_PROBLEMS else "Error"
+        verdict: VerdictName = "Inconclusive" if problem.reason in _INCONCLUSIVE_PROBLEMS else "Error"
         return MetricStatus(
             name=metric.name,
             verdict=verdict,
-            reason=problem.kind,
+            reason=problem.reason,
             message=problem.message,
             canary=canary,
             stable=stable,
@@ -162,7 +162,7 @@ def _judge_counts(
     margin, limit = _margin(metric), _limit(metric)
     compared = stable if margin is not None and stable is not None and stable.total > 0 else None
     criteria = _criteria(canary, compared, margin, limit, next_weight, alpha, carried) if canary.total else []
-    seen = _seen(metric, canary, stable, criteria, weight)
+    counted = _summary(metric, canary, stable, criteria, weight)
     main = next((c for c in criteria if c.versus_stable or margin is None), None)
 
     def status(verdict: VerdictName, reason: str, message: str, needed: int | None = None) -> MetricStatus:
@@ -193,7 +193,7 @@ def _judge_counts(
         and (why := _no_proof(proven.fail_above, stable, at_once))
     ):
         return status(
-            "Failed", LIMIT_EXCEEDED, f"beyond the limit of {_percent(proven.fail_above)}, {why}: {seen}"
+            "Failed", LIMIT_EXCEEDED, f"beyond the limit of {_percent(proven.fail_above)}, {why}: {counted}"
         )
     if proven is not None:
         than = (
@@ -202,25 +202,25 @@ def _judge_counts(
             else f"than the limit of {_percent(proven.fail_above)}"
         )
         earlier = "" if proven.worse >= -log(proven.alpha) else ", with the evidence of earlier steps"
-        return status("Failed", _FAILURE[metric.name], f"proven worse {than}{earlier}: {seen}")
+        return status("Failed", _FAILURE[metric.name], f"proven worse {than}{earlier}: {counted}")
     if canary.total < metric.min_samples:
         missing = ceil(metric.min_samples - canary.total)
         return status(
             "Inconclusive",
             "TooFewSamples",
-            f"{missing} more samples until minSamples {metric.min_samples}: {seen}",
+            f"{missing} more samples until minSamples {metric.min_samples}: {counted}",
             missing,
         )
     if not criteria:
         return status(
             "Inconclusive",
             "NoStableData",
-            f"nothing of stable has been counted to compare with, and no absolute limit is set: {seen}",
+            f"nothing of stable has been counted to compare with, and no absolute limit is set: {counted}",
         )
     open_ones = [c for c in criteria if not c.ruled_out]
     if not open_ones:
         reason = "ProvenNotWorse" if compared is not None else "ProvenWithinLimit"
-        return status("Successful", reason, f"no more harm than allowed at weight {next_weight}: {seen}")
+        return status("Successful", reason, f"no more harm than allowed at weight {next_weight}: {counted}")
     needed = [c.needed(canary.total) for c in open_ones]
     more = None if None in needed else max(n for n in needed if n is not None)
     wanted = "; ".join(f"{_percent(c.pass_at)} must be ruled out" for c in open_ones)
@@ -229,7 +229,9 @@ def _judge_counts(
         if more is not None
         else "at the present rates no number of samples will do"
     )
-    return status("Inconclusive", "NotYetProven", f"{how}: {seen}; {wanted} for weight {next_weight}", more)
+    return status(
+        "Inconclusive", "NotYetProven", f"{how}: {counted}; {wanted} for weight {next_weight}", more
+    )
 
 
 def _criteria(
@@ -241,13 +243,13 @@ def _criteria(
     alpha: float,
     carried: Sequence[float],
 ) -> list[_Criterion]:
-    """The comparison first. A limit as well takes half of the budget; what was carried belongs to
-    the comparison where there is a margin.
+    """The comparison first. With a limit as well, each takes half of the budget, and ``carried``
+    belongs to the comparison.
     """
     share = alpha / max(1, (stable is not None) + (limit is not None))
     scale = 100 / max(1, next_weight)
-    # What goes on with stable shows how requests fail together here; a canary that fails from some
-    # moment on is no proof of it.
+    # Stable shows how requests fail together here. A canary that starts to fail would look like one
+    # large cluster.
     usual = canary if stable is None else stable
     apart = dispersion(spread_of(usual))
     bad, total = canary.bad / apart, canary.total / apart
@@ -293,8 +295,8 @@ def _criteria(
 
 
 def _no_proof(limit: float, stable: Counter | None, at_once: bool) -> str | None:
-    """Why an absolute limit that is exceeded is no proof against the canary: what clients send may
-    exceed it on both sides.
+    """Why exceeding an absolute limit is no proof against the canary: what clients send may exceed
+    it on both sides.
     """
     if stable is None or not stable.total or not at_once:
         return "and nothing of stable was counted at the same time"
@@ -318,7 +320,7 @@ def _shown(metric: Metric, bad_share: float) -> float:
     return round(1 - bad_share if metric.name == "accuracy" else bad_share, 6)
 
 
-def _seen(
+def _summary(
     metric: Metric, canary: Counter, stable: Counter | None, criteria: list[_Criterion], weight: int
 ) -> str:
     text = f"{_count(canary)} {_BAD[metric.name]} on the canary at weight {weight}"

@@ -1,5 +1,5 @@
-"""One look at a step, after the provider has answered: readings to counts, counts to a verdict on
-each metric. The operator and a replay share it.
+"""From the readings of a step to counts, and from counts to a verdict on each metric. The operator
+and the replay of a recording share it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from datetime import datetime
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.process_groups import fold_all
-from modelrollout.analysis.providers.prometheus.parse import CounterReading
+from modelrollout.analysis.reading import CounterReading, Reading
 from modelrollout.analysis.verdict import Part
 from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, StepEvidence, StepStatus, seconds
 
-Reading = CounterReading | float | MeasurementProblem
 BEYOND = "BeyondLimits"
 SLICE_FAILED = "SliceAccuracyLow"
 
@@ -31,8 +30,8 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What ``judge`` takes: counts of both sides, or a value, or a problem together with the counts
-    from before it.
+    """What ``judge`` takes: the counts of both sides, or a value, or a problem with the counts from
+    before it.
     """
 
     canary: Counter | None = None
@@ -49,8 +48,8 @@ def counts_of(metrics: Iterable[MetricStatus]) -> dict[str, Counts]:
 def fold_in(
     readings: Mapping[str, Reading], counters: Mapping[str, Counts], *, stable: bool
 ) -> dict[str, Measurement]:
-    """Add a look to the counts. A first look sets the baseline and counts nothing. ``stable``:
-    whether there is one to compare with.
+    """Add readings to the counts. The first reading sets the baseline and counts nothing.
+    ``stable``: whether there is a stable revision to compare with.
     """
     found: dict[str, Measurement] = {}
     for name, reading in readings.items():
@@ -77,10 +76,10 @@ def _of_stable(before: Counter | None, reading: CounterReading) -> Counter:
 
 
 def carried_of(history: Iterable[StepEvidence], step: StepStatus) -> dict[str, list[float]]:
-    """Log e-values with which the steps before this one ended, by metric, in order.
+    """Log e-values with which earlier steps ended, by metric, in order.
 
-    What was recorded of the present step itself (it is judged on after a pause for a cause) does
-    not count twice, and of two records of one step the later counts.
+    An earlier record of the present step (after a pause the operator continues to judge it) does
+    not count twice; of two records of one step the later one counts.
     """
     last = {(e.index, e.weight): e for e in history}
     last.pop((step.index, step.weight), None)
@@ -144,8 +143,8 @@ def _as_part(part: Part, judged: MetricStatus, before: MetricStatus | None, now:
 def _lasting(
     metric: Metric, judged: MetricStatus, before: MetricStatus | None, now: datetime
 ) -> MetricStatus:
-    """Since when the trouble lasts; a query that is beyond its limits holds the step until it has
-    been so for as long as ``for`` says.
+    """Adds since when a problem lasts. A query beyond its limits is inconclusive until that has
+    lasted as long as ``for`` says.
     """
     kept = before.since if before else None
     if judged.verdict == "Error":

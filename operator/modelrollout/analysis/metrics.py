@@ -1,6 +1,4 @@
-"""Which metrics a rollout is judged by: its own, those of templates, and those that a policy
-demands.
-"""
+"""The metrics that a rollout is judged by: those of its spec, of templates, and of policies."""
 
 from __future__ import annotations
 
@@ -9,22 +7,22 @@ from collections.abc import Mapping, Sequence
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.api.v1alpha1 import Analysis, Metric, Slice, seconds
 
-MAX_METRICS = 32  # status has room for no more
+MAX_METRICS = 32  # the limit of status
 DEFAULT_METRICS = (Metric(name="errors", max_increase=0.005),)
 
 
 def effective_metrics(
     analysis: Analysis, templates: Mapping[str, Sequence[Metric]], mandatory: Sequence[Metric]
 ) -> list[Metric] | MeasurementProblem:
-    """The metrics in force. Of one name the spec's own wins over a template's, and an earlier
+    """The metrics in force. Of two metrics with one name, spec wins over a template, and an earlier
     template over a later one.
 
-    A mandatory metric cannot be weakened: where the spec has one of its name, the stricter of each
-    margin and limit holds. Where they measure different things (another query, another objective)
-    the mandatory one stands alone. Problem ``UnknownTemplate`` or ``TooManyMetrics``.
+    A spec cannot weaken a mandatory metric: of the same name, the stricter margin and limit hold.
+    Where the two measure different things (another query, another objective) only the mandatory
+    one counts. Problem ``UnknownTemplate`` or ``TooManyMetrics``.
     """
-    asked = analysis.templates or []
-    unknown = [name for name in asked if name not in templates]
+    requested = analysis.templates or []
+    unknown = [name for name in requested if name not in templates]
     if unknown:
         known = ", ".join(sorted(templates)) or "none"
         return MeasurementProblem(
@@ -32,24 +30,24 @@ def effective_metrics(
             f"spec.rollout.analysis.templates: no RolloutPolicy in force here has {unknown[0]!r}; there are:"
             f" {known}",
         )
-    own = analysis.metrics if analysis.metrics is not None else () if asked else DEFAULT_METRICS
-    found: dict[str, Metric] = {m.name: m for m in own}
-    for name in asked:
+    own = analysis.metrics if analysis.metrics is not None else () if requested else DEFAULT_METRICS
+    metrics: dict[str, Metric] = {m.name: m for m in own}
+    for name in requested:
         for metric in templates[name]:
-            found.setdefault(metric.name, metric)
+            metrics.setdefault(metric.name, metric)
     for metric in mandatory:
-        found[metric.name] = stricter(found[metric.name], metric) if metric.name in found else metric
-    if len(found) > MAX_METRICS:
+        metrics[metric.name] = stricter(metrics[metric.name], metric) if metric.name in metrics else metric
+    if len(metrics) > MAX_METRICS:
         return MeasurementProblem(
             "TooManyMetrics",
-            f"{len(found)} metrics with those of templates and policies; at most {MAX_METRICS}: name fewer"
+            f"{len(metrics)} metrics with those of templates and policies; at most {MAX_METRICS}: name fewer"
             " templates",
         )
-    return list(found.values())
+    return list(metrics.values())
 
 
 def stricter(own: Metric, mandatory: Metric) -> Metric:
-    """A metric that passes nothing that ``mandatory`` would not pass."""
+    """A metric that passes only what ``mandatory`` passes."""
     if own.query != mandatory.query or _seconds(own.objective) != _seconds(mandatory.objective):
         return mandatory
     return mandatory.model_copy(
@@ -67,8 +65,8 @@ def stricter(own: Metric, mandatory: Metric) -> Metric:
 
 
 def _slices(own: Metric, mandatory: Metric) -> list[Slice] | None:
-    """Every slice of either; of one in both the smaller margin. A slice that a metric leaves to its
-    own margin takes that along.
+    """Every slice of either; for a slice in both, the smaller margin. A slice without a margin has
+    its metric's.
     """
     found: dict[str, Slice] = {}
     for metric in (mandatory, own):

@@ -1,10 +1,10 @@
-"""Counts that cannot be: something is wrong with those who count, and not with the model, so nobody
-is judged by them.
+"""Impossible counts: they say that someone else counts, not how the model performs, so no verdict
+rests on them.
 
-The second line: the first is who may count (queries.Sources). It has to be so wide that honest
-traffic never meets it: requests in turns or by chance, many proxies that each begin their turns
-anew. Too few requests of the canary are no sign: one that crashes has none, and must be rolled
-back.
+This is the second line of defence; the first is the rule of who may count
+(docs/design/0010-who-may-count.md). The limits are so wide that honest traffic never exceeds them,
+whether a gateway splits requests by turns or by chance, with one proxy or many. Too few requests of
+the canary are no sign: a canary that crashes has none, and must be rolled back.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.api.v1alpha1 import Counter
 from modelrollout.statistics.sequential import share_log_evidence
 
-TIMES = 4.0  # the odds of the canary may be so many times those of its weight
-# times what was served: a pod that was not scraped before it went, or not yet, has answered too
+TIMES = 4.0  # the canary's odds may be this many times those of its weight
+# times the rows that were counted: pods that were never scraped have answered too
 LABELLED = 2.0
 FEW = 10  # labels
 _ALPHA = 1e-6  # over all looks at a step
@@ -24,7 +24,7 @@ REMEDY = "gatewayMetrics.selector says who may count (docs/how-to/install.md)"
 
 
 def impossible_counts(what: str) -> MeasurementProblem:
-    """Of a counter that no process has."""
+    """The problem of a counter that no process can have."""
     return MeasurementProblem(
         "EvidenceImplausible", f"{what}: nobody counts like that, and nothing is judged by it; {REMEDY}"
     )
@@ -33,8 +33,8 @@ def impossible_counts(what: str) -> MeasurementProblem:
 def share_off_weight(
     canary: Counter | None, stable: Counter | None, weight: int
 ) -> MeasurementProblem | None:
-    """The canary's share of the requests is far above the weight that the gateway was given,
-    proven. Only for requests that it splits one by one.
+    """The problem of a canary whose share of the requests is proven to be far above its weight.
+    Only for a gateway that splits requests one by one.
     """
     if canary is None or stable is None or not 0 < weight < 100:
         return None
@@ -54,12 +54,12 @@ def share_off_weight(
 def more_labels_than_rows(
     labels: Counter | None, rows: float, scraped: float, per_row: float
 ) -> MeasurementProblem | None:
-    """More labels of the version had come, when they were last looked at, than its servers had
-    answered rows at ``scraped``, no earlier.
+    """The problem of a version with more labels than its servers had answered rows at ``scraped``,
+    which is no earlier than the count of the labels.
     """
     if labels is None or labels.scraped is None or not scraped >= labels.scraped:
         return None
-    if not labels.total > LABELLED * per_row * rows + FEW:  # so written, NaN accuses nobody
+    if not labels.total > LABELLED * per_row * rows + FEW:  # in this form NaN is no problem
         return None
     counted = (
         f"{labels.total:.0f} labels have come for answers of the canary, whose servers have answered"

@@ -1,11 +1,11 @@
 """Counters of more processes than status has room for.
 
-At most ``FOLLOWED`` processes of a side are followed one by one, first come, first kept, for the
-whole step; a process that vanishes keeps its place, because it may come back. All others are
-followed in ``GROUPS`` groups, by a hash of the name, each as one sum. A group counts only between
-two looks at exactly the same members, when every member was scraped anew and no sum has become
-smaller; otherwise the look is a new baseline. So with very many processes a part of the requests is
-lost, of canary and stable alike, and none is ever counted twice.
+The first ``FOLLOWED`` processes of a side are followed one by one for the whole step; a process
+that vanishes keeps its place, because it may return. All others are followed as the sums of
+``GROUPS`` groups, by a hash of the name. A group counts only between two readings of exactly the
+same members, when every member has a newer scrape and no sum is smaller; otherwise the reading is a
+new baseline. So with very many processes some requests of canary and stable alike are lost, and
+none is counted twice.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ GROUP_FIELDS = 4  # of its entry: total, bad, newest scrape, hash of the members
 
 
 def fold_all(previous: Counter | None, raw: Raw) -> Counter:
-    """``fold`` for any number of processes; ``previous`` itself when the look brought nothing
-    new.
-    """
+    """``fold`` for any number of processes; ``previous`` itself when ``raw`` is not newer."""
     known = previous.last if previous else {}
     room = FOLLOWED - sum(1 for p in known if not p.startswith(GROUP))
     followed = {p: s for p, s in raw.processes.items() if p in known}

@@ -9,8 +9,8 @@ The first line is the header, each further line one look:
     "message": "..."}}}
 
 A process has its raw counters: total, bad, Unix time of the scrape. ``usual``, in the first look,
-is how stable's bad share varied in the hour before (dispersion.Spread). A slice stands beside its
-metric as METRIC/SLICE. ``stable`` is null for a first revision.
+is how stable's bad share varied in the hour before (dispersion.Spread). A slice has a reading of
+its own, METRIC/SLICE. ``stable`` is null for a first revision.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from datetime import datetime
 from typing import Any, get_args
 
 from modelrollout.analysis.counters import Raw, Sample
-from modelrollout.analysis.measurement import Reading
-from modelrollout.analysis.problem import MeasurementProblem, ProblemKind
-from modelrollout.analysis.providers.prometheus.parse import CounterReading
+from modelrollout.analysis.problem import MeasurementProblem, MeasurementReason
+from modelrollout.analysis.reading import CounterReading, Reading
 from modelrollout.api.times import stamp
 from modelrollout.statistics.dispersion import Spread
 
@@ -37,7 +36,7 @@ class RecordingError(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """Whose readings they are. ``stable`` is None where there was nothing to compare with."""
+    """The revisions that were read; ``stable`` is None for a first revision."""
 
     namespace: str
     name: str
@@ -58,7 +57,7 @@ def encode_header(header: Header) -> str:
 
 
 def encode(at: datetime, readings: Mapping[str, Reading]) -> str:
-    """One look as a line."""
+    """The readings of one moment as a line."""
     return json.dumps(
         {"at": stamp(at), "readings": {name: _wire(reading) for name, reading in readings.items()}}
     )
@@ -85,7 +84,7 @@ def read_header(line: str) -> Header:
 
 
 def read_looks(lines: Iterable[str]) -> Iterator[tuple[datetime, dict[str, Reading]]]:
-    """The looks after the header; their times must grow. Raises RecordingError."""
+    """The lines after the header; their times must grow. Raises RecordingError."""
     last: datetime | None = None
     for number, line in enumerate(lines, start=2):
         if not line.strip():
@@ -118,7 +117,7 @@ def _object(line: str, number: int) -> dict[str, Any]:
 
 def _wire(reading: Reading) -> object:
     if isinstance(reading, MeasurementProblem):
-        return {"problem": reading.kind, "message": reading.message}
+        return {"problem": reading.reason, "message": reading.message}
     if isinstance(reading, CounterReading):
         sides = (("canary", reading.canary), ("stable", reading.stable))
         counters = {
@@ -130,7 +129,7 @@ def _wire(reading: Reading) -> object:
 
 def _reading(value: object) -> Reading:
     if isinstance(value, dict) and "problem" in value:
-        if value["problem"] not in get_args(ProblemKind):
+        if value["problem"] not in get_args(MeasurementReason):
             raise ValueError(f"unknown problem {value['problem']!r}")
         return MeasurementProblem(value["problem"], str(value.get("message", "")))
     if isinstance(value, dict):

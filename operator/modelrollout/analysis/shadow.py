@@ -1,8 +1,9 @@
 """Agreement of the canary with stable on mirrored requests: pairs in, one verdict out.
 
-A pair is one request that both revisions were asked. The share of the pairs that disagree has a
-confidence sequence (``statistics.sequential``), so that looking often costs no false alarms. Fail:
-proven above the limit, which is 1 - minAgreement. Pass: minSamples seen, and proven within it.
+A pair is the answers of both revisions to one request. The share of the pairs that disagree has a
+confidence sequence (``statistics.sequential``), so that frequent readings cause no false alarms.
+Fail: proven above the limit, which is 1 - minAgreement. Pass: minSamples compared, and proven
+within the limit.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from modelrollout.api.v1alpha1 import Counter, MetricStatus, Shadow, VerdictName
 from modelrollout.statistics.sequential import share_interval
 
 NAME = "agreement"
-_NO_EVIDENCE = ("NoData", "NoStableData")  # everything else that keeps a number away is an Error
+_NO_EVIDENCE = ("NoData", "NoStableData")  # every other problem is an Error
 _LARGEST_PLAN = 10_000_000  # pairs; more than this is "never" for a rollout
 
 
@@ -26,9 +27,9 @@ def judge_agreement(
     """
     limit = round(1 - shadow.min_agreement, 12)
     if problem is not None:
-        verdict: VerdictName = "Inconclusive" if problem.kind in _NO_EVIDENCE else "Error"
+        verdict: VerdictName = "Inconclusive" if problem.reason in _NO_EVIDENCE else "Error"
         return MetricStatus(
-            name=NAME, verdict=verdict, reason=problem.kind, message=problem.message, canary=pairs
+            name=NAME, verdict=verdict, reason=problem.reason, message=problem.message, canary=pairs
         )
     pairs = pairs or Counter()
     interval = share_interval(pairs.bad, pairs.total, alpha)
@@ -51,35 +52,35 @@ def judge_agreement(
             " HTTP, or larger than the comparer takes"
         )
         return status("Inconclusive", "NoData", text, shadow.min_samples)
-    seen = (
+    counted = (
         f"{pairs.bad:.0f} of {pairs.total:.0f} mirrored requests were answered differently, a share between"
         f" {100 * interval.lower:.2f} % and {100 * interval.upper:.2f} %, of which minAgreement allows"
         f" {100 * limit:.2f} %"
     )
     if interval.lower > limit:
-        return status("Failed", "ShadowDisagrees", f"proven to disagree with stable too often: {seen}")
+        return status("Failed", "ShadowDisagrees", f"proven to disagree with stable too often: {counted}")
     if pairs.total < shadow.min_samples:
         missing = ceil(shadow.min_samples - pairs.total)
         return status(
             "Inconclusive",
             "TooFewSamples",
-            f"{missing} more samples until minSamples {shadow.min_samples}: {seen}",
+            f"{missing} more samples until minSamples {shadow.min_samples}: {counted}",
             missing,
         )
     if interval.upper <= limit:
-        return status("Successful", "ShadowAgrees", seen)
+        return status("Successful", "ShadowAgrees", counted)
     needed = _needed(pairs, limit, alpha)
     how = (
         f"about {needed} more samples at the present rates"
         if needed is not None
         else "at the present rates no number of samples will do"
     )
-    return status("Inconclusive", "NotYetProven", f"{how}: {seen}", needed)
+    return status("Inconclusive", "NotYetProven", f"{how}: {counted}", needed)
 
 
 def _needed(pairs: Counter, limit: float, alpha: float) -> int | None:
-    """Pairs that are still needed if the share stays as it is, to about 5 %; None: no number of
-    them proves it.
+    """Pairs that are still needed if the share stays the same, to about 5 %; None: no number is
+    enough.
     """
 
     def proven(times: float) -> bool:

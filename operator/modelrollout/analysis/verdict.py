@@ -8,15 +8,14 @@ from typing import NamedTuple
 
 from modelrollout.api.v1alpha1 import Metric, MetricStatus, VerdictName
 
-# of one rollout: the chance that something is proven which is not so, over all its steps, metrics
-# and looks
+# of one rollout: the chance of proving something false, over all its steps, metrics and readings
 FALSE_ALARM_BUDGET = 0.01
 _ORDER: tuple[VerdictName, ...] = ("Failed", "Error", "Inconclusive", "Successful")
 
 
 class Verdict(NamedTuple):
-    """The verdict on a step; ``reason`` is that of the first metric that decides, ``message`` names
-    all that do.
+    """The verdict on a step. ``reason``: of the first metric that decides; ``message``: of all that
+    do.
     """
 
     name: VerdictName
@@ -37,11 +36,10 @@ class Part:
 
 
 def combine(metrics: Sequence[MetricStatus]) -> Verdict:
-    """Failed wins over Error over Inconclusive over Successful. Nothing measured is no evidence, so
-    it is Inconclusive.
+    """Failed wins over Error over Inconclusive over Successful. Without metrics: Inconclusive.
 
-    Evidence that is implausible wins over all: where somebody else counts, nothing is proven. A
-    slice decides only by failing: a rare one would hold every rollout for ever. A dry run decides
+    Implausible evidence wins over all: where someone else counts, nothing is proven. A slice
+    decides only by failing: a rare one would hold every rollout for ever. A dry run decides
     nothing.
     """
     voting = [m for m in metrics if not m.dry_run and (m.slice is None or m.verdict == "Failed")]
@@ -61,14 +59,14 @@ def combine(metrics: Sequence[MetricStatus]) -> Verdict:
 
 def alpha_of(metrics: Sequence[Metric]) -> float:
     """The share of the budget for each metric that is judged by counts. A query is a plain
-    threshold, a dry run decides nothing: they need none.
+    threshold and a dry run decides nothing, so they take none.
     """
     return FALSE_ALARM_BUDGET / max(1, sum(1 for m in metrics if m.query is None and not m.dry_run))
 
 
 def parts_of(metrics: Sequence[Metric]) -> list[Part]:
-    """What is judged. A metric with slices keeps half of its share for all answers together, the
-    other half is theirs in equal parts.
+    """The parts to judge. A metric with slices keeps half of its share for all answers together;
+    its slices divide the other half equally.
     """
     share = alpha_of(metrics)
     parts: list[Part] = []

@@ -1,5 +1,5 @@
-"""``modelrollout analyze``: a rollout's gates over a recording, over Prometheus history, or over
-the present moment.
+"""``modelrollout analyze``: judges a rollout over a recording, over the history of its metrics, or
+at present.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from modelrollout.analysis.eta import counted_seconds
-from modelrollout.analysis.measurement import Reading, counts_of
+from modelrollout.analysis.measurement import counts_of
 from modelrollout.analysis.metrics import effective_metrics
 from modelrollout.analysis.problem import MeasurementProblem
-from modelrollout.analysis.providers.prometheus.client import PrometheusReader
-from modelrollout.analysis.providers.prometheus.parse import CounterReading, name_bounds, read
-from modelrollout.analysis.providers.prometheus.promql import Query, Target, bounds_query, build
-from modelrollout.analysis.providers.prometheus.provider import baseline_before, read_metrics
+from modelrollout.analysis.providers.base import MetricsProvider
+from modelrollout.analysis.providers.registry import connect
 from modelrollout.analysis.recording import (
     Header,
     RecordingError,
@@ -30,12 +28,13 @@ from modelrollout.analysis.recording import (
     read_header,
     read_looks,
 )
+from modelrollout.analysis.target import Target
 from modelrollout.api.uris import carries_more
 from modelrollout.api.v1alpha1 import DURATION_RE, ModelDeploymentSpec, RevisionRef, seconds
 from modelrollout.cli import view
 from modelrollout.cli.cluster import Cluster, Rollout
 from modelrollout.cli.errors import Refused, Unanswered
-from modelrollout.cli.manifest import Manifest, changed, from_cluster, from_file
+from modelrollout.cli.manifest import Manifest, from_cluster, from_file, with_changes
 from modelrollout.cli.verbs import in_flight
 from modelrollout.config import PrometheusConfig
 from modelrollout.rollout.assessment import assess, metrics_due
@@ -52,7 +51,7 @@ Tell = Callable[[RenderableType, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Options:
     """The options of the command."""
 
     name: str | None = None
@@ -72,12 +71,12 @@ class Wanted:
 
     @property
     def needs_cluster(self) -> bool:
-        """Whether the ModelDeployment is to be read from the API server."""
+        """Whether the API server has to be asked for the ModelDeployment."""
         return self.filename is None and self.name is not None
 
 
-async def analyze(w: Wanted, cluster: Cluster | None, now: datetime, tell: Tell) -> None:
-    """Do what the options say; raises Refused and Unanswered."""
+async def analyze(w: Options, cluster: Cluster | None, now: datetime, tell: Tell) -> None:
+    """Judge as the options say, and give the result to ``tell``. Raises Refused and Unanswered."""
     if w.recording is None and w.prometheus is None:
         raise Refused(
             "say where the readings come from: --prometheus URL (kubectl port-forward reaches one inside the"
@@ -85,67 +84,67 @@ async def analyze(w: Wanted, cluster: Cluster | None, now: datetime, tell: Tell)
         )
     if w.recording is not None and w.prometheus is not None:
         raise Refused("either --replay or --prometheus, not both")
-    found = await cluster.rollout(w.name) if cluster is not None and w.name is not None else None
-    if cluster is not None and found is not None:
-        m = from_cluster(found, await cluster.policies(), await cluster.namespace_labels())
+    rollout = await cluster.rollout(w.name) if cluster is not None and w.name is not None else None
+    if cluster is not None and rollout is not None:
+        m = from_cluster(rollout, await cluster.policies(), await cluster.namespace_labels())
     elif w.filename is not None:
         m = from_file(w.filename)
     else:
         raise Refused("name a ModelDeployment, or give its file with -f")
-    spec = changed(m, w.changes, w.steps)
+    spec = with_changes(m, w.changes, w.steps)
     judged_by = replace(m, spec=spec)
     if w.recording is not None:
-        header, moments = recorded(w.recording)
+        header, moments = read_recording(w.recording)
         replayed = run(spec, moments, stable=header.stable is not None)
-        tell(shown(replayed, judged_by), as_json(replayed, judged_by))
+        tell(render(replayed, judged_by), as_json(replayed, judged_by))
         return
     assert w.prometheus is not None
-    source = reader(w.prometheus, w.token_file)
+    provider = prometheus_at(w.prometheus, w.token_file)
     try:
         if w.start is None:
-            if found is None:
+            if rollout is None:
                 raise Refused(
                     "give --start (and --end) to judge history, or the NAME of a rollout in flight to"
                     " judge now"
                 )
-            assessment = await present(replace(found, spec=spec), source, w.profile, m.rules, now)
+            assessment = await assess_now(replace(rollout, spec=spec), provider, w.profile, m.rules, now)
             text = f"{assessment.verdict}: {assessment.reason}: {assessment.message}"
-            told = notes(judged_by)
-            shown_now = Group(
+            remarks = notes(judged_by)
+            text_now = Group(
                 view.metrics(assessment.metrics),
                 Text(f"\n{text}", "bold"),
-                *(Text(note, "dim") for note in told),
+                *(Text(note, "dim") for note in remarks),
             )
-            tell(shown_now, assessment_json(assessment, told))
+            tell(text_now, assessment_json(assessment, remarks))
             return
-        canary, stable = _sides(w, found)
+        canary, stable = _sides(w, rollout)
         target = target_of(m.namespace, m.name, spec, canary, stable, w.profile, m.rules, w.window)
-        looks = await past(
-            source, spec, target, times_between(w.start, w.end, spec.rollout.analysis.interval, now)
+        history = await past_moments(
+            provider, spec, target, times_between(w.start, w.end, spec.rollout.analysis.interval, now)
         )
     finally:
-        await source.close()
+        await provider.close()
     if w.record is not None:
         header = Header(m.namespace, m.name, canary.revision, stable.revision if stable else None)
         try:
-            w.record.write_text(recording(header, looks))
+            w.record.write_text(recording(header, history))
         except OSError as e:
             raise Refused(f"--record {w.record}: {e.strerror}") from e
-    replayed = run(spec, looks, stable=stable is not None)
-    tell(shown(replayed, judged_by), as_json(replayed, judged_by))
+    replayed = run(spec, history, stable=stable is not None)
+    tell(render(replayed, judged_by), as_json(replayed, judged_by))
 
 
-def _sides(w: Wanted, found: Rollout | None) -> tuple[RevisionRef, RevisionRef | None]:
-    flying = found.status.rollout if found else None
+def _sides(w: Options, rollout: Rollout | None) -> tuple[RevisionRef, RevisionRef | None]:
+    running = rollout.status.rollout if rollout else None
     if w.canary is not None:
-        canary = revision(w.canary, "--canary")
-    elif flying is not None and flying.revision is not None and flying.number is not None:
-        canary = RevisionRef(revision=flying.revision, number=flying.number)
+        canary = parse_revision(w.canary, "--canary")
+    elif running is not None and running.revision is not None and running.number is not None:
+        canary = RevisionRef(revision=running.revision, number=running.number)
     else:
         raise Refused("give --canary NAME:NUMBER, the revision to judge (see modelrollout history)")
     if w.stable is not None:
-        return canary, None if w.stable == "none" else revision(w.stable, "--stable")
-    stable = found.status.stable if found else None
+        return canary, None if w.stable == "none" else parse_revision(w.stable, "--stable")
+    stable = rollout.status.stable if rollout else None
     if stable is None or stable.revision == canary.revision:
         raise Refused("give --stable NAME:NUMBER, the revision to compare with, or --stable none")
     return canary, stable
@@ -154,8 +153,8 @@ def _sides(w: Wanted, found: Rollout | None) -> tuple[RevisionRef, RevisionRef |
 # --- where readings come from
 
 
-def recorded(path: Path) -> tuple[Header, Iterator[Moment]]:
-    """A file that ``--record`` made; raises Refused, also while it is read."""
+def read_recording(path: Path) -> tuple[Header, Iterator[Moment]]:
+    """A file that ``--record`` wrote. Raises Refused, also while the moments are read."""
     try:
         first, *rest = path.read_text().splitlines() or [""]
         header = read_header(first)
@@ -171,71 +170,41 @@ def recorded(path: Path) -> tuple[Header, Iterator[Moment]]:
     return header, moments()
 
 
-def reader(url: str, token_file: Path | None) -> PrometheusReader:
+def prometheus_at(url: str, token_file: Path | None) -> MetricsProvider:
     """A Prometheus by its URL; raises Refused."""
-    if carries_more(url):  # it would stand in messages
+    if carries_more(url):  # messages contain it
         raise Refused(
             "--prometheus: a URL must not carry a user name, password, query or fragment; leave them out, and"
             " give a token in --token-file"
         )
-    return PrometheusReader(
-        PrometheusConfig(
-            name=url,
-            url=url,
-            token_file=str(token_file) if token_file else None,
-            timeout_seconds=TIMEOUT_SECONDS,
-        ),
-        patience=TIMEOUT_SECONDS,
+    config = PrometheusConfig(
+        name=url,
+        url=url,
+        token_file=str(token_file) if token_file else None,
+        timeout_seconds=TIMEOUT_SECONDS,
     )
+    return connect(config, patience=TIMEOUT_SECONDS)
 
 
-async def past(
-    source: PrometheusReader, spec: ModelDeploymentSpec, target: Target, times: Sequence[int]
+async def past_moments(
+    provider: MetricsProvider, spec: ModelDeploymentSpec, target: Target, times: Sequence[int]
 ) -> list[Moment]:
-    """The readings at these times as Prometheus has kept them; raises Unanswered when it cannot be
-    asked.
+    """The readings at these times as the provider has kept them. Raises Unanswered when it gives no
+    answer.
     """
     metrics = effective_metrics(spec.rollout.analysis, {}, ())
     assert not isinstance(metrics, MeasurementProblem)
-    found: dict[int, dict[str, Reading]] = {t: {} for t in times}
-    for metric in metrics:
-        plan = build(metric, target, baseline=False)
-        answers = (
-            await source.history(plan.promql, times)
-            if isinstance(plan, Query)
-            else dict.fromkeys(times, plan)
-        )
-        if isinstance(answers, MeasurementProblem):
-            raise Unanswered(f"{metric.name}: {answers.message}")
-        bounds = None
-        for t, answer in answers.items():
-            readings = (
-                {metric.name: plan} if isinstance(plan, MeasurementProblem) else read(plan, answer, target)
-            )
-            problem = readings[metric.name]
-            if isinstance(problem, MeasurementProblem) and problem.kind == "NotABucketBound":
-                if bounds is None:
-                    [bounds] = await source.ask([bounds_query(target)])
-                readings = {
-                    metric.name: bounds
-                    if isinstance(bounds, MeasurementProblem)
-                    else name_bounds(problem, bounds)
-                }
-            found[t] |= readings
-        before = await baseline_before(source, target, metric, times[0])
-        found[times[0]] |= {
-            n: replace(r, usual=before.get(n))
-            for n, r in found[times[0]].items()
-            if n in before and isinstance(r, CounterReading)
-        }
-    return [Moment(datetime.fromtimestamp(t, UTC), readings) for t, readings in found.items()]
+    readings = await provider.read_past(target, metrics, times)
+    if isinstance(readings, MeasurementProblem):
+        raise Unanswered(readings.message)
+    return [Moment(datetime.fromtimestamp(t, UTC), at_once) for t, at_once in readings.items()]
 
 
 def times_between(start: str, end: str | None, interval: str, now: datetime) -> list[int]:
-    """The times of the operator's looks, Unix seconds; ``start`` and ``end`` are RFC 3339, or a
-    duration ago such as 2h. Raises Refused.
+    """The times at which the operator would have judged, Unix seconds. ``start`` and ``end``: RFC
+    3339, or how long ago, such as 2h. Raises Refused.
     """
-    begin, finish = _when(start, "--start", now), _when(end, "--end", now) if end else now
+    begin, finish = _parse_time(start, "--start", now), _parse_time(end, "--end", now) if end else now
     step = max(1, round(seconds(interval)))
     times = list(range(int(begin.timestamp()), int(finish.timestamp()) + 1, step))
     if not 2 <= len(times) <= _LIMIT_LOOKS:
@@ -244,7 +213,7 @@ def times_between(start: str, end: str | None, interval: str, now: datetime) -> 
     return times
 
 
-def _when(text: str, option: str, now: datetime) -> datetime:
+def _parse_time(text: str, option: str, now: datetime) -> datetime:
     if re.match(DURATION_RE, text):
         return now - timedelta(seconds=seconds(text))
     try:
@@ -256,7 +225,7 @@ def _when(text: str, option: str, now: datetime) -> datetime:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-def revision(text: str, option: str) -> RevisionRef:
+def parse_revision(text: str, option: str) -> RevisionRef:
     """``digits-8d1b:3``: name and number of a revision; raises Refused."""
     name, _, number = text.rpartition(":")
     if not name or not number.isdigit():
@@ -273,59 +242,59 @@ def recording(header: Header, moments: Iterable[Moment]) -> str:
 
 
 def run(spec: ModelDeploymentSpec, moments: Iterable[Moment], *, stable: bool) -> Replayed:
-    """``replay`` with its refusal as one of this command."""
+    """``replay``; raises Refused."""
     try:
         return replay(spec, moments, stable=stable)
     except ValueError as e:
         raise Refused(str(e)) from e
 
 
-async def present(
-    found: Rollout, source: PrometheusReader, profile: str, rules: Rules | None, now: datetime
+async def assess_now(
+    rollout: Rollout, provider: MetricsProvider, profile: str, rules: Rules | None, now: datetime
 ) -> Assessment:
-    """One look at the step that the rollout is in, added to what status holds; nothing is written.
-    Raises Refused when no canary is under way.
+    """The present step with one more reading on top of status; writes nothing. Raises Refused when
+    no canary is in progress.
     """
-    flying = in_flight(found)
+    running = in_flight(rollout)
     if (
-        found.spec is None
-        or flying is None
-        or flying.stage != "Canary"
-        or flying.step is None
-        or flying.revision is None
-        or flying.number is None
+        rollout.spec is None
+        or running is None
+        or running.stage != "Canary"
+        or running.step is None
+        or running.revision is None
+        or running.number is None
     ):
         raise Refused(
-            f"{found.name} is in no canary step, so nothing is being judged; over the past: --start, --canary"
-            " and --stable, or --replay"
+            f"{rollout.name} is in no canary step, so nothing is being judged; over the past: --start,"
+            " --canary and --stable, or --replay"
         )
     s = Snapshot(
-        name=found.name,
-        namespace=found.namespace,
-        generation=found.generation,
-        spec=found.spec,
-        status=found.status,
+        name=rollout.name,
+        namespace=rollout.namespace,
+        generation=rollout.generation,
+        spec=rollout.spec,
+        status=rollout.status,
     )
     metrics = metrics_due(s, now)
     if isinstance(metrics, Assessment):
         return metrics
-    window = max(10.0, counted_seconds(flying.step, found.spec.rollout.analysis, now))
-    canary = RevisionRef(revision=flying.revision, number=flying.number)
+    window = max(10.0, counted_seconds(running.step, rollout.spec.rollout.analysis, now))
+    canary = RevisionRef(revision=running.revision, number=running.number)
     target = target_of(
-        found.namespace,
-        found.name,
-        found.spec,
+        rollout.namespace,
+        rollout.name,
+        rollout.spec,
         canary,
         baseline(s),
         profile,
         rules,
         window,
-        flying.step.weight,
+        running.step.weight,
     )
     return assess(
         s,
         metrics,
-        await read_metrics(source, target, metrics, counts_of(flying.step.metrics), now.timestamp()),
+        await provider.read(target, metrics, counts_of(running.step.metrics), now.timestamp()),
         now,
     )
 
@@ -341,9 +310,8 @@ def target_of(
     window: float,
     weight: int = 0,
 ) -> Target:
-    """What is compared; without a gateway Triton's own counters are asked. Own queries are asked
-    unless a policy says Templates: what the operator's configuration says is not known here
-    (``notes``).
+    """The revisions to compare; without a gateway, by Triton's own counters. Own queries run unless
+    a policy says Templates: the operator's configuration is unknown here (``notes``).
     """
     gateway = spec.traffic.gateway is not None and profile == "traefik"
     known = rules or NO_RULES
@@ -361,7 +329,7 @@ def target_of(
 
 
 def notes(m: Manifest) -> list[str]:
-    """What the operator would do otherwise, for reasons that are not known here."""
+    """Where the operator may judge differently, for reasons that are unknown here."""
     found = []
     rules = m.rules or NO_RULES
     own = [
@@ -381,12 +349,12 @@ def notes(m: Manifest) -> list[str]:
     return found
 
 
-# --- what is shown
+# --- output
 
 
-def shown(replayed: Replayed, judged_by: Manifest) -> RenderableType:
-    """The timeline as text: when each step began, passed, failed or stayed without a verdict, with
-    the intervals of that moment.
+def render(replayed: Replayed, judged_by: Manifest) -> RenderableType:
+    """The timeline as text: when each step began, passed, failed or stayed inconclusive, with the
+    intervals of that moment.
     """
     table = view.columns("AFTER", "STEP", "WEIGHT", "WHAT", "METRIC", "CANARY", "STABLE", "HARM", "VERDICT")
     for entry in replayed.timeline:
@@ -431,14 +399,14 @@ def as_json(replayed: Replayed, judged_by: Manifest) -> dict[str, Any]:
     }
 
 
-def assessment_json(found: Assessment, told: Sequence[str]) -> dict[str, Any]:
-    """One look for programs."""
+def assessment_json(assessment: Assessment, remarks: Sequence[str]) -> dict[str, Any]:
+    """The present assessment for programs."""
     return {
-        "verdict": found.verdict,
-        "reason": found.reason,
-        "message": found.message,
-        "notes": list(told),
-        "metrics": [_bare(m.wire()) for m in found.metrics],
+        "verdict": assessment.verdict,
+        "reason": assessment.reason,
+        "message": assessment.message,
+        "notes": list(remarks),
+        "metrics": [_bare(m.wire()) for m in assessment.metrics],
     }
 
 

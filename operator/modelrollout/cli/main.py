@@ -378,7 +378,7 @@ def analyze(
     the intervals; --set and --steps try other thresholds.
     """
 
-    wanted = analysis.Wanted(
+    wanted = analysis.Options(
         name,
         filename,
         recording,

@@ -1,5 +1,5 @@
 """What ``modelrollout analyze`` judges by: a ModelDeployment with the policies in force for it, and
-what the options change of both.
+with what the options change of both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Manifest:
-    """A ModelDeployment and the rules for it. ``rules`` None: nobody said what they are."""
+    """A ModelDeployment and the rules for it. ``rules``: None where they are unknown."""
 
     namespace: str
     name: str
@@ -65,14 +65,14 @@ def from_file(path: Path) -> Manifest:
     rules = _rules(policies, namespace, metadata.get("labels") or {}, spaces.get(namespace))
     raw = found[0].get("spec")
     raw = spec_in_force(raw, rules.defaults) if isinstance(raw, dict) else raw
-    return Manifest(namespace, name, _checked(ModelDeploymentSpec, raw, f"{path}: spec"), rules)
+    return Manifest(namespace, name, _validate(ModelDeploymentSpec, raw, f"{path}: spec"), rules)
 
 
 def from_cluster(
     found: Rollout, policies: Iterable[Object] | None, of_namespace: Mapping[str, str] | None
 ) -> Manifest:
-    """A ModelDeployment as it stands in the cluster; ``policies``, and ``of_namespace`` (labels of
-    its namespace), None: not allowed to look. Raises Refused.
+    """A ModelDeployment in the cluster. ``policies``, and ``of_namespace`` (labels of its
+    namespace): None where the user may not read them. Raises Refused.
     """
     if found.spec is None:
         raise Refused(
@@ -93,11 +93,11 @@ def _rules(
     return rules
 
 
-def changed(m: Manifest, settings: Sequence[str], steps: str | None) -> ModelDeploymentSpec:
+def with_changes(m: Manifest, settings: Sequence[str], steps: str | None) -> ModelDeploymentSpec:
     """The spec with all metrics in force written out, ``METRIC.FIELD=VALUE`` or ``FIELD=VALUE`` of
     spec.rollout set, and other steps (``5,25,50``).
 
-    A metric that a policy demands can be changed like any other: it is a trial. Raises Refused.
+    Metrics that a policy demands may be changed too, as this is a trial. Raises Refused.
     """
     rules = m.rules or NO_RULES
     found = effective_metrics(m.spec.rollout.analysis, rules.templates, rules.mandatory)
@@ -123,9 +123,9 @@ def changed(m: Manifest, settings: Sequence[str], steps: str | None) -> ModelDep
         for strategy in ("blueGreen", "abTest"):
             rollout.pop(strategy, None)
         rollout["canary"] = {"steps": [{"weight": int(w)} for w in weights]}
-    spec = _checked(ModelDeploymentSpec, wire, "with --set and --steps: spec")
+    spec = _validate(ModelDeploymentSpec, wire, "with --set and --steps: spec")
     # With those of policies there may be more metrics than one spec may have.
-    judged = [_checked(Metric, metric, f"with --set: {name}") for name, metric in metrics.items()]
+    judged = [_validate(Metric, metric, f"with --set: {name}") for name, metric in metrics.items()]
     analysis = spec.rollout.analysis.model_copy(update={"metrics": judged})
     return spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"analysis": analysis})})
 
@@ -148,7 +148,7 @@ def _set(setting: str, rollout: dict[str, Any], metrics: dict[str, dict[str, Any
     target[field] = yaml.safe_load(text)
 
 
-def _checked(kind: type[M], raw: object, where: str) -> M:
+def _validate(kind: type[M], raw: object, where: str) -> M:
     try:
         return kind.model_validate(raw)
     except ValidationError as e:

@@ -502,7 +502,7 @@ def _pace(step: StepStatus, analysis: Analysis) -> list[str]:
         )
         return [f"nothing has been counted yet{delay}"]
     slowest = next(iter(paces(step.metrics, counted_seconds(step, analysis, at))), None)
-    return [slowest.told()] if slowest else []
+    return [slowest.describe()] if slowest else []
 
 
 def _deadline(rollout: Rollout, since: str, now: datetime, then: str) -> list[str]:

@@ -7,18 +7,11 @@ from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.analysis.eta import counted_seconds, delay_seconds, paces
-from modelrollout.analysis.measurement import (
-    Counts,
-    Measurement,
-    Reading,
-    carried_of,
-    counts_of,
-    fold_in,
-    judge_all,
-)
+from modelrollout.analysis.measurement import Counts, Measurement, carried_of, counts_of, fold_in, judge_all
 from modelrollout.analysis.metrics import effective_metrics
 from modelrollout.analysis.plausibility import share_off_weight
 from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.reading import Reading
 from modelrollout.analysis.verdict import combine, parts_of
 from modelrollout.api.v1alpha1 import Metric, MetricStatus
 from modelrollout.rollout import strategy as stepping
@@ -35,7 +28,7 @@ def metrics_due(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
     step, analysis = stepping.with_traffic(at.step), at.spec.rollout.analysis
     metrics = effective_metrics(analysis, s.templates, s.mandatory)
     if isinstance(metrics, MeasurementProblem):
-        return Assessment("Error", metrics.kind, metrics.message, tuple(step.metrics))
+        return Assessment("Error", metrics.reason, metrics.message, tuple(step.metrics))
     delay = delay_seconds(step, analysis)
     if delay and counted_seconds(step, analysis, now) <= 0:
         waited = since(step.observed_since, now) if step.observed_since else 0.0

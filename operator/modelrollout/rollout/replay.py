@@ -13,10 +13,10 @@ from datetime import datetime
 from typing import Literal
 
 from modelrollout.analysis.counters import Raw, Sample
-from modelrollout.analysis.measurement import Reading, counts_of
+from modelrollout.analysis.measurement import counts_of
 from modelrollout.analysis.metrics import effective_metrics
 from modelrollout.analysis.problem import MeasurementProblem
-from modelrollout.analysis.providers.prometheus.parse import CounterReading
+from modelrollout.analysis.reading import CounterReading, Reading
 from modelrollout.analysis.verdict import parts_of
 from modelrollout.api.v1alpha1 import (
     Canary,

@@ -32,6 +32,7 @@ from modelrollout.api.v1alpha1 import (
     same_version,
 )
 from modelrollout.contract.results import TaskResult
+from modelrollout.problem import Problem as Problem
 from modelrollout.rollout.policy.rules import NO_RULES, Rules
 
 Split = tuple[tuple[str, int], ...]  # (revision, weight in percent)
@@ -43,14 +44,6 @@ TRAFFIC_REFUSALS = frozenset(
 NAME_TAKEN = "NameTaken"  # something that is not ours has the name of a child
 _LOST = frozenset({"ArtifactMissing", "ArtifactDigestMismatch", "ArtifactCorrupt", "OutputRefused"})
 _NONCE = re.compile(r"[\w.-]{1,64}")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why something is blocked: a CamelCase reason, and a message that says what to do."""
-
-    reason: str
-    message: str
 
 
 def artifact_is_unusable(status: ModelRevisionStatus) -> bool:

@@ -1,18 +1,17 @@
-"""Requests that fail together (one bad client, one lost node) are less evidence than their number:
-by how much, the looks tell.
+"""Requests that fail together (one bad client, one lost node) are less evidence than their number.
+The variation between looks says by how much.
 
 Independent requests vary from look to look as a binomial does. With n requests in a look and x of
 them bad, the difference of the shares of one look and the one before has the variance p (1 - p)
 (1/n + 1/n'). What the differences show more than that is the dispersion (the design effect of
 sampling theory, the variance factor of quasi-likelihood; von Neumann 1941 for successive
-differences), and counts are divided by it before they are judged. It is told from stable, which
-shows how requests fail together here: a canary that fails from some moment on would look like one
-large cluster. Successive differences, and not those from the mean: the course of a day is no
-dispersion. A look is here a minute: clusters that last longer are not seen. A step begins with what
-stable has shown in the hour before it (usual.py), for its own first minutes show next to nothing.
-Requests that fail together but are dealt to the two sides one by one, as a gateway deals them, need
-none of this: the evidence holds for them (compare.py). It is for whole clusters on one side: sticky
-sessions, gRPC connections, one node.
+differences). Counts are divided by it before they are judged. It is measured on stable: a canary
+that starts to fail would look like one large cluster. The differences are successive ones, and not
+from the mean, because the course of a day is no dispersion. A look is a minute here, so clusters
+that last longer stay hidden. A step starts with the spread of stable in the hour before it, because
+its own first minutes show next to nothing. Requests that fail together, but that a gateway deals to
+the two sides one by one, need none of this: the evidence holds for them (``sequential``). It is for
+whole clusters on one side: sticky sessions, gRPC connections, one node.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Generic, NamedTuple
 
 from modelrollout.statistics.elementwise import N, functions_of
 
-# standard errors above 1; less is taken for chance, which would cost evidence for nothing
+# standard errors above 1; less counts as chance, as dividing by it would only cost evidence
 _CLEARLY = 1.0
 
 
@@ -42,7 +41,7 @@ class Spread(NamedTuple, Generic[N]):
 
 
 def widened(spread: Spread[N], total: N, bad: N) -> Spread[N]:
-    """After one more look that brought ``total`` requests, ``bad`` of them bad; a look without
+    """The spread with one more look of ``total`` requests, ``bad`` of them bad; a look without
     requests changes nothing.
     """
     xp = functions_of(total)
@@ -61,7 +60,7 @@ def widened(spread: Spread[N], total: N, bad: N) -> Spread[N]:
 
 
 def dispersion(spread: Spread[N]) -> N:
-    """By what to divide counts, from the looks at one side. At least 1 + 1 / (1 + J)^2 for J
+    """The divisor of counts, from the looks at one side. At least 1 + 1 / (1 + J)^2 for J
     differences of looks, so that counts weigh half in the first minute, when nothing is known of
     their spread; more where the looks clearly show it.
 

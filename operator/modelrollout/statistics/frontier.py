@@ -1,4 +1,4 @@
-"""PURE: which of the models that a search made is taken, and which ones no other beats."""
+"""Chooses among the models that a search made, and finds those that no other beats."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Literal, NamedTuple
 Objective = Literal["Size", "Latency"]
 OBJECTIVES: tuple[Objective, ...] = ("Size", "Latency")
 
-# of the source's size or latency: what gains less is not worth another model, and latencies differ
-# by that much by chance
+# of the source's size or latency: a smaller gain is not worth another model, and may be chance
 WORTH = 0.95
 
 
@@ -26,20 +25,20 @@ class Point(NamedTuple):
 
 
 def cost_of(objective: Objective) -> Callable[[Point], float]:
-    """What is to be small."""
+    """The cost to minimise."""
     return (lambda p: p.size) if objective == "Size" else (lambda p: p.milliseconds)
 
 
 def enough(source: Point, objective: Objective) -> float:
-    """The largest cost that is worth another model than ``source``. One that does not keep the
-    budget itself (the steps before it lost too much) gives way to anything that does.
+    """The largest cost at which another model is worth more than ``source``. Any cost where
+    ``source`` itself exceeds the budget, because the steps before it lost too much.
     """
     return WORTH * cost_of(objective)(source) if source.within else float("inf")
 
 
 def choose(source: Point, made: Sequence[Point], objective: Objective) -> Point:
-    """The cheapest within the budget, by the other cost and the order where equal; ``source`` where
-    none is worth it.
+    """The cheapest within the budget, then by the other cost and the order; ``source`` where none
+    is worth it.
     """
     cost, other = cost_of(objective), cost_of("Latency" if objective == "Size" else "Size")
     limit = enough(source, objective)
@@ -49,10 +48,10 @@ def choose(source: Point, made: Sequence[Point], objective: Objective) -> Point:
 
 
 def frontier(points: Sequence[Point], objective: Objective) -> tuple[Point, ...]:
-    """Those that no other is better than in loss and cost, cheapest first; of equals the first."""
+    """The points that no other beats in both loss and cost, cheapest first; of equals the first."""
     cost = cost_of(objective)
-    found: list[Point] = []
+    best: list[Point] = []
     for point in sorted(points, key=lambda p: (cost(p), p.loss)):  # stable: equals keep their order
-        if not found or point.loss < found[-1].loss:
-            found.append(point)
-    return tuple(found)
+        if not best or point.loss < best[-1].loss:
+            best.append(point)
+    return tuple(best)

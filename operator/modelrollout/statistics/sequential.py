@@ -1,5 +1,5 @@
-"""Evidence on two shares of bad requests that may be looked at as often as one likes: tests by
-betting, and intervals by inverting them.
+"""Evidence on two shares of bad requests, valid however often it is read: tests by betting, and
+intervals by inverting them.
 
 **One bet.** To test "the canary's share of bad requests exceeds the other's by at most d", choose a
 centre (p, q) with p - q = d and a stake s > 0. Every request multiplies the wealth, which starts at
@@ -25,7 +25,7 @@ mixture of test supermartingales is one. It costs about 2 nats against knowing t
 
 **What is approximate.** Centre and w are taken from the pooled counts of the moment instead of
 being fixed beforehand, so the wealth is exact for constant ones only. ``make calibrate`` and
-tests/unit/analysis/test_compare.py hold the false alarms by simulation
+tests/unit/statistics/test_sequential.py hold the false alarms by simulation
 (docs/explanation/calibration.md).
 
 ``share_log_evidence`` needs no approximation: there the hypothesis names the centre, and there is

@@ -65,8 +65,10 @@ from modelrollout.rollout.snapshot import (
 from modelrollout.rollout.stages.waiting import GRACE_SECONDS
 from modelrollout.rollout.views import Specified
 from modelrollout.testing import builders
+from modelrollout.traffic.base import SplitWriter
 from modelrollout.traffic.gateway_api.mirror import MirrorRouter, MirrorTarget, mirror_of
-from modelrollout.traffic.router import FrozenRoutes, GatewayRouter, Router, ServiceRouter
+from modelrollout.traffic.gateway_api.router import FrozenRoutes, GatewayRouter
+from modelrollout.traffic.replicas import ServiceRouter
 
 SETTLE = 3.0
 CONFIG = OperatorConfig.model_construct()  # type: ignore[call-arg]
@@ -189,7 +191,7 @@ class ModelCluster:
         )
         if self.spec is None:
             stable = s.status.stable.revision if s.status.stable else None
-            kept: Router = ServiceRouter(s.name, {}, stable)
+            kept: SplitWriter = ServiceRouter(s.name, {}, stable)
             if self.route is not None:
                 kept = MirrorRouter(
                     FrozenRoutes(builders.NAME, self._objects()), builders.NAME, None, None, CONFIG
@@ -204,7 +206,7 @@ class ModelCluster:
             and s.work.result
         ):
             s = replace(s, evaluation=builders.evaluation(self.golden_verdict))
-        router: Router = (
+        router: SplitWriter = (
             GatewayRouter(
                 s.name, self.spec.traffic, self.spec.rollout, header_revision(s), preview_revision(s)
             )
@@ -222,7 +224,7 @@ class ModelCluster:
             )
             s = replace(
                 s,
-                mirror=MirrorState(self.way, missing, mirroring.tried(self._objects())),
+                mirror=MirrorState(self.way, missing, mirroring.mirror_accepted(self._objects())),
                 spec_problem=s.spec_problem or missing,
             )
         s = replace(s, traffic=router.programmed(split(s), self._objects(), s.servers))

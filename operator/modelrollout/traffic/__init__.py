@@ -1,3 +1,3 @@
-"""Routers: what a split of the traffic looks like in the cluster, and whether the data plane has
-taken it up. PURE.
+"""Routers: the objects that a split of the traffic needs, and whether the data plane carries it.
+Pure.
 """

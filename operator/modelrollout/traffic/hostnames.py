@@ -1,14 +1,14 @@
-"""Whose host names are: a ModelDeployment's routes carry a name only while it holds the name's
-claim. The Leases are ``controller.lookups.host_names``'s.
+"""Who owns a host name: a ModelDeployment's routes carry a name only while it holds the name's
+claim. ``controller.lookups.host_names`` keeps the claims as Leases.
 
-The first claim wins, and not the older object, because a spec can take up any name at any time. A
-name that a route of ours has served since before there were claims is claimed whatever overlaps it;
-a name that is another's is never carried.
+The first claim wins, and not the older object, because a spec can add any name at any time. A name
+that a route of the operator has served since before there were claims is claimed whatever overlaps
+it. Routes never carry a name that another ModelDeployment holds.
 
-Where policies demand metrics a name outlives its holder: for some weeks it stays with the version
-that served last under it. Otherwise a wrong model would come to clients as the first version of
-another ModelDeployment, which has nothing to be compared with. The ModelDeployment's own name is
-one.
+Where policies demand metrics a name outlives its holder: for some weeks it stays reserved for the
+version that served last under it. Otherwise a wrong model could reach clients as the first version
+of another ModelDeployment, which has nothing to be compared with. The ModelDeployment's own name is
+such a name too.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from pydantic import ValidationError
 from modelrollout.api import names
 from modelrollout.api.hostnames import WILDCARD, allowed, overlap, wildcards_over
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec, as_today, seconds
+from modelrollout.problem import Problem
 from modelrollout.resources.common import Object
 from modelrollout.resources.endpoints import GRPC_METHODS, http_endpoints
 from modelrollout.rollout.policy.rules import Rules
-from modelrollout.rollout.snapshot import Problem
 
 
 @dataclass(frozen=True)
 class RequestedHost:
-    """A host name that a spec asks for; ``kind`` is http or grpc."""
+    """A host name in a spec; ``kind`` is http or grpc."""
 
     field: str
     kind: str
@@ -44,8 +44,8 @@ class RequestedHost:
 class Claim:
     """Who holds a host name: ``holder`` is namespace/name/uid of a ModelDeployment.
 
-    ``reserved``: how long it stays with ``version`` (a hash; empty: none has served), once it is
-    given up. ``released``: when it was. ``since``: when the holder took it over from another.
+    ``reserved``: how long the name stays with ``version`` (a hash; empty: none has served) after
+    its release. ``released``: when that was. ``since``: when the holder took it over from another.
     """
 
     host: str
@@ -72,7 +72,7 @@ class Claim:
 
 
 class Claims:
-    """The claims that are known, by host name, by holder, and by what they overlap."""
+    """All claims, by host name, by holder, and by overlap."""
 
     def __init__(self, claims: Iterable[Claim] = ()) -> None:
         self._by_host: dict[str, Claim] = {}
@@ -81,13 +81,13 @@ class Claims:
             self.put(claim)
 
     def put(self, claim: Claim) -> None:
-        """Know it, in the place of what was known of this name."""
+        """Add a claim, in place of any other of its name."""
         self.drop(claim.host)
         self._by_host[claim.host] = claim
         self._by_key[claim.key].add(claim.host)
 
     def drop(self, host: str) -> None:
-        """The name is nobody's."""
+        """Remove the claim of this name."""
         if (claim := self._by_host.pop(host, None)) is None:
             return
         self._by_key[claim.key].discard(host)
@@ -103,12 +103,12 @@ class Claims:
         return list(self._by_host.values())
 
     def of(self, key: tuple[str, str]) -> list[Claim]:
-        """Those of the ModelDeployments, past and present, of that namespace and name."""
+        """The claims of ModelDeployments, past and present, of that namespace and name."""
         return [self._by_host[host] for host in sorted(self._by_key.get(key, ()))]
 
     def against(self, host: str, holder: str) -> Claim | None:
-        """A claim of somebody else for another name that overlaps this one. Costs as many steps as
-        there are claims only for a wildcard.
+        """Another holder's claim of another name that overlaps this one. Only for a wildcard the
+        cost grows with the number of claims.
         """
         over = (self._by_host[w] for w in wildcards_over(host) if w in self._by_host)
         below = (
@@ -123,20 +123,19 @@ class Claims:
 
 @dataclass(frozen=True)
 class ForeignRoute:
-    """A route that no ModelDeployment has. ``opens``: types and values of its matches, as paths of
-    HTTP.
+    """A route that belongs to no ModelDeployment. ``opens``: types and values of its matches, as
+    paths of HTTP.
     """
 
-    told: str
+    title: str  # for messages
     namespace: str
     gateways: frozenset[tuple[str, str]]
     hosts: tuple[str, ...]
     opens: tuple[tuple[str, str], ...]
 
     def takes(self, host: str, gateway: tuple[str, str], paths: Iterable[str]) -> bool:
-        """Whether requests for ``host`` may go there. A wildcard takes them from an exact name only
-        where a gateway ranks a route by the longest of its names (Traefik): by the Gateway API the
-        exact name wins.
+        """Whether requests for ``host`` may go there. By the Gateway API an exact name wins over a
+        wildcard; Traefik ranks a route by the longest of its names, so a wildcard may win there.
         """
         if gateway not in self.gateways or not any(
             _opened(match, path) for path in paths for match in self.opens
@@ -159,12 +158,12 @@ class ForeignRoutes:
     def taker(
         self, host: str, gateway: tuple[str, str], paths: Iterable[str], own: frozenset[str] = frozenset()
     ) -> ForeignRoute | None:
-        """A route that takes requests for ``host`` with one of these paths. ``own``: those that are
-        not foreign any more, as they are told.
+        """A route that takes requests for ``host`` with one of these paths. ``own``: titles of
+        routes that are not foreign any more.
         """
         listed = list(paths)
         found = (r for name in (host, *wildcards_over(host)) for r in self._by_host.get(name, ()))
-        return next((r for r in found if r.told not in own and r.takes(host, gateway, listed)), None)
+        return next((r for r in found if r.title not in own and r.takes(host, gateway, listed)), None)
 
 
 NO_FOREIGN = ForeignRoutes()
@@ -172,40 +171,40 @@ NO_FOREIGN = ForeignRoutes()
 
 @dataclass(frozen=True)
 class Known:
-    """What is known besides the ModelDeployment itself. ``routes``: those that ModelDeployments
-    control, looked at only where a name is not held.
+    """What is known besides the ModelDeployment itself. ``routes``: those of all ModelDeployments,
+    read only where a name is not held.
     """
 
     claims: Claims
     foreign: ForeignRoutes
     routes: Callable[[], Iterable[Object]]
-    only_by_policy: bool  # no name may be claimed that no RolloutPolicy allows
+    only_by_policy: bool  # a name may be claimed only if a RolloutPolicy allows it
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How a ModelDeployment stands with the host names of its spec and of its routes."""
+    """The state of the host names of a ModelDeployment's spec and routes."""
 
     live: frozenset[str] = frozenset()  # names that its routes carry
-    lost: frozenset[str] = frozenset()  # those of them that are another's
-    free: tuple[str, ...] = ()  # to be claimed
-    stale: tuple[str, ...] = ()  # held, and not needed any more
-    # reserved for the very version, so that those of them that are free may be taken over
+    lost: frozenset[str] = frozenset()  # those of ``live`` that another ModelDeployment holds
+    free: tuple[str, ...] = ()  # to claim
+    stale: tuple[str, ...] = ()  # held, but no longer needed
+    # reserved for this very version, so that it may take over those that are released
     former: tuple[Claim, ...] = ()
-    # held, and their Leases do not say yet what is to outlive the holder
+    # held, but their Leases do not yet say for which version they stay reserved
     rewrite: tuple[Claim, ...] = ()
     in_the_way: tuple[Claim, ...] = ()
     taker: str | None = None  # the foreign route of ``problem`` or ``taken``
     problem: Problem | None = None
     # when it took over the latest of the reserved names that its clients use
     since: datetime | None = None
-    # a foreign route takes a name that it has: told, for whoever may write a route must not be able
-    # to stop rollouts
+    # A foreign route takes requests for a name that it holds. Only reported: whoever may write a
+    # route must not be able to stop rollouts.
     taken: Problem | None = None
 
     @property
     def settled(self) -> bool:
-        """Whether it holds every name that it asks for."""
+        """Whether it holds every name of its spec."""
         return self.problem is None and not self.free
 
 
@@ -219,19 +218,19 @@ def holder_of(deployment: Object) -> str:
 
 
 def version_of(user_input: Mapping[str, Any], sha256: str, artifact: str = "") -> str:
-    """Names a version whatever ModelDeployment has it. ``artifact``: its digest, part of the name
-    where the input does not say what comes of it.
+    """Names a version, the same in every ModelDeployment. ``artifact``: its digest, part of the
+    name where the input does not determine it.
     """
     found = dict(user_input)
-    # of a newer operator: then it is what it says
+    # an input of a newer operator is taken as it is
     with contextlib.suppress(ValidationError, KeyError):
         found = as_today(found)  # an older one did not write every field that there is now
     return names.short_hash([found, sha256, *([artifact] if _reads_data(user_input) else [])], 16)
 
 
 def _reads_data(user_input: Mapping[str, Any]) -> bool:
-    """Whether steps read data, which no digest pins: exchanged in its place it makes another model
-    of the very same input.
+    """Whether steps read data. No digest pins data: if it changes, the same input makes another
+    model.
     """
     return any("uri" in found for found in _maps((user_input.get("optimization") or {}).get("steps")))
 
@@ -245,13 +244,13 @@ def _maps(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _known_before_it_is_made(spec: ModelDeploymentSpec) -> str | None:
-    """The version that the spec asks for, where it says all of it."""
+    """The version of the spec, where spec determines it."""
     found = spec.user_input()
     return version_of(found, spec.model.sha256) if spec.model.sha256 and not _reads_data(found) else None
 
 
 def requested_hosts(spec: ModelDeploymentSpec) -> list[RequestedHost]:
-    """Every host name of the spec, for a preview too, with its field."""
+    """Every host name of the spec with its field, also those of a preview."""
     preview = spec.rollout.blue_green.preview if spec.rollout.blue_green else None
     parts = (("spec.traffic", spec.traffic), ("spec.rollout.blueGreen.preview", preview))
     return [
@@ -285,15 +284,16 @@ def standing(
     known: Known,
     rules: Rules,
     serves: str | None = None,
-    flies: str | None = None,
+    running: str | None = None,
     routes: frozenset[str] = frozenset(),
 ) -> Standing:
-    """``holder``: namespace/name/uid. ``live``: names that its own routes carry; ``routes``: those
-    routes, as they are told. ``serves``: the version (``version_of``) that is stable, if one is.
-    ``flies``: that of the rollout in flight, which may be about to serve whatever spec asks for by
-    now.
+    """The state of the host names of ``holder`` (namespace/name/uid).
 
-    A spec that cannot be read asks for nothing, and gives nothing back.
+    ``live``: names that its own routes carry; ``routes``: titles of those routes. ``serves``: the
+    version (``version_of``) that is stable, if any. ``running``: the version of the present
+    rollout, which may be about to serve, whatever spec says by now.
+
+    An unreadable spec claims nothing, and releases nothing.
     """
     namespace, model, _ = holder.split("/")
     lost = frozenset(h for h in live if (c := known.claims.get(h)) and c.holder != holder)
@@ -306,7 +306,7 @@ def standing(
         wanted = [RequestedHost("metadata.name", "", own), *wanted]
     at = (gateway.namespace or namespace, gateway.name) if gateway else ("", "")
     wants = _known_before_it_is_made(spec)
-    comes = {serves} if serves else {wants, flies or wants}
+    comes = {serves} if serves else {wants, running or wants}
     free: list[str] = []
     former: list[Claim] = []
     rewrite: list[Claim] = []
@@ -339,9 +339,9 @@ def standing(
                 in_the_way += [other] if other else []
                 continue
         if name.kind and (taker := known.foreign.taker(name.host, at, _paths(name.kind, model), routes)):
-            taken_by = taker.told
+            taken_by = taker.title
             where = (
-                taker.told
+                taker.title
                 if taker.namespace == namespace
                 else "a route of another namespace, which the operator's log names,"
             )
@@ -397,8 +397,8 @@ def _reserved(
     serves: str | None,
     comes: Collection[str | None],
 ) -> Problem | None:
-    """Why this version may not come to the clients of a name: another served them last, and nothing
-    compares the two.
+    """Why this version may not serve the clients of a name: another version served them last, and
+    nothing compares the two.
     """
     if mine and _is_preview(name) and claim.reserved and rules.reserve_names:
         text = (
@@ -421,7 +421,7 @@ def _reserved(
 
 
 def _not_allowed(name: RequestedHost, namespace: str, known: Known, rules: Rules) -> Problem | None:
-    """A new claim must lie in what every policy that speaks of host names allows."""
+    """Why policies do not allow a new claim: every policy with host names has to."""
     for policy, patterns in rules.hostnames:
         if not allowed(patterns, namespace, name.host):
             told = ", ".join(patterns)
@@ -450,7 +450,7 @@ def _not_allowed(name: RequestedHost, namespace: str, known: Known, rules: Rules
 def _taken(
     name: RequestedHost, namespace: str, holder: str, claim: Claim | None, known: Known
 ) -> Problem | None:
-    """Somebody else's claim, or a route of somebody else who has yet to claim what he serves."""
+    """Another holder's claim, or a route of one that has yet to claim what it serves."""
     if claim is None:
         routes = (route for route in known.routes() if _of(route) != holder.rpartition("/")[0])
         claim = next(
@@ -485,8 +485,8 @@ def _of(route: Object) -> str:
 
 
 def foreign_route(route: Object) -> ForeignRoute | None:
-    """What a route that is not ours takes; None where it takes nothing: without host names, refused
-    by its gateways, or only a redirect.
+    """What a route of no ModelDeployment takes. None where it takes nothing: without host names,
+    rejected by its gateways, or only a redirect.
     """
     metadata, spec = route["metadata"], route.get("spec") or {}
     namespace = metadata.get("namespace") or ""
@@ -509,7 +509,7 @@ def foreign_route(route: Object) -> ForeignRoute | None:
 
 
 def route_name(route: Object) -> str:
-    """How messages name a route."""
+    """The title of a route in messages."""
     metadata = route["metadata"]
     return f"{route['kind']} {metadata.get('namespace') or ''}/{metadata['name']}"
 
@@ -544,7 +544,7 @@ def _opened(match: tuple[str, str], path: str) -> bool:
 
 
 def _paths(kind: str, model: str) -> list[str]:
-    """Of what clients may ask, as paths of HTTP, which those of gRPC are too."""
+    """The paths that clients may call; methods of gRPC are paths of HTTP too."""
     return (
         [path for _, path in http_endpoints(model)]
         if kind == "http"

@@ -1,327 +1,38 @@
-"""Gateway API and plain Service behind one interface.
-
-Accepted by the gateway for the route's generation does not prove that the data plane carries it;
-the decision adds a delay before it counts requests, and the canary's own counters are the proof
-(DESIGN.md, Traffic).
-"""
+"""The routers: one line each, and the first that fits divides the requests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
-
-from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Rollout
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
-from modelrollout.resources.common import Object, Owner
-from modelrollout.resources.endpoints import narrowed
-from modelrollout.rollout.snapshot import Problem, Server, Split, Traffic
-from modelrollout.traffic.gateway_api.routes import (
-    Rule,
-    client_rules,
-    is_of_clients,
-    is_of_preview,
-    preview_routes,
-    preview_rules,
-    rendered_rules,
-    routes,
-)
+from modelrollout.config import OperatorConfig
+from modelrollout.rollout.snapshot import Snapshot, Split
+from modelrollout.traffic.base import Router, RouterKind, Seen
+from modelrollout.traffic.gateway_api.kind import GATEWAY_API
+from modelrollout.traffic.replicas import REPLICAS
+
+ROUTERS: list[RouterKind] = [GATEWAY_API, REPLICAS]
 
 
-class Router(Protocol):
-    """One way to divide requests between revisions."""
-
-    def children(self, owner: Owner, split: Split) -> list[Object]:
-        """Objects of the ModelDeployment that carry the split."""
-
-    def programmed(
-        self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]
-    ) -> Traffic:
-        """Whether what was last ``seen`` (by kind and name) carries the split and is accepted."""
+def kind_for(traffic: TrafficSpec) -> RouterKind:
+    """The kind of router that divides the requests of such a spec."""
+    return next(kind for kind in ROUTERS if kind.divides(traffic))
 
 
-class GatewayRouter:
-    """HTTPRoutes and GRPCRoutes with weights over Services of revisions; requests with the headers
-    of a test and a preview's host names go to one.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        spec: TrafficSpec,
-        rollout: Rollout | None = None,
-        matched: str | None = None,
-        preview: str | None = None,
-    ) -> None:
-        self._name, self._spec = name, spec
-        self._aim = _Aim(rollout, matched, preview)
-        self._preview = rollout.blue_green.preview if rollout and rollout.blue_green else None
-
-    def children(self, owner: Owner, split: Split) -> list[Object]:
-        """The routes; none while nothing serves."""
-        if not split:
-            return []
-        shown, gateway = self._aim.preview, self._spec.gateway
-        aside = (
-            preview_routes(owner, gateway, self._preview, shown)
-            if gateway and self._preview and shown
-            else []
-        )
-        return routes(owner, self._spec, self._aim.rules(split)) + aside
-
-    def programmed(
-        self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]
-    ) -> Traffic:
-        """Every route has these rules, and its gateway has accepted this generation with all
-        references resolved.
-
-        Those of a preview count while it shows what has no other traffic: then the trial waits for
-        them.
-        """
-        return _all_carried(
-            self._name,
-            self.children(Owner("", self._name, "", ""), split),
-            seen,
-            on_trial=self._aim.on_trial(split),
-        )
+def live_split(name: str, seen: Seen) -> Split:
+    """The split that the ModelDeployment's objects carry now, whatever its spec says."""
+    splits = (kind.live_split(name, seen) for kind in ROUTERS)
+    return next((split for split in splits if split is not None), ())
 
 
-class FrozenRoutes:
-    """The routes as they are, where spec or its host names cannot be had: weights follow, and they
-    open no more than others do.
-
-    ``withheld``: host names that are not ours.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        seen: Mapping[tuple[str, str], Object],
-        rollout: Rollout | None = None,
-        matched: str | None = None,
-        preview: str | None = None,
-        withheld: frozenset[str] = frozenset(),
-    ) -> None:
-        self._name, self._withheld = name, withheld
-        self._aim = _Aim(rollout, matched, preview)
-        self._routes = [
-            o for (kind, n), o in seen.items() if kind in ("HTTPRoute", "GRPCRoute") and self._is_kept(n)
-        ]
-
-    def _is_kept(self, route: str) -> bool:
-        return is_of_clients(route, self._name) or (
-            self._aim.preview is not None and is_of_preview(route, self._name)
-        )
-
-    def children(self, owner: Owner, split: Split) -> list[Object]:
-        """The same routes, to the revisions that they should lead to now."""
-        return [_written(route, wanted) for route in self._routes if (wanted := self._wanted(route, split))]
-
-    def _wanted(self, route: Object, split: Split) -> Object | None:
-        hosts = (route.get("spec") or {}).get("hostnames") or []
-        left = [h for h in hosts if h not in self._withheld]
-        if hosts and not left:
-            return None
-        shown = self._aim.preview if is_of_preview(route["metadata"]["name"], self._name) else None
-        rules = preview_rules(shown) if shown else self._aim.rules(split)
-        return route | {
-            "spec": (
-                route["spec"] | {"hostnames": left, "rules": rendered_rules(route["kind"], self._name, rules)}
-            )
-        }
-
-    def programmed(
-        self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]
-    ) -> Traffic:
-        """As of ``GatewayRouter``."""
-        wanted = [found for route in self._routes if (found := self._wanted(route, split))]
-        return _all_carried(self._name, wanted, seen, on_trial=self._aim.on_trial(split))
-
-
-class _Aim:
-    """Where what does not follow the split goes: requests with the headers of a test, and a
-    preview.
-    """
-
-    def __init__(self, rollout: Rollout | None, matched: str | None, preview: str | None) -> None:
-        self._headers = rollout.ab_test.headers if rollout and rollout.ab_test else []
-        self._matched, self.preview = matched if self._headers else None, preview
-
-    def rules(self, split: Split) -> list[Rule]:
-        return client_rules(split, self._headers, self._matched)
-
-    def on_trial(self, split: Split) -> bool:
-        return self.preview is not None and self.preview not in dict(split)
-
-
-def _all_carried(
-    model: str, wanted: Iterable[Object], seen: Mapping[tuple[str, str], Object], *, on_trial: bool
-) -> Traffic:
-    found = Traffic(False, "no route is there to carry requests yet")
-    for route in wanted:
-        kind, name = route["kind"], route["metadata"]["name"]
-        if is_of_preview(name, model) and not on_trial:
-            continue
-        found = _carried(kind, seen.get((kind, name)), _rules(route))
-        if not found.programmed:
-            return found
-    return found
-
-
-def overly_open_routes(seen: Mapping[tuple[str, str], Object], model: str) -> list[Object]:
-    """The routes of clients, and of a preview, that open more than clients may ask, made narrow,
-    with the backends that they have.
-
-    An earlier operator wrote such routes, or somebody edited them.
-    """
-    found = [
-        o
-        for (kind, n), o in seen.items()
-        if kind in ("HTTPRoute", "GRPCRoute") and (is_of_clients(n, model) or is_of_preview(n, model))
-    ]
-    pairs = [(o, narrowed(o, model)) for o in found]
-    return [_written(o, narrow) for o, narrow in pairs if _rules(o) != _rules(narrow)]
-
-
-def _written(live: Object, wanted: Object) -> Object:
-    """What of ``wanted`` the operator writes of a route that is there: without status, and without
-    what the API server keeps in its metadata.
-    """
-    metadata = {
-        key: live["metadata"][key]
-        for key in ("name", "namespace", "labels", "ownerReferences")
-        if key in live["metadata"]
-    }
-    spec = {key: wanted["spec"][key] for key in ("parentRefs", "hostnames", "rules") if key in wanted["spec"]}
-    return {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata, "spec": spec}
-
-
-# (what a rule lets through, each match as sorted (field, type, name, value); weights by Service)
-_Rule = tuple[frozenset[tuple[tuple[str, str, str, str], ...]], dict[str, int]]
-
-
-def _carried(kind: str, route: Object | None, wanted: list[_Rule]) -> Traffic:
-    if route is None or _rules(route) != wanted:
-        return Traffic(False, f"{kind} is not written yet")
-    problem = rejection(kind, route)
-    if problem is not None:
-        return Traffic(False, problem.message, problem)
-    if not accepted(route):
-        return Traffic(
-            False,
-            f"{kind} generation {route['metadata'].get('generation')} is not accepted by its gateway yet",
-        )
-    return Traffic(True)
-
-
-def _rules(route: Object) -> list[_Rule]:
-    return [
-        (_opens(route["kind"], rule), _weights(rule)) for rule in (route.get("spec") or {}).get("rules") or []
-    ]
-
-
-# What the API server fills in where an HTTPRoute says nothing, and what a GRPCRoute that says
-# nothing means: everything.
-_EVERYTHING: dict[str, list[Object]] = {
-    "HTTPRoute": [{"path": {"type": "PathPrefix", "value": "/"}}],
-    "GRPCRoute": [{}],
-}
-
-
-def _opens(kind: str, rule: Object) -> frozenset[tuple[tuple[str, str, str, str], ...]]:
-    """What the rule lets through: its matches, whatever their order and the defaults that are
-    written out.
-    """
-    return frozenset(tuple(sorted(_match(kind, m))) for m in rule.get("matches") or _EVERYTHING[kind])
-
-
-def _match(kind: str, match: Object) -> Iterator[tuple[str, str, str, str]]:
-    for field in ("headers", "queryParams"):
-        for found in match.get(field) or []:
-            yield field, found.get("type", "Exact"), found["name"], found["value"]
-    if kind == "HTTPRoute":
-        path = match.get("path") or {}
-        yield "path", path.get("type", "PathPrefix"), "", path.get("value", "/")
-        yield "method", "Exact", "", match.get("method") or "*"
-    else:
-        called = match.get("method") or {}
-        yield "method", called.get("type", "Exact"), called.get("service") or "*", called.get("method") or "*"
-
-
-def _weights(rule: Object) -> dict[str, int]:
-    return {
-        ref["name"]: ref.get("weight", 1) for ref in rule.get("backendRefs") or [] if ref.get("weight", 1) > 0
-    }
-
-
-def weights(route: Object) -> dict[str, int]:
-    """Weights above 0 by Service, as the route says for requests that carry no special header: that
-    rule is the last.
-    """
-    rules = route["spec"].get("rules") or []
-    return _weights(rules[-1]) if rules else {}
-
-
-def _conditions(route: Object) -> Sequence[Mapping[str, Any]]:
-    return [
-        c
-        for parent in (route.get("status") or {}).get("parents") or []
-        for c in parent.get("conditions") or []
-    ]
-
-
-def accepted(route: Object) -> bool:
-    """Accepted and ResolvedRefs are True for the present generation."""
-    generation = route["metadata"].get("generation", 0)
-    true = {
-        c["type"]
-        for c in _conditions(route)
-        if c["status"] == "True" and c.get("observedGeneration", 0) >= generation
-    }
-    return {"Accepted", "ResolvedRefs"} <= true
-
-
-def rejection(kind: str, route: Object) -> Problem | None:
-    """What the gateway has against the route's present generation."""
-    generation = route["metadata"].get("generation", 0)
-    for c in _conditions(route):
-        if (
-            c["type"] in ("Accepted", "ResolvedRefs")
-            and c["status"] == "False"
-            and c.get("observedGeneration", 0) >= generation
-        ):
-            return Problem(
-                "RouteNotAccepted", f"the gateway refuses {kind}: {c.get('reason')}: {c.get('message', '')}"
-            )
-    return None
-
-
-class ServiceRouter:
-    """No gateway: one Service over the pods of both revisions; the share follows the replica
-    counts.
-    """
-
-    def __init__(self, name: str, wanted: Mapping[str, int], selector: str | None) -> None:
-        self._name, self._wanted, self._selector = name, wanted, selector
-
-    def children(self, owner: Owner, split: Split) -> list[Object]:
-        """None beyond the stable Service, which every ModelDeployment has."""
-        return []
-
-    def programmed(
-        self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]
-    ) -> Traffic:
-        """The Service selects what it should, and the pods of the split are ready."""
-        service = seen.get(("Service", self._name))
-        selector = (service or {}).get("spec", {}).get("selector", {})
-        if service is None or selector.get(names.LABEL_REVISION) != (
-            None if self._selector == "*" else self._selector
-        ):
-            return Traffic(False, "the Service is not written yet")
-        for revision, weight in split:
-            server, wanted = servers.get(revision, Server()), self._wanted.get(revision, 0)
-            if weight and server.ready < wanted:
-                return Traffic(False, f"{server.ready} of {wanted} pods of {revision} are ready")
-        if self._selector == "*" and len(split) == 1:
-            return Traffic(False, "the new revision's pods are not all ready yet")
-        return Traffic(True)
+def router_for(
+    s: Snapshot,
+    seen: Seen,
+    config: OperatorConfig,
+    *,
+    granted: bool = False,
+    withheld: frozenset[str] = frozenset(),
+) -> Router:
+    """The router of a ModelDeployment; ``granted`` and ``withheld`` as of ``RouterKind.router``."""
+    if s.spec is not None:
+        return kind_for(s.spec.traffic).router(s, seen, config, granted=granted, withheld=withheld)
+    routers = (kind.frozen(s, seen, config, withheld) for kind in ROUTERS)
+    return next(router for router in routers if router is not None)

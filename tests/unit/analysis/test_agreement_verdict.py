@@ -6,15 +6,17 @@ import random
 
 import pytest
 
-from modelrollout.analysis.problem import Answer, MeasurementProblem, ProblemKind, Series
-from modelrollout.analysis.providers.prometheus.promql import Target, agreement_query
+from modelrollout.analysis.problem import MeasurementProblem, MeasurementReason
+from modelrollout.analysis.providers.prometheus.answers import Answer, Series
 from modelrollout.analysis.providers.prometheus.provider import measure_agreement
+from modelrollout.analysis.providers.prometheus.sources.comparer import agreement_query
+from modelrollout.analysis.providers.prometheus.target import ScrapedTarget
 from modelrollout.analysis.shadow import judge_agreement
 from modelrollout.api.v1alpha1 import Counter, RevisionRef, Shadow
 
 ALPHA = 0.01
 SHADOW = Shadow(min_samples=100, min_agreement=0.95)
-TARGET = Target(
+TARGET = ScrapedTarget(
     "ml",
     "digits",
     RevisionRef(revision="digits-2", number=7),
@@ -50,7 +52,7 @@ def test_the_status_says_what_was_seen_and_how_much_is_missing() -> None:
     ("kind", "verdict"),
     [("NoData", "Inconclusive"), ("ProviderUnreachable", "Error"), ("NotANumber", "Error")],
 )
-def test_what_keeps_a_number_away_is_no_disagreement(kind: ProblemKind, verdict: str) -> None:
+def test_what_keeps_a_number_away_is_no_disagreement(kind: MeasurementReason, verdict: str) -> None:
     found = judge_agreement(SHADOW, Counter(total=300, bad=200), MeasurementProblem(kind, "as it is"), ALPHA)
     assert (found.verdict, found.reason) == (verdict, kind) and found.canary, "what was counted stays"
 

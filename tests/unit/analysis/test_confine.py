@@ -25,7 +25,7 @@ def text(query: str) -> str:
 def refused(query: str) -> str:
     found = confine(query, "ours")
     assert isinstance(found, MeasurementProblem), found
-    assert found.kind == "QueryNotAllowed"
+    assert found.reason == "QueryNotAllowed"
     return found.message
 
 

@@ -40,7 +40,7 @@ def test_the_own_metric_wins_and_then_the_earlier_template() -> None:
 
 def test_an_unknown_template_is_named_with_those_that_are_known() -> None:
     found = effective_metrics(Analysis(templates=["web", "oops"]), {"web": [], "batch": []}, ())
-    assert isinstance(found, MeasurementProblem) and found.kind == "UnknownTemplate"
+    assert isinstance(found, MeasurementProblem) and found.reason == "UnknownTemplate"
     assert "'oops'" in found.message and "batch, web" in found.message
     nothing = effective_metrics(Analysis(templates=["oops"]), {}, ())
     assert isinstance(nothing, MeasurementProblem) and "none" in nothing.message
@@ -98,4 +98,4 @@ def test_slices_of_both_are_watched_each_within_the_smaller_margin() -> None:
 def test_there_is_an_end_to_what_templates_may_add() -> None:
     many = [Metric(name=f"m{i}", query="x", max=1) for i in range(MAX_METRICS + 1)]
     found = effective_metrics(Analysis(templates=["web"]), {"web": many}, ())
-    assert isinstance(found, MeasurementProblem) and found.kind == "TooManyMetrics"
+    assert isinstance(found, MeasurementProblem) and found.reason == "TooManyMetrics"

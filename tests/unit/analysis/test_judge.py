@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 from modelrollout.analysis.judge import judge
-from modelrollout.analysis.problem import MeasurementProblem, ProblemKind
+from modelrollout.analysis.problem import MeasurementProblem, MeasurementReason
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus
 from modelrollout.statistics.sequential import difference_interval, log_evidence, share_log_evidence
 
@@ -165,8 +165,8 @@ def test_a_limit_fails_although_the_comparison_passes() -> None:
     assert judged(metric, counter(300, 1000), counter(900, 10_000)).reason == "AccuracyLow"
 
 
-@pytest.mark.parametrize("kind", get_args(ProblemKind))
-def test_a_problem_is_never_a_pass_nor_a_regression_and_keeps_the_counts(kind: ProblemKind) -> None:
+@pytest.mark.parametrize("kind", get_args(MeasurementReason))
+def test_a_problem_is_never_a_pass_nor_a_regression_and_keeps_the_counts(kind: MeasurementReason) -> None:
     """PEERS.md: an outage or an empty answer rolls a healthy canary back elsewhere."""
     status = judge(
         ERRORS, counter(0, 10_000), counter(0, 10_000), MeasurementProblem(kind, "why"), None, 5, 25, 0.01

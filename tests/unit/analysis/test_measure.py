@@ -10,14 +10,15 @@ import pytest
 from modelrollout.analysis.counters import spread_of
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.measurement import Counts, Measurement, counts_of, fold_in
-from modelrollout.analysis.problem import Answer, MeasurementProblem, Series
-from modelrollout.analysis.providers.prometheus.promql import Sources, Target
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.answers import Answer, Series
 from modelrollout.analysis.providers.prometheus.provider import read_metrics
+from modelrollout.analysis.providers.prometheus.target import ScrapedTarget, ScrapeMatchers
 from modelrollout.api.v1alpha1 import Counter, Metric, RevisionRef, Slice
 from modelrollout.statistics.dispersion import dispersion
 
 NEW, OLD = RevisionRef(revision="digits-new", number=2), RevisionRef(revision="digits-old", number=1)
-TARGET = Target("a", "digits", NEW, OLD, "traefik", promql=frozenset({"max(x)"}), queries="Own")
+TARGET = ScrapedTarget("a", "digits", NEW, OLD, "traefik", promql=frozenset({"max(x)"}), queries="Own")
 ERRORS = Metric(name="errors", max_increase=0.005)
 LATENCY = Metric(name="latency", objective="50ms", max_increase=0.005)
 QUERY = Metric(name="memory", query="max(x)", max=10)
@@ -53,7 +54,7 @@ class FakeReader:
 
 
 async def measure(
-    reader: FakeReader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts]
+    reader: FakeReader, target: ScrapedTarget, metrics: Sequence[Metric], counters: Mapping[str, Counts]
 ) -> dict[str, Measurement]:
     """One look, added to the counts."""
     return fold_in(
@@ -114,7 +115,7 @@ async def test_golden_inputs_that_went_to_pods_before_they_were_scraped_are_no_t
     target = replace(TARGET, profile="none", stable=TARGET.stable if stable else None)
     reader = FakeReader(nv_inference=pods(10, digits_old=5000))
     first = (await measure(reader, target, [ERRORS], {}))["errors"]
-    assert first.problem and first.problem.kind == "NoData" and first.canary is None
+    assert first.problem and first.problem.reason == "NoData" and first.canary is None
     reader.answers["nv_inference"] = pods(20, digits_old=5100, digits_new=1000)
     second = (await measure(reader, target, [ERRORS], {"errors": Counts(first.canary, first.stable)}))[
         "errors"
@@ -167,7 +168,7 @@ async def test_the_bounds_are_asked_only_when_the_objective_is_none_of_them() ->
     }
     reader = FakeReader(**answers)
     found = (await measure(reader, TARGET, [LATENCY], {}))["latency"]
-    assert found.problem and found.problem.kind == "NotABucketBound" and "100ms" in found.problem.message
+    assert found.problem and found.problem.reason == "NotABucketBound" and "100ms" in found.problem.message
     assert len(reader.asked) == 2
     reader.answers["sum by"] = Answer(
         (Series({**service, "le": "+Inf"}, 7, 0), Series({**service, "le": "0.05"}, 7, 0))
@@ -183,7 +184,7 @@ async def test_metrics_are_asked_together_and_fail_apart() -> None:
     )
     found = await measure(reader, TARGET, [ERRORS, QUERY], {})
     assert found["errors"].problem is None
-    assert found["memory"].problem and found["memory"].problem.kind == "SeveralSeries"
+    assert found["memory"].problem and found["memory"].problem.reason == "SeveralSeries"
     reader.answers["max"] = Answer((Series({}, 7.5, 0),))
     assert (await measure(reader, TARGET, [QUERY], {}))["memory"].value == 7.5
 
@@ -205,12 +206,12 @@ async def test_what_cannot_be_asked_is_not_asked() -> None:
     reader = FakeReader()
     metric = QUERY.model_copy(update={"query": "{{oops}}"})
     found = await measure(reader, TARGET, [metric], {})
-    assert found["memory"].problem and found["memory"].problem.kind == "UnknownPlaceholder"
+    assert found["memory"].problem and found["memory"].problem.reason == "UnknownPlaceholder"
     assert reader.asked == []
 
 
 async def test_without_stable_there_are_no_counts_of_it() -> None:
-    alone = Target("a", "digits", TARGET.canary, None, "traefik")
+    alone = ScrapedTarget("a", "digits", TARGET.canary, None, "traefik")
     found = (
         await measure(
             FakeReader(traefik_service_requests_total=requests(10, new=(5, 0))), alone, [ERRORS], {}
@@ -259,13 +260,13 @@ async def test_labels_beyond_the_rows_that_were_answered_are_implausible_and_los
         name: Counts(Counter(total=500, bad=400, scraped=9.0), Counter(total=10))
         for name in ("accuracy", "accuracy/night")
     }
-    target = replace(TARGET, rows_seconds=600.0, pods=2, sources=Sources(labels_per_row=1.0))
+    target = replace(TARGET, rows_seconds=600.0, pods=2, matchers=ScrapeMatchers(labels_per_row=1.0))
     reader = FakeReader(modelrollout_feedback_total=Answer(), nv_inference_count=rows(80, 10.0))
     found = await measure(reader, target, [metric], before)
     for name, m in found.items():
         assert (
             m.problem is not None
-            and m.problem.kind == "EvidenceImplausible"
+            and m.problem.reason == "EvidenceImplausible"
             and m.canary == before[name].canary
         )
     for answer in (
@@ -278,6 +279,6 @@ async def test_labels_beyond_the_rows_that_were_answered_are_implausible_and_los
         reader.answers["nv_inference_count"] = answer
         assert (await measure(reader, target, [metric], before))["accuracy"].problem is None, answer
     asked = len(reader.asked)
-    for other in (replace(target, rows_seconds=0.0), replace(target, sources=Sources())):
+    for other in (replace(target, rows_seconds=0.0), replace(target, matchers=ScrapeMatchers())):
         assert (await measure(reader, other, [metric], before))["accuracy"].problem is None
     assert not any("nv_inference_count" in q for q in reader.asked[asked:])

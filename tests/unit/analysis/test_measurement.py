@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from modelrollout.analysis.counters import Raw, Sample
-from modelrollout.analysis.measurement import Measurement, Reading, carried_of, counts_of, fold_in, judge_all
+from modelrollout.analysis.measurement import Measurement, carried_of, counts_of, fold_in, judge_all
 from modelrollout.analysis.problem import MeasurementProblem
-from modelrollout.analysis.providers.prometheus.parse import CounterReading
+from modelrollout.analysis.reading import CounterReading, Reading
 from modelrollout.analysis.verdict import combine, parts_of
 from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, Slice, StepEvidence, StepStatus

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from modelrollout.analysis.problem import Answer, MeasurementProblem, Series
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.answers import Answer, Series
 from modelrollout.analysis.providers.prometheus.backoff import (
     FIRST_SECONDS,
     LONGEST_SECONDS,
@@ -112,7 +113,7 @@ async def test_a_slow_answer_is_for_the_next_look_and_nobody_waits_for_it(
     prometheus.hang("slow")
     began = time.monotonic()
     found = await own.ask("ours", {"1": "slow"})
-    assert isinstance(found["1"], MeasurementProblem) and found["1"].kind == "QueryPending"
+    assert isinstance(found["1"], MeasurementProblem) and found["1"].reason == "QueryPending"
     assert time.monotonic() - began < 1
     again = time.monotonic()
     assert isinstance((await own.ask("ours", {"1": "slow", "2": "quick"}))["2"], MeasurementProblem), (
@@ -149,7 +150,7 @@ async def test_what_takes_too_long_pauses_its_namespace_and_no_other(
     found = await own.ask("ours", {"1": "slow", "2": "x"})
     assert found["1"] == SLOW
     paused = found["2"]
-    assert isinstance(paused, MeasurementProblem) and paused.kind == "QueriesPaused"
+    assert isinstance(paused, MeasurementProblem) and paused.reason == "QueriesPaused"
     assert (
         "namespace ours" in paused.message
         and "until 08:00:30 UTC" in paused.message
@@ -163,7 +164,7 @@ async def test_what_takes_too_long_pauses_its_namespace_and_no_other(
     clock.now += 59
     assert (
         isinstance((again := (await own.ask("ours", {"2": "x"}))["2"]), MeasurementProblem)
-        and again.kind == "QueriesPaused"
+        and again.reason == "QueriesPaused"
     ), "for twice as long"
     clock.now += 1
     assert isinstance((await own.ask("ours", {"2": "x"}))["2"], Answer)

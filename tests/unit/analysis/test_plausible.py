@@ -18,7 +18,7 @@ Counts = tuple[float, float]  # of canary and stable
 
 def implausible(canary: float, stable: float, weight: int) -> bool:
     found = share_off_weight(Counter(total=canary), Counter(total=stable), weight)
-    return found is not None and found.kind == "EvidenceImplausible"
+    return found is not None and found.reason == "EvidenceImplausible"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,9 @@ def test_more_labels_than_rows_are_told_once_the_servers_were_scraped_after_them
     labels = Counter(total=2000, scraped=100.0)
     found = more_labels_than_rows(labels, 40, 100.0, 1)
     assert (
-        found is not None and found.kind == "EvidenceImplausible" and "feedback.labelsPerRow" in found.message
+        found is not None
+        and found.reason == "EvidenceImplausible"
+        and "feedback.labelsPerRow" in found.message
     )
     assert more_labels_than_rows(labels, 40, 99.9, 1) is None, "rows that nobody has read yet"
     assert more_labels_than_rows(labels, 40, 100.0, 25) is None

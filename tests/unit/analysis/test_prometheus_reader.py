@@ -18,8 +18,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from modelrollout.analysis.problem import Answer, MeasurementProblem, Series
+from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.prometheus import client, namespace_queries
+from modelrollout.analysis.providers.prometheus.answers import Answer, Series
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
 from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape
 from modelrollout.config import PrometheusConfig
@@ -124,7 +125,7 @@ async def test_who_is_scraped_and_who_may_overwrite_labels() -> None:
 async def test_who_is_scraped_cannot_be_asked(targets: Any, configuration: Any, kind: str) -> None:
     async with listing(targets, configuration) as reader:
         found = await reader.scrape()
-    assert isinstance(found, MeasurementProblem) and found.kind == kind, found
+    assert isinstance(found, MeasurementProblem) and found.reason == kind, found
 
 
 async def test_answers_come_in_the_order_of_the_queries() -> None:
@@ -174,7 +175,7 @@ async def test_statuses_are_told_apart(status: int, kind: str) -> None:
         return web.Response(status=status, text=f"Bearer {SECRET} is not known")
 
     async with reading(handler) as reader:
-        assert (await problem(reader)).kind == kind
+        assert (await problem(reader)).reason == kind
     assert calls == 1, "the next look is the retry"
 
 
@@ -206,7 +207,7 @@ async def test_an_answer_in_another_format_is_named(body: str) -> None:
         return web.Response(text=body, content_type="application/json")
 
     async with reading(handler) as reader:
-        assert (await problem(reader)).kind == "BadAnswer"
+        assert (await problem(reader)).reason == "BadAnswer"
 
 
 async def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +219,7 @@ async def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch)
         )
 
     async with reading(handler) as reader:
-        assert (await problem(reader)).kind == "QueryRejected"
+        assert (await problem(reader)).reason == "QueryRejected"
 
 
 async def test_more_series_than_anybody_needs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +229,7 @@ async def test_more_series_than_anybody_needs_are_refused(monkeypatch: pytest.Mo
         return vector(*[({"i": str(i)}, "1") for i in range(4)])
 
     async with reading(handler) as reader:
-        assert (await problem(reader)).kind == "QueryRejected"
+        assert (await problem(reader)).reason == "QueryRejected"
 
 
 async def test_a_server_that_hangs_is_a_timeout() -> None:
@@ -239,7 +240,7 @@ async def test_a_server_that_hangs_is_a_timeout() -> None:
         return vector()
 
     async with reading(handler, timeout_seconds=0.2) as reader:
-        assert (await problem(reader)).kind == "ProviderTimeout"
+        assert (await problem(reader)).reason == "ProviderTimeout"
         release.set()
 
 
@@ -255,7 +256,7 @@ async def test_a_body_that_trickles_is_a_timeout_and_gives_its_thread_back() -> 
         return response
 
     async with reading(handler, threads=1, timeout_seconds=0.3) as reader:
-        assert (await problem(reader)).kind == "ProviderTimeout"
+        assert (await problem(reader)).reason == "ProviderTimeout"
         async with asyncio.timeout(10):
             while not isinstance(await one(reader, "fast"), Answer):
                 pass
@@ -273,9 +274,9 @@ async def test_more_questions_than_threads_wait_no_longer_than_the_limit() -> No
         start = loop.time()
         answers = await reader.ask(["up"] * 12)
         assert loop.time() - start < 2
-        assert {a.kind for a in answers if isinstance(a, MeasurementProblem)} == {"ProviderTimeout"} and len(
-            answers
-        ) == 12
+        assert {a.reason for a in answers if isinstance(a, MeasurementProblem)} == {
+            "ProviderTimeout"
+        } and len(answers) == 12
         release.set()
 
 
@@ -286,7 +287,7 @@ async def test_nobody_there_is_unreachable() -> None:
         reader = PrometheusReader(PrometheusConfig(name="main", url=url))
         found = await problem(reader)
         await reader.close()
-    assert found.kind == "ProviderUnreachable" and "refused" in found.message
+    assert found.reason == "ProviderUnreachable" and "refused" in found.message
 
 
 async def test_a_connection_that_breaks_is_unreachable() -> None:
@@ -296,7 +297,7 @@ async def test_a_connection_that_breaks_is_unreachable() -> None:
         return web.Response()
 
     async with reading(handler) as reader:
-        assert (await problem(reader)).kind == "ProviderUnreachable"
+        assert (await problem(reader)).reason == "ProviderUnreachable"
 
 
 async def test_credentials_are_read_anew_when_the_secret_changes(tmp_path: Path) -> None:
@@ -315,7 +316,7 @@ async def test_credentials_are_read_anew_when_the_secret_changes(tmp_path: Path)
         token.unlink()
         found = await problem(reader)
     assert seen == [f"Bearer {SECRET}", "Bearer another"]
-    assert found.kind == "ProviderDenied"
+    assert found.reason == "ProviderDenied"
 
 
 async def test_user_and_password_come_from_files(tmp_path: Path) -> None:
@@ -364,11 +365,11 @@ async def test_who_cannot_be_connected_to_is_not_waited_for_again_by_everybody(
 
         monkeypatch.setattr(reader, "_ask_now", spy)
         for query in ("a", "b", "c"):
-            assert (await problem(reader)).kind == "ProviderUnreachable", query
+            assert (await problem(reader)).reason == "ProviderUnreachable", query
         assert len(tried) == 1
         later = asyncio.get_running_loop().time() + 5.1
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: later)
-        assert (await problem(reader)).kind == "ProviderUnreachable"
+        assert (await problem(reader)).reason == "ProviderUnreachable"
         assert len(tried) == 2
         await reader.close()
 
@@ -380,7 +381,7 @@ async def test_a_slow_query_is_its_authors_alone() -> None:
         return vector(({}, "1"))
 
     async with reading(handler, timeout_seconds=0.3) as reader:
-        assert (await problem_of(reader, "slow")).kind == "ProviderTimeout"
+        assert (await problem_of(reader, "slow")).reason == "ProviderTimeout"
         assert isinstance(await one(reader, "quick"), Answer)
 
 
@@ -406,7 +407,7 @@ async def test_own_queries_that_hang_hold_up_no_other() -> None:
         assert all(isinstance(a, Answer) for a in await reader.ask(["up"] * 16))
         assert time.monotonic() - began < 1
         for look in looks:
-            assert {a.kind for a in (await look).values() if isinstance(a, MeasurementProblem)} == {
+            assert {a.reason for a in (await look).values() if isinstance(a, MeasurementProblem)} == {
                 "QueryPending"
             }
         assert time.monotonic() - began < 1.5
@@ -435,11 +436,11 @@ async def test_an_own_query_that_harms_prometheus_is_followed_by_a_pause(
     async with reading(handler) as reader:
         reader._own._patience = 5.0
         found = await reader.ask_own("ours", {"1": "bad"})
-        assert isinstance(found["1"], MeasurementProblem) and found["1"].kind == (
+        assert isinstance(found["1"], MeasurementProblem) and found["1"].reason == (
             "ProviderError" if how == "dies" else "ProviderTimeout"
         )
         again = await reader.ask_own("ours", {"2": "quick"})
-        assert isinstance(again["2"], MeasurementProblem) and again["2"].kind == "QueriesPaused"
+        assert isinstance(again["2"], MeasurementProblem) and again["2"].reason == "QueriesPaused"
         assert isinstance((await reader.ask_own("theirs", {"1": "quick"}))["1"], Answer)
         assert isinstance(await one(reader, "quick"), Answer)
 

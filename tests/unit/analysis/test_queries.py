@@ -10,28 +10,27 @@ from dataclasses import replace
 import pytest
 
 from modelrollout.analysis.counters import Raw, Sample
-from modelrollout.analysis.problem import Answer, MeasurementProblem, Series
-from modelrollout.analysis.providers.prometheus.parse import (
-    CounterReading,
-    name_bounds,
-    read_counters,
-    read_value,
-)
-from modelrollout.analysis.providers.prometheus.promql import (
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.answers import Answer, Series
+from modelrollout.analysis.providers.prometheus.custom_queries import (
     PLACEHOLDERS,
-    Query,
-    Sources,
-    Target,
-    agreement_query,
-    bounds_query,
-    build,
     own_query_problem,
-    service_labels,
     unknown_placeholders,
 )
+from modelrollout.analysis.providers.prometheus.parse import read_counters, read_value
+from modelrollout.analysis.providers.prometheus.queries import build
+from modelrollout.analysis.providers.prometheus.sources.base import Query
+from modelrollout.analysis.providers.prometheus.sources.comparer import agreement_query
+from modelrollout.analysis.providers.prometheus.sources.traefik import (
+    bounds_query,
+    name_bounds,
+    service_labels,
+)
+from modelrollout.analysis.providers.prometheus.target import ScrapedTarget, ScrapeMatchers
+from modelrollout.analysis.reading import CounterReading
 from modelrollout.api.v1alpha1 import Metric, RevisionRef
 
-TARGET = Target(
+TARGET = ScrapedTarget(
     "team-a",
     "digits",
     RevisionRef(revision="digits-new", number=3),
@@ -39,20 +38,22 @@ TARGET = Target(
     "traefik",
     42.4,
 )
-WITHOUT_GATEWAY = Target(TARGET.namespace, TARGET.name, TARGET.canary, TARGET.stable, "none")
-FIRST = Target(TARGET.namespace, TARGET.name, TARGET.canary, None, "traefik")
+WITHOUT_GATEWAY = ScrapedTarget(TARGET.namespace, TARGET.name, TARGET.canary, TARGET.stable, "none")
+FIRST = ScrapedTarget(TARGET.namespace, TARGET.name, TARGET.canary, None, "traefik")
 ERRORS = Metric(name="errors", max_increase=0.005)
 LATENCY = Metric(name="latency", objective="50ms", max_increase=0.005)
 ACCURACY = Metric(name="accuracy", max_drop=0.01)
 
 
-def query(metric: Metric, target: Target = TARGET, *, baseline: bool = False) -> Query:
+def query(metric: Metric, target: ScrapedTarget = TARGET, *, baseline: bool = False) -> Query:
     built = build(metric, target, baseline=baseline)
     assert isinstance(built, Query), built
     return built
 
 
-def look(metric: Metric, *series: tuple[Mapping[str, str], float], target: Target = TARGET) -> CounterReading:
+def look(
+    metric: Metric, *series: tuple[Mapping[str, str], float], target: ScrapedTarget = TARGET
+) -> CounterReading:
     found = read_counters(
         query(metric, target), Answer(tuple(Series(labels, value, 0.0) for labels, value in series)), target
     )
@@ -117,7 +118,7 @@ def test_the_objective_is_asked_for_as_prometheus_2_and_3_write_it() -> None:
 
 def test_latency_without_a_gateway_has_no_source() -> None:
     problem = build(LATENCY, WITHOUT_GATEWAY, baseline=False)
-    assert isinstance(problem, MeasurementProblem) and problem.kind == "NoSource"
+    assert isinstance(problem, MeasurementProblem) and problem.reason == "NoSource"
 
 
 def test_errors_without_a_gateway_come_from_triton_by_revision() -> None:
@@ -177,11 +178,11 @@ def test_latency_counts_what_is_not_within_the_objective() -> None:
 
 def test_an_objective_between_the_bounds_is_told_from_no_data() -> None:
     problem = read_counters(query(LATENCY), Answer((Series(http("digits-old", le="+Inf"), 100, 0),)), TARGET)
-    assert isinstance(problem, MeasurementProblem) and problem.kind == "NotABucketBound"
+    assert isinstance(problem, MeasurementProblem) and problem.reason == "NotABucketBound"
     named = name_bounds(
         problem, Answer(tuple(Series({"le": le}, 1, 0) for le in ("0.1", "0.025", "+Inf", "1.0", "odd")))
     )
-    assert named.kind == "NotABucketBound" and "25ms, 100ms, 1s" in named.message
+    assert named.reason == "NotABucketBound" and "25ms, 100ms, 1s" in named.message
     assert look(LATENCY) == CounterReading(_raw(), _raw())
 
 
@@ -189,8 +190,8 @@ def test_labels_are_those_of_the_models_namespace_whatever_the_scrape_says() -> 
     assert '{model_namespace="team-a",name="digits",version=~"3|2"}' in query(ACCURACY).promql
 
 
-SOURCES = Sources('namespace="gateways"', 'ns="modelrollout"', "ns", "pod_name")
-CONFIGURED = replace(TARGET, sources=SOURCES)
+SOURCES = ScrapeMatchers('namespace="gateways"', 'ns="modelrollout"', "ns", "pod_name")
+CONFIGURED = replace(TARGET, matchers=SOURCES)
 
 
 def test_every_selector_of_the_gateway_and_of_feedback_says_who_may_count() -> None:
@@ -211,7 +212,7 @@ def test_comparer_and_servers_count_in_the_models_namespace_by_the_names_of_thei
     assert pairs.count("modelrollout_shadow_total{") == pairs.count(
         ',ns="team-a",pod_name=~"(?:digits-new-shadow-)[a-z0-9]*-?[a-z0-9]{5}|"'
     )
-    of_servers = query(ERRORS, replace(WITHOUT_GATEWAY, sources=SOURCES), baseline=True).promql
+    of_servers = query(ERRORS, replace(WITHOUT_GATEWAY, matchers=SOURCES), baseline=True).promql
     assert of_servers.count("{revision=") == of_servers.count(
         ',ns="team-a",pod_name=~"(?:digits-new-|digits-old-)[a-z0-9]*-?[a-z0-9]{5}|"'
     )
@@ -260,7 +261,7 @@ def test_a_counter_that_is_no_number_is_named_and_never_counted(value: float) ->
     problem = read_counters(
         query(ERRORS), Answer((Series(http("digits-new", code="500"), value, 0),)), TARGET
     )
-    assert isinstance(problem, MeasurementProblem) and problem.kind == "EvidenceImplausible"
+    assert isinstance(problem, MeasurementProblem) and problem.reason == "EvidenceImplausible"
 
 
 def test_more_bad_ones_than_requests_cannot_be() -> None:
@@ -272,7 +273,7 @@ def test_more_bad_ones_than_requests_cannot_be() -> None:
     )
     assert (
         isinstance(problem, MeasurementProblem)
-        and problem.kind == "EvidenceImplausible"
+        and problem.reason == "EvidenceImplausible"
         and "gatewayMetrics.selector" in problem.message
     )
 
@@ -298,19 +299,19 @@ def test_a_query_that_no_policy_has_is_asked_only_where_own_ones_are_allowed() -
     problem = build(metric, PLATFORM, baseline=False)
     assert (
         isinstance(problem, MeasurementProblem)
-        and problem.kind == "QueryNotAllowed"
+        and problem.reason == "QueryNotAllowed"
         and "use a template" in problem.message
     )
     own = query(metric, OWN)
     assert own.own and own.promql == 'max(rate(x{namespace="team-a", r="digits-new"}[42s]))'
-    elsewhere = query(metric, replace(OWN, sources=Sources(namespace="kubernetes_namespace")))
+    elsewhere = query(metric, replace(OWN, matchers=ScrapeMatchers(namespace="kubernetes_namespace")))
     assert elsewhere.promql == 'max(rate(x{kubernetes_namespace="team-a", r="digits-new"}[42s]))', (
         "a series may set any other label itself"
     )
     problem = build(CUSTOM.model_copy(update={"query": "vector(1)"}), OWN, baseline=False)
     assert (
         isinstance(problem, MeasurementProblem)
-        and problem.kind == "QueryNotAllowed"
+        and problem.reason == "QueryNotAllowed"
         and "memory" in problem.message
     )
 
@@ -329,14 +330,14 @@ def test_a_window_that_grows_refuses_no_query_on_its_way() -> None:
 @pytest.mark.parametrize("text", ["vector(1)", "max(x[{{window}}:1s])", 'x{namespace="other"}'])
 def test_what_could_not_be_asked_is_known_before_anything_begins(text: str) -> None:
     found = own_query_problem(text, "team-a", "digits", "namespace")
-    assert found is not None and found.kind == "QueryNotAllowed"
+    assert found is not None and found.reason == "QueryNotAllowed"
     fine = 'max(x{namespace="{{namespace}}", r=~"{{revision}}|{{stable}}", v="{{version}}"}) * {{weight}}'
     assert own_query_problem(fine, "team-a", "digits", "namespace") is None
 
 
 def test_what_placeholders_stand_for_ends_no_string() -> None:
     """Names of Kubernetes objects, as long and odd as they may be."""
-    odd = Target(
+    odd = ScrapedTarget(
         "a-0",
         "x.y-z",
         RevisionRef(revision="x.y-z-0a", number=3),
@@ -355,14 +356,14 @@ def test_what_placeholders_stand_for_ends_no_string() -> None:
 def test_an_unknown_placeholder_is_named() -> None:
     metric = CUSTOM.model_copy(update={"query": "sum(x{a='{{canary}}'})"})
     problem = build(metric, OWN, baseline=False)
-    assert isinstance(problem, MeasurementProblem) and problem.kind == "UnknownPlaceholder"
+    assert isinstance(problem, MeasurementProblem) and problem.reason == "UnknownPlaceholder"
     assert "{{canary}}" in problem.message and "{{revision}}" in problem.message
     assert unknown_placeholders("{{canary}} {{name}} {{}}") == ["canary", ""]
 
 
 def test_a_query_that_needs_stable_waits_for_one() -> None:
     problem = build(CUSTOM, replace(FIRST, promql=PLATFORM.promql), baseline=False)
-    assert isinstance(problem, MeasurementProblem) and problem.kind == "NoStableData"
+    assert isinstance(problem, MeasurementProblem) and problem.reason == "NoStableData"
 
 
 @pytest.mark.parametrize(
@@ -373,7 +374,7 @@ def test_a_value_is_one_number_or_a_named_problem(values: tuple[float, ...], kin
     problem = read_value(
         query(CUSTOM, PLATFORM), Answer(tuple(Series({"i": str(i)}, v, 0) for i, v in enumerate(values)))
     )
-    assert isinstance(problem, MeasurementProblem) and problem.kind == kind
+    assert isinstance(problem, MeasurementProblem) and problem.reason == kind
     assert read_value(query(CUSTOM, PLATFORM), Answer((Series({}, 3.5, 0),))) == 3.5
 
 

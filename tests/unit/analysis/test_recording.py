@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from modelrollout.analysis.counters import NO_SPREAD, Raw, Sample
-from modelrollout.analysis.measurement import Reading
 from modelrollout.analysis.problem import MeasurementProblem
-from modelrollout.analysis.providers.prometheus.parse import CounterReading
+from modelrollout.analysis.reading import CounterReading, Reading
 from modelrollout.analysis.recording import (
     Header,
     RecordingError,

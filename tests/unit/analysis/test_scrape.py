@@ -7,15 +7,9 @@ from typing import Any
 import pytest
 
 from modelrollout.analysis.problem import MeasurementProblem
-from modelrollout.analysis.providers.prometheus.client import obeying
-from modelrollout.analysis.providers.prometheus.scrape_rights import (
-    SOURCES,
-    Doubt,
-    Scrape,
-    ScrapeTarget,
-    Source,
-    doubt,
-)
+from modelrollout.analysis.providers.base import COUNTED_BY, CountedBy, Doubt
+from modelrollout.analysis.providers.prometheus.client import jobs_without_honor_labels
+from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, ScrapeTarget, doubt
 from modelrollout.config import OperatorConfig
 
 REQUIRED = {
@@ -47,9 +41,11 @@ def static(job: str, **labels: str) -> ScrapeTarget:
 OURS = (pod("gateways"), pod("modelrollout"), pod("team-a"), static("node"))
 
 
-def found(*more: ScrapeTarget, honoring: tuple[str, ...] = (), **changed: Any) -> dict[Source, Doubt | None]:
+def found(
+    *more: ScrapeTarget, honoring: tuple[str, ...] = (), **changed: Any
+) -> dict[CountedBy, Doubt | None]:
     scrape = Scrape((*OURS, *more), frozenset(honoring))
-    return {source: doubt(source, scrape, config(**changed)) for source in SOURCES}
+    return {source: doubt(source, scrape, config(**changed)) for source in COUNTED_BY}
 
 
 def test_all_is_well() -> None:
@@ -85,7 +81,7 @@ def test_what_is_not_set_names_the_field() -> None:
     ],
 )
 def test_where_nobody_can_be_asked_nobody_knows(scrape: MeasurementProblem | None) -> None:
-    for source in SOURCES:
+    for source in COUNTED_BY:
         told = doubt(source, scrape, config())
         assert told is not None and told.reason == "Unverified"
 
@@ -148,5 +144,5 @@ scrape_configs:
 - job_name: 'it'
   honor_labels: true
 """
-    assert obeying(loaded) == {"prometheus", "1.5"}
-    assert obeying("") == frozenset(), "what is not there to read is not known to obey"
+    assert jobs_without_honor_labels(loaded) == {"prometheus", "1.5"}
+    assert jobs_without_honor_labels("") == frozenset(), "what is not there to read is not known to obey"

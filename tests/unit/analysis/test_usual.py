@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from modelrollout.analysis.counters import NO_SPREAD, Raw, Sample
-from modelrollout.analysis.providers.prometheus.history import counted, spread
+from modelrollout.analysis.providers.prometheus.history import increments, spread
 from modelrollout.statistics.dispersion import dispersion
 
 RNG = np.random.default_rng(7)
@@ -39,4 +39,4 @@ def test_what_was_counted_before_a_process_was_first_seen_belongs_to_no_minute()
         Raw({"a": Sample(20, 0), "b": Sample(90_060, 901)}),
         Raw({"a": Sample(30, 5), "b": Sample(90_060, 901)}),
     ]
-    assert counted(looks) == [(100, 1), (50, 0), (10, 1), (10, 5)]
+    assert increments(looks) == [(100, 1), (50, 0), (10, 1), (10, 5)]

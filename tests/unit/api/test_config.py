@@ -87,8 +87,8 @@ def test_of_two_stores_the_closer_one_is_meant() -> None:
 
 def test_prometheus_by_name_and_the_first_by_default() -> None:
     made = config(prometheus=("main", "other"))
-    assert [p.name for n in (None, "other") if (p := made.prometheus_for(n))] == ["main", "other"]
-    assert made.prometheus_for("nobody") is None and config().prometheus_for(None) is None
+    assert [p.name for n in (None, "other") if (p := made.provider_for(n))] == ["main", "other"]
+    assert made.provider_for("nobody") is None and config().provider_for(None) is None
 
 
 def test_the_smallest_file(tmp_path: Path) -> None:

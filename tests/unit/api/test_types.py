@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from modelrollout.analysis.providers.prometheus.promql import service_labels
+from modelrollout.analysis.providers.prometheus.sources.traefik import service_labels
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import (
     DURATION_RE,

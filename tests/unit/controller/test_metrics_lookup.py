@@ -11,17 +11,20 @@ from typing import Any
 
 import pytest
 
-from modelrollout.analysis.problem import Answer, MeasurementProblem, Series
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.answers import Answer, Series
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
+from modelrollout.analysis.providers.prometheus.provider import PrometheusProvider
 from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, ScrapeTarget
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, ShadowStatus, StepEvidence
-from modelrollout.config import OperatorConfig, PrometheusConfig
+from modelrollout.config import OperatorConfig, PrometheusConfig, ProviderConfig
 from modelrollout.controller.lookups import metrics as assess
 from modelrollout.controller.lookups.metrics import MetricsAssessor
 from modelrollout.rollout import assessment
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Assessment, Snapshot, stamp
 from modelrollout.testing import builders as b
+from modelrollout.testing.provider_check import check_provider
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
 
@@ -109,8 +112,8 @@ class Bench:
         for name in ("main", "edge"):
             self.providers[name] = Prometheus(PrometheusConfig(name=name, url=f"http://{name}"))
 
-    def _connect(self, provider: PrometheusConfig) -> Prometheus:
-        return self.providers[provider.name]
+    def _connect(self, provider: ProviderConfig, config: OperatorConfig) -> PrometheusProvider:
+        return PrometheusProvider(self.providers[provider.name], config)
 
     @property
     def main(self) -> Prometheus:
@@ -466,3 +469,17 @@ async def test_a_comparer_that_nobody_is_known_to_be_kept_from_is_told(
     )
     found = await bench.look(s)
     assert (found.doubt.reason if found.doubt else None) == told
+
+
+async def test_prometheus_keeps_the_protocol_of_providers() -> None:
+    bench = Bench()
+    bench.main.requests, bench.main.scraped = {}, 1.0
+
+    def count(revision: str, total: int, bad: int) -> None:
+        bench.main.requests[revision] = (total, bad)
+
+    def fail() -> None:
+        bench.main.said = MeasurementProblem("ProviderUnreachable", "gone")
+
+    await check_provider(PrometheusProvider(bench.main), count, fail)
+    assert bench.main.closed

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from modelrollout.analysis.problem import Answer, MeasurementProblem, Series
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.answers import Answer, Series
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
 from modelrollout.api.v1alpha1 import Counter, MetricStatus
 from modelrollout.config import (

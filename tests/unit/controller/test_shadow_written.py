@@ -10,10 +10,10 @@ import pytest
 
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, VerdictName
 from modelrollout.kube.kinds import DEPLOYMENT, GATEWAY, GATEWAY_CLASS, HTTP_ROUTE, MODEL_DEPLOYMENT, SERVICE
-from modelrollout.resources.comparer import is_mirrored
 from modelrollout.rollout.snapshot import Assessment
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import Cluster, Operator
+from modelrollout.traffic.gateway_api.mirror import is_mirrored
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
 COMPARER = f"{V2}-shadow"

@@ -39,7 +39,7 @@ def test_the_operator_may_read_what_the_object_names() -> None:
     for uri in (spec.model.uri, golden.uri):
         store = config.store_for(uri)
         assert store is not None and store.secret_name == setup.SECRET and store.allow_http
-    assert config.prometheus_for(spec.rollout.analysis.prometheus) is not None
+    assert config.provider_for(spec.rollout.analysis.prometheus) is not None
 
 
 def test_a_registry_with_a_port_keeps_its_tag() -> None:

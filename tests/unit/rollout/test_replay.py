@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from modelrollout.analysis.counters import Raw, Sample
-from modelrollout.analysis.measurement import Reading
 from modelrollout.analysis.problem import MeasurementProblem
-from modelrollout.analysis.providers.prometheus.parse import CounterReading
+from modelrollout.analysis.reading import CounterReading, Reading
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.rollout.replay import Moment, Replayed, replay
 from modelrollout.rollout.strategy import strategy_of

@@ -13,12 +13,11 @@ from modelrollout.config import OperatorConfig
 from modelrollout.contract.tasks import CompareTask
 from modelrollout.controller.apply.diff import is_up_to_date
 from modelrollout.resources.common import Owner
-from modelrollout.resources.comparer import is_mirrored
 from modelrollout.rollout.snapshot import Problem, Server
 from modelrollout.testing import builders as b
 from modelrollout.traffic.gateway_api.features import GatewayFacts
-from modelrollout.traffic.gateway_api.mirror import MirrorRouter, MirrorTarget, mirror_method
-from modelrollout.traffic.router import FrozenRoutes, GatewayRouter, weights
+from modelrollout.traffic.gateway_api.mirror import MirrorRouter, MirrorTarget, is_mirrored, mirror_method
+from modelrollout.traffic.gateway_api.router import FrozenRoutes, GatewayRouter, weights
 
 OWNER = Owner("ModelDeployment", b.NAME, "ml", "uid-1")
 STABLE, CANARY = RevisionRef(revision="digits-1", number=1), RevisionRef(revision="digits-2", number=2)
@@ -218,11 +217,11 @@ def test_the_trial_is_judged_apart_from_the_clients_route() -> None:
     made = router(routed=False)
     refused = seen(made, Accepted="True", ResolvedRefs="False")
     assert made.programmed(SPLIT, refused, {}).programmed, "the clients' route is fine"
-    tried = made.tried(refused)
+    tried = made.mirror_accepted(refused)
     assert not tried.programmed and tried.problem and tried.problem.reason == "RouteNotAccepted"
-    assert made.tried(seen(made)).programmed
-    assert not made.tried({}).programmed
-    assert router("RequestMirror", routed=False).tried({}).programmed, "GatewayClass has said so"
+    assert made.mirror_accepted(seen(made)).programmed
+    assert not made.mirror_accepted({}).programmed
+    assert router("RequestMirror", routed=False).mirror_accepted({}).programmed, "GatewayClass has said so"
 
 
 def test_a_kept_route_loses_its_mirror() -> None:

@@ -10,8 +10,9 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Rollout, Traffic
 from modelrollout.resources.common import Owner
 from modelrollout.rollout.snapshot import Server
+from modelrollout.traffic.gateway_api.router import FrozenRoutes, GatewayRouter, weights
 from modelrollout.traffic.gateway_api.routes import is_of_clients
-from modelrollout.traffic.router import FrozenRoutes, GatewayRouter, ServiceRouter, weights
+from modelrollout.traffic.replicas import ServiceRouter
 
 NAME = "digits"
 OWNER = Owner("ModelDeployment", NAME, "ml", "uid")

@@ -9,11 +9,11 @@ from modelrollout.controller.observe.observation import Observation
 from modelrollout.controller.observe.pods import has_ended, pods_of_job
 from modelrollout.kube.kinds import CHILDREN, DEPLOYMENT, HTTP_ROUTE, JOB, POD, SERVICE
 from modelrollout.kube.objects import Object, annotations_of, is_true, label
-from modelrollout.resources.comparer import is_mirrored
 from modelrollout.resources.jobs.common import LABEL_QUEUE
 from modelrollout.rollout.plan import Desired
+from modelrollout.traffic.gateway_api.mirror import is_mirrored
+from modelrollout.traffic.gateway_api.router import accepted
 from modelrollout.traffic.gateway_api.routes import is_of_clients
-from modelrollout.traffic.router import accepted
 
 
 def no_longer_desired(observed: Observation, desired: Desired, rendered: list[Object]) -> Iterator[Object]:

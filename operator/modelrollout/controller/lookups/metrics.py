@@ -1,4 +1,4 @@
-"""Measure the present step with Prometheus and judge it. The I/O of analysis, called between
+"""Read the present step's metrics from their providers and judge it. The I/O of analysis, between
 observe and decide.
 """
 
@@ -6,43 +6,44 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from modelrollout.analysis.eta import counted_seconds
-from modelrollout.analysis.measurement import Counts, Measurement, Reading, counts_of
+from modelrollout.analysis.measurement import Counts, Measurement, counts_of
 from modelrollout.analysis.problem import MeasurementProblem
-from modelrollout.analysis.providers.prometheus.client import PrometheusReader
-from modelrollout.analysis.providers.prometheus.promql import Sources, Target
-from modelrollout.analysis.providers.prometheus.provider import measure_agreement, read_metrics
-from modelrollout.analysis.providers.prometheus.scrape_rights import SOURCES, Doubt, Source, doubt
+from modelrollout.analysis.providers.base import COUNTED_BY, CountedBy, Doubt, MetricsProvider
+from modelrollout.analysis.providers.registry import connect, doubts_without_provider
+from modelrollout.analysis.reading import Reading
 from modelrollout.analysis.shadow import judge_agreement
+from modelrollout.analysis.target import Target
 from modelrollout.analysis.verdict import FALSE_ALARM_BUDGET, parts_of
-from modelrollout.api.selectors import promql
 from modelrollout.api.v1alpha1 import Counter, Metric, RevisionRef
-from modelrollout.config import OperatorConfig, PrometheusConfig
+from modelrollout.config import OperatorConfig, ProviderConfig
+from modelrollout.problem import Problem
 from modelrollout.rollout import snapshot
-from modelrollout.rollout.assessment import assess as judged
-from modelrollout.rollout.assessment import metrics_due
+from modelrollout.rollout.assessment import assess, metrics_due
 from modelrollout.rollout.snapshot import Assessment, Snapshot, baseline
 from modelrollout.rollout.strategy import with_traffic
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 MIN_WINDOW_SECONDS = 10.0  # of a custom query: at the first look nothing has been counted yet
-# of a version that is tried again, labels for its former try come as late as this
+# labels for an earlier trial of the same version may come as late as this
 LABELLED_WITHIN_SECONDS = 86_400.0
-ROWS_SECONDS = 7 * 86_400.0  # pods that are gone for longer are forgotten
-# a look may take this much longer than the provider's time-out: reading the bounds is a second
-# question
+ROWS_SECONDS = 7 * 86_400.0  # rows of pods that are gone for longer do not count
+# beyond the provider's time-out, for a second query: the bounds of a histogram
 MORE_SECONDS = 1.0
 
-_NO_PROMETHEUS = MeasurementProblem(
+_NO_PROVIDER = MeasurementProblem(
     "NoSource",
     "the operator's configuration names no such Prometheus: add it under prometheus, or promote by hand",
 )
-_UNPROTECTED = snapshot.Problem(
+_UNPROTECTED = Problem(
     "Unprotected",
     "whoever reaches the comparer can add requests to what the shadow is judged by, and no NetworkPolicy of"
     " the operator's lets only the gateway's proxies in: set networkPolicy.models in the chart"
@@ -51,54 +52,50 @@ _UNPROTECTED = snapshot.Problem(
 
 
 class MetricsAssessor:
-    """One reader for each Prometheus of the configuration. ``connect`` makes it."""
+    """One client for each provider of the configuration. ``connect`` makes it."""
 
     def __init__(
         self,
         config: OperatorConfig,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        connect: Callable[[PrometheusConfig], PrometheusReader] = PrometheusReader,
+        connect: Callable[[ProviderConfig, OperatorConfig], MetricsProvider] = connect,
     ) -> None:
         self._config, self._now, self._connect = config, now, connect
-        self._sources = Sources(
-            promql(config.gateway_metrics.selector),
-            promql(config.feedback_metrics.selector),
-            config.scrape.namespace_label,
-            config.scrape.pod_label,
-            config.feedback_metrics.labels_per_row,
-        )
-        self.doubts: dict[Source, Doubt] = {}  # what the last look at who counts has found
-        self._readers: dict[str, PrometheusReader] = {}
+        self.doubts: dict[CountedBy, Doubt] = {}  # as of the last ``verify``
+        self._clients: dict[str, MetricsProvider] = {}
 
     async def verify(self) -> None:
-        """See whether those count who should; what has changed goes to the log. Nobody's verdict
-        waits for it.
+        """Check that only those count who should, and log what has changed. No verdict waits for
+        this.
         """
         gateway = self._config.gateway_metrics
-        wanted = [s for s in SOURCES if s != "gateway" or gateway.profile != "none"]
-        providers = {
-            s: self._config.prometheus_for(gateway.provider if s == "gateway" else None) for s in wanted
-        }
-        scrapes = {p.name: await self._reader(p).scrape() for p in providers.values() if p is not None}
-        doubts = {
-            s: d
-            for s, p in providers.items()
-            if (d := doubt(s, scrapes[p.name] if p else None, self._config))
-        }
-        for source, d in doubts.items():
-            if self.doubts.get(source) != d:
+        by_provider: dict[str | None, list[CountedBy]] = {}
+        for source in COUNTED_BY:
+            if source != "gateway" or gateway.profile != "none":
+                provider = self._config.provider_for(gateway.provider if source == "gateway" else None)
+                by_provider.setdefault(provider.name if provider else None, []).append(source)
+        doubts: dict[CountedBy, Doubt] = {}
+        for name, sources in by_provider.items():
+            provider = self._config.provider_for(name) if name is not None else None
+            doubts |= (
+                await self._client(provider).doubts(sources)
+                if provider is not None
+                else doubts_without_provider(sources, self._config)
+            )
+        for source, doubt in doubts.items():
+            if self.doubts.get(source) != doubt:
                 log.warning(
                     "evidence of %s: %s: %s%s",
                     source,
-                    d.reason,
-                    d.message,
-                    f": {d.targets}" if d.targets else "",
+                    doubt.reason,
+                    doubt.message,
+                    f": {doubt.targets}" if doubt.targets else "",
                 )
         for source in self.doubts.keys() - doubts.keys():
             log.info("evidence of %s: only those count who should", source)
         self.doubts = doubts
 
-    def _doubt(self, sources: Iterable[Source]) -> snapshot.Problem | None:
+    def _doubt(self, sources: Iterable[CountedBy]) -> snapshot.Problem | None:
         told = next((d for s in sources if (d := self.doubts.get(s))), None)
         return snapshot.Problem(told.reason, told.message) if told else None
 
@@ -108,8 +105,8 @@ class MetricsAssessor:
         return None if policies is not None and policies.written_in(namespace) else _UNPROTECTED
 
     async def assess(self, s: Snapshot) -> Assessment | None:
-        """The verdict on the present step from its first measurement until now; problems of a
-        provider are verdicts too.
+        """The verdict on the present step from its first reading until now. A provider's problem is
+        a verdict too.
         """
         rollout = s.status.rollout
         if rollout is not None and rollout.stage == "Shadow":
@@ -135,7 +132,6 @@ class MetricsAssessor:
             profile=self._config.gateway_metrics.profile if s.gateway else "none",
             window_seconds=max(MIN_WINDOW_SECONDS, counted_seconds(step, analysis, now)),
             weight=step.weight,
-            sources=self._sources,
             rows_seconds=_rows_seconds(s, now),
             pods=s.server(rollout.revision).replicas,
             promql=s.rules.promql,
@@ -144,8 +140,8 @@ class MetricsAssessor:
         readings = await self._readings(
             self._by_provider(metrics, s, target), target, counts_of(step.metrics), now
         )
-        assessment = judged(s, metrics, readings, now, split=target.profile == "traefik")
-        return replace(assessment, doubt=self._doubt(_sources(metrics, target)))
+        assessment = assess(s, metrics, readings, now, split=target.profile == "traefik")
+        return replace(assessment, doubt=self._doubt(_counted_by(metrics, target)))
 
     async def _agreement(self, s: Snapshot) -> Assessment | None:
         """The verdict on the shadow, from what the comparer counted."""
@@ -160,7 +156,6 @@ class MetricsAssessor:
             canary=canary,
             stable=s.status.stable,
             profile="none",
-            sources=self._sources,
         )
         before = rollout.shadow.metric.canary if rollout.shadow.metric else None
         pairs = await self._pairs(s.spec.rollout.analysis.prometheus, target, before)
@@ -174,80 +169,78 @@ class MetricsAssessor:
         )
 
     async def _pairs(self, name: str | None, target: Target, before: Counter | None) -> Measurement:
-        provider = self._config.prometheus_for(name)
-        if provider is None:
-            return Measurement(before, problem=_NO_PROMETHEUS)
-        try:
-            async with asyncio.timeout(provider.timeout_seconds + MORE_SECONDS):
-                return await measure_agreement(self._reader(provider), target, before)
-        except TimeoutError:
-            return Measurement(before, problem=_late(provider))
+        measurement = await self._within_limit(name, lambda p: p.read_agreement(target, before))
+        if isinstance(measurement, MeasurementProblem):
+            return Measurement(before, problem=measurement)
+        return measurement
 
     async def _readings(
         self,
-        asked: Mapping[str | None, list[Metric]],
+        by_provider: Mapping[str | None, list[Metric]],
         target: Target,
-        counters: Mapping[str, Counts],
+        counts: Mapping[str, Counts],
         now: datetime,
     ) -> dict[str, Reading]:
-        """From all providers side by side: together they take no longer than the slowest may."""
-        looks = await asyncio.gather(
-            *(
-                self._from(provider, of_provider, target, counters, now)
-                for provider, of_provider in asked.items()
-            )
-        )
-        return {name: reading for found in looks for name, reading in found.items()}
+        """From all providers concurrently: together they take no longer than the slowest may."""
 
-    async def _from(
-        self,
-        name: str | None,
-        metrics: list[Metric],
-        target: Target,
-        counters: Mapping[str, Counts],
-        now: datetime,
-    ) -> dict[str, Reading]:
-        provider = self._config.prometheus_for(name)
+        async def read(name: str | None, metrics: list[Metric]) -> dict[str, Reading]:
+            readings = await self._within_limit(
+                name, lambda p: p.read(target, metrics, counts, now.timestamp())
+            )
+            if isinstance(readings, MeasurementProblem):
+                return {part.name: readings for part in parts_of(metrics)}
+            return readings
+
+        parts = await asyncio.gather(*(read(name, metrics) for name, metrics in by_provider.items()))
+        return {name: reading for readings in parts for name, reading in readings.items()}
+
+    async def _within_limit(
+        self, name: str | None, read: Callable[[MetricsProvider], Awaitable[T]]
+    ) -> T | MeasurementProblem:
+        """Read from the provider of that name (None: the default one), within its time-out."""
+        provider = self._config.provider_for(name)
         if provider is None:
-            return _all(metrics, _NO_PROMETHEUS)
+            return _NO_PROVIDER
+        limit = provider.timeout_seconds + MORE_SECONDS
         try:
-            async with asyncio.timeout(provider.timeout_seconds + MORE_SECONDS):
-                return await read_metrics(self._reader(provider), target, metrics, counters, now.timestamp())
+            async with asyncio.timeout(limit):
+                return await read(self._client(provider))
         except TimeoutError:
-            return _all(metrics, _late(provider))
+            return MeasurementProblem(
+                "ProviderTimeout", f"{provider.kind} {provider.name} did not answer within {limit:g} s"
+            )
 
     def _by_provider(
         self, metrics: Sequence[Metric], s: Snapshot, target: Target
     ) -> dict[str | None, list[Metric]]:
-        """The gateway's own counters come from the Prometheus that scrapes the gateway, unless the
-        analysis names another. Who answers what a policy demands is for policies to say, never for
-        the spec that is judged.
+        """The gateway's own counters come from the provider that scrapes the gateway, unless the
+        analysis names another. For metrics that a policy demands only policies choose the provider,
+        never the spec under judgement.
         """
         assert s.spec is not None
         gateway = self._config.gateway_metrics.provider if target.profile != "none" else None
         mandatory = {m.name for m in s.mandatory}
         by_provider: dict[str | None, list[Metric]] = {}
         for metric in metrics:
-            named = s.rules.prometheus if metric.name in mandatory else s.spec.rollout.analysis.prometheus
-            by_provider.setdefault(
-                named or (gateway if metric.name in ("errors", "latency") else None), []
-            ).append(metric)
+            name = s.rules.prometheus if metric.name in mandatory else s.spec.rollout.analysis.prometheus
+            name = name or (gateway if metric.name in ("errors", "latency") else None)
+            by_provider.setdefault(name, []).append(metric)
         return by_provider
 
     async def close(self) -> None:
-        """End the readers' threads."""
-        for reader in self._readers.values():
-            await reader.close()
+        """Close all clients."""
+        for client in self._clients.values():
+            await client.close()
 
-    def _reader(self, provider: PrometheusConfig) -> PrometheusReader:
-        if provider.name not in self._readers:
-            self._readers[provider.name] = self._connect(provider)
-        return self._readers[provider.name]
+    def _client(self, provider: ProviderConfig) -> MetricsProvider:
+        if provider.name not in self._clients:
+            self._clients[provider.name] = self._connect(provider, self._config)
+        return self._clients[provider.name]
 
 
 def _rows_seconds(s: Snapshot, now: datetime) -> float:
-    """How far back the version on trial has answered what may be labelled now; 0 for one that has
-    been stable before, which may be long ago.
+    """How long ago the canary may have answered rows that are labelled now; 0 for a version that
+    was stable before, which may be long ago.
     """
     rollout = s.status.rollout
     revision = s.revision(rollout.revision) if rollout else None
@@ -256,21 +249,12 @@ def _rows_seconds(s: Snapshot, now: datetime) -> float:
     return min(max(LABELLED_WITHIN_SECONDS, snapshot.since(rollout.started, now)), ROWS_SECONDS)
 
 
-def _sources(metrics: Sequence[Metric], target: Target) -> list[Source]:
+def _counted_by(metrics: Sequence[Metric], target: Target) -> list[CountedBy]:
     """Who counts for these metrics."""
     names = {m.name for m in metrics if m.query is None}
-    by_gateway: list[Source] = (
-        ["gateway" if target.profile != "none" else "pods"] if names & {"errors", "latency"} else []
-    )
-    return by_gateway + (["feedback"] if "accuracy" in names else [])
-
-
-def _late(provider: PrometheusConfig) -> MeasurementProblem:
-    return MeasurementProblem(
-        "ProviderTimeout",
-        f"Prometheus {provider.name} did not answer within {provider.timeout_seconds + MORE_SECONDS:g} s",
-    )
-
-
-def _all(metrics: Sequence[Metric], problem: MeasurementProblem) -> dict[str, Reading]:
-    return {part.name: problem for part in parts_of(metrics)}
+    sources: list[CountedBy] = []
+    if names & {"errors", "latency"}:
+        sources.append("gateway" if target.profile != "none" else "pods")
+    if "accuracy" in names:
+        sources.append("feedback")
+    return sources

@@ -27,16 +27,11 @@ from modelrollout.kube.kinds import (
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
     POD,
-    SERVICE,
 )
 from modelrollout.kube.objects import Object, annotations_of, is_deleting
 from modelrollout.resources.common import tenant_uri
 from modelrollout.rollout.desired.jobs import stage_job
-from modelrollout.rollout.desired.pods import replicas_with_traffic
 from modelrollout.rollout.desired.traffic import (
-    header_revision,
-    preview_host_revision,
-    service_selector,
     split,
 )
 from modelrollout.rollout.policy.mandatory_metrics import is_return
@@ -48,15 +43,16 @@ from modelrollout.rollout.snapshot import (
     MirrorState,
     Problem,
     Snapshot,
-    Split,
     Verb,
     in_flight,
 )
 from modelrollout.rollout.transitions import known_version
 from modelrollout.rollout.views import Specified
 from modelrollout.telemetry.redaction import mask_uris
+from modelrollout.traffic.base import Router
 from modelrollout.traffic.gateway_api.features import GatewayFacts
-from modelrollout.traffic.gateway_api.mirror import MirrorRouter, mirror_method, mirror_of
+from modelrollout.traffic.gateway_api.mirror import mirror_method
+from modelrollout.traffic.gateway_api.router import overly_open_routes
 from modelrollout.traffic.hostnames import (
     NO_NAMES,
     Known,
@@ -67,14 +63,7 @@ from modelrollout.traffic.hostnames import (
     standing,
     version_of,
 )
-from modelrollout.traffic.router import (
-    FrozenRoutes,
-    GatewayRouter,
-    Router,
-    ServiceRouter,
-    overly_open_routes,
-    weights,
-)
+from modelrollout.traffic.router import kind_for, live_split, router_for
 
 # characters of a field's path, and of what is wrong with it; users choose the keys of maps
 _FIELD = 500
@@ -140,10 +129,10 @@ def observe(
         ),
         servers=servers(children, pods),
         verbs=_verbs(deployment, children),
-        live_split=_live_split(children, key[1]) if spec is not None else (),
+        live_split=live_split(key[1], children) if spec is not None else (),
         overly_open=tuple(f"{o['kind']} {o['metadata']['name']}" for o in open_routes),
         settle_seconds=config.gateway_metrics.settle_seconds,
-        gateway=spec is not None and spec.traffic.gateway is not None,
+        gateway=spec is not None and kind_for(spec.traffic).exact,
         rules=rules,
         templates=rules.templates,
         mandatory=rules.mandatory,
@@ -159,10 +148,9 @@ def observe(
         routes=frozenset(map(route_name, routes)),
     )
     if spec is None:
-        stable = objects.status.stable.revision if objects.status.stable else None
-        kept = _kept(children, key[1], stable, config, stands.lost)
-        snapshot = replace(objects, traffic=kept.programmed(split(objects), children, objects.servers))
-        return Observation(deployment, children, snapshot, kept, stands, folder, open_routes)
+        router = router_for(objects, children, config, withheld=stands.lost)
+        snapshot = replace(objects, traffic=router.programmed(split(objects), children, objects.servers))
+        return Observation(deployment, children, snapshot, router, stands, folder, open_routes)
     back = now is not None and is_return(objects, known_version(Specified.of(objects)), now)
     violation = spec_violation(key, spec, config, gateway_kinds, gateway, rules, returns=back)
     as_asked = stands.settled and (violation is None or violation.reason not in TRAFFIC_REFUSALS)
@@ -182,19 +170,8 @@ def observe(
         work=work,
         evaluation=golden_evaluation(objects, work),
     )
-    router: Router
-    if not snapshot.gateway:
-        specified = Specified.of(snapshot)
-        router = ServiceRouter(key[1], replicas_with_traffic(specified), service_selector(specified))
-    else:
-        aim = (spec.rollout, header_revision(snapshot), preview_host_revision(snapshot))
-        router = (
-            GatewayRouter(key[1], spec.traffic, *aim)
-            if as_asked
-            else FrozenRoutes(key[1], children, *aim, withheld=stands.lost)
-        )
-        router = mirroring = MirrorRouter(router, key[1], spec, mirror_of(snapshot), config)
-        mirror = replace(mirror, tried=mirroring.tried(children))
+    router = router_for(snapshot, children, config, granted=as_asked, withheld=stands.lost)
+    mirror = replace(mirror, tried=router.mirror_accepted(children))
     traffic = router.programmed(split(snapshot), children, snapshot.servers)
     if (
         not traffic.programmed
@@ -237,19 +214,6 @@ def _mirror(
     return MirrorState(problem=way) if isinstance(way, Problem) else MirrorState(way)
 
 
-def _kept(
-    children: Mapping[tuple[str, str], Object],
-    name: str,
-    stable: str | None,
-    config: OperatorConfig,
-    lost: frozenset[str],
-) -> Router:
-    """The router for a spec that cannot be read: keeps the routes as they are, without a mirror."""
-    if any((kind, name) in children for kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind)):
-        return MirrorRouter(FrozenRoutes(name, children, withheld=lost), name, None, None, config)
-    return ServiceRouter(name, {}, stable)
-
-
 def parse_spec(deployment: Object, rules: Rules) -> tuple[ModelDeploymentSpec | None, str | None]:
     """The spec, with the policies' defaults for fields that spec.rollout leaves out; or why it is
     invalid.
@@ -282,15 +246,6 @@ def parse_status(deployment: Object) -> ModelDeploymentStatus:
             ModelDeploymentStatus.model_validate({field: value})
             kept[field] = value
     return sanitize(ModelDeploymentStatus.model_validate(kept))
-
-
-def _live_split(children: Mapping[tuple[str, str], Object], name: str) -> Split:
-    for kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind):
-        if route := children.get((kind, name)):
-            return tuple(weights(route).items())
-    selector = ((children.get((SERVICE.kind, name)) or {}).get("spec") or {}).get("selector") or {}
-    revision = selector.get(names.LABEL_REVISION)
-    return ((revision, 100),) if revision else ()
 
 
 def _verbs(deployment: Object, children: Mapping[tuple[str, str], Object]) -> tuple[Verb, ...]:

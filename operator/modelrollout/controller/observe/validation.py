@@ -49,7 +49,7 @@ def spec_violation(
     if problem := _image_missing(spec, config):
         return problem
     provider = spec.rollout.analysis.prometheus
-    if provider is not None and config.prometheus_for(provider) is None:
+    if provider is not None and config.provider_for(provider) is None:
         known = ", ".join(p.name for p in config.prometheus) or "none"
         return Problem(
             "PrometheusNotAllowed",

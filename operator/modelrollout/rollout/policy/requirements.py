@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from modelrollout.analysis.providers.prometheus.confinement import USE_A_TEMPLATE
-from modelrollout.analysis.providers.prometheus.promql import own_query_problem
+from modelrollout.analysis.providers.prometheus.custom_queries import own_query_problem
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.api.v1alpha1.policy import PolicyGates, Queries
 from modelrollout.config import lies_in
@@ -113,7 +113,7 @@ def query_violation(
                 f" there are: {known}; or have the platform team write one, or allow own queries",
             )
         if problem := own_query_problem(metric.query, namespace, name, label):
-            return Problem(problem.kind, f"{field}: {problem.message}")
+            return Problem(problem.reason, f"{field}: {problem.message}")
     return None
 
 

@@ -199,7 +199,8 @@ def _unreachable(s: AtStep, step: StepStatus, assessment: Assessment, now: datet
     )
     remedy = "send more traffic, or give more weight, a larger margin or a longer progressDeadline"
     return Problem(
-        UNREACHABLE, f"{slowest.told()}, but progressDeadline {limit} ends in {left:.0f} s, {then}: {remedy}"
+        UNREACHABLE,
+        f"{slowest.describe()}, but progressDeadline {limit} ends in {left:.0f} s, {then}: {remedy}",
     )
 
 

@@ -1,5 +1,5 @@
-"""What a gateway can do, as its GatewayClass says, and what a spec needs of it. What is missing is
-refused by name, never skipped.
+"""The features that a GatewayClass reports, and those that a spec needs. A missing feature is a
+problem that names it; it is never skipped.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
-from modelrollout.rollout.snapshot import Problem
+from modelrollout.problem import Problem
 
 # Names of Gateway API features (sigs.k8s.io/gateway-api/pkg/features).
 REQUEST_MIRROR = "HTTPRouteRequestMirror"
@@ -22,9 +22,7 @@ TRAEFIK_CONTROLLER = "traefik.io/gateway-controller"
 
 @dataclass(frozen=True)
 class GatewayFacts:
-    """A Gateway's class as last read. ``features`` is None where its controller does not say what
-    it supports.
-    """
+    """A Gateway's class as last read. ``features``: None where its controller reports none."""
 
     gateway: str
     gateway_class: str
@@ -33,8 +31,8 @@ class GatewayFacts:
 
 
 def supported_features(gateway_class: Mapping[str, Any]) -> frozenset[str] | None:
-    """Names in ``status.supportedFeatures``; None when nothing is listed. Gateway API 1.0 wrote
-    plain names, later ones write objects.
+    """Names in ``status.supportedFeatures``; None for an empty list. Gateway API 1.0 wrote plain
+    names, later versions write objects.
     """
     listed = (gateway_class.get("status") or {}).get("supportedFeatures")
     if not listed:
@@ -43,8 +41,8 @@ def supported_features(gateway_class: Mapping[str, Any]) -> frozenset[str] | Non
 
 
 def needed_features(spec: ModelDeploymentSpec) -> dict[str, str]:
-    """Features that the spec's routes need, each with the field that asks for it. (What a mirror
-    needs: ``traffic.gateway_api.mirror``.)
+    """Features that the spec's routes need, each with its field. (For a mirror see
+    ``traffic.gateway_api.mirror``.)
 
     Matching a header exactly is part of every HTTPRoute and GRPCRoute; a regular expression has no
     feature of its own: a gateway that has none refuses the route.
@@ -60,10 +58,10 @@ def needed_features(spec: ModelDeploymentSpec) -> dict[str, str]:
 
 
 def missing_features(needed: Iterable[str], supported: frozenset[str] | None) -> tuple[str, ...]:
-    """Those of ``needed`` that the class is known not to have, in their order; none where nothing
+    """The ``needed`` features that the class is known to lack, in their order; none where nothing
     is known.
 
-    A list that leaves out everything that all gateways have says nothing about that.
+    A list without any of the core features does not mean that the class lacks them.
     """
     if supported is None:
         return ()
@@ -72,8 +70,8 @@ def missing_features(needed: Iterable[str], supported: frozenset[str] | None) ->
 
 
 def route_problem(spec: ModelDeploymentSpec, facts: GatewayFacts | Problem | None) -> Problem | None:
-    """What the gateway is known to lack for the spec's routes. Where nothing is known, what it says
-    of the routes themselves decides.
+    """What the gateway is known to lack for the spec's routes. Where nothing is known, its verdict
+    on the routes themselves decides.
     """
     needed = needed_features(spec)
     missing = missing_features(needed, facts.features) if isinstance(facts, GatewayFacts) else ()

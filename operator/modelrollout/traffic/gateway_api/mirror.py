@@ -1,16 +1,15 @@
-"""The mirror of shadow traffic: which way the gateway offers, the objects for it, and a router that
-puts it into the HTTPRoute and takes it out.
+"""The mirror of shadow traffic: the method that the gateway offers, its objects, and a router that
+puts it into the HTTPRoute and removes it.
 
-Through Traefik a TraefikService stands between route and stable, which takes three steps, because
-Traefik builds nothing of a route that names a service it does not know, and clients would see that
+With Traefik a TraefikService stands between route and stable. That takes three steps, because
+Traefik drops a route that names an unknown service, and with it the clients' requests
 (docs/design/0005-shadow.md):
 
-1. The TraefikService, and a route for a path that nobody calls. Only once the gateway has accepted
-   that route and the data plane had time to take both up does the clients' route name the
-   TraefikService.
-2. The clients' route names it.
-3. The clients' route names the Service again; the rest goes when the data plane had time to take
-   that up.
+1. The operator writes the TraefikService, and a route for a path that no client calls. It waits
+   until the gateway has accepted that route and the data plane had time to take up both.
+2. The clients' route names the TraefikService.
+3. The clients' route names the Service again. The operator deletes the rest when the data plane had
+   time to take that up.
 """
 
 from __future__ import annotations
@@ -21,18 +20,11 @@ from dataclasses import dataclass
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import MirrorMethod, ModelDeploymentSpec, RevisionRef, Shadow
 from modelrollout.config import OperatorConfig
+from modelrollout.problem import Problem
 from modelrollout.resources.common import Object, Owner
-from modelrollout.resources.comparer import (
-    comparer,
-    comparer_service,
-    is_mirrored,
-    traefik_mirror,
-    trial_route,
-    with_request_mirror,
-    with_traefik_mirror,
-    without_mirror,
-)
-from modelrollout.rollout.snapshot import Problem, Server, Snapshot, Split, Traffic, baseline
+from modelrollout.resources.comparer import comparer, comparer_service
+from modelrollout.rollout.snapshot import Server, Snapshot, Split, Traffic, baseline
+from modelrollout.traffic.base import Seen, SplitWriter
 from modelrollout.traffic.gateway_api.features import (
     PERCENTAGE_MIRROR,
     REQUEST_MIRROR,
@@ -41,8 +33,9 @@ from modelrollout.traffic.gateway_api.features import (
     feature_missing,
     missing_features,
 )
-from modelrollout.traffic.gateway_api.routes import is_of_clients
-from modelrollout.traffic.router import Router, accepted, rejection
+from modelrollout.traffic.gateway_api.router import accepted, rejection
+from modelrollout.traffic.gateway_api.routes import is_of_clients, with_rules
+from modelrollout.traffic.gateway_api.traefik import traefik_mirror, trial_route, with_traefik_mirror
 
 _ROUTED = ("Mirroring", "Observing")  # phases in which the clients' route has the mirror
 
@@ -51,7 +44,7 @@ _ROUTED = ("Mirroring", "Observing")  # phases in which the clients' route has t
 class MirrorTarget:
     """A mirror that exists; ``routed``: the clients' route is to have it."""
 
-    way: MirrorMethod
+    method: MirrorMethod
     routed: bool
     canary: RevisionRef
     stable: RevisionRef
@@ -115,7 +108,7 @@ def mirror_of(s: Snapshot) -> MirrorTarget | None:
     if shadow is None or shadow.mirror is None or rollout.stage not in ("Shadow", "Revert"):
         return None
     return MirrorTarget(
-        way=shadow.mirror,
+        method=shadow.mirror,
         routed=rollout.stage == "Shadow" and shadow.phase in _ROUTED,
         canary=RevisionRef(revision=rollout.revision, number=rollout.number),
         stable=stable,
@@ -123,16 +116,47 @@ def mirror_of(s: Snapshot) -> MirrorTarget | None:
     )
 
 
-class MirrorRouter:
-    """Another router with a mirror, or with none: then one that was left in the route is taken out.
-    ``name``: of the route of the clients.
+def with_request_mirror(route: Object, canary: RevisionRef, percent: int) -> Object:
+    """The HTTPRoute with Gateway API's own filter."""
+    mirror: Object = {
+        "backendRef": {
+            "group": "",
+            "kind": "Service",
+            "name": names.shadow_name(canary.revision),
+            "port": names.PORT_COMPARER,
+        }
+    }
+    if percent < 100:
+        mirror["percent"] = percent
+    added = {"type": "RequestMirror", "requestMirror": mirror}
+    return with_rules(route, lambda rule: rule | {"filters": [*rule.get("filters", []), added]})
 
-    ``spec`` is None where it cannot be read, and then there is no mirror.
+
+def without_mirror(route: Object) -> Object:
+    """The HTTPRoute with its filters written out, so that a mirror that is left in the live route
+    differs and is removed.
+    """
+    return with_rules(route, lambda rule: rule | {"filters": rule.get("filters", [])})
+
+
+def is_mirrored(route: Object) -> bool:
+    """Whether a rule of the route mirrors, by either method."""
+    rules = route["spec"].get("rules", [])
+    filters = [f.get("type") for rule in rules for f in rule.get("filters") or []]
+    return "RequestMirror" in filters or any(
+        ref.get("kind") == "TraefikService" for rule in rules for ref in rule.get("backendRefs") or []
+    )
+
+
+class MirrorRouter:
+    """Routes with a mirror, or without one: then a mirror that is left in a route is removed.
+
+    ``name``: of the clients' route. ``spec``: None where it is unreadable, and there is no mirror.
     """
 
     def __init__(
         self,
-        inner: Router,
+        inner: SplitWriter,
         name: str,
         spec: ModelDeploymentSpec | None,
         mirror: MirrorTarget | None,
@@ -149,7 +173,7 @@ class MirrorRouter:
                 comparer(owner, mirror.canary, mirror.stable, mirror.shadow, self._spec.serving, self._config)
             )
             found.append(comparer_service(owner, mirror.canary))
-            if mirror.way == "TraefikService":
+            if mirror.method == "TraefikService":
                 found.append(
                     traefik_mirror(
                         owner,
@@ -172,16 +196,12 @@ class MirrorRouter:
             return route
         if mirror is None or not mirror.routed:
             return without_mirror(route)
-        if mirror.way == "RequestMirror":
+        if mirror.method == "RequestMirror":
             return with_request_mirror(route, mirror.canary, mirror.shadow.percent)
         return without_mirror(with_traefik_mirror(route, mirror.stable))
 
-    def programmed(
-        self, split: Split, seen: Mapping[tuple[str, str], Object], servers: Mapping[str, Server]
-    ) -> Traffic:
-        """As the inner router says, with the mirror in the clients' route where it is to be, and
-        else without one.
-        """
+    def programmed(self, split: Split, seen: Seen, servers: Mapping[str, Server]) -> Traffic:
+        """As ``inner`` says, once the clients' route has the mirror exactly where it should."""
         routed = self._mirror is not None and self._mirror.routed
         if any(
             kind == "HTTPRoute" and is_of_clients(n, self._name) and is_mirrored(route) != routed
@@ -190,13 +210,11 @@ class MirrorRouter:
             return Traffic(False, "the mirror of the HTTPRoute is not as it is to be yet")
         return self._inner.programmed(split, seen, servers)
 
-    def tried(self, seen: Mapping[tuple[str, str], Object]) -> Traffic:
-        """Whether the gateway would take the mirror up, as it says of the route that nobody
-        calls.
-        """
+    def mirror_accepted(self, seen: Seen) -> Traffic:
+        """As the gateway says of the route that no client calls."""
         if self._mirror is None:
             return Traffic(False)
-        if self._mirror.way == "RequestMirror":
+        if self._mirror.method == "RequestMirror":
             return Traffic(True)
         route = seen.get(("HTTPRoute", names.shadow_name(self._mirror.canary.revision)))
         if route is None:

@@ -1,33 +1,32 @@
 """Gateway API routes: an HTTPRoute or GRPCRoute of our own for each host name of a ModelDeployment,
-weights over Services of revisions.
+with weights over Services of revisions.
 
-One for each name, because Traefik ranks all names of a route by the longest of them. They open what
-clients may ask (``resources.endpoints``) and nothing else of the servers.
+One for each name, because Traefik ranks all names of a route by the longest of them. They let
+through what clients may call (``resources.endpoints``) and nothing else.
 
 The routes belong to the operator alone, so that neither Git nor Argo CD ever sees a weight that it
-did not write (PEERS.md, GitOps).
+did not write.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import GatewayRef, HeaderMatch, Hostnames, Preview, Traffic
 from modelrollout.resources.common import Object, Owner, labels, metadata
 from modelrollout.resources.endpoints import matches
 
+ROUTE_KINDS = ("HTTPRoute", "GRPCRoute")
 _DIGITS = 8  # of the hash of a host name in the name of a further route
 Split = tuple[tuple[str, int], ...]  # (revision, weight in percent), 0 left out
-
-
 Rule = tuple[list[dict[str, str]], Split]  # (headers that a request must carry, backends)
 
 
 def client_rules(split: Split, headers: Iterable[HeaderMatch] = (), matched: str | None = None) -> list[Rule]:
-    """Requests with all of ``headers`` go to the revision ``matched``, if there is one, and the
-    others where ``split`` says.
+    """Requests with all of ``headers`` go to the revision ``matched``, if any; the others by
+    ``split``.
     """
     apart = (
         [([{"type": h.type, "name": h.name, "value": h.value} for h in headers], ((matched, 100),))]
@@ -66,8 +65,8 @@ def _routes(
     grpc: Hostnames | None,
     rules: list[Rule],
 ) -> list[Object]:
-    """Further ones before the first: where another name becomes the first, the one that was has its
-    own route by then.
+    """Further routes before the first: when another name becomes the first, the former first name
+    already has a route of its own.
     """
     return [
         _route(
@@ -79,12 +78,12 @@ def _routes(
 
 
 def backends_of(o: Object) -> set[tuple[str, str]]:
-    """Kind and name of all that a route, or a TraefikService that mirrors, sends requests to;
-    nothing for other kinds.
+    """Kind and name of all backends of a route, or of a TraefikService that mirrors; none for other
+    kinds.
     """
     spec = o.get("spec") or {}
     refs = [spec["mirroring"], *spec["mirroring"].get("mirrors", [])] if "mirroring" in spec else []
-    for rule in (spec.get("rules") or []) if o["kind"] in ("HTTPRoute", "GRPCRoute") else []:
+    for rule in (spec.get("rules") or []) if o["kind"] in ROUTE_KINDS else []:
         refs += rule.get("backendRefs") or []
         refs += [f["requestMirror"]["backendRef"] for f in rule.get("filters") or [] if "requestMirror" in f]
     return {(ref.get("kind") or "Service", ref["name"]) for ref in refs}
@@ -139,3 +138,8 @@ def _backends(split: Split, port: int) -> list[Object]:
         {"group": "", "kind": "Service", "name": revision, "port": port, "weight": weight}
         for revision, weight in split
     ]
+
+
+def with_rules(route: Object, change: Callable[[Object], Object]) -> Object:
+    """The route with every rule changed."""
+    return route | {"spec": route["spec"] | {"rules": [change(rule) for rule in route["spec"]["rules"]]}}

@@ -1,5 +1,5 @@
-"""How long queries of one namespace's own pause after one that took too long: doubling, up to a
-bound. Times are Unix seconds.
+"""How long a namespace's own queries pause after one of them took too long: the pause doubles up to
+a bound. Times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ LONGEST_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Nothing is asked before ``until``. Trouble within ``seconds`` after that is trouble again."""
+    """No query runs before ``until``. Trouble within ``seconds`` after that doubles the pause."""
 
     until: float
     seconds: float
 
     def holds(self, now: float) -> bool:
-        """Whether nothing may be asked yet; a clock that was set back lengthens no pause."""
+        """Whether the pause lasts; a clock that was set back does not lengthen it."""
         return self.until - self.seconds <= now < self.until
 
     def forgotten(self, now: float) -> bool:

@@ -1,8 +1,8 @@
-"""Prometheus as a provider: instant queries through prometheus-api-client, which is synchronous, on
-a bounded pool of threads.
+"""A client of Prometheus: prometheus-api-client, which is synchronous, on a bounded pool of
+threads.
 
-Every way to fail has its own name. No message holds a credential: texts of exceptions, which may
-hold the URL, are not passed on.
+Every failure has its own reason. No message holds a credential: texts of exceptions may hold the
+URL, and are not passed on.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
 from urllib3.util.retry import Retry
 
-from modelrollout.analysis.problem import Answer, MeasurementProblem, ProblemKind, Series
+from modelrollout.analysis.problem import MeasurementProblem, MeasurementReason
 from modelrollout.analysis.providers.prometheus import namespace_queries
+from modelrollout.analysis.providers.prometheus.answers import Answer, Series
 from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, ScrapeTarget
 from modelrollout.config import PrometheusConfig
 
-# a query of a user may match everything; that must not cost the operator its memory
+# a user's query may match everything, and must not exhaust the operator's memory
 MAX_ANSWER_BYTES = 2 << 20
 MAX_TARGETS_BYTES = 16 << 20  # some 5,000 targets, or the configuration
 MAX_SERIES = 10_000
 HISTORY_POINTS = 300  # of a range query at once: an answer stays far below MAX_ANSWER_BYTES
-OWN_MORE_SECONDS = 0.5  # after its limit for an own query a Prometheus has said that it ended it
-# of the time-out, for the connection: so that one that never comes is told from a slow query
+OWN_MORE_SECONDS = 0.5  # for Prometheus to report that it ended an own query at its limit
+# of the time-out, for the connection: distinguishes a missing server from a slow query
 CONNECT_SHARE = 0.5
 _BROKEN = "connection broken"
 _STATUS = re.compile(r"HTTP Status Code (\d+)")
@@ -55,7 +56,7 @@ class _TooLargeError(Exception):
 
 
 class PrometheusReader:
-    """Asks one Prometheus. Made once for a provider and shared; ``await close()`` at the end."""
+    """Runs queries on one Prometheus; shared by all ModelDeployments."""
 
     def __init__(
         self,
@@ -64,46 +65,45 @@ class PrometheusReader:
         threads: int = 4,
         patience: float = namespace_queries.PATIENCE_SECONDS,
     ) -> None:
-        """``patience``: seconds that a look waits for queries of a namespace's own."""
+        """``patience``: seconds that a reading waits for a namespace's own queries."""
         self._provider = provider
         self._own = namespace_queries.OwnQueries(provider.name, self._own_now, patience=patience)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"prometheus-{provider.name}")
         self._lock = threading.Lock()
         self._client: tuple[_Credentials, PrometheusConnect] | None = None
-        # no connection, and until when (the loop's time) nobody tries another
-        self._gone: tuple[MeasurementProblem, float] | None = None
+        # no connection, and until when (the loop's time) no query tries another
+        self._outage: tuple[MeasurementProblem, float] | None = None
 
     async def ask(self, queries: Sequence[str]) -> list[Answer | MeasurementProblem]:
-        """Answers in the order of the queries, asked side by side; never raises for what the
-        provider does, and takes ``timeout_seconds`` at most.
+        """The answers in the order of the queries, which run concurrently. Never raises for what
+        Prometheus does, and takes ``timeout_seconds`` at most.
 
-        Where no connection was had, for as long again nobody else waits for one: many rollouts
-        would hold all workers of the queue in turn. A query that is slow is its author's alone and
-        not remembered.
+        After a failed connection no query tries another for as long again: many rollouts would hold
+        all workers of the queue in turn. A slow query is not remembered: it is its author's alone.
         """
         loop = asyncio.get_running_loop()
-        if self._gone is not None and loop.time() < self._gone[1]:
-            return [self._gone[0] for _ in queries]
+        if self._outage is not None and loop.time() < self._outage[1]:
+            return [self._outage[0] for _ in queries]
         answers = list(await asyncio.gather(*(self._ask(q) for q in queries)))
-        gone = next(
-            (a for a in answers if isinstance(a, MeasurementProblem) and a.kind == "ProviderUnreachable"),
+        outage = next(
+            (a for a in answers if isinstance(a, MeasurementProblem) and a.reason == "ProviderUnreachable"),
             None,
         )
-        self._gone = (gone, loop.time() + self._provider.timeout_seconds) if gone else None
+        self._outage = (outage, loop.time() + self._provider.timeout_seconds) if outage else None
         return answers
 
     async def ask_own(
         self, namespace: str, queries: Mapping[str, str]
     ) -> dict[str, Answer | MeasurementProblem]:
-        """The same for queries that a namespace wrote itself, by a key for each: apart from all
-        others (``own.OwnQueries``).
+        """The same for a namespace's own queries, by a key for each, apart from all others
+        (``OwnQueries``).
         """
-        if self._gone is not None and asyncio.get_running_loop().time() < self._gone[1]:
-            return dict.fromkeys(queries, self._gone[0])
+        if self._outage is not None and asyncio.get_running_loop().time() < self._outage[1]:
+            return dict.fromkeys(queries, self._outage[0])
         return await self._own.ask(namespace, queries)
 
     async def close(self) -> None:
-        """Let go of the threads; a query that hangs ends by its own time-out."""
+        """Release the threads; a query that hangs ends by its own time-out."""
         self._own.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._client:
@@ -112,8 +112,8 @@ class PrometheusReader:
     async def _ask(self, query: str) -> Answer | MeasurementProblem:
         loop = asyncio.get_running_loop()
         try:
-            # The limit includes the wait for a thread: a Prometheus that hangs holds up its own
-            # questions and nothing else.
+            # The limit includes the wait for a thread: a Prometheus that hangs delays only its own
+            # queries.
             async with asyncio.timeout(self._provider.timeout_seconds):
                 return await loop.run_in_executor(self._pool, self._ask_now, query)
         except TimeoutError:
@@ -122,12 +122,12 @@ class PrometheusReader:
             )
 
     async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | MeasurementProblem:
-        """What the query would have answered at each time: evenly spaced Unix seconds, growing.
-        Each request has the provider's time-out.
+        """The query's answer at each time: evenly spaced Unix seconds, growing. Each request has
+        the provider's time-out.
         """
         found: dict[int, Answer] = {}
-        if self._gone is not None and asyncio.get_running_loop().time() < self._gone[1]:
-            return self._gone[0]
+        if self._outage is not None and asyncio.get_running_loop().time() < self._outage[1]:
+            return self._outage[0]
         step = times[1] - times[0] if len(times) > 1 else 1
         for start in range(0, len(times), HISTORY_POINTS):
             part = times[start : start + HISTORY_POINTS]
@@ -146,7 +146,7 @@ class PrometheusReader:
         return found
 
     async def scrape(self) -> Scrape | MeasurementProblem:
-        """Who is scraped, and who may overwrite what the scrape says."""
+        """The targets, and the jobs whose targets may overwrite labels of the scrape."""
         try:
             async with asyncio.timeout(2 * self._provider.timeout_seconds):
                 return await asyncio.get_running_loop().run_in_executor(self._pool, self._scrape_now)
@@ -156,7 +156,7 @@ class PrometheusReader:
             )
 
     def _scrape_now(self) -> Scrape | MeasurementProblem:
-        result = self._guarded(
+        result = self._call(
             lambda client: (client.get_targets(state="active")["activeTargets"], _configuration(client))
         )
         if isinstance(result, MeasurementProblem):
@@ -169,7 +169,7 @@ class PrometheusReader:
             )
         except (KeyError, TypeError, ValueError):
             return self._problem("BadAnswer", "lists its targets in a form of its own")
-        return Scrape(found, frozenset({t.pool for t in found} - obeying(configuration)))
+        return Scrape(found, frozenset({t.pool for t in found} - jobs_without_honor_labels(configuration)))
 
     def _history_now(
         self, query: str, times: Sequence[int], step: int
@@ -182,7 +182,7 @@ class PrometheusReader:
                 f"{step}s",
             )
 
-        result = self._guarded(ask)
+        result = self._call(ask)
         if isinstance(result, MeasurementProblem):
             return result
         at: dict[int, list[Series]] = {t: [] for t in times}
@@ -195,7 +195,7 @@ class PrometheusReader:
         return {t: Answer(tuple(series)) for t, series in at.items()}
 
     def _ask_now(self, query: str) -> Answer | MeasurementProblem:
-        result = self._guarded(
+        result = self._call(
             lambda client: client.custom_query(
                 query, params={"timeout": f"{self._provider.timeout_seconds:g}s"}
             )
@@ -203,17 +203,17 @@ class PrometheusReader:
         return result if isinstance(result, MeasurementProblem) else self._read(result)
 
     def _own_now(self, query: str) -> Answer | MeasurementProblem:
-        """Prometheus is to end it first. A server that dies of it breaks off the connection: that
-        is the query's fault until proven otherwise.
+        """Prometheus should end the query first. A broken connection is blamed on the query: the
+        server may have died of it.
         """
         limit = min(namespace_queries.LIMIT_SECONDS, self._provider.timeout_seconds)
-        # the library says int, and passes it on
+        # annotated as int by the library, which passes a pair on
         timeouts: Any = (CONNECT_SHARE * limit, limit + OWN_MORE_SECONDS)
-        result = self._guarded(
+        result = self._call(
             lambda client: client.custom_query(query, params={"timeout": f"{limit:g}s"}, timeout=timeouts)
         )
         if isinstance(result, MeasurementProblem):
-            broken = result.kind == "ProviderUnreachable" and result.message.endswith(_BROKEN)
+            broken = result.reason == "ProviderUnreachable" and result.message.endswith(_BROKEN)
             return (
                 self._problem("ProviderError", f"broke off while it answered: {_BROKEN}")
                 if broken
@@ -221,8 +221,8 @@ class PrometheusReader:
             )
         return self._read(result)
 
-    def _guarded(self, ask: Callable[[PrometheusConnect], Any]) -> Any:
-        """What the library answers, or the Problem that it ran into."""
+    def _call(self, ask: Callable[[PrometheusConnect], Any]) -> Any:
+        """The library's answer, or the problem that it ran into."""
         try:
             credentials = self._credentials()
         except OSError as e:
@@ -241,11 +241,11 @@ class PrometheusReader:
                 "ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s"
             )
         except PrometheusApiClientException as e:
-            return self._refused(str(e))
+            return self._http_problem(str(e))
         except _TooLargeError as e:
             return self._problem("QueryRejected", str(e))
         except requests.exceptions.JSONDecodeError:
-            return self._foreign()
+            return self._not_prometheus()
         except requests.exceptions.RequestException as e:
             if "ReadTimeoutError" in repr(e):  # while the body was read
                 return self._problem(
@@ -253,7 +253,7 @@ class PrometheusReader:
                 )
             return self._problem("ProviderUnreachable", f"cannot be reached at {self._host()}: {_cause(e)}")
         except (ValueError, KeyError, TypeError, RecursionError):
-            return self._foreign()
+            return self._not_prometheus()
 
     def _read(self, result: Any) -> Answer | MeasurementProblem:
         """An instant vector, or a scalar as one series without labels."""
@@ -274,31 +274,29 @@ class PrometheusReader:
                 " the query",
             )
 
-    def _refused(self, text: str) -> MeasurementProblem:
-        found = _STATUS.search(text)
-        status = int(found[1]) if found else 0
+    def _http_problem(self, text: str) -> MeasurementProblem:
+        match = _STATUS.search(text)
+        status = int(match[1]) if match else 0
         if status in (401, 403):
             return self._problem("ProviderDenied", f"refuses the operator's credentials (HTTP {status})")
         if status in (400, 422):
-            return self._problem("QueryRejected", f"rejects the query (HTTP {status}){_said(text)}")
+            return self._problem("QueryRejected", f"rejects the query (HTTP {status}){_error_text(text)}")
         if status == 404:
             return self._problem(
                 "BadAnswer", f"has no query API at {self._host()} (HTTP 404): check the URL and its path"
             )
-        if status == 503 and "timed out" in _said(text):
-            return self._problem("ProviderTimeout", f"ended the query itself{_said(text)}")
+        if status == 503 and "timed out" in _error_text(text):
+            return self._problem("ProviderTimeout", f"ended the query itself{_error_text(text)}")
         return self._problem("ProviderError", f"fails (HTTP {status})")
 
-    def _foreign(self) -> MeasurementProblem:
+    def _not_prometheus(self) -> MeasurementProblem:
         return self._problem(
             "BadAnswer",
             "does not answer in its own format: is the URL that of a Prometheus, or of a page before it?",
         )
 
     def _credentials(self) -> _Credentials:
-        """As the files say now: a mounted Secret changes under a running operator. Raises
-        OSError.
-        """
+        """From the files as they are now: a mounted Secret may change. Raises OSError."""
         p = self._provider
         return _Credentials(
             *(
@@ -336,8 +334,8 @@ class PrometheusReader:
         parts = urlsplit(self._provider.url)
         return parts.hostname or "its address" if parts.port is None else f"{parts.hostname}:{parts.port}"
 
-    def _problem(self, kind: ProblemKind, what: str) -> MeasurementProblem:
-        return MeasurementProblem(kind, f"Prometheus {self._provider.name} {what}")
+    def _problem(self, reason: MeasurementReason, what: str) -> MeasurementProblem:
+        return MeasurementProblem(reason, f"Prometheus {self._provider.name} {what}")
 
 
 def _configuration(client: PrometheusConnect) -> str:
@@ -352,9 +350,10 @@ def _configuration(client: PrometheusConnect) -> str:
     return str(response.json()["data"]["yaml"])
 
 
-def obeying(configuration: str) -> frozenset[str]:
-    """Jobs whose targets cannot overwrite labels. By lines, as Prometheus writes them: a parser
-    would take a minute for what some clusters have.
+def jobs_without_honor_labels(configuration: str) -> frozenset[str]:
+    """Jobs whose targets cannot overwrite labels of the scrape.
+
+    Reads the lines as Prometheus writes them: parsing the YAML of a large cluster takes a minute.
     """
     found: dict[str, bool] = {}
     job = None
@@ -368,8 +367,8 @@ def obeying(configuration: str) -> frozenset[str]:
 
 
 def _bounded(limit_seconds: float) -> Any:
-    """A response hook that reads the body within a limit of bytes and of time: the time-out of
-    requests is for each read, not for all.
+    """A response hook that reads the body within limits of bytes and of time: requests' own
+    time-out is for each read.
     """
 
     def read(response: requests.Response, **_: object) -> None:
@@ -393,7 +392,7 @@ def _bounded(limit_seconds: float) -> Any:
 
 
 def _cause(error: requests.exceptions.RequestException) -> str:
-    """What kind of failure, in fixed words."""
+    """The kind of failure, in fixed words."""
     text = repr(error)
     known = {
         "NameResolutionError": "its host name is not known",
@@ -407,8 +406,8 @@ def _cause(error: requests.exceptions.RequestException) -> str:
     return next((words for sign, words in known.items() if sign in text), _BROKEN)
 
 
-def _said(text: str) -> str:
-    """Prometheus's own words on a bad query: they speak of the query only."""
+def _error_text(text: str) -> str:
+    """Prometheus's own message about a bad query, which quotes the query only."""
     with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, AttributeError):
         body = re.search(r"\(b(['\"])(.*)\1\)", text, re.S)
         said = json.loads(body[2].encode().decode("unicode_escape"))["error"] if body else None

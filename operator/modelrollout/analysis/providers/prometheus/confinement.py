@@ -1,8 +1,7 @@
-"""PromQL that a namespace wrote itself, made to read that namespace's series only, and no more of
-them than a query may cost.
+"""Confines PromQL that a namespace wrote itself to that namespace's series, and bounds its cost.
 
-What is sent is written anew from the syntax tree, never the given text: whatever two parsers read
-differently in that text, only words that are written here reach Prometheus.
+The query that Prometheus gets is rendered from the syntax tree, never the given text. So even where
+two parsers would read that text differently, only text that is written here reaches Prometheus.
 """
 
 from __future__ import annotations
@@ -55,12 +54,13 @@ class _RefusedError(Exception):
     """Why the query cannot be confined: the fact and the remedy."""
 
 
-@functools.lru_cache(maxsize=1024)  # asked for at every pass over a spec
+@functools.lru_cache(maxsize=1024)  # called in every pass over a spec
 def confine(query: str, namespace: str, label: str = NAMESPACE_LABEL) -> str | MeasurementProblem:
-    """The query with the namespace's matcher in every selector; ``QueryNotAllowed`` where it cannot
-    have one, or would read too much.
+    """The query with the namespace's matcher in every selector; ``QueryNotAllowed`` where that is
+    impossible, or where it would read too much.
 
-    ``label``: in which the scrape says where a target runs; a target could set any other itself.
+    ``label``: the label by which the scrape says where a target runs; any other label a target
+    could set itself.
     """
     try:
         if len(query) > MAX_CHARS:

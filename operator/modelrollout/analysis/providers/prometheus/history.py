@@ -1,5 +1,5 @@
-"""How stable's requests fail together, as the hour before a step has shown it: the looks from which
-a step's dispersion starts (dispersion.py).
+"""How stable's requests failed together in the hour before a step: a step's dispersion starts from
+there (``statistics.dispersion``).
 """
 
 from __future__ import annotations
@@ -8,38 +8,40 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 from modelrollout.analysis.counters import NO_SPREAD, Raw, Sample
-from modelrollout.analysis.problem import Answer
-from modelrollout.analysis.providers.prometheus.parse import CounterReading, read
-from modelrollout.analysis.providers.prometheus.promql import Query, Target
+from modelrollout.analysis.providers.prometheus.answers import Answer
+from modelrollout.analysis.providers.prometheus.parse import read
+from modelrollout.analysis.providers.prometheus.sources.base import Query
+from modelrollout.analysis.providers.prometheus.target import ScrapedTarget
+from modelrollout.analysis.reading import CounterReading
 from modelrollout.statistics.dispersion import Spread, widened
 
 HISTORY_SECONDS, LOOK_SECONDS = 3600, 60
-# squared standard errors of independent requests from the usual share: clusters of twenty come as
-# far as that, hardly more
+# squared standard errors from the usual share: clusters of twenty requests hardly exceed it
 _OUTAGE = 100.0
 
 
 def times_before(now: float) -> list[int]:
-    """The times of the looks, Unix seconds, the last of them now."""
+    """One time a minute of the last hour, Unix seconds."""
     return list(range(int(now) - HISTORY_SECONDS, int(now) + 1, LOOK_SECONDS))
 
 
-def baseline_spread(query: Query, past: Mapping[int, Answer], stable: Target) -> dict[str, Spread[float]]:
-    """The spread of each reading of the metric. ``stable`` is a target whose canary it is; ``past``
-    has an answer for each time.
+def baseline_spread(
+    query: Query, past: Mapping[int, Answer], stable: ScrapedTarget
+) -> dict[str, Spread[float]]:
+    """The spread of each reading of the metric. ``stable``: a target with stable as its canary;
+    ``past``: an answer for each time.
     """
     looks: dict[str, list[Raw]] = {}
     for at in sorted(past):
         for name, reading in read(query, past[at], stable).items():
             if isinstance(reading, CounterReading):
                 looks.setdefault(name, []).append(reading.canary)
-    return {name: spread(counted(raws)) for name, raws in looks.items()}
+    return {name: spread(increments(raws)) for name, raws in looks.items()}
 
 
-def counted(looks: Iterable[Raw]) -> list[tuple[float, float]]:
-    """(requests, bad ones) between each two looks, of processes that both have. One that restarts
-    or is new sets its baseline and counts nothing: what it counted before it was first seen belongs
-    to no minute.
+def increments(looks: Iterable[Raw]) -> list[tuple[float, float]]:
+    """(requests, bad requests) between each two readings. A process that starts or restarts sets
+    its baseline and counts nothing: its counts up to then belong to no minute.
     """
     found: list[tuple[float, float]] = []
     last: dict[str, Sample] = {}
@@ -56,8 +58,8 @@ def counted(looks: Iterable[Raw]) -> list[tuple[float, float]]:
 
 
 def spread(minutes: Sequence[tuple[float, float]]) -> Spread[float]:
-    """Of all minutes but those of an outage, which is no way in which requests usually fail: with
-    it the rollout would see nothing any more.
+    """The spread of all minutes but those of an outage. An outage is not how requests usually fail,
+    and with it the rollout would be blind.
     """
     busy = [(n, bad) for n, bad in minutes if n > 0]
     total, wrong = sum(n for n, _ in busy), sum(bad for _, bad in busy)

@@ -1,8 +1,8 @@
-"""Queries that namespaces wrote themselves: asked in the background, one at a time for each
+"""Queries that namespaces wrote themselves. They run in the background, one at a time for each
 namespace, and not at all for a while after trouble.
 
-A look takes what has come and waits for the rest only a moment, so no query of a tenant holds up a
-built-in metric, a worker, or somebody else.
+A reading takes the answers that have arrived and waits for the rest only a moment. So no query of a
+tenant delays a built-in metric, a worker, or another tenant.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
-from modelrollout.analysis.problem import Answer, MeasurementProblem
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.prometheus.answers import Answer
 from modelrollout.analysis.providers.prometheus.backoff import Pause, after_trouble
 
-LIMIT_SECONDS = 2.0  # for one query, told to Prometheus as well
-PATIENCE_SECONDS = 0.5  # of a look: an answer that takes longer is for the next one
+LIMIT_SECONDS = 2.0  # for one query, also passed to Prometheus
+PATIENCE_SECONDS = 0.5  # of a reading: an answer that takes longer is for the next one
 AT_ONCE = 2  # of all namespaces together
 MOST_WAITING = 64  # queries of one namespace
-FRESH_SECONDS = 30.0  # an answer serves every look for so long, and one look if it is older
-KEPT_SECONDS = 600.0  # an answer that no look takes
-KEPT_SERIES = 4  # of an answer: more than one is an error, told with a few of them
+FRESH_SECONDS = 30.0  # an answer serves every reading for so long, and one reading if it is older
+KEPT_SECONDS = 600.0  # an answer that no reading takes
+KEPT_SERIES = 4  # of an answer: more than one is an error, and its message quotes a few
 _TROUBLE = ("ProviderTimeout", "ProviderError")
 
 
 class OwnQueries:
-    """Of one provider. ``ask`` is synchronous and runs on threads of its own; ``provider`` is the
-    name to tell.
+    """The own queries to one provider. ``ask`` is synchronous and runs on threads of its own;
+    ``provider``: its name, for messages.
     """
 
     def __init__(
@@ -52,8 +53,8 @@ class OwnQueries:
         self._swept = now()
 
     async def ask(self, namespace: str, queries: Mapping[str, str]) -> dict[str, Answer | MeasurementProblem]:
-        """What is known of each query, by the key that names it from look to look: the newest
-        answer, or why there is none yet.
+        """The newest answer to each query, or why there is none yet, by the key that names the
+        query from one reading to the next.
         """
         if not queries:
             return {}
@@ -85,20 +86,20 @@ class OwnQueries:
             if (
                 before is not None
                 and isinstance(before[0], MeasurementProblem)
-                and before[0].kind == "QueriesPaused"
+                and before[0].reason == "QueriesPaused"
             ):
                 del self._answers[namespace][key]
             tasks[key] = asyncio.create_task(self._run(namespace, key, promql))
 
     async def _run(self, namespace: str, key: str, promql: str) -> None:
         try:
-            # until the thread is done: a look that gave up frees nothing
+            # until the thread is done: a reading that gave up frees nothing
             async with self._turns[namespace]:
                 answer: Answer | MeasurementProblem | None = self._paused(namespace)
                 if answer is None:
                     answer = await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, promql)
                 if isinstance(answer, MeasurementProblem):
-                    if answer.kind in _TROUBLE:
+                    if answer.reason in _TROUBLE:
                         self._pauses[namespace] = after_trouble(self._pauses.get(namespace), self._now())
                 elif len(answer.series) > KEPT_SERIES:
                     answer = Answer(answer.series[:KEPT_SERIES])
@@ -131,7 +132,7 @@ class OwnQueries:
         )
 
     def _sweep(self) -> None:
-        """Forget what nobody has asked for in a while; at most once a minute."""
+        """Forget answers that no reading has taken for a while; at most once a minute."""
         now = self._now()
         if abs(now - self._swept) < KEPT_SECONDS / 10:
             return

@@ -1,4 +1,4 @@
-"""One look at all metrics of a step: queries out, readings in."""
+"""Prometheus as a ``MetricsProvider``: queries out, readings in."""
 
 from __future__ import annotations
 
@@ -7,26 +7,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from modelrollout.analysis.measurement import Counts, Measurement, Reading, fold_in
+from modelrollout.analysis.measurement import Counts, Measurement, fold_in
 from modelrollout.analysis.plausibility import FEW, more_labels_than_rows
-from modelrollout.analysis.problem import Answer, MeasurementProblem
+from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.base import CountedBy, Doubt
+from modelrollout.analysis.providers.prometheus.answers import Answer
+from modelrollout.analysis.providers.prometheus.client import PrometheusReader
 from modelrollout.analysis.providers.prometheus.history import baseline_spread, times_before
-from modelrollout.analysis.providers.prometheus.parse import CounterReading, name_bounds, read
-from modelrollout.analysis.providers.prometheus.promql import (
-    READING,
-    Query,
-    Target,
-    agreement_query,
-    bounds_query,
-    build,
-    rows_query,
-)
+from modelrollout.analysis.providers.prometheus.namespace_queries import PATIENCE_SECONDS
+from modelrollout.analysis.providers.prometheus.parse import read
+from modelrollout.analysis.providers.prometheus.promql import READING
+from modelrollout.analysis.providers.prometheus.queries import build
+from modelrollout.analysis.providers.prometheus.scrape_rights import doubt
+from modelrollout.analysis.providers.prometheus.sources.base import Query
+from modelrollout.analysis.providers.prometheus.sources.comparer import agreement_query
+from modelrollout.analysis.providers.prometheus.sources.traefik import name_bounds
+from modelrollout.analysis.providers.prometheus.sources.triton import rows_query
+from modelrollout.analysis.providers.prometheus.target import ScrapedTarget, ScrapeMatchers
+from modelrollout.analysis.reading import CounterReading, Reading
+from modelrollout.analysis.target import Target
 from modelrollout.api.v1alpha1 import Counter, Metric
+from modelrollout.config import OperatorConfig, PrometheusConfig
 from modelrollout.statistics.dispersion import Spread
 
 
 class Reader(Protocol):
-    """A provider that takes instant queries; see ``PrometheusReader``."""
+    """Runs queries; see ``PrometheusReader``."""
 
     async def ask(self, queries: Sequence[str]) -> list[Answer | MeasurementProblem]: ...
 
@@ -37,12 +43,60 @@ class Reader(Protocol):
     async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | MeasurementProblem: ...
 
 
+class PrometheusProvider:
+    """``MetricsProvider`` over one Prometheus. ``config``: None trusts every counter."""
+
+    def __init__(self, reader: PrometheusReader, config: OperatorConfig | None = None) -> None:
+        self._reader, self._config = reader, config
+        self._matchers = ScrapeMatchers() if config is None else ScrapeMatchers.of(config)
+
+    @classmethod
+    def connect(
+        cls, provider: PrometheusConfig, config: OperatorConfig | None, patience: float | None
+    ) -> PrometheusProvider:
+        """As of ``registry.connect``."""
+        reader = PrometheusReader(provider, patience=PATIENCE_SECONDS if patience is None else patience)
+        return cls(reader, config)
+
+    async def read(
+        self, target: Target, metrics: Sequence[Metric], counts: Mapping[str, Counts], now: float
+    ) -> dict[str, Reading]:
+        """One reading of each metric."""
+        return await read_metrics(self._reader, self._scraped(target), metrics, counts, now)
+
+    async def read_past(
+        self, target: Target, metrics: Sequence[Metric], times: Sequence[int]
+    ) -> dict[int, dict[str, Reading]] | MeasurementProblem:
+        """Range queries, as Prometheus still has the samples."""
+        return await read_past(self._reader, self._scraped(target), metrics, times)
+
+    async def read_agreement(self, target: Target, before: Counter | None) -> Measurement:
+        """The comparer's counters."""
+        return await measure_agreement(self._reader, self._scraped(target), before)
+
+    async def doubts(self, counted_by: Sequence[CountedBy]) -> dict[CountedBy, Doubt]:
+        """By the targets and the configuration that this Prometheus has loaded."""
+        if self._config is None:
+            return {}
+        scrape = await self._reader.scrape()
+        return {c: d for c in counted_by if (d := doubt(c, scrape, self._config))}
+
+    async def close(self) -> None:
+        """End the reader's threads."""
+        await self._reader.close()
+
+    def _scraped(self, target: Target) -> ScrapedTarget:
+        return ScrapedTarget.of(target, self._matchers)
+
+
 async def read_metrics(
-    reader: Reader, target: Target, metrics: Sequence[Metric], counters: Mapping[str, Counts], now: float
+    reader: Reader,
+    target: ScrapedTarget,
+    metrics: Sequence[Metric],
+    counters: Mapping[str, Counts],
+    now: float,
 ) -> dict[str, Reading]:
-    """A reading of every metric, and of each slice as ``METRIC/SLICE``. What has no counts yet is
-    read for its baseline, with what stable has shown in the hour before ``now`` (Unix seconds).
-    """
+    """A reading of every metric, as ``MetricsProvider.read`` says."""
     fresh = [
         m for m in metrics if any(name not in counters or counters[name].canary is None for name in _names(m))
     ]
@@ -52,53 +106,88 @@ async def read_metrics(
         _ask(reader, [q for q in queries if not q.own]),
         _ask_own(reader, target, [q for q in queries if q.own]),
         asyncio.gather(*(baseline_before(reader, target, m, now) for m in fresh)),
-        asyncio.gather(*(_labels(reader, target, m, counters) for m in metrics)),
+        asyncio.gather(*(_label_problem(reader, target, m, counters) for m in metrics)),
     )
     answers |= own
-    known = {name: spread for found in before for name, spread in found.items()}
-    found: dict[str, Reading] = {}
-    for metric, wrong in zip(metrics, implausible, strict=True):
+    usual = {name: spread for spreads in before for name, spread in spreads.items()}
+    readings: dict[str, Reading] = {}
+    for metric, problem in zip(metrics, implausible, strict=True):
         plan = plans[metric.name]
-        readings = (
-            dict.fromkeys(_names(metric), plan)
-            if isinstance(plan, MeasurementProblem)
-            else read(plan, answers[metric.name], target)
-        )
-        if wrong is not None:
-            readings = dict.fromkeys(_names(metric), wrong)
-        of_metric = readings[metric.name]
-        if isinstance(of_metric, MeasurementProblem) and of_metric.kind == "NotABucketBound":
-            [bounds] = await reader.ask([bounds_query(target)])
-            readings = {
-                metric.name: bounds
-                if isinstance(bounds, MeasurementProblem)
-                else name_bounds(of_metric, bounds)
-            }
-        elif (
-            metric in fresh
-            and isinstance(plan, Query)
-            and isinstance(of_metric, CounterReading)
-            and _is_no_baseline(plan, of_metric, target)
-        ):
+        if problem is not None:
+            readings |= dict.fromkeys(_names(metric), problem)
+            continue
+        if isinstance(plan, MeasurementProblem):
+            readings |= dict.fromkeys(_names(metric), plan)
+            continue
+        of_metric = read(plan, answers[metric.name], target)
+        whole = of_metric[metric.name]
+        if isinstance(whole, MeasurementProblem):
+            if whole.reason == "NotABucketBound":
+                of_metric = {metric.name: await _with_bounds(reader, plan, whole)}
+        elif metric in fresh and isinstance(whole, CounterReading) and _is_unscraped(plan, whole, target):
             text = (
                 f"{metric.name}: Prometheus has not scraped those that count requests yet; counting begins"
                 " when it has"
             )
-            readings = {metric.name: MeasurementProblem("NoData", text)}
-        found |= readings
-    return {
-        name: replace(r, usual=known[name]) if isinstance(r, CounterReading) and name in known else r
-        for name, r in found.items()
-    }
+            of_metric = {metric.name: MeasurementProblem("NoData", text)}
+        readings |= of_metric
+    return {name: _with_usual(reading, usual.get(name)) for name, reading in readings.items()}
 
 
-async def _labels(
-    reader: Reader, target: Target, metric: Metric, counters: Mapping[str, Counts]
+async def read_past(
+    reader: Reader, target: ScrapedTarget, metrics: Sequence[Metric], times: Sequence[int]
+) -> dict[int, dict[str, Reading]] | MeasurementProblem:
+    """The readings at these times, as ``MetricsProvider.read_past`` says."""
+    readings: dict[int, dict[str, Reading]] = {t: {} for t in times}
+    for metric in metrics:
+        plan = build(metric, target, baseline=False)
+        if isinstance(plan, MeasurementProblem):
+            for t in times:
+                readings[t][metric.name] = plan
+        else:
+            answers = await reader.history(plan.promql, times)
+            if isinstance(answers, MeasurementProblem):
+                return MeasurementProblem(answers.reason, f"{metric.name}: {answers.message}")
+            explained: MeasurementProblem | None = None
+            for t, answer in answers.items():
+                of_metric = read(plan, answer, target)
+                whole = of_metric[metric.name]
+                if isinstance(whole, MeasurementProblem) and whole.reason == "NotABucketBound":
+                    explained = explained or await _with_bounds(reader, plan, whole)
+                    of_metric = {metric.name: explained}
+                readings[t] |= of_metric
+        usual = await baseline_before(reader, target, metric, times[0])
+        first = readings[times[0]]
+        first |= {name: _with_usual(first[name], spread) for name, spread in usual.items() if name in first}
+    return readings
+
+
+async def _with_bounds(reader: Reader, query: Query, problem: MeasurementProblem) -> MeasurementProblem:
+    """The problem with the bounds that the histogram has."""
+    assert query.bounds is not None
+    [bounds] = await reader.ask([query.bounds])
+    return bounds if isinstance(bounds, MeasurementProblem) else name_bounds(problem, bounds)
+
+
+def _is_unscraped(query: Query, reading: CounterReading, target: ScrapedTarget) -> bool:
+    return query.source is not None and query.source.is_unscraped(reading, target)
+
+
+def _with_usual(reading: Reading, usual: Spread[float] | None) -> Reading:
+    return (
+        replace(reading, usual=usual)
+        if usual is not None and isinstance(reading, CounterReading)
+        else reading
+    )
+
+
+async def _label_problem(
+    reader: Reader, target: ScrapedTarget, metric: Metric, counters: Mapping[str, Counts]
 ) -> MeasurementProblem | None:
-    """What is wrong with the labels that were counted before; nothing where servers are not
-    scraped, or nobody knows all that they have answered.
+    """Whether more labels were counted than the servers answered rows. None where the servers are
+    not scraped, or the number of their rows is unknown.
     """
-    labels, per_row = (counters.get(metric.name) or Counts()).canary, target.sources.labels_per_row
+    labels, per_row = (counters.get(metric.name) or Counts()).canary, target.matchers.labels_per_row
     if (
         metric.name != "accuracy"
         or metric.query is not None
@@ -111,36 +200,22 @@ async def _labels(
     [answer] = await reader.ask([rows_query(target)])
     if isinstance(answer, MeasurementProblem):
         return None
-    found = {s.labels.get(READING): s.value for s in answer.series}
-    # one that is not scraped yet may have answered most
-    if len(found) < 3 or found["servers"] < target.pods:
+    rows = {s.labels.get(READING): s.value for s in answer.series}
+    # a server that is not scraped yet may have answered most
+    if len(rows) < 3 or rows["servers"] < target.pods:
         return None
-    return more_labels_than_rows(labels, found["count"], found["scraped"], per_row)
-
-
-def _is_no_baseline(query: Query, look: CounterReading, target: Target) -> bool:
-    """Whether those that count requests have not been scraped yet, by a Prometheus that has lost
-    its data, or that has not come to new pods.
-
-    What it scrapes next has counted before: weeks of stable, or the golden inputs that went to the
-    pods of the canary, and none of that belongs to the step. A gateway has no counter of a canary
-    before its first request. Labels of answers: their counter begins with the first.
-    """
-    canary, stable = bool(look.canary.processes), bool(look.stable.processes)
-    if query.shape == "outcomes":  # Triton's own: pods of both sides run
-        return not canary or (target.stable is not None and not stable)
-    return query.shape in ("codes", "buckets") and not canary and not stable
+    return more_labels_than_rows(labels, rows["count"], rows["scraped"], per_row)
 
 
 async def _ask(reader: Reader, queries: Sequence[Query]) -> dict[str, Answer | MeasurementProblem]:
-    asked = await reader.ask([q.promql for q in queries]) if queries else []
-    return dict(zip((q.metric for q in queries), asked, strict=True))
+    answers = await reader.ask([q.promql for q in queries]) if queries else []
+    return dict(zip((q.metric for q in queries), answers, strict=True))
 
 
 async def _ask_own(
-    reader: Reader, target: Target, queries: Sequence[Query]
+    reader: Reader, target: ScrapedTarget, queries: Sequence[Query]
 ) -> dict[str, Answer | MeasurementProblem]:
-    """An answer that comes late is for the next look at the same weight, and at no other."""
+    """An answer that comes late serves the next reading at the same weight, and at no other."""
     if not queries:
         return {}
     keys = {q.metric: f"{target.name}/{target.canary.revision}/{target.weight}/{q.metric}" for q in queries}
@@ -149,23 +224,23 @@ async def _ask_own(
 
 
 async def baseline_before(
-    reader: Reader, target: Target, metric: Metric, now: float
+    reader: Reader, target: ScrapedTarget, metric: Metric, now: float
 ) -> dict[str, Spread[float]]:
-    """How stable's bad share has varied in the hour before ``now``, by reading; nothing where
-    nobody can tell: a provider that is slow, no stable.
+    """How stable's bad share varied in the hour before ``now``, by reading; empty where that is
+    unknown: no stable, a slow provider.
     """
     if target.stable is None:
         return {}
     stable = replace(target, canary=target.stable, stable=None)
     query = build(metric, stable, baseline=False)
-    if isinstance(query, MeasurementProblem) or query.shape == "value":
+    if isinstance(query, MeasurementProblem) or query.source is None:
         return {}
     past = await reader.history(query.promql, times_before(now))
     return {} if isinstance(past, MeasurementProblem) else baseline_spread(query, past, stable)
 
 
-async def measure_agreement(reader: Reader, target: Target, before: Counter | None) -> Measurement:
-    """The pairs that the comparer has counted since the first look, which sets the baseline."""
+async def measure_agreement(reader: Reader, target: ScrapedTarget, before: Counter | None) -> Measurement:
+    """The pairs that the comparer has counted since the first reading, which sets the baseline."""
     query = agreement_query(target, baseline=before is None)
     [answer] = await reader.ask([query.promql])
     return fold_in(read(query, answer, target), {query.metric: Counts(before)}, stable=False)[query.metric]

@@ -1,4 +1,4 @@
-"""Whether those who may count by the configuration (queries.Sources) are those who do, by what
+"""Whether only those count who may by the configuration (``target.ScrapeMatchers``), by what
 Prometheus says of its targets.
 """
 
@@ -6,24 +6,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.base import CountedBy, Doubt
 from modelrollout.api.selectors import fit, parse
 from modelrollout.config import OperatorConfig
 
-# pods: the comparer and the servers, in the model's namespace
-Source = Literal["gateway", "feedback", "pods"]
-SOURCES: tuple[Source, ...] = ("gateway", "feedback", "pods")
 _NAMED = 10  # targets in a line of the log
 _READ = "docs/how-to/install.md, Who may count"
 
 
 @dataclass(frozen=True, slots=True)
 class ScrapeTarget:
-    """Something that is scraped: the labels that its series get, and those with which it was
-    found.
-    """
+    """A scraped target: the labels of its series, and those of its discovery."""
 
     pool: str  # the job_name of its configuration
     labels: Mapping[str, str]
@@ -31,8 +26,8 @@ class ScrapeTarget:
 
     @property
     def namespace(self) -> str | None:
-        """Where it runs, whatever its labels say; None: it is none of the cluster's pods, but
-        whoever configures Prometheus has named it.
+        """Where it runs, whatever its labels say; None: it is no pod of the cluster, but configured
+        in Prometheus by name.
         """
         return self.discovered.get("__meta_kubernetes_namespace")
 
@@ -44,37 +39,26 @@ class ScrapeTarget:
     def name(self) -> str:
         return f"{self.namespace}/{self.pod or self.labels.get('instance', '?')} (job {self.pool})"
 
-    def astray(self, label: str) -> bool:
-        """Whether its series may say another namespace than its own. Jobs for single services, such
-        as the API server's, often set none: let be.
+    def is_mislabelled(self, label: str) -> bool:
+        """Whether its series may carry another namespace than its own. Jobs for single services,
+        such as the API server's, often set none: that is accepted.
         """
-        said = self.labels.get(label)
-        return said != self.namespace and (said is not None or self.pod is not None)
+        labelled = self.labels.get(label)
+        return labelled != self.namespace and (labelled is not None or self.pod is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """Who is scraped. ``honoring``: jobs whose targets overwrite the labels of the scrape."""
+    """All targets. ``honoring``: jobs whose targets may overwrite labels of the scrape."""
 
     targets: tuple[ScrapeTarget, ...]
     honoring: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Doubt:
-    """Why others may count. ``ForeignTargets``: somebody else can now; ``Unverified``: nobody
-    knows.
-
-    ``message`` is for every team to read; ``targets``, who runs where, for the platform.
-    """
-
-    reason: Literal["Unverified", "ForeignTargets"]
-    message: str
-    targets: str = ""
-
-
-def doubt(source: Source, scrape: Scrape | MeasurementProblem | None, config: OperatorConfig) -> Doubt | None:
-    """What there is to say against a source. ``scrape``: None where no Prometheus is configured."""
+def doubt(
+    source: CountedBy, scrape: Scrape | MeasurementProblem | None, config: OperatorConfig
+) -> Doubt | None:
+    """Why others may count as ``source``. ``scrape``: None where no Prometheus is configured."""
     gateway, feedback = config.gateway_metrics, config.feedback_metrics
     selector, namespaces, field = {
         "gateway": (gateway.selector, gateway.namespaces, "gatewayMetrics.selector"),
@@ -105,18 +89,18 @@ def doubt(source: Source, scrape: Scrape | MeasurementProblem | None, config: Op
         remedy = "leave that out, or name their namespaces in scrape.trustedNamespaces"
         return _foreign(free, "are scraped with honor_labels and may write any label", remedy)
     if source == "pods":
-        astray = [
+        mislabelled = [
             t
             for t in scrape.targets
-            if t.namespace is not None and t.namespace not in trusted and t.astray(label)
+            if t.namespace is not None and t.namespace not in trusted and t.is_mislabelled(label)
         ]
         return (
             _foreign(
-                astray,
+                mislabelled,
                 f"do not have their namespace in the label {label}",
                 "set it in the scrape, after any labelmap",
             )
-            if astray
+            if mislabelled
             else None
         )
     matchers = parse(selector)

@@ -1,0 +1,276 @@
+"""The Gateway API: weights in HTTPRoutes and GRPCRoutes.
+
+That the gateway accepts a route's generation does not prove that the data plane carries it. So the
+decision adds a delay before it counts requests, and the canary's own counters are the proof
+(docs/design/0001-the-loop.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from modelrollout.api.v1alpha1 import Rollout
+from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
+from modelrollout.problem import Problem
+from modelrollout.resources.common import Object, Owner
+from modelrollout.resources.endpoints import narrowed
+from modelrollout.rollout.snapshot import Server, Split, Traffic
+from modelrollout.traffic.base import Seen
+from modelrollout.traffic.gateway_api.routes import (
+    ROUTE_KINDS,
+    Rule,
+    client_rules,
+    is_of_clients,
+    is_of_preview,
+    preview_routes,
+    preview_rules,
+    rendered_rules,
+    routes,
+)
+
+
+class GatewayRouter:
+    """HTTPRoutes and GRPCRoutes with weights over Services of revisions. Requests with a test's
+    headers, and those for a preview's host names, go to one revision.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: TrafficSpec,
+        rollout: Rollout | None = None,
+        matched: str | None = None,
+        preview: str | None = None,
+    ) -> None:
+        self._name, self._spec = name, spec
+        self._aim = _Aim(rollout, matched, preview)
+        self._preview = rollout.blue_green.preview if rollout and rollout.blue_green else None
+
+    def children(self, owner: Owner, split: Split) -> list[Object]:
+        """The routes; none while nothing serves."""
+        if not split:
+            return []
+        shown, gateway = self._aim.preview, self._spec.gateway
+        aside = (
+            preview_routes(owner, gateway, self._preview, shown)
+            if gateway and self._preview and shown
+            else []
+        )
+        return routes(owner, self._spec, self._aim.rules(split)) + aside
+
+    def programmed(self, split: Split, seen: Seen, servers: Mapping[str, Server]) -> Traffic:
+        """Every route has these rules, and its gateway has accepted this generation with all
+        references resolved.
+
+        A preview's routes count while its revision has no other traffic: then the trial waits for
+        them.
+        """
+        return _all_carried(
+            self._name,
+            self.children(Owner("", self._name, "", ""), split),
+            seen,
+            on_trial=self._aim.on_trial(split),
+        )
+
+
+class FrozenRoutes:
+    """The present routes, where spec is unreadable or its host names are not granted: only weights
+    change, and matches become as narrow as those of ``GatewayRouter``.
+
+    ``withheld``: host names that belong to another ModelDeployment.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        seen: Seen,
+        rollout: Rollout | None = None,
+        matched: str | None = None,
+        preview: str | None = None,
+        withheld: frozenset[str] = frozenset(),
+    ) -> None:
+        self._name, self._withheld = name, withheld
+        self._aim = _Aim(rollout, matched, preview)
+        self._routes = [o for (kind, n), o in seen.items() if kind in ROUTE_KINDS and self._is_kept(n)]
+
+    def _is_kept(self, route: str) -> bool:
+        return is_of_clients(route, self._name) or (
+            self._aim.preview is not None and is_of_preview(route, self._name)
+        )
+
+    def children(self, owner: Owner, split: Split) -> list[Object]:
+        """The same routes with the weights of ``split``."""
+        return [_written(route, wanted) for route in self._routes if (wanted := self._wanted(route, split))]
+
+    def _wanted(self, route: Object, split: Split) -> Object | None:
+        hosts = (route.get("spec") or {}).get("hostnames") or []
+        left = [h for h in hosts if h not in self._withheld]
+        if hosts and not left:
+            return None
+        shown = self._aim.preview if is_of_preview(route["metadata"]["name"], self._name) else None
+        rules = preview_rules(shown) if shown else self._aim.rules(split)
+        return route | {
+            "spec": (
+                route["spec"] | {"hostnames": left, "rules": rendered_rules(route["kind"], self._name, rules)}
+            )
+        }
+
+    def programmed(self, split: Split, seen: Seen, servers: Mapping[str, Server]) -> Traffic:
+        """As of ``GatewayRouter``."""
+        wanted = [found for route in self._routes if (found := self._wanted(route, split))]
+        return _all_carried(self._name, wanted, seen, on_trial=self._aim.on_trial(split))
+
+
+class _Aim:
+    """Where requests go that the split does not divide: those with the headers of a test, and those
+    to a preview.
+    """
+
+    def __init__(self, rollout: Rollout | None, matched: str | None, preview: str | None) -> None:
+        self._headers = rollout.ab_test.headers if rollout and rollout.ab_test else []
+        self._matched, self.preview = matched if self._headers else None, preview
+
+    def rules(self, split: Split) -> list[Rule]:
+        return client_rules(split, self._headers, self._matched)
+
+    def on_trial(self, split: Split) -> bool:
+        return self.preview is not None and self.preview not in dict(split)
+
+
+def _all_carried(model: str, wanted: Iterable[Object], seen: Seen, *, on_trial: bool) -> Traffic:
+    traffic = Traffic(False, "no route is there to carry requests yet")
+    for route in wanted:
+        kind, name = route["kind"], route["metadata"]["name"]
+        if is_of_preview(name, model) and not on_trial:
+            continue
+        traffic = _carried(kind, seen.get((kind, name)), _rules(route))
+        if not traffic.programmed:
+            return traffic
+    return traffic
+
+
+def overly_open_routes(seen: Seen, model: str) -> list[Object]:
+    """The routes of clients and of a preview that let through more than clients may request, as
+    they should be, with their present backends.
+
+    An earlier operator wrote such routes, or a user edited them.
+    """
+    found = [
+        o
+        for (kind, n), o in seen.items()
+        if kind in ROUTE_KINDS and (is_of_clients(n, model) or is_of_preview(n, model))
+    ]
+    pairs = [(o, narrowed(o, model)) for o in found]
+    return [_written(o, narrow) for o, narrow in pairs if _rules(o) != _rules(narrow)]
+
+
+def _written(live: Object, wanted: Object) -> Object:
+    """``wanted`` as the operator applies it to the route ``live``: without status and without the
+    metadata that belongs to the API server.
+    """
+    metadata = {
+        key: live["metadata"][key]
+        for key in ("name", "namespace", "labels", "ownerReferences")
+        if key in live["metadata"]
+    }
+    spec = {key: wanted["spec"][key] for key in ("parentRefs", "hostnames", "rules") if key in wanted["spec"]}
+    return {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata, "spec": spec}
+
+
+# (what a rule lets through, each match as sorted (field, type, name, value); weights by Service)
+_Rule = tuple[frozenset[tuple[tuple[str, str, str, str], ...]], dict[str, int]]
+
+
+def _carried(kind: str, route: Object | None, wanted: list[_Rule]) -> Traffic:
+    if route is None or _rules(route) != wanted:
+        return Traffic(False, f"{kind} is not written yet")
+    problem = rejection(kind, route)
+    if problem is not None:
+        return Traffic(False, problem.message, problem)
+    if not accepted(route):
+        return Traffic(
+            False,
+            f"{kind} generation {route['metadata'].get('generation')} is not accepted by its gateway yet",
+        )
+    return Traffic(True)
+
+
+def _rules(route: Object) -> list[_Rule]:
+    return [
+        (_opens(route["kind"], rule), _weights(rule)) for rule in (route.get("spec") or {}).get("rules") or []
+    ]
+
+
+# Without matches a rule lets everything through: the API server fills this in for an HTTPRoute, and
+# a GRPCRoute means it.
+_EVERYTHING: dict[str, list[Object]] = {
+    "HTTPRoute": [{"path": {"type": "PathPrefix", "value": "/"}}],
+    "GRPCRoute": [{}],
+}
+
+
+def _opens(kind: str, rule: Object) -> frozenset[tuple[tuple[str, str, str, str], ...]]:
+    """What the rule lets through: its matches, regardless of their order and of defaults that are
+    written out.
+    """
+    return frozenset(tuple(sorted(_match(kind, m))) for m in rule.get("matches") or _EVERYTHING[kind])
+
+
+def _match(kind: str, match: Object) -> Iterator[tuple[str, str, str, str]]:
+    for field in ("headers", "queryParams"):
+        for found in match.get(field) or []:
+            yield field, found.get("type", "Exact"), found["name"], found["value"]
+    if kind == "HTTPRoute":
+        path = match.get("path") or {}
+        yield "path", path.get("type", "PathPrefix"), "", path.get("value", "/")
+        yield "method", "Exact", "", match.get("method") or "*"
+    else:
+        called = match.get("method") or {}
+        yield "method", called.get("type", "Exact"), called.get("service") or "*", called.get("method") or "*"
+
+
+def _weights(rule: Object) -> dict[str, int]:
+    return {
+        ref["name"]: ref.get("weight", 1) for ref in rule.get("backendRefs") or [] if ref.get("weight", 1) > 0
+    }
+
+
+def weights(route: Object) -> dict[str, int]:
+    """Weights above 0 by Service for requests without a test's headers: the last rule."""
+    rules = route["spec"].get("rules") or []
+    return _weights(rules[-1]) if rules else {}
+
+
+def _conditions(route: Object) -> Sequence[Mapping[str, Any]]:
+    return [
+        c
+        for parent in (route.get("status") or {}).get("parents") or []
+        for c in parent.get("conditions") or []
+    ]
+
+
+def accepted(route: Object) -> bool:
+    """Accepted and ResolvedRefs are True for the present generation."""
+    generation = route["metadata"].get("generation", 0)
+    true = {
+        c["type"]
+        for c in _conditions(route)
+        if c["status"] == "True" and c.get("observedGeneration", 0) >= generation
+    }
+    return {"Accepted", "ResolvedRefs"} <= true
+
+
+def rejection(kind: str, route: Object) -> Problem | None:
+    """Why the gateway rejects the route's present generation; None: it does not."""
+    generation = route["metadata"].get("generation", 0)
+    for c in _conditions(route):
+        if (
+            c["type"] in ("Accepted", "ResolvedRefs")
+            and c["status"] == "False"
+            and c.get("observedGeneration", 0) >= generation
+        ):
+            return Problem(
+                "RouteNotAccepted", f"the gateway refuses {kind}: {c.get('reason')}: {c.get('message', '')}"
+            )
+    return None
