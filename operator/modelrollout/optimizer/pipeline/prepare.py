@@ -56,7 +56,7 @@ from modelrollout.triton.layout import CONFIG_FILE
 from modelrollout.triton.tensors import TensorSpec
 
 # Part of every artifact's key: raise it when this program makes something else of the same inputs.
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 
 MAX_INTERFACE_BYTES = 700  # of the 2 KiB of the termination message
 
