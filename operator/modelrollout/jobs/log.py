@@ -11,29 +11,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from modelrollout.api.uris import masked_text
+from modelrollout.telemetry.redaction import redact_known
 
 LOGGER = logging.getLogger("modelrollout.job")
-
-# Values that must never be seen outside this process. One set for the process: the formatter and
-# the termination message both ask it.
-_SECRETS: set[str] = set()
-
-
-def hide(value: str) -> str:
-    """Remember ``value`` as a secret; returns it."""
-    if value:
-        _SECRETS.add(value)
-    return value
-
-
-def redact(text: str) -> str:
-    """``text`` with every known secret replaced, longest first, so that a secret inside another
-    leaves no rest; and with its URIs masked.
-    """
-    for secret in sorted(_SECRETS, key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return masked_text(text)
 
 
 class JsonFormatter(logging.Formatter):
@@ -45,15 +25,15 @@ class JsonFormatter(logging.Formatter):
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "message": redact(record.getMessage()),
+            "message": redact_known(record.getMessage()),
         }
         line |= {
-            key: redact(value) if isinstance(value, str) else value
+            key: redact_known(value) if isinstance(value, str) else value
             for key, value in getattr(record, "fields", {}).items()
         }
         if record.exc_info:
-            line["traceback"] = redact(self.formatException(record.exc_info))
-        return json.dumps(line, default=lambda value: redact(str(value)))
+            line["traceback"] = redact_known(self.formatException(record.exc_info))
+        return json.dumps(line, default=lambda value: redact_known(str(value)))
 
 
 def setup() -> None:

@@ -35,6 +35,7 @@ from modelrollout.contract.tasks import (
 )
 from modelrollout.jobs import log
 from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.telemetry.redaction import redact_known
 
 TERMINATION_LOG_ENV = "MODELROLLOUT_TERMINATION_LOG"
 TERMINATION_LOG = "/dev/termination-log"
@@ -139,6 +140,11 @@ def parse_task(text: str | None) -> AnyTask:
     return task
 
 
+def wrong_program(task: AnyTask, program: str) -> JobError:
+    """For a program that was given the task of another one."""
+    return bad_input("TaskInvalid", f"{TASK_ENV}: the task {task.task} belongs to python -m {program}")
+
+
 def execute(runner: Runner, text: str | None, progress: log.Progress) -> tuple[ExitCode, TaskResult]:
     """Run the task; whatever happens becomes a code and a result."""
     try:
@@ -151,7 +157,7 @@ def execute(runner: Runner, text: str | None, progress: log.Progress) -> tuple[E
         wrapped = _unexpected(error)
         code, result = wrapped.code, wrapped.result()
     return code, result.model_copy(
-        update={"message": log.redact(result.message), "seconds": result.seconds or dict(progress.seconds)}
+        update={"message": redact_known(result.message), "seconds": result.seconds or dict(progress.seconds)}
     )
 
 

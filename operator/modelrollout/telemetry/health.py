@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from modelrollout.telemetry.http_guard import STATUS, Exposition, GuardedServer
-from modelrollout.telemetry.logs import redact
+from modelrollout.telemetry.redaction import redact
 
 Check = Callable[[], str | None]  # None when well, else the reason
 BEAT_SECONDS = 1.0

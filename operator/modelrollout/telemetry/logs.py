@@ -1,12 +1,9 @@
-"""Logs: JSON lines for machines, a short form on a terminal. What looks like a secret is blotted
-out of either.
-"""
+"""The operator's logs, without secrets: JSON lines for machines, a short form on a terminal."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -16,40 +13,9 @@ from typing import Literal, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
-from modelrollout.api.uris import masked_text
+from modelrollout.telemetry.redaction import redact
 
 _context: ContextVar[Mapping[str, str]] = ContextVar("log_context", default=MappingProxyType({}))
-
-# Quotes and backslashes end a value, so that blotting it out leaves the JSON line whole.
-_VALUE = r"[^\s\"'\\,;&<>]"
-_SECRETS = [
-    (
-        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^\"]*?(?:-----END [A-Z ]*PRIVATE KEY-----|(?=\")|$)"),
-        "***",
-    ),
-    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]+\.?[\w-]*"), "***"),  # JSON web token
-    (re.compile(rf"(?i)\b(bearer)\s+{_VALUE}{{8,}}"), r"\1 ***"),
-    # with a digit or padding, or it may be a word
-    (re.compile(r"(?i)\b(basic)\s+(?=\w*[\d=])[\w+/]{8,}=*"), r"\1 ***"),
-    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[pousr]_\w{20,}|\bhf_\w{20,}"), "***"),
-    (
-        re.compile(
-            r"(?i)((?:password|passwd|pwd|token|secret|api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key|credential|signature|authorization)"
-            rf"\\?[\"']?\s*[:=]\s*\\?[\"']?)(?:bearer |basic )?{_VALUE}{{4,}}"
-        ),
-        r"\1***",
-    ),
-]
-
-
-def redact(text: str) -> str:
-    """``text`` without what looks like a token, key or password, and its URIs without users and
-    queries.
-    """
-    text = masked_text(text)
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
 
 
 @contextlib.contextmanager

@@ -13,11 +13,11 @@ from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import EvaluateTask
 from modelrollout.evaluator import golden
+from modelrollout.evaluator.__main__ import run
 from modelrollout.evaluator.golden import percentile_ms
 from modelrollout.jobs import runner
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
 from modelrollout.optimizer.store import object_store as fetch
 from modelrollout.statistics.paired import drop_interval
 from modelrollout.testing.fake_triton import FakeTriton, Model, serving

@@ -21,9 +21,9 @@ from modelrollout.contract.steps import AutoStep, GraphStep, Training
 from modelrollout.contract.tasks import PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
 from modelrollout.jobs.runner import encode
 from modelrollout.optimizer import steps
+from modelrollout.optimizer.__main__ import run
 from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.model.inspect import check
 from modelrollout.optimizer.model.runtime import open_session, predict

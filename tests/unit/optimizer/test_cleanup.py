@@ -15,7 +15,7 @@ import pytest
 from modelrollout.contract.tasks import CleanTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
+from modelrollout.optimizer.__main__ import run
 from modelrollout.optimizer.store import cleanup
 from modelrollout.optimizer.store.cleanup import doomed
 from modelrollout.optimizer.store.object_store import Listed

@@ -23,7 +23,7 @@ from modelrollout.contract.steps import ContainerStep, GraphStep, Int8Step, Prun
 from modelrollout.contract.tasks import PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
+from modelrollout.optimizer.__main__ import run
 from modelrollout.optimizer.model.inspect import check
 from modelrollout.optimizer.pipeline import prepare
 from modelrollout.optimizer.steps import container

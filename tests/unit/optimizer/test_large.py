@@ -34,8 +34,8 @@ from modelrollout.contract.steps import (
 from modelrollout.contract.tasks import FetchTask, PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
 from modelrollout.optimizer import steps
+from modelrollout.optimizer.__main__ import run
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.archive import gather
 from modelrollout.optimizer.model.data import Data

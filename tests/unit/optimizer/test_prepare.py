@@ -22,9 +22,9 @@ from modelrollout.contract.steps import DistillStep, Int8Step, PruneStep, Step, 
 from modelrollout.contract.tasks import Batching, FetchTask, PrepareTask, Recorded
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
 from modelrollout.jobs.runner import encode
 from modelrollout.optimizer import steps
+from modelrollout.optimizer.__main__ import run
 from modelrollout.optimizer.pipeline.prepare import inputs_of, interface_of, key_of
 from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.store import artifact

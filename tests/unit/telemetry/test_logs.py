@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.telemetry import logs
+from modelrollout.telemetry import logs, redaction
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJzeXN0ZW06c2VydmljZWFjY291bnQifQ.c2lnbmF0dXJl"
 log = logging.getLogger("modelrollout.test")
@@ -111,7 +111,7 @@ def test_what_looks_secret_is_blotted_out_everywhere_and_the_line_stays_json(
     ],
 )
 def test_what_is_not_secret_stays(text: str) -> None:
-    assert logs.redact(text) == text
+    assert redaction.redact(text) == text
 
 
 def test_people_get_a_short_form() -> None:

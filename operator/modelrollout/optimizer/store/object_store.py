@@ -28,8 +28,8 @@ from modelrollout.api import uris
 from modelrollout.contract.common import CREDENTIALS_DIR, Location
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.jobs.errors import JobError, bad_input, denied, retryable
-from modelrollout.jobs.log import hide
 from modelrollout.optimizer.store.http_client import Client, Fault, fault_of
+from modelrollout.telemetry.redaction import hide
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
