@@ -29,11 +29,10 @@ from modelrollout.contract.common import DataSet, ModelFile
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.formats import Served
 from modelrollout.contract.results import Interface, MetricResult, Paired, Search, TaskResult
-from modelrollout.contract.steps import AutoStep, ContainerStep, Int8Step, Step
+from modelrollout.contract.steps import ContainerStep, Int8Step, Step
 from modelrollout.contract.tasks import HANDED_MODEL, IN_DIR, MADE_DIR, WORK_DIR, PrepareTask
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import LOGGER, Progress
-from modelrollout.optimizer import steps
 from modelrollout.optimizer.formats.isolated import convert, expect_format, expect_tensors, parity, versions
 from modelrollout.optimizer.gate.gate import FIELD as FIELD_GATE
 from modelrollout.optimizer.gate.gate import Measured, labels_wanted, raise_failure, run_gate
@@ -47,6 +46,9 @@ from modelrollout.optimizer.pipeline import hand_over
 from modelrollout.optimizer.pipeline.hand_over import SOURCE
 from modelrollout.optimizer.pipeline.servable import expect_servable
 from modelrollout.optimizer.steps.container import lay_out
+from modelrollout.optimizer.steps.distributions import versions_of
+from modelrollout.optimizer.steps.registry import definition_of
+from modelrollout.optimizer.steps.run import Applied, field_of, run_steps
 from modelrollout.optimizer.store import artifact
 from modelrollout.optimizer.store.object_store import Fetched, ObjectStore, expect_digest
 from modelrollout.optimizer.store.signature import load_key, verify
@@ -81,7 +83,7 @@ class _Source(NamedTuple):
     @property
     def judges(self) -> bool:
         """Whether it is data that the gate's metrics are computed on."""
-        return self.step is None or (isinstance(self.step, AutoStep) and self.name == "data")
+        return self.step is None or self.name in definition_of(self.step).selects_on
 
 
 def _sources(task: PrepareTask) -> dict[str, _Source]:
@@ -90,13 +92,13 @@ def _sources(task: PrepareTask) -> dict[str, _Source]:
     """
     for index, step in enumerate(task.steps):
         if isinstance(step, Int8Step) and step.method == "Static" and step.calibration is None:
-            where = steps.field_of(index, step)
+            where = field_of(index, step)
             raise bad_input(
                 "CalibrationMissing",
                 f"{where}: method Static needs calibration: {{uri: ...}}; or use method Dynamic",
             )
     found = {
-        f"{steps.field_of(index, step)}.{name}": _Source(wanted, step, name)
+        f"{field_of(index, step)}.{name}": _Source(wanted, step, name)
         for index, step in enumerate(task.steps)
         for name, wanted in step.sources().items()
     }
@@ -135,7 +137,11 @@ def _checked(
             )
         else:
             data[field] = match(
-                arrays, wanted, inputs, field, labelled=steps.labels_in(step, name, arrays, wanted.labels)
+                arrays,
+                wanted,
+                inputs,
+                field,
+                labelled=definition_of(step).uses_labels(step, name, wanted.labels in arrays),
             )
     return data, models
 
@@ -161,9 +167,7 @@ def tools(recipe: Sequence[Step]) -> dict[str, str]:
         "machine": platform.machine(),
     }
     return always | {
-        name: v
-        for i, step in enumerate(recipe)
-        for name, v in steps.tools(step, steps.field_of(i, step)).items()
+        name: v for i, step in enumerate(recipe) for name, v in versions_of(step, field_of(i, step)).items()
     }
 
 
@@ -179,7 +183,7 @@ def inputs_of(task: PrepareTask, data: dict[str, str], signer: str | None = None
         return {"sha256": data[field], "labels": wanted.labels, "slices": list(wanted.slices)}
 
     def recipe(index: int, step: Step) -> dict[str, Any]:
-        where = steps.field_of(index, step)
+        where = field_of(index, step)
         found = step.model_dump()
         for name, wanted in step.sources().items():
             *outer, last = name.split(".")
@@ -323,20 +327,18 @@ def _fetch(task: PrepareTask, progress: Progress, work: Path) -> TaskResult | No
     return None
 
 
-def _hand_over(
-    task: PrepareTask, applied: steps.Applied, files: dict[str, _DataFile], made: Path
-) -> TaskResult:
+def _hand_over(task: PrepareTask, applied: Applied, files: dict[str, _DataFile], made: Path) -> TaskResult:
     """To the user's container what it reads, to the one after it what was done so far."""
     index, step = next((i, s) for i, s in enumerate(task.steps) if isinstance(s, ContainerStep))
-    data = files.get(f"{steps.field_of(index, step)}.data")
+    data = files.get(f"{field_of(index, step)}.data")
     lay_out(applied.path, data.path if data else None)
     (made / _HANDED).write_text(json.dumps({"done": applied.done, "warnings": applied.warnings}))
     return TaskResult(message="handed over to the container of the step")
 
 
-def _handed(made: Path) -> steps.Applied:
+def _handed(made: Path) -> Applied:
     found = json.loads((made / _HANDED).read_text())
-    return steps.Applied(Path(IN_DIR) / HANDED_MODEL, found["done"], found["warnings"])
+    return Applied(Path(IN_DIR) / HANDED_MODEL, found["done"], found["warnings"])
 
 
 def _below(task: PrepareTask, uri: str) -> ObjectStore:
@@ -434,7 +436,7 @@ def _converted(task: PrepareTask, progress: Progress, folder: Path, work: Path, 
     if task.part == "BeforeContainer":
         recipe = tuple(takewhile(lambda step: not isinstance(step, ContainerStep), recipe))
     with progress.stage("optimize"):
-        applied = steps.apply(
+        applied = run_steps(
             recipe,
             source,
             folder,

@@ -18,6 +18,7 @@ from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.inspect import ModelInfo, check
 from modelrollout.optimizer.model.runtime import open_session
 from modelrollout.optimizer.steps.context import StepContext
+from modelrollout.optimizer.steps.definition import StepDefinition
 from modelrollout.triton.layout import DATA_FILE
 
 
@@ -88,3 +89,6 @@ def _face(info: ModelInfo) -> list[tuple[str, str, tuple[int, ...]]]:
 
 def _told(info: ModelInfo) -> list[str]:
     return [str(t) for t in (*info.inputs, *info.outputs)]
+
+
+STEP = StepDefinition(container, uses_labels=lambda _step, _data, present: present)

@@ -22,7 +22,6 @@ from modelrollout.contract.results import Search, SearchPoint
 from modelrollout.contract.steps import AutoStep
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import say
-from modelrollout.optimizer import steps
 from modelrollout.optimizer.gate.gate import Measured, compare_answers, judge_gate
 from modelrollout.optimizer.gate.metrics import ERRORS, Answers
 from modelrollout.optimizer.model import files
@@ -32,6 +31,8 @@ from modelrollout.optimizer.model.runtime import Advance, check_label_range, ope
 from modelrollout.optimizer.model.timing import in_turns, open_single
 from modelrollout.optimizer.steps.auto.plan import SOURCE, Candidate, Means, Outcome, next_candidate
 from modelrollout.optimizer.steps.context import StepContext
+from modelrollout.optimizer.steps.definition import StepDefinition
+from modelrollout.optimizer.steps.distributions import INT4, TRAINING, installed
 from modelrollout.statistics.frontier import OBJECTIVES, Point, choose, cost_of, enough, frontier
 
 # set aside of the data where no calibration data is given, at most a quarter of it
@@ -263,7 +264,7 @@ def _make(
         advance=advance,
         warn=warnings.append,
     )
-    done = {"kind": candidate.step.kind} | steps.run(candidate.step, inner)
+    done = {"kind": candidate.step.kind} | work.run_step(candidate.step, inner)
     return judge.made(candidate.name, target, [*base.done, done], [*base.warnings, *warnings], advance)
 
 
@@ -300,7 +301,7 @@ def _gate_for(gate: Gate, data: Data, work: StepContext) -> Gate:
 
 
 def _means(step: AutoStep, work: StepContext) -> Means:
-    trains = step.training is not None and steps.can_train()
+    trains = step.training is not None and installed(*TRAINING)
     if step.training is not None and not trains:
         work.warn(
             f"{work.field}.training: nothing that trains was tried, because this image has no JAX; set"
@@ -310,7 +311,7 @@ def _means(step: AutoStep, work: StepContext) -> Means:
     return Means(
         calibration=step.calibration or step.data,
         training=step.training if trains else None,
-        int4=steps.can_int4(),
+        int4=installed(*INT4),
         sensitivity=work.max_drop is not None,
     )
 
@@ -355,3 +356,11 @@ def _findings(
             " that will serve the model; Size says more"
         )
     return found
+
+
+STEP = StepDefinition(
+    auto,
+    optional_distributions=lambda step: (*INT4, *(TRAINING if step.training else ())),
+    uses_labels=lambda _step, data, _present: data != "calibration",
+    selects_on=("data",),
+)
