@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from modelrollout.api import selectors, uris
+from modelrollout.contract.formats import Flavour
 
 
 class ConfigError(ValueError):
@@ -235,6 +236,11 @@ class ImagesConfig(_Config):
     )
     triton: str
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+
+    def of_flavour(self, flavour: Flavour) -> str | None:
+        """The image with the libraries of some formats; each flavour is a field here."""
+        image: str | None = getattr(self, flavour)
+        return image
 
 
 class DrainConfig(_Config):

@@ -9,7 +9,7 @@ from pickle import UnpicklingError
 from modelrollout.contract.formats import Tensors
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.formats import exported_program, torch_script
-from modelrollout.optimizer.formats.source_model import FIELD, SourceModel, invalid
+from modelrollout.optimizer.formats.source_model import FIELD, FileStart, Format, SourceModel, invalid
 from modelrollout.optimizer.model.archive import holds
 
 
@@ -34,3 +34,11 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> SourceModel:
         ]
         remedy = "save it with that version or an older one, or export the model to ONNX where it was trained"
         raise invalid(f"PyTorch {version('torch')} does not read it: {line}", remedy) from None
+
+
+def _sniff(start: FileStart) -> bool:
+    marks = (b"/constants.pkl", b"serialized_exported_program.json", b"archive_format")
+    return any(mark in start.zip_names for mark in marks)
+
+
+FORMAT = Format("PyTorch", ("torch", "onnxscript"), "TorchScript, or an exported program", _sniff, load)
