@@ -21,7 +21,8 @@ from modelrollout.contract.tasks import CleanTask
 from modelrollout.jobs.errors import bad_input
 from modelrollout.jobs.log import LOGGER, Progress, say
 from modelrollout.optimizer.store.artifact import MANIFEST
-from modelrollout.optimizer.store.object_store import Listed, ObjectStore
+from modelrollout.optimizer.store.backend import Listed
+from modelrollout.optimizer.store.object_store import ObjectStore
 
 FIELD = "artifactCleanup"
 # NAMESPACE/KEY-SALT-TRY/FILE; an earlier operator's folders are named after the key alone

@@ -53,6 +53,7 @@ Kind = Literal[
     "Certificate",
     "Redirected",
     "Unreachable",
+    "NotListable",
 ]
 
 
