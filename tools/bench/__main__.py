@@ -42,7 +42,7 @@ from modelrollout.contract.steps import (
 )
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.model.data import Data
-from modelrollout.optimizer.pipeline.prepare import RECIPE_VERSION
+from modelrollout.optimizer.pipeline.key import RECIPE_VERSION
 from modelrollout.optimizer.steps.distributions import versions_of
 from modelrollout.optimizer.steps.run import field_of, run_steps
 from modelrollout.triton.client import TritonError

@@ -25,7 +25,7 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer.__main__ import run
 from modelrollout.optimizer.model.inspect import check
-from modelrollout.optimizer.pipeline import prepare
+from modelrollout.optimizer.pipeline import hand_over, prepare
 from modelrollout.optimizer.steps import container
 from modelrollout.testing.object_store import (
     SALT,
@@ -49,7 +49,7 @@ class Pod:
         self.store, self.folder = store, folder
         for name in ("in", "out", "work", "made"):
             (folder / name).mkdir(parents=True)
-        for module in (prepare, container):
+        for module in (prepare, hand_over, container):
             for name in ("IN_DIR", "OUT_DIR", "WORK_DIR", "MADE_DIR"):
                 if hasattr(module, name):
                     monkeypatch.setattr(module, name, str(folder / name.partition("_")[0].lower()))

@@ -24,7 +24,8 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.runner import encode
 from modelrollout.optimizer.__main__ import run
-from modelrollout.optimizer.pipeline.prepare import inputs_of, interface_of, key_of
+from modelrollout.optimizer.pipeline.key import inputs_of, key_of
+from modelrollout.optimizer.pipeline.report import interface_of
 from modelrollout.optimizer.steps import run as run_module
 from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.store import artifact

@@ -20,6 +20,10 @@ def _reads_weights_from_the_file(_: StepBase) -> float:
     return 0.0
 
 
+def _any_options(_step: StepBase, _field: str) -> None:
+    """Nothing to check."""
+
+
 def _always(_step: StepBase, _data: str, _present: bool) -> bool:
     return True
 
@@ -33,6 +37,9 @@ class StepDefinition(Generic[S]):
     """
 
     run: Callable[[S, StepContext], dict[str, Any]]
+    # Raises JobError where the options of a step (whose field is given) do not fit together; called
+    # before anything is fetched.
+    check_options: Callable[[S, str], None] = _any_options
     # Distributions that shape the result: their versions take part in the artifact's key. Those of
     # ``distributions`` must be installed (else ToolMissing); of ``optional_distributions`` a step
     # uses what the image has.
