@@ -74,19 +74,19 @@ class Progress:
             say("end", stage=name, seconds=round(took, 3))
             self._stage = "between"
 
-    def told(self) -> str:
-        """Which stage runs and for how long, and what those before it took, for people."""
+    def describe(self) -> str:
+        """Which stage runs and for how long, and how long those before it took; for messages."""
         before = "".join(
             f", {name} took {seconds:.0f} s" for name, seconds in list(self.seconds.items()) if seconds >= 1
         )
         return f"stage {self._stage} has run for {time.monotonic() - self._since:.0f} s{before}"
 
     def update(self, done: int, total: int | None) -> None:
-        """How far the stage is, in bytes, rows or requests; ``total`` None: not known."""
+        """How far the stage is, in bytes, rows or requests; ``total`` None: unknown."""
         self._done, self._total = done, total
 
-    def beat(self) -> None:
-        """Say where the task is."""
+    def heartbeat(self) -> None:
+        """Log how far the task is."""
         fields: dict[str, Any] = {"stage": self._stage, "seconds": round(time.monotonic() - self._since, 1)}
         if self._done:
             fields |= {"done": self._done, "total": self._total}

@@ -100,13 +100,13 @@ def convert(path: Path, kind: SourceFormat, folder: Path, tensors: Tensors | Non
 _name = attrgetter("name")
 
 
-def expect_tensors(said: Tensors, info: inspect.ModelInfo) -> None:
-    """Raise TensorMismatch unless the converted model takes and gives what its owner says. A size
-    may be dynamic where a fixed one was said.
+def expect_tensors(declared: Tensors, info: inspect.ModelInfo) -> None:
+    """Raise TensorMismatch unless the converted model takes and gives what its owner declared. A
+    size may be dynamic where a fixed one was declared.
     """
     for field, wanted, found in (
-        ("inputs", said.inputs, info.inputs),
-        ("outputs", said.outputs, info.outputs),
+        ("inputs", declared.inputs, info.inputs),
+        ("outputs", declared.outputs, info.outputs),
     ):
         specs = [TensorSpec(t.name, t.data_type, t.shape) for t in wanted]
         fits = len(specs) == len(found) and all(
@@ -249,7 +249,7 @@ def _rows(output: NDArray[Any], rows: int) -> NDArray[np.float64]:
 
 
 def _generated(specs: Sequence[TensorSpec], *, trees: bool) -> Arrays:
-    """Inputs where nobody gave any, PARITY_SAMPLES of them or fewer: normal numbers (for trees of
+    """Inputs where the task has none, PARITY_SAMPLES of them or fewer: normal numbers (for trees of
     several scales, so that thresholds far from 0 are met too), whole numbers 0 and 1, which are
     indices of every table.
     """

@@ -59,7 +59,7 @@ def load(path: Path, folder: Path, _: Tensors | None) -> SourceModel:
     ``check_members``.
     """
     zipped = is_archive(path)
-    # Keras tells its formats by the name's end
+    # Keras recognizes its formats by the suffix
     named = folder / ("source.keras" if zipped else "source.h5")
     named.symlink_to(path)
     if zipped:

@@ -1,4 +1,4 @@
-"""PyTorch: a program of TorchScript or an exported one, told apart by what is in the zip."""
+"""PyTorch: a TorchScript program or an exported one, recognized by the names in the zip."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> SourceModel:
             f"{FIELD}.uri: the weights hold other things than tensors, and making those could run any code;"
             " export it without them",
         ) from None
-    except Exception as error:  # of PyTorch, on a file that somebody made
+    except Exception as error:  # PyTorch raises anything for a damaged file
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[
             :300
         ]

@@ -42,7 +42,7 @@ def load_xgboost(path: Path, folder: Path, _: Tensors | None) -> SourceModel:
 
     with path.open("rb") as file:
         named = folder / ("source.json" if file.read(2)[1:] in (b'"', b" ", b"\n") else "source.ubj")
-    named.symlink_to(path)  # XGBoost tells its formats by the name's end
+    named.symlink_to(path)  # XGBoost recognizes its formats by the suffix
     booster = xgboost.Booster()
     booster.load_model(named)
     return _original(

@@ -47,8 +47,8 @@ def expect_servable(served: Served | None, names: Collection[str], config: str) 
         kind.platform,
         kind.file,
     ):
-        said = f"{found.backend or found.platform or 'no backend'!r} and {found.default_model_filename!r}"
-        raise refused(f"its config.pbtxt is for {said}, not for {kind.backend} and {kind.file}")
+        given = f"{found.backend or found.platform or 'no backend'!r} and {found.default_model_filename!r}"
+        raise refused(f"its config.pbtxt is for {given}, not for {kind.backend} and {kind.file}")
     if served is None:
         if extra := sorted({field.name for field, _ in found.ListFields()} - _OURS):
             raise refused(f"its config.pbtxt says {extra[0]}")

@@ -234,8 +234,8 @@ class Quantizer:
 
 @contextmanager
 def _bounded_sessions() -> Iterator[None]:
-    """The quantizer asks for sessions with default options, and lets nobody say how many threads
-    they have.
+    """Limits the threads of the sessions that the quantizer opens: it takes default options, and
+    has no parameter for them.
     """
     default = ort.SessionOptions
     ort.SessionOptions = session_options

@@ -60,8 +60,8 @@ class _Made:
     done: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def told(self) -> dict[str, Any]:
-        """For the report."""
+    def entry(self) -> dict[str, Any]:
+        """Its entry in the report."""
         return {
             **self.point._asdict(),
             "value": self.value,
@@ -70,7 +70,7 @@ class _Made:
         }
 
     def summary(self) -> SearchPoint:
-        """For the termination message."""
+        """Its entry in the termination message."""
         p = self.point
         return SearchPoint(
             p.name,
@@ -231,7 +231,7 @@ def auto(step: AutoStep, work: StepContext) -> dict[str, Any]:
     return {
         "search": search.model_dump(),
         "steps": best.done,
-        "candidates": [m.told() for m in made.values()],
+        "candidates": [m.entry() for m in made.values()],
         "frontier": frontiers,
         "refused": refused,
         "cut": cut,
@@ -243,8 +243,8 @@ def auto(step: AutoStep, work: StepContext) -> dict[str, Any]:
 def _make(
     candidate: Candidate, base: _Made, target: Path, work: StepContext, judge: _Judge, ends: float
 ) -> _Made:
-    """Raises _TimeIsUpError also in the middle of it, for training may take long; a file that was
-    begun is left to the Job's folder.
+    """Make and judge a candidate. Raises _TimeIsUpError, also in the middle, since training may
+    take long; an unfinished file goes with the Job's folder.
     """
 
     def advance(done: int, total: int | None) -> None:
@@ -324,7 +324,7 @@ def _findings(
     cut: str | None,
     refused: dict[str, str],
 ) -> list[str]:
-    """What the user should know of the search."""
+    """Warnings about the search."""
     source, others = made[0], made[1:]
     found = []
     if best is source:
