@@ -16,7 +16,9 @@ from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.model.inspect import ModelInfo
 from modelrollout.optimizer.pipeline.hand_over import SOURCE
 from modelrollout.optimizer.steps.run import Applied
-from modelrollout.optimizer.store.object_store import Fetched
+from modelrollout.optimizer.store.object_store import Fetched, ObjectStore
+
+FIELD_SOURCE = "spec.model.uri"
 
 
 class DataFile(NamedTuple):
@@ -83,3 +85,8 @@ def run_phases(phases: Sequence[Phase], state: PrepareState) -> TaskResult | Non
         if (result := phase(state)) is not None:
             return result
     return None
+
+
+def store_of(task: PrepareTask, uri: str) -> ObjectStore:
+    """An artifact's place in the store."""
+    return ObjectStore(task.artifacts.model_copy(update={"uri": uri}), "artifacts")
