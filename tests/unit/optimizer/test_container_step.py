@@ -26,6 +26,7 @@ from modelrollout.jobs.log import Progress
 from modelrollout.optimizer.__main__ import run
 from modelrollout.optimizer.model.inspect import check
 from modelrollout.optimizer.pipeline import hand_over, prepare
+from modelrollout.optimizer.pipeline.key import inputs_of, key_of
 from modelrollout.optimizer.steps import container
 from modelrollout.testing.object_store import (
     SALT,
@@ -168,7 +169,7 @@ def test_image_and_arguments_are_part_of_what_is_kept(pod: Pod) -> None:
             artifacts=pod.store.s3("artifacts/a"),
             salt=SALT,
         )
-        return prepare.key_of(prepare.inputs_of(task, {}))
+        return key_of(inputs_of(task, {}))
 
     keys = {
         key(),
