@@ -21,6 +21,7 @@ from pydantic.alias_generators import to_camel
 
 from modelrollout.api import selectors, uris
 from modelrollout.api.v1alpha1.policy import Queries
+from modelrollout.contract.formats import Flavour
 from modelrollout.telemetry.redaction import mask_uris
 
 
@@ -239,6 +240,11 @@ class ImagesConfig(_Config):
     )
     triton: str
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+
+    def of_flavour(self, flavour: Flavour) -> str | None:
+        """The image with the libraries of some formats; each flavour is a field here."""
+        image: str | None = getattr(self, flavour)
+        return image
 
 
 class DrainConfig(_Config):

@@ -12,7 +12,7 @@ import numpy as np
 import obstore
 import pytest
 
-from modelrollout.optimizer.pipeline.prepare import key_of
+from modelrollout.optimizer.pipeline.key import key_of
 from modelrollout.optimizer.store import artifact
 from tests.e2e import models
 from tests.e2e.conftest import Stage

@@ -41,9 +41,10 @@ from modelrollout.contract.steps import (
     Training,
 )
 from modelrollout.jobs.errors import JobError
-from modelrollout.optimizer import steps
 from modelrollout.optimizer.model.data import Data
-from modelrollout.optimizer.pipeline.prepare import RECIPE_VERSION
+from modelrollout.optimizer.pipeline.key import RECIPE_VERSION
+from modelrollout.optimizer.steps.distributions import versions_of
+from modelrollout.optimizer.steps.run import field_of, run_steps
 from modelrollout.triton.client import TritonError
 
 HERE = Location(uri="https://here.invalid/")  # the data is in memory: nothing is fetched
@@ -112,7 +113,7 @@ def _stepped(model: str, step: Step, source: Path, data: dict[str, Data]) -> Pat
     told = {
         "source": hashlib.sha256(source.read_bytes()).hexdigest(),
         "step": step.model_dump(),
-        "tools": steps.tools(step, model),
+        "tools": versions_of(step, model),
         "recipeVersion": RECIPE_VERSION,
     }
     kept = (
@@ -122,11 +123,11 @@ def _stepped(model: str, step: Step, source: Path, data: dict[str, Data]) -> Pat
     if kept.exists():
         return kept
     with tempfile.TemporaryDirectory(dir=baseline.cache()) as folder:
-        fields = {f"{steps.field_of(0, step)}.{name}": name for name in step.sources()}
+        fields = {f"{field_of(0, step)}.{name}": name for name in step.sources()}
         student = Path(folder) / "student.onnx"
         if "student" in fields.values():
             networks.student_of_trees(student, data["training.data"].inputs[networks.INPUT].shape[1])
-        applied = steps.apply(
+        applied = run_steps(
             [step],
             source,
             Path(folder),

@@ -38,11 +38,11 @@ from modelrollout.contract.steps import (
     Training,
 )
 from modelrollout.jobs.errors import JobError
-from modelrollout.optimizer import steps
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.model.inspect import check
 from modelrollout.optimizer.model.runtime import open_session
+from modelrollout.optimizer.steps.run import field_of, run_steps
 from modelrollout.triton.layout import DATA_FILE, MODEL_FILE
 
 FEATURES, WIDTH, CLASSES = 64, 8192, 10
@@ -139,15 +139,13 @@ def _run(name: str, source: Path, folder: Path, one_file: int, answer: Any) -> N
     )
     recipe = STEPS[name]
     given = {
-        f"{steps.field_of(i, step)}.{inner}": data
-        for i, step in enumerate(recipe)
-        for inner in step.sources()
+        f"{field_of(i, step)}.{inner}": data for i, step in enumerate(recipe) for inner in step.sources()
     }
     peak, begun = Peak(), time.monotonic()
     peak.start()
     figures: dict[str, Any] = {}
     try:
-        applied = steps.apply(
+        applied = run_steps(
             recipe,
             source,
             folder,

@@ -37,7 +37,7 @@ def decode(body: bytes, header_length: int | None) -> Outputs:
 
 def agree(candidate: Outputs, stable: Outputs, tolerances: Mapping[str, OutputTolerance]) -> bool:
     """The same outputs, of the same shapes, each within its tolerance. A tolerance for an output
-    that nobody asked for has no say.
+    that does not exist is ignored.
     """
     return candidate.keys() == stable.keys() and all(
         _agree(candidate[name], stable[name], tolerances.get(name) or OutputTolerance(name=name))

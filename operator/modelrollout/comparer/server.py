@@ -1,11 +1,11 @@
-"""The comparer of shadow traffic: mirrored requests come in, both revisions are asked, and how
-often they agree is counted.
+"""The comparer of shadow traffic: it sends each mirrored request to both revisions, and counts how
+often they agree.
 
 ``python -m modelrollout.comparer.server`` with a CompareTask in MODELROLLOUT_TASK; one for each
-rollout, in the model's own namespace. What it compares and for whom stands in its task, which the
-operator wrote: nothing that a request says (host, header, path) changes that. One body counts a few
-times at most: who sends a thousand of the same proves nothing. It has no API access, and what it
-counts leaves it as counters only: no payload is logged, kept or shown.
+rollout, in the model's own namespace. Its task, which the operator wrote, says what it compares;
+nothing in a request (host, header, path) changes that. One body counts a few times at most: a
+thousand equal requests prove nothing. It has no API access, and gives out counters only: no payload
+is logged, kept or shown.
 
 The gateway forgets the answer to a mirrored request, so every one gets 202 as soon as it is read,
 and what is too much is shed, not queued. Any pod may reach its port, so that connections, time and
@@ -51,7 +51,7 @@ Result = Literal[
     "unreachable",
     "repeated",  # the same body has been counted MOST_EQUAL times
     "unreadable",  # stable's answer is none that can be compared
-    "shed",  # more than can be asked at a time
+    "shed",  # more than can be compared at a time
     "ignored",  # no inference request of this model
 ]
 RESULTS: tuple[Result, ...] = (
@@ -89,7 +89,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class ServerAnswer:
-    """What a revision said with status 200."""
+    """A revision's answer with status 200."""
 
     body: bytes
     header_length: int | None
@@ -190,8 +190,8 @@ class AgreementCounters(Collector):
 
 
 class Comparer:
-    """The queue between what the gateway mirrors and what the revisions are asked. Bounded:
-    ``queue`` bodies wait, ``concurrency`` are asked.
+    """The queue between the gateway and the revisions. Bounded: ``queue`` bodies wait, and
+    ``concurrency`` are compared.
     """
 
     def __init__(self, task: CompareTask, asker: InferenceClient) -> None:
@@ -244,13 +244,13 @@ class Comparer:
     def _counted(self, request: Request, result: Result) -> Result:
         if result in PAIRS:
             digest = BodyQueue.digest(request.body)
-            if self._bodies.enough(digest):  # others with this body were asked at the same time
+            if self._bodies.enough(digest):  # others with this body were compared meanwhile
                 return "repeated"
             self._bodies.count(digest)
         return result
 
     async def compare(self, request: Request) -> Result:
-        """Ask both with the same body."""
+        """Send the same body to both."""
         stable, canary = await asyncio.gather(
             self._asker.ask(self._task.stable_http, request),
             self._asker.ask(self._task.candidate_http, request),

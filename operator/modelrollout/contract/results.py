@@ -93,7 +93,7 @@ class TrialResult(ContractModel):
 
     serving: ServingConfig
     throughput: float = 0.0
-    latency_ms: float = 0.0  # that the asked share of the requests kept to
+    latency_ms: float = 0.0  # at the quantile that the task names
     in_flight: int = 0
     within: bool = False  # the objective was kept
     problem: str | None = None  # the server failed under it

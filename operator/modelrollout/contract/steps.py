@@ -22,7 +22,11 @@ class Training(ContractModel):
 
 
 class StepBase(ContractModel):
-    """What all steps share. Field names are those of the API's type of the same step."""
+    """What all steps share. Field names are those of the API's type of the same step; ``kind`` is
+    the field of spec.optimization.steps[] that holds it.
+    """
+
+    kind: str
 
     def sources(self) -> dict[str, DataSet | ModelFile]:
         """What has to be fetched for it, by the field's path on the wire below the step."""

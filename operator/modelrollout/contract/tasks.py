@@ -4,7 +4,7 @@ A Job gets its task as JSON in the environment variable ``MODELROLLOUT_TASK`` an
 files of Secrets mounted under ``/var/run/modelrollout/credentials/<name>/`` (keys
 ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, optionally ``AWS_SESSION_TOKEN``; for HTTP
 ``token`` or ``username`` and ``password``). It has no API access. It ends with an exit code and a
-``TaskResult`` as JSON of at most 2 KiB in its termination message (DESIGN.md, Artifacts).
+``TaskResult`` as JSON of at most 2 KiB in its termination message.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class PrepareTask(ContractModel):
     source: Location
     sha256: str
     signature: Signature | None = None
-    # None: told from the file; all but ONNX need an image of their own and must be said
+    # None: ONNX. Every other format needs an image of its own, so the spec must name it.
     format: SourceFormat | None = None
     tensors: Tensors | None = None  # of a PyTorch model: TorchScript does not say them
     served: Served | None = None  # as it is; then there are no steps and no gate
@@ -87,7 +87,7 @@ class PrepareTask(ContractModel):
     instance_kind: Literal["KIND_GPU", "KIND_CPU", "KIND_AUTO"] = "KIND_AUTO"
     # the folder of this tenant in the artifact store; the result goes to <uri>/<key>-<salt>-<try>/
     artifacts: Location
-    # random, of the operator's, for this Job: nobody knows beforehand where its result will lie
+    # random, chosen by the operator for this Job: nothing can be laid where its result will go
     salt: str = Field(pattern=r"^[0-9a-f]{16}$")
     recorded: tuple[Recorded, ...] = ()  # what lies in the store is taken from here only
     target_hardware: str = "any"
@@ -123,7 +123,7 @@ class FetchTask(ContractModel):
 
 
 class CleanTask(ContractModel):
-    """Remove what nobody refers to from the artifact store; a CronJob of the chart runs it
+    """Remove unreferenced artifacts from the store; a CronJob of the chart runs it
     (docs/explanation/safety.md).
     """
 
@@ -150,7 +150,7 @@ class EvaluateTask(ContractModel):
     stable_http: str | None = None
     stable_grpc: str | None = None
     stable_number: int | None = None
-    parity_samples: int = 64  # asked over both protocols, the answers must agree
+    parity_samples: int = 64  # sent over both protocols; the answers must agree
     batch: int = 32
     timeout_seconds: float = 30.0
 
@@ -161,7 +161,7 @@ class TuneTask(ContractModel):
     """
 
     task: Literal["tune"] = "tune"
-    http: str  # host:port of a Triton that loads models only when told to
+    http: str  # host:port of a Triton that loads models only on request
     repository: str  # its model repository as this program sees it
     model: str
     data: DataSet | None = None  # None: inputs are made up

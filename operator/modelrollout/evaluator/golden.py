@@ -1,10 +1,9 @@
 """Golden data through the served candidate and, where there is one, through stable: one paired
 experiment.
 
-Every sample is counted once: it is asked over HTTP in batches, candidate and stable in turn. A part
-of the samples is then asked again, one by one, over HTTP and gRPC, to compare the protocols and to
-time single requests; those answers are not counted, because the same input again is no new
-information.
+Every sample counts once: it is sent over HTTP in batches, to candidate and stable in turn. Some
+samples are then sent again, one by one, over HTTP and gRPC, to compare the protocols and to time
+single requests. Those answers do not count: the same input again is no new information.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ SLICES, SLICES_BYTES, SLICE_NAME = 16, 900, 40
 # has not seen
 WARM_UP = 3
 
-# of a request that found no server: one pod less is no reason to begin the whole pass anew
+# of a request that found no server: one pod less is no reason to repeat the whole pass
 TRIES = 3
 _PAUSE_SECONDS = 1.0
 

@@ -1,5 +1,5 @@
-"""How a Job says that it cannot go on: an exit code, a reason that docs/reference/reasons.md
-lists, and a message that names field and remedy.
+"""How a Job fails: an exit code, a reason that the page of reasons lists, and a message that names
+the field, the fact and the remedy.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from modelrollout.contract.results import TaskResult
 
 
 class JobError(Exception):
-    """The end of a task other than success; ``result`` carries evidence that was found before
-    it.
-    """
+    """The end of a task that did not succeed. ``result``: evidence from before the failure."""
 
     def __init__(self, code: ExitCode, reason: str, message: str, result: TaskResult | None = None) -> None:
         super().__init__(f"{reason}: {message}")
@@ -21,7 +19,7 @@ class JobError(Exception):
         self.evidence = result
 
     def result(self) -> TaskResult:
-        """The evidence, under this reason and message."""
+        """The evidence with this reason and message."""
         return (self.evidence or TaskResult()).model_copy(
             update={"reason": self.reason, "message": self.message}
         )

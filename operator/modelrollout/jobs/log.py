@@ -11,29 +11,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from modelrollout.telemetry.redaction import mask_uris
+from modelrollout.telemetry.redaction import redact_known
 
 LOGGER = logging.getLogger("modelrollout.job")
-
-# Values that must never be seen outside this process. One set for the process: the formatter and
-# the termination message both ask it.
-_SECRETS: set[str] = set()
-
-
-def hide(value: str) -> str:
-    """Remember ``value`` as a secret; returns it."""
-    if value:
-        _SECRETS.add(value)
-    return value
-
-
-def redact(text: str) -> str:
-    """``text`` with every known secret replaced, longest first, so that a secret inside another
-    leaves no rest; and with its URIs masked.
-    """
-    for secret in sorted(_SECRETS, key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return mask_uris(text)
 
 
 class JsonFormatter(logging.Formatter):
@@ -45,15 +25,15 @@ class JsonFormatter(logging.Formatter):
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "message": redact(record.getMessage()),
+            "message": redact_known(record.getMessage()),
         }
         line |= {
-            key: redact(value) if isinstance(value, str) else value
+            key: redact_known(value) if isinstance(value, str) else value
             for key, value in getattr(record, "fields", {}).items()
         }
         if record.exc_info:
-            line["traceback"] = redact(self.formatException(record.exc_info))
-        return json.dumps(line, default=lambda value: redact(str(value)))
+            line["traceback"] = redact_known(self.formatException(record.exc_info))
+        return json.dumps(line, default=lambda value: redact_known(str(value)))
 
 
 def setup() -> None:
@@ -94,19 +74,19 @@ class Progress:
             say("end", stage=name, seconds=round(took, 3))
             self._stage = "between"
 
-    def told(self) -> str:
-        """Which stage runs and for how long, and what those before it took, for people."""
+    def describe(self) -> str:
+        """Which stage runs and for how long, and how long those before it took; for messages."""
         before = "".join(
             f", {name} took {seconds:.0f} s" for name, seconds in list(self.seconds.items()) if seconds >= 1
         )
         return f"stage {self._stage} has run for {time.monotonic() - self._since:.0f} s{before}"
 
     def update(self, done: int, total: int | None) -> None:
-        """How far the stage is, in bytes, rows or requests; ``total`` None: not known."""
+        """How far the stage is, in bytes, rows or requests; ``total`` None: unknown."""
         self._done, self._total = done, total
 
-    def beat(self) -> None:
-        """Say where the task is."""
+    def heartbeat(self) -> None:
+        """Log how far the task is."""
         fields: dict[str, Any] = {"stage": self._stage, "seconds": round(time.monotonic() - self._since, 1)}
         if self._done:
             fields |= {"done": self._done, "total": self._total}

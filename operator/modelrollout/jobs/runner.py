@@ -1,5 +1,4 @@
-"""What all Jobs have in common: read the task, run it, say where it is, write the result, end with
-a code.
+"""The frame of every Job: read the task, run it, log progress, write the result, exit with a code.
 
 The task runs in a thread of its own and the main thread waits: a signal handler in Python runs only
 in the main thread and only between two bytecodes, so a task inside a long call of ONNX Runtime
@@ -35,6 +34,7 @@ from modelrollout.contract.tasks import (
 )
 from modelrollout.jobs import log
 from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.telemetry.redaction import redact_known
 
 TERMINATION_LOG_ENV = "MODELROLLOUT_TERMINATION_LOG"
 TERMINATION_LOG = "/dev/termination-log"
@@ -42,26 +42,26 @@ TERMINATION_LOG = "/dev/termination-log"
 AnyTask = ResolveTask | PrepareTask | FetchTask | CleanTask | EvaluateTask | TuneTask
 Runner = Callable[[AnyTask, log.Progress], TaskResult]
 
-_MESSAGE_START = 300  # characters of a message that are worth more than a metric's numbers
+_MESSAGE_START = 300  # characters of a message that matter more than a metric's numbers
 _HEARTBEATS = (2.0, 3.0, 5.0, 10.0)  # seconds between two lines of progress; the last one repeats
 
 
 def encode(result: TaskResult, limit: int = RESULT_LIMIT_BYTES) -> bytes:
     """The result as JSON of at most ``limit`` bytes, still a valid TaskResult.
 
-    Given up in this order until it fits: ``extra`` and ``seconds``; where a start of the message
-    needs the place, points of a search (the last ones first) and metrics (those that passed first);
-    the end of the message; everything but reason and message.
+    Dropped in this order until it fits: ``extra`` and ``seconds``; points of a search (the last
+    ones first) and metrics (those that passed first), as far as the start of the message needs the
+    room; the end of the message; everything but reason and message.
     """
 
     def dump(value: TaskResult) -> bytes:
         return value.model_dump_json(exclude_defaults=True).encode()
 
-    # A name in a tar archive may be no text; Python carries its bytes as halves of letters, which
-    # JSON cannot.
-    said = json.dumps(result.model_dump(mode="json"), ensure_ascii=False)
-    if not said.isascii():
-        result = TaskResult.model_validate_json(said.encode(errors="replace"))
+    # A name in a tar archive need not be text: Python keeps undecodable bytes as lone surrogates,
+    # which JSON cannot hold.
+    text = json.dumps(result.model_dump(mode="json"), ensure_ascii=False)
+    if not text.isascii():
+        result = TaskResult.model_validate_json(text.encode(errors="replace"))
     for whole in (result, result.model_copy(update={"extra": {}, "seconds": {}})):
         if len(dump(whole)) <= limit:
             return dump(whole)
@@ -96,7 +96,7 @@ def encode(result: TaskResult, limit: int = RESULT_LIMIT_BYTES) -> bytes:
 
 
 def _unexpected(error: BaseException) -> JobError:
-    """An exception that no code foresaw, as a reason; only its first line, without secrets."""
+    """An unforeseen exception as a reason; only its first line, without secrets."""
     if isinstance(error, MemoryError):
         return JobError(
             ExitCode.OUT_OF_RESOURCES,
@@ -139,8 +139,13 @@ def parse_task(text: str | None) -> AnyTask:
     return task
 
 
+def wrong_program(task: AnyTask, program: str) -> JobError:
+    """For a program that was given the task of another one."""
+    return bad_input("TaskInvalid", f"{TASK_ENV}: the task {task.task} belongs to python -m {program}")
+
+
 def execute(runner: Runner, text: str | None, progress: log.Progress) -> tuple[ExitCode, TaskResult]:
-    """Run the task; whatever happens becomes a code and a result."""
+    """Run the task. Every outcome, an exception too, becomes a code and a result."""
     try:
         result, code = runner(parse_task(text), progress), ExitCode.OK
     except JobError as error:
@@ -151,12 +156,12 @@ def execute(runner: Runner, text: str | None, progress: log.Progress) -> tuple[E
         wrapped = _unexpected(error)
         code, result = wrapped.code, wrapped.result()
     return code, result.model_copy(
-        update={"message": log.redact(result.message), "seconds": result.seconds or dict(progress.seconds)}
+        update={"message": redact_known(result.message), "seconds": result.seconds or dict(progress.seconds)}
     )
 
 
 def write_result(result: TaskResult) -> None:
-    """Write the termination message; a missing place for it (a run by hand) is only said."""
+    """Write the termination message. Where it cannot be written (a run by hand), log that."""
     path = Path(os.environ.get(TERMINATION_LOG_ENV, TERMINATION_LOG))
     encoded = encode(result)
     try:
@@ -201,13 +206,13 @@ def main(runner: Runner) -> int:
         if time.monotonic() - begun >= limit:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             text = (
-                f"not done within {limit:g} s: {progress.told()}; raise the limit (of prepare:"
+                f"not done within {limit:g} s: {progress.describe()}; raise the limit (of prepare:"
                 " spec.optimization.timeout), or ask for less"
             )
             end(ExitCode.TIMEOUT, "DeadlineExceeded", text)
-        progress.beat()
+        progress.heartbeat()
         wait = next(beats, _HEARTBEATS[-1])
-    # the result is being written: it is not replaced by Terminated any more
+    # the result is being written: Terminated must not replace it any more
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     code, result = outcome[0]
     write_result(result)

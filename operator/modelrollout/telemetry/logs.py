@@ -1,4 +1,4 @@
-"""Logs: JSON lines for machines, a short form on a terminal, both without secrets."""
+"""The operator's logs, without secrets: JSON lines for machines, a short form on a terminal."""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 import re
 
 HIDDEN = "***"
+# Secrets that this process has read. One set for the process, so that no caller can forget it.
+_KNOWN: set[str] = set()
 _LONGEST = 4096  # twice what a URI may have; of a longer one only the scheme is shown
 _HOST = re.compile(r"(?:[^/?#@:\[\]\\]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 # Ends with the word or the JSON string (in which a quote is escaped); punctuation after it is kept.
@@ -37,11 +39,27 @@ _SECRETS = [
 ]
 
 
-def redact(text: str) -> str:
-    """``text`` without tokens, keys and passwords, as far as they look like it, and with its URIs
-    masked.
+def hide(value: str) -> str:
+    """Remember ``value`` as a secret of this process; returns it."""
+    if value:
+        _KNOWN.add(value)
+    return value
+
+
+def redact_known(text: str) -> str:
+    """``text`` without the secrets that this process has read, and with its URIs masked.
+
+    The longest secret goes first, so that one inside another leaves no rest. Jobs, whose messages
+    name fields such as ``signature``, know their secrets and need no guesses.
     """
-    text = mask_uris(text)
+    for secret in sorted(_KNOWN, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return mask_uris(text)
+
+
+def redact(text: str) -> str:
+    """``redact_known``, and without what looks like a token, a key or a password."""
+    text = redact_known(text)
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text

@@ -23,7 +23,7 @@ Model = Callable[[np.ndarray], np.ndarray]
 
 @dataclass
 class FakeTriton:
-    """One model with input x: FP32 [shape] and output scores. Counts what it was asked."""
+    """One model with input x: FP32 [shape] and output scores. Counts its requests."""
 
     model: Model
     version: str = "3"

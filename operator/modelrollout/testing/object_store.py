@@ -40,7 +40,7 @@ class ObjectStore:
         self.objects: dict[str, bytes] = {}
         self.modified: dict[str, datetime] = {}  # others are of 2015
         self.statuses: dict[str, tuple[int, bytes]] = {}
-        self.redirects: dict[str, str] = {}  # where a path leads, whatever is asked of it
+        self.redirects: dict[str, str] = {}  # where a path leads, for every method
         self.redirect_status = 302
         self.truncated: set[str] = set()  # closes the connection in the middle
         self.authorization: str | None = None
@@ -146,19 +146,19 @@ def object_store(tls: ssl.SSLContext | None = None) -> Iterator[ObjectStore]:
             wanted = re.findall(
                 r"<Key>([^<]+)</Key>", self.rfile.read(int(self.headers["Content-Length"])).decode()
             )
-            told = ""
+            parts = ""
             for key in wanted:
                 path = f"{urlsplit(self.path).path.rstrip('/')}/{key}"
                 store.requests.append(("DELETE", path))
                 if path in store.statuses:
-                    told += (
+                    parts += (
                         f"<Error><Key>{key}</Key><Code>AccessDenied</Code><Message>Access"
                         " Denied</Message></Error>"
                     )
                 else:
                     store.objects.pop(path, None)
-                    told += f"<Deleted><Key>{key}</Key></Deleted>"
-            self.answer(200, f"<DeleteResult>{told}</DeleteResult>".encode())
+                    parts += f"<Deleted><Key>{key}</Key></Deleted>"
+            self.answer(200, f"<DeleteResult>{parts}</DeleteResult>".encode())
 
         def do_PUT(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -264,5 +264,5 @@ def dataset(location: Location, **fields: Any) -> DataSet:
 
 
 def known(*results: TaskResult) -> tuple[Recorded, ...]:
-    """What an operator tells a Job of artifacts that revisions record."""
+    """The artifacts that revisions record, as an operator hands them to a Job."""
     return tuple(Recorded(uri=r.artifact_uri or "", digest=r.artifact_digest or "") for r in results)

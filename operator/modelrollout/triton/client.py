@@ -2,7 +2,7 @@
 """A served model, over HTTP and over gRPC: what it takes, what it answers, and which version
 answered.
 
-The version is never asked for but read from the answer: that is what a client of the address would
+The version is never requested but read from the answer: that is what a client of the address would
 get.
 """
 
@@ -51,7 +51,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Answer:
-    """Outputs in the order that was asked for, and the version that computed them."""
+    """Outputs in the requested order, and the version that computed them."""
 
     version: str
     outputs: tuple[NDArray[Any], ...]

@@ -23,7 +23,7 @@ pb: Any = model_config_pb2  # generated, without types
 
 
 class BatchingImpossible(ValueError):
-    """A batch size was asked for, but this tensor's first dimension is fixed."""
+    """A batch size was requested, but this tensor's first dimension is fixed."""
 
     def __init__(self, tensor: TensorSpec) -> None:
         super().__init__(str(tensor))

@@ -13,12 +13,12 @@ from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import EvaluateTask
 from modelrollout.evaluator import golden
+from modelrollout.evaluator.__main__ import run
 from modelrollout.evaluator.golden import percentile_ms
 from modelrollout.jobs import runner
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
-from modelrollout.optimizer.store import object_store as fetch
+from modelrollout.optimizer.store import backend
 from modelrollout.statistics.paired import drop_interval
 from modelrollout.testing.fake_triton import FakeTriton, Model, serving
 from modelrollout.testing.object_store import (
@@ -48,7 +48,7 @@ def wrong_where_positive(x: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "RETRY", {"max_retries": 0})
+    monkeypatch.setattr(backend, "RETRY", {"max_retries": 0})
     monkeypatch.setattr(golden, "_PAUSE_SECONDS", 0.01)
 
 

@@ -282,8 +282,8 @@ def test_the_result_has_room_in_the_termination_message() -> None:
         Trial(ServingConfig(instances=i, batch=32), None, problem="x" * program.PROBLEM) for i in range(1, 40)
     ]
     found = program.TuneResult(
-        configured=program._told(trials[0]),
-        chosen=program._told(trials[1]),
+        configured=program._result_of(trials[0]),
+        chosen=program._result_of(trials[1]),
         candidates=78,
         trials=program._others(trials, trials[:2]),
     )

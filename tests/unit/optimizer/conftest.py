@@ -16,14 +16,14 @@ from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.formats import SourceFormat
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.formats import REFUSAL, isolated
-from modelrollout.optimizer.store import object_store
+from modelrollout.optimizer.store import backend
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
 def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_store, "RETRY", {"max_retries": 0})
+    monkeypatch.setattr(backend, "RETRY", {"max_retries": 0})
 
 
 @pytest.fixture(scope="session")

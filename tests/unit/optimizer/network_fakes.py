@@ -14,6 +14,7 @@ from modelrollout.contract.gate import Gate, GateMetric
 from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.model.inspect import check
 from modelrollout.optimizer.steps.context import StepContext
+from modelrollout.optimizer.steps.run import run_step
 
 SIDE = 8
 CLASSES = 4
@@ -164,5 +165,6 @@ def work(source: Path, **changes: Any) -> StepContext:
         "hardware": "any",
         "advance": lambda *_: None,
         "warn": warnings.append,
+        "run_step": run_step,
     }
     return StepContext(**(fields | changes))

@@ -21,14 +21,16 @@ from modelrollout.contract.steps import AutoStep, GraphStep, Training
 from modelrollout.contract.tasks import PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
 from modelrollout.jobs.runner import encode
-from modelrollout.optimizer import steps
+from modelrollout.optimizer.__main__ import run
 from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.model.inspect import check
 from modelrollout.optimizer.model.runtime import open_session, predict
+from modelrollout.optimizer.steps import distributions
 from modelrollout.optimizer.steps.auto import auto as module
 from modelrollout.optimizer.steps.auto.auto import auto
+from modelrollout.optimizer.steps.distributions import installed, versions_of
+from modelrollout.optimizer.steps.run import run_step
 from modelrollout.optimizer.training.fit import Recipe, fit
 from modelrollout.optimizer.training.network import Network
 from modelrollout.testing.object_store import (
@@ -96,8 +98,7 @@ def stump() -> onnx.ModelProto:
 @pytest.fixture
 def without_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the usual image."""
-    monkeypatch.setattr(steps, "can_train", lambda: False)
-    monkeypatch.setattr(steps, "can_int4", lambda: False)
+    monkeypatch.setattr(module, "installed", lambda *_: False)
 
 
 @pytest.mark.usefixtures("without_trainer")
@@ -233,7 +234,7 @@ class TestWithoutTraining:
         """The clock stands still until ``after`` candidates are there."""
         now = [0.0]
         monkeypatch.setattr(module, "monotonic", lambda: now[0])
-        real, tried = steps.run, list[str]()
+        tried = list[str]()
 
         def counted(step: Any, inner: Any) -> dict[str, Any]:
             if len(tried) == after:
@@ -241,14 +242,14 @@ class TestWithoutTraining:
                 inner.advance(1, 2)
                 raise AssertionError("the limit was not seen in the middle of a step")
             tried.append(step.kind)
-            return real(step, inner)
+            return run_step(step, inner)
 
-        monkeypatch.setattr(steps, "run", counted)
         warnings: list[str] = []
         w = work(
             save(classifier(hidden=512), tmp_path),
             data={"data": points(1600)},
             gate=gate(),
+            run_step=counted,
             warnings=warnings,
         )
         found = auto(AutoStep(data=PLACE, time_limit="1m"), w)
@@ -526,15 +527,15 @@ def test_the_key_tells_what_the_image_could_try(store: ObjectStore, monkeypatch:
         data=dataset(store.s3("data/selection.npz")),
         training=Training(data=dataset(store.s3("data/training.npz"))),
     )
-    whole = steps.tools(step, FIELD)
+    whole = versions_of(step, FIELD)
     assert set(whole) == {"jax", "jaxlib", "optax", "onnx_ir"}
-    assert set(steps.tools(step.model_copy(update={"training": None}), FIELD)) == {"onnx_ir"}
-    real = steps.version
+    assert set(versions_of(step.model_copy(update={"training": None}), FIELD)) == {"onnx_ir"}
+    real = distributions.version
 
     def missing(name: str) -> str:
         if name.startswith("jax"):
-            raise steps.PackageNotFoundError(name)
+            raise distributions.PackageNotFoundError(name)
         return real(name)
 
-    monkeypatch.setattr(steps, "version", missing)
-    assert set(steps.tools(step, FIELD)) == {"optax", "onnx_ir"} and not steps.can_train()
+    monkeypatch.setattr(distributions, "version", missing)
+    assert set(versions_of(step, FIELD)) == {"optax", "onnx_ir"} and not installed("jax")

@@ -15,10 +15,10 @@ import pytest
 from modelrollout.contract.tasks import CleanTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
+from modelrollout.optimizer.__main__ import run
 from modelrollout.optimizer.store import cleanup
+from modelrollout.optimizer.store.backend import Listed
 from modelrollout.optimizer.store.cleanup import doomed
-from modelrollout.optimizer.store.object_store import Listed
 from modelrollout.optimizer.store.object_store import ObjectStore as Store
 from modelrollout.testing.object_store import ObjectStore, object_store
 

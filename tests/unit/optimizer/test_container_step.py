@@ -23,9 +23,10 @@ from modelrollout.contract.steps import ContainerStep, GraphStep, Int8Step, Prun
 from modelrollout.contract.tasks import PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
+from modelrollout.optimizer.__main__ import run
 from modelrollout.optimizer.model.inspect import check
-from modelrollout.optimizer.pipeline import prepare
+from modelrollout.optimizer.pipeline import hand_over, prepare
+from modelrollout.optimizer.pipeline.key import inputs_of, key_of
 from modelrollout.optimizer.steps import container
 from modelrollout.testing.object_store import (
     SALT,
@@ -49,7 +50,7 @@ class Pod:
         self.store, self.folder = store, folder
         for name in ("in", "out", "work", "made"):
             (folder / name).mkdir(parents=True)
-        for module in (prepare, container):
+        for module in (prepare, hand_over, container):
             for name in ("IN_DIR", "OUT_DIR", "WORK_DIR", "MADE_DIR"):
                 if hasattr(module, name):
                     monkeypatch.setattr(module, name, str(folder / name.partition("_")[0].lower()))
@@ -168,7 +169,7 @@ def test_image_and_arguments_are_part_of_what_is_kept(pod: Pod) -> None:
             artifacts=pod.store.s3("artifacts/a"),
             salt=SALT,
         )
-        return prepare.key_of(prepare.inputs_of(task, {}))
+        return key_of(inputs_of(task, {}))
 
     keys = {
         key(),

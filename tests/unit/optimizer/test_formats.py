@@ -23,8 +23,8 @@ from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
-from modelrollout.optimizer.formats import ANSWERS, isolated
+from modelrollout.optimizer.__main__ import run
+from modelrollout.optimizer.formats import OUTPUTS, isolated
 from modelrollout.testing.object_store import SALT, ObjectStore, dataset, npz, object_store
 from tests.unit.optimizer.tree_models import ASTRAY, FEATURES, LABELS, MODELS, PICKLE, UNTRUSTED, N, X
 
@@ -163,9 +163,9 @@ def test_an_unfaithful_conversion_is_refused(
     def otherwise(task: str, path: Path, kind: Any, folder: Path) -> None:
         real(task, path, kind, folder)
         if task == "predict":
-            with np.load(folder / ANSWERS) as answers:
+            with np.load(folder / OUTPUTS) as answers:
                 changed = {name: answers[name] + 0.01 for name in answers.files}
-            np.savez(folder / ANSWERS, **changed)
+            np.savez(folder / OUTPUTS, **changed)
 
     monkeypatch.setattr(isolated, "run_isolated", otherwise)
     error = refusal(store, models["lightgbm, regression"], "LightGBM")

@@ -20,8 +20,8 @@ from modelrollout.contract.steps import Int8Step
 from modelrollout.contract.tasks import PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
 from modelrollout.jobs.runner import encode
+from modelrollout.optimizer.__main__ import run
 from modelrollout.testing.object_store import (
     CLASSES,
     SALT,

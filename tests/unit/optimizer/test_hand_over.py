@@ -21,7 +21,7 @@ from modelrollout.contract.steps import GraphStep
 from modelrollout.contract.tasks import FetchTask, PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
+from modelrollout.optimizer.__main__ import run
 from modelrollout.optimizer.pipeline import prepare
 from modelrollout.optimizer.pipeline.servable import expect_servable
 from modelrollout.optimizer.store import artifact

@@ -45,7 +45,7 @@ CHILD = """
 import json, os, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
 from modelrollout.jobs import runner
-from modelrollout.jobs.programs import run
+from modelrollout.optimizer.__main__ import run
 for line in sys.stdin:
     case = json.loads(line)
     os.environ |= case["env"]

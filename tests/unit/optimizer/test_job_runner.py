@@ -22,6 +22,7 @@ from modelrollout.contract.results import MetricResult, Search, SearchPoint, Tas
 from modelrollout.jobs import log
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.runner import encode, execute, parse_task
+from modelrollout.telemetry.redaction import hide
 
 RESOLVE = json.dumps({"task": "resolve", "source": {"uri": "s3://b/k"}})
 OPERATOR = str(Path(__file__).parents[3] / "operator")
@@ -141,7 +142,7 @@ def test_evidence_of_an_error_is_kept() -> None:
 
 
 def test_secrets_are_neither_logged_nor_returned(caplog: pytest.LogCaptureFixture) -> None:
-    secret = log.hide("s3cr3t-of-this-test")
+    secret = hide("s3cr3t-of-this-test")
 
     def runner(*_: object) -> TaskResult:
         raise RuntimeError(f"cannot sign with {secret}")
@@ -159,8 +160,8 @@ def test_secrets_are_neither_logged_nor_returned(caplog: pytest.LogCaptureFixtur
 def run_child(body: str, tmp_path: Path, **env: str) -> subprocess.Popen[str]:
     """A Job in a process of its own, whose runner is ``body``."""
     imports = (
-        "import sys, time\nfrom modelrollout.jobs.runner import main\nfrom modelrollout.contract.tasks import"
-        " TaskResult\n"
+        "import sys, time\nfrom modelrollout.jobs.runner import main\n"
+        "from modelrollout.contract.results import TaskResult\n"
     )
     code = f"{imports}def run(task, progress):\n{body}\nsys.exit(main(run))"
     variables = {

@@ -34,13 +34,14 @@ from modelrollout.contract.steps import (
 from modelrollout.contract.tasks import FetchTask, PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
-from modelrollout.optimizer import steps
+from modelrollout.optimizer.__main__ import run
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.archive import gather
 from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.model.inspect import check, constants_inside
+from modelrollout.optimizer.steps import run as run_module
 from modelrollout.optimizer.steps.memory import expect_memory
+from modelrollout.optimizer.steps.run import Applied, field_of, run_steps
 from modelrollout.testing.object_store import (
     SALT,
     ObjectStore,
@@ -76,14 +77,12 @@ def wide() -> onnx.ModelProto:
     return model
 
 
-def applied(recipe: Sequence[Step], source: Path, folder: Path, one_file: int) -> steps.Applied:
+def applied(recipe: Sequence[Step], source: Path, folder: Path, one_file: int) -> Applied:
     folder.mkdir()
     x, labels = samples(300, 5)
     data = Data({"x": x}, labels, {})
-    given = {
-        f"{steps.field_of(i, step)}.{name}": data for i, step in enumerate(recipe) for name in step.sources()
-    }
-    return steps.apply(
+    given = {f"{field_of(i, step)}.{name}": data for i, step in enumerate(recipe) for name in step.sources()}
+    return run_steps(
         recipe, source, folder, given, {}, gate=Gate(data=DATA, metrics=(GateMetric(max_drop=0.5),)),
         symmetric=False, hardware="any",
         advance=lambda *_: None, one_file=one_file,
@@ -343,7 +342,7 @@ def test_weights_beside_a_file_that_came_alone_are_refused(store: ObjectStore) -
 def test_a_step_that_cannot_have_its_memory_is_not_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "memory_limit", lambda: 10_000)
+    monkeypatch.setattr(run_module, "memory_limit", lambda: 10_000)
     with pytest.raises(JobError) as error:
         applied((GraphStep(), Int8Step()), split(wide(), tmp_path / "a"), tmp_path / "two", 1024)
     assert (error.value.reason, "steps[1].int8" in error.value.message) == ("MemoryLimitTooLow", True)

@@ -22,7 +22,7 @@ from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import Batching, PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
+from modelrollout.optimizer.__main__ import run
 from modelrollout.optimizer.formats import isolated
 from modelrollout.testing.object_store import SALT, ObjectStore, dataset, npz, object_store
 from modelrollout.triton.config import parse

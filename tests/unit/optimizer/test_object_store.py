@@ -20,6 +20,7 @@ from modelrollout.optimizer.store import http_client
 from modelrollout.optimizer.store import object_store as fetch
 from modelrollout.optimizer.store.object_store import ObjectStore as Store
 from modelrollout.optimizer.store.object_store import expect_digest
+from modelrollout.telemetry.redaction import redact_known
 from modelrollout.testing.object_store import ObjectStore, object_store
 
 CONTENT = bytes(range(256)) * 4096
@@ -150,7 +151,7 @@ def test_credentials_are_sent(server: ObjectStore, tmp_path: Path) -> None:
         )
         assert found.sha256 == SHA
     assert server.headers[0]["x-amz-security-token"] == "st-1"
-    assert log.redact("sk-1 st-1 tok-1 pw-1 bWU6cHctMQ==") == "*** *** *** *** ***"
+    assert redact_known("sk-1 st-1 tok-1 pw-1 bWU6cHctMQ==") == "*** *** *** *** ***"
 
 
 def test_anonymous_means_no_signature(

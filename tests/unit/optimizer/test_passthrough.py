@@ -19,8 +19,8 @@ from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import Batching, FetchTask, PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
-from modelrollout.optimizer.pipeline.prepare import interface_of
+from modelrollout.optimizer.__main__ import run
+from modelrollout.optimizer.pipeline.report import interface_of
 from modelrollout.optimizer.store import artifact
 from modelrollout.testing.object_store import SALT, ObjectStore, known, object_store
 from modelrollout.triton.config import parse, pb

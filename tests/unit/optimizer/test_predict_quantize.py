@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.model import runtime as predict_module
@@ -170,6 +171,26 @@ def test_dynamic(tmp_path: Path) -> None:
     )
     x, _ = samples(300)
     assert (classes(target, x) == classes(source, x)).mean() > 0.95
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_weights_leave_a_bit_free_so_that_no_cpu_saturates(tmp_path: Path, calibrated: bool) -> None:
+    source, target = save(classifier(hidden=1024), tmp_path), tmp_path / "q.onnx"
+    calibration = {"x": samples(300, 5)[0]} if calibrated else None
+    quantize(source, target, check(source), calibration, symmetric=False, field="f")
+    weights = [t for t in onnx.load(target).graph.initializer if t.data_type == TensorProto.INT8 and t.dims]
+    largest = [int(np.abs(numpy_helper.to_array(t).astype(int)).max()) for t in weights if len(t.dims) > 1]
+    assert len(largest) == 2
+    assert all(32 <= value <= 64 for value in largest)
+
+
+def test_a_quantized_model_answers_as_exact_arithmetic_does(tmp_path: Path) -> None:
+    source, target = save(classifier(hidden=1024), tmp_path), tmp_path / "q.onnx"
+    quantize(source, target, check(source), None, symmetric=False, field="f")
+    x, _ = samples(50)
+    exact = ReferenceEvaluator(onnx.load(target)).run(None, {"x": x})[0]
+    here = onnxruntime.InferenceSession(target).run(None, {"x": x})[0]
+    assert np.abs(here - exact).max() < 1e-3 * np.abs(exact).max()
 
 
 def test_static_with_a_fixed_batch(tmp_path: Path) -> None:

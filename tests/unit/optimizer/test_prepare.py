@@ -22,10 +22,11 @@ from modelrollout.contract.steps import DistillStep, Int8Step, PruneStep, Step, 
 from modelrollout.contract.tasks import Batching, FetchTask, PrepareTask, Recorded
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
 from modelrollout.jobs.runner import encode
-from modelrollout.optimizer import steps
-from modelrollout.optimizer.pipeline.prepare import inputs_of, interface_of, key_of
+from modelrollout.optimizer.__main__ import run
+from modelrollout.optimizer.pipeline.key import inputs_of, key_of
+from modelrollout.optimizer.pipeline.report import interface_of
+from modelrollout.optimizer.steps import run as run_module
 from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.store import artifact
 from modelrollout.optimizer.store.object_store import ObjectStore as Store
@@ -664,13 +665,13 @@ def test_steps_get_the_smallest_budget_of_the_gate(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[float | None] = []
-    real = steps.run
+    real = run_module.run_step
 
     def spied(step: Step, work: StepContext) -> dict[str, Any]:
         found.append(work.max_drop)
         return real(step, work)
 
-    monkeypatch.setattr(steps, "run", spied)
+    monkeypatch.setattr(run_module, "run_step", spied)
     for metrics in (
         (
             GateMetric(max_drop=0.05),

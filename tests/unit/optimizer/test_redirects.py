@@ -26,8 +26,7 @@ from hypothesis import strategies as st
 from modelrollout.contract.common import Location
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.jobs.errors import JobError
-from modelrollout.optimizer.store import http_client
-from modelrollout.optimizer.store import object_store as fetch
+from modelrollout.optimizer.store import backend, http_client
 from modelrollout.optimizer.store.object_store import ObjectStore as Store
 from modelrollout.testing.object_store import ObjectStore, object_store
 
@@ -472,10 +471,10 @@ class Flaky:
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Flaky, Location]]:
     monkeypatch.setattr(
-        fetch,
+        backend,
         "RETRY",
         {
-            **fetch.RETRY,
+            **backend.RETRY,
             "max_retries": 6,
             "backoff": {
                 "init_backoff": datetime.timedelta(0),

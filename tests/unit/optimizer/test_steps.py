@@ -23,13 +23,16 @@ from modelrollout.contract.steps import (
     Training,
 )
 from modelrollout.jobs.errors import JobError
-from modelrollout.optimizer import steps
 from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.model.inspect import check, sort_nodes
+from modelrollout.optimizer.steps import distributions
+from modelrollout.optimizer.steps.definition import StepDefinition
+from modelrollout.optimizer.steps.distributions import versions_of
 from modelrollout.optimizer.steps.graph import graph
 from modelrollout.optimizer.steps.half_precision import half_precision
 from modelrollout.optimizer.steps.int4 import int4
 from modelrollout.optimizer.steps.int8 import int8
+from modelrollout.optimizer.steps.run import Applied, field_of, run_steps
 from modelrollout.testing.object_store import classifier, samples, save
 from tests.unit.optimizer.network_fakes import Builder, depthwise, images, plain, residual, work
 
@@ -229,7 +232,7 @@ def test_steps_in_order(tmp_path: Path) -> None:
     source = save(residual(), tmp_path)
     recipe = (GraphStep(), Int8Step(method="Static", calibration=CALIBRATION))
     field = "spec.optimization.steps[1].int8.calibration"
-    applied = steps.apply(
+    applied = run_steps(
         recipe,
         source,
         tmp_path,
@@ -249,15 +252,15 @@ def test_a_step_names_the_tools_that_shape_it(monkeypatch: pytest.MonkeyPatch) -
     from modelrollout.contract.steps import PruneStep, Training
 
     training = Training(data=CALIBRATION)
-    assert steps.tools(PruneStep(sparsity=0.5), "f") == {}
-    assert set(steps.tools(PruneStep(sparsity=0.5, training=training), "f")) == {"jax", "jaxlib", "optax"}
+    assert versions_of(PruneStep(sparsity=0.5), "f") == {}
+    assert set(versions_of(PruneStep(sparsity=0.5, training=training), "f")) == {"jax", "jaxlib", "optax"}
 
     def missing(name: str) -> str:
-        raise steps.PackageNotFoundError(name)
+        raise distributions.PackageNotFoundError(name)
 
-    monkeypatch.setattr(steps, "version", missing)
+    monkeypatch.setattr(distributions, "version", missing)
     with pytest.raises(JobError) as error:
-        steps.tools(PruneStep(sparsity=0.5, training=training), "f")
+        versions_of(PruneStep(sparsity=0.5, training=training), "f")
     assert error.value.reason == "ToolMissing" and "jax" in error.value.message
 
 
@@ -318,13 +321,9 @@ def old_style(ir: int) -> onnx.ModelProto:
     return model
 
 
-def applied(model: onnx.ModelProto, folder: Path, *recipe: Step) -> steps.Applied:
-    data = {
-        f"{steps.field_of(i, step)}.{name}": rows()
-        for i, step in enumerate(recipe)
-        for name in step.sources()
-    }
-    return steps.apply(
+def applied(model: onnx.ModelProto, folder: Path, *recipe: Step) -> Applied:
+    data = {f"{field_of(i, step)}.{name}": rows() for i, step in enumerate(recipe) for name in step.sources()}
+    return run_steps(
         recipe,
         save(model, folder),
         folder,
@@ -432,10 +431,10 @@ def test_a_library_that_gives_up_is_the_recipes_fault(
 ) -> None:
     """Not an InternalError, which would be tried again five times, and would end a whole search."""
 
-    def gives_up(*_: object) -> None:
+    def gives_up(*_: object) -> dict[str, Any]:
         raise AssertionError("Graph is not a DAG\nand more")
 
-    monkeypatch.setattr("modelrollout.optimizer.steps.half_precision.half_precision", gives_up)
+    monkeypatch.setattr("modelrollout.optimizer.steps.half_precision.STEP", StepDefinition(gives_up))
     error = refused(two_products(), tmp_path, HalfPrecisionStep())
     assert error.reason == "StepFailed"
     assert (

@@ -23,7 +23,7 @@ from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
-from modelrollout.jobs.programs import run
+from modelrollout.optimizer.__main__ import run
 from modelrollout.optimizer.formats import exported_program, isolated, pt2_archive, torch_script
 from modelrollout.optimizer.formats.torch_operators import check_kind, check_target
 from modelrollout.optimizer.model.archive import extract

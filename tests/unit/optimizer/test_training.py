@@ -17,10 +17,10 @@ from onnx import TensorProto, helper
 from modelrollout.contract.common import DataSet, Location, ModelFile
 from modelrollout.contract.steps import DistillStep, Training
 from modelrollout.jobs.errors import JobError
-from modelrollout.optimizer import steps
 from modelrollout.optimizer.model.inspect import check
 from modelrollout.optimizer.steps.distill import distill, teacher_scores
 from modelrollout.optimizer.steps.quantize import quantize
+from modelrollout.optimizer.steps.registry import definition_of
 from modelrollout.optimizer.training.fit import Recipe, fit
 from modelrollout.optimizer.training.network import Network
 from modelrollout.testing.object_store import save
@@ -222,7 +222,7 @@ def test_a_teacher_needs_no_labels(tmp_path: Path, teacher: Path) -> None:
     done = distill(step, w)
     assert done["weightsAfter"] <= 0.2 * done["weightsBefore"]
     assert accuracy(w.target) > 0.7
-    assert not steps.labels_in(step, "training.data", {"labels"}, "labels")
+    assert not definition_of(step).uses_labels(step, "training.data", True)
 
 
 def test_a_given_student_is_trained(tmp_path: Path, teacher: Path) -> None:

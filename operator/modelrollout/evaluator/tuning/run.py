@@ -169,8 +169,8 @@ def tune(task: TuneTask, progress: Progress) -> TaskResult:
             " container",
         )
     found = TuneResult(
-        configured=_told(configured),
-        chosen=_told(best) if best.serving != configured.serving else None,
+        configured=_result_of(configured),
+        chosen=_result_of(best) if best.serving != configured.serving else None,
         candidates=len(trials),
         failed=sum(trial.load is None for trial in trials),
         trials=_others(trials, (configured, best)),
@@ -199,7 +199,7 @@ def _remarks(task: TuneTask, config: Any, best: Trial) -> list[str]:
     return found
 
 
-def _told(trial: Trial) -> TrialResult:
+def _result_of(trial: Trial) -> TrialResult:
     if trial.load is None:
         return TrialResult(serving=trial.serving, problem=trial.problem)
     return TrialResult(
@@ -211,15 +211,15 @@ def _told(trial: Trial) -> TrialResult:
     )
 
 
-def _others(trials: Sequence[Trial], told: Sequence[Trial]) -> tuple[TrialResult, ...]:
-    """The best of the trials that are not told already, as many as there is room for."""
-    known = {trial.serving for trial in told}
+def _others(trials: Sequence[Trial], shown: Sequence[Trial]) -> tuple[TrialResult, ...]:
+    """The best of the trials that are not shown already, as many as there is room for."""
+    known = {trial.serving for trial in shown}
     kept: list[TrialResult] = []
     room = TRIALS_BYTES
     for trial in sorted((t for t in trials if t.serving not in known), key=lambda t: t.worth, reverse=True)[
         :TRIALS
     ]:
-        row = _told(trial)
+        row = _result_of(trial)
         room -= len(json.dumps(row.model_dump(exclude_defaults=True)))
         if room < 0:
             break

@@ -28,8 +28,8 @@ DELAY_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Load:
-    """One measurement. ``latency_ms``: what the asked share of the requests kept to; it decides
-    about the objective.
+    """One measurement. ``latency_ms``: the latency that the requested share of the requests kept
+    to; it is compared with the objective.
     """
 
     in_flight: int
@@ -117,8 +117,8 @@ def sweep(
     seen: dict[int, Load] = {}
 
     def look(in_flight: int) -> bool:
-        """What breaks the objective is asked twice: something else on the machine may have done
-        it.
+        """Whether the objective is kept. A measurement that breaks it is repeated: something else
+        on the machine may have caused it.
         """
         if in_flight not in seen:
             seen[in_flight] = measure(serving, in_flight)
@@ -160,8 +160,8 @@ def _between(look: Callable[[int], bool], good: int, bad: int) -> None:
 def compare(
     a: Trial, b: Trial, measure: Measure, objective_ms: float, time_left: TimeLeft, rounds: int = ROUNDS
 ) -> tuple[Trial, Trial]:
-    """Both anew and in turns, each at its best number of requests in flight: medians of the rounds
-    that there is time for (one at least).
+    """Measure both again, in turns, each at its best number of requests in flight: medians of the
+    rounds that there is time for (one at least).
     """
     found: dict[ServingConfig, list[Load]] = {a.serving: [], b.serving: []}
     failed: dict[ServingConfig, str] = {}

@@ -1,13 +1,13 @@
-"""Models in their own libraries: read, converted to ONNX, asked for answers. Runs in a process of
-its own (``__main__``), never in the Job's.
+"""Models in other formats than ONNX, in their own libraries. ``registry`` lists the formats;
+docs/contributing/adding-a-model-format.md says how to add one.
 """
 
-# What that process is given and leaves in the folder that it shares with the Job's, and how it says
-# that memory ended.
-CONVERTED, QUESTIONS, ANSWERS, REFUSAL, TENSORS = (
+# Files that ``isolated`` (in the Job's process) and ``worker`` (in one of its own) exchange, and
+# the worker's exit code where memory ran out.
+CONVERTED, INPUTS, OUTPUTS, REFUSAL, TENSORS = (
     "converted.onnx",
-    "questions.npz",
-    "answers.npz",
+    "inputs.npz",
+    "outputs.npz",
     "refusal.json",
     "tensors.json",
 )

@@ -1,5 +1,5 @@
-"""Models of other formats than ONNX: told apart, converted in a process of their own
-(``originals``), and compared with the original.
+"""Models of other formats than ONNX: recognized, converted in a process of their own (``worker``),
+and compared with the original.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelrollout.contract.exit_codes import ExitCode
-from modelrollout.contract.formats import FLAVOURS, SourceFormat, Tensors
+from modelrollout.contract.formats import SourceFormat, Tensors
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer.formats import ANSWERS, CONVERTED, OUT_OF_MEMORY, QUESTIONS, REFUSAL, TENSORS
+from modelrollout.optimizer.formats import CONVERTED, INPUTS, OUT_OF_MEMORY, OUTPUTS, REFUSAL, TENSORS
+from modelrollout.optimizer.formats.registry import BY_NAME, sniff
 from modelrollout.optimizer.formats.source_model import FIELD, REMEDY
 from modelrollout.optimizer.model import inspect
-from modelrollout.optimizer.model.archive import holds, is_archive
 from modelrollout.optimizer.model.data import Arrays, batch_rows, batches
 from modelrollout.optimizer.model.runtime import BATCH_ROWS, open_session, outputs_of
 from modelrollout.triton.tensors import NUMPY, TensorSpec
@@ -39,61 +39,6 @@ SECONDS = 600.0
 # conversion. Networks add up float32 in another order.
 PARITY_TOLERANCE = 1e-4  # absolute and relative
 PARITY_SHARE = 0.001
-
-_LIBRARIES: dict[SourceFormat, tuple[str, ...]] = {
-    "SKLearn": ("sklearn", "skops", "skl2onnx"),
-    "XGBoost": ("xgboost", "onnxmltools"),
-    "LightGBM": ("lightgbm", "onnxmltools"),
-    "TensorFlow": ("tensorflow", "tf2onnx"),
-    "Keras": ("tensorflow", "keras", "tf2onnx"),
-    "TFLite": ("tensorflow", "ai_edge_litert", "tf2onnx"),
-    "PyTorch": ("torch", "onnxscript"),
-}
-_SAVES: dict[SourceFormat, str] = {
-    "SKLearn": "a file of skops",
-    "XGBoost": "XGBoost's JSON or UBJ",
-    "LightGBM": "LightGBM's text",
-    "TensorFlow": "a SavedModel's folder as .zip or .tar",
-    "Keras": "a .keras or .h5 file",
-    "TFLite": "a .tflite file",
-    "PyTorch": "TorchScript, or an exported program",
-}
-
-
-def sniff(path: Path) -> SourceFormat | None:
-    """The format by the file's first bytes, or by the names in an archive; None: none of these."""
-    with path.open("rb") as file:
-        head = file.read(4096)
-    if head.startswith(b"tree\nversion="):
-        return "LightGBM"
-    if head.startswith(b"{") and b"learner" in head:
-        return "XGBoost"
-    if head[4:8] == b"TFL3":
-        return "TFLite"
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        return "Keras"
-    if head.startswith(b"PK\x03\x04"):
-        names = _tail(path)
-        if b".onnx" in names:
-            return None
-        if b"model.weights.h5" in names and b"config.json" in names:
-            return "Keras"
-        if b"schema.json" in names:
-            return "SKLearn"
-        if (
-            b"/constants.pkl" in names
-            or b"serialized_exported_program.json" in names
-            or b"archive_format" in names
-        ):
-            return "PyTorch"
-    return "TensorFlow" if is_archive(path) and holds(path, "saved_model.pb") else None
-
-
-def _tail(path: Path) -> bytes:
-    """The end of the file, where a zip lists its names."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 65536))
-        return file.read()
 
 
 def expect_format(path: Path, wanted: SourceFormat | None) -> SourceFormat:
@@ -116,7 +61,9 @@ def expect_format(path: Path, wanted: SourceFormat | None) -> SourceFormat:
         raise refusal  # a checkpoint: PyTorch's, but no program
     if wanted is not None and wanted != found:
         what = (
-            f"is a model of {found}" if found != "ONNX" else f"is not what is read of it ({_SAVES[wanted]})"
+            f"is a model of {found}"
+            if found != "ONNX"
+            else f"is not what is read of it ({BY_NAME[wanted].saved_as})"
         )
         raise bad_input(
             "FormatMismatch",
@@ -127,22 +74,22 @@ def expect_format(path: Path, wanted: SourceFormat | None) -> SourceFormat:
 
 def versions(kind: SourceFormat) -> dict[str, str]:
     """Of the libraries that shape the result; raises JobError (FlavourMissing)."""
-    if kind not in _LIBRARIES:
+    if kind == "ONNX":
         return {}
+    libraries, flavour = BY_NAME[kind].libraries, BY_NAME[kind].flavour
     installed = packages_distributions()
-    if any(name not in installed for name in _LIBRARIES[kind]):
-        flavour = FLAVOURS[kind]
+    if any(name not in installed for name in libraries):
         raise bad_input(
             "FlavourMissing",
             f"{FIELD}.format: {kind} needs the image flavour {flavour}; set images.{flavour} in the"
             " operator's configuration",
         )
-    return {name: version(installed[name][0]) for name in _LIBRARIES[kind]}
+    return {name: version(installed[name][0]) for name in libraries}
 
 
 def convert(path: Path, kind: SourceFormat, folder: Path, tensors: Tensors | None = None) -> Path:
-    """The ONNX model in ``folder``; raises JobError: ConversionFailed, and those of ``apart`` and
-    ``originals.__main__.load``.
+    """The ONNX model in ``folder``; raises JobError: ConversionFailed, and those of
+    ``run_isolated`` and ``worker.load``.
     """
     if tensors:
         (folder / TENSORS).write_text(tensors.model_dump_json())
@@ -153,13 +100,13 @@ def convert(path: Path, kind: SourceFormat, folder: Path, tensors: Tensors | Non
 _name = attrgetter("name")
 
 
-def expect_tensors(said: Tensors, info: inspect.ModelInfo) -> None:
-    """Raise TensorMismatch unless the converted model takes and gives what its owner says. A size
-    may be dynamic where a fixed one was said.
+def expect_tensors(declared: Tensors, info: inspect.ModelInfo) -> None:
+    """Raise TensorMismatch unless the converted model takes and gives what its owner declared. A
+    size may be dynamic where a fixed one was declared.
     """
     for field, wanted, found in (
-        ("inputs", said.inputs, info.inputs),
-        ("outputs", said.outputs, info.outputs),
+        ("inputs", declared.inputs, info.inputs),
+        ("outputs", declared.outputs, info.outputs),
     ):
         specs = [TensorSpec(t.name, t.data_type, t.shape) for t in wanted]
         fits = len(specs) == len(found) and all(
@@ -176,8 +123,8 @@ def expect_tensors(said: Tensors, info: inspect.ModelInfo) -> None:
 
 
 def run_isolated(task: str, path: Path, kind: SourceFormat, folder: Path) -> None:
-    """Run ``originals`` in a process of its own; raises JobError: what it refuses, ModelInvalid
-    where it does not survive the file, ModelTimeout.
+    """Run ``worker`` in a process of its own. Raises JobError: what it refuses, ModelInvalid where
+    the file crashes it, ModelTimeout.
     """
     with tempfile.TemporaryDirectory() as home:
         command = [
@@ -232,9 +179,9 @@ def parity(
     fewer, or on generated ones.
 
     Raises JobError: ConversionUnfaithful, NoBatchDimension, InferenceFailed, InferenceTimeout, and
-    those of ``apart``.
+    those of ``run_isolated``.
     """
-    inputs = _generated(specs, trees=FLAVOURS[kind] == "trees") if given is None else given
+    inputs = _generated(specs, trees=BY_NAME[kind].flavour == "trees") if given is None else given
     largest = max(math.prod(array.shape[1:]) for array in inputs.values())
     inputs = {
         name: array[: max(1, min(PARITY_SAMPLES, PARITY_ELEMENTS // max(1, largest)))]
@@ -244,13 +191,13 @@ def parity(
     rows, fill = batch_rows(specs, BATCH_ROWS, FIELD)
     parts = list(batches(inputs, rows, fill))
     np.savez(
-        folder / QUESTIONS,
+        folder / INPUTS,
         **{f"{i}/{name}": array for i, (_, part) in enumerate(parts) for name, array in part.items()},  # type: ignore[arg-type]
     )
     run_isolated("predict", path, kind, folder)
     differences: list[NDArray[np.float64]] = []
     wrong = 0
-    with np.load(folder / ANSWERS) as answers:
+    with np.load(folder / OUTPUTS) as answers:
         wanted = len({name.split("/")[1] for name in answers.files})
         answered = outputs_of(
             open_session(converted, "the converted model"),
@@ -302,7 +249,7 @@ def _rows(output: NDArray[Any], rows: int) -> NDArray[np.float64]:
 
 
 def _generated(specs: Sequence[TensorSpec], *, trees: bool) -> Arrays:
-    """Inputs where nobody gave any, PARITY_SAMPLES of them or fewer: normal numbers (for trees of
+    """Inputs where the task has none, PARITY_SAMPLES of them or fewer: normal numbers (for trees of
     several scales, so that thresholds far from 0 are met too), whole numbers 0 and 1, which are
     indices of every table.
     """

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modelrollout.contract.formats import Tensors
 from modelrollout.jobs.errors import JobError, bad_input
-from modelrollout.optimizer.formats.source_model import FIELD, SourceModel, invalid
+from modelrollout.optimizer.formats.source_model import FIELD, FileStart, Format, SourceModel, invalid
 from modelrollout.optimizer.formats.tf_graph import no_inputs, served_type, to_onnx
 from modelrollout.optimizer.model.archive import UNPACKED_LIMIT_BYTES, check_members, is_archive
 from modelrollout.optimizer.model.data import Arrays
@@ -53,12 +54,12 @@ _PLAIN = frozenset(
 _RESAVE = "save it again with model.save"
 
 
-def load(path: Path, folder: Path) -> SourceModel:
+def load(path: Path, folder: Path, _: Tensors | None) -> SourceModel:
     """Raises JobError: KerasUntrusted, ModelInvalid, TooLarge, TypeUnsupported, and those of
     ``check_members``.
     """
     zipped = is_archive(path)
-    # Keras tells its formats by the name's end
+    # Keras recognizes its formats by the suffix
     named = folder / ("source.keras" if zipped else "source.h5")
     named.symlink_to(path)
     if zipped:
@@ -199,3 +200,13 @@ def _untrusted(what: str) -> JobError:
         f"{FIELD}.uri: the file holds {what[:200]}: only layers and functions of Keras itself are read, none"
         " that carries code or leads to another file; export the model to ONNX where it was trained",
     )
+
+
+def _sniff(start: FileStart) -> bool:
+    names = start.zip_names
+    return start.head.startswith(b"\x89HDF\r\n\x1a\n") or (
+        b"model.weights.h5" in names and b"config.json" in names
+    )
+
+
+FORMAT = Format("Keras", ("tensorflow", "keras", "tf2onnx"), "a .keras or .h5 file", _sniff, load)

@@ -6,7 +6,7 @@ all in one folder, the program in models/NAME.json, weights and constants in dat
 ``torch.save`` (2.8), or each as its bytes (2.9 and later), with a JSON that says what they are. The
 first layout is read by every PyTorch, so that is what the program is written in. The JSON's version
 is 8 in all of them: later ones have more fields, and those that say nothing new about what is
-computed are left out here. Sample inputs are not read: nobody needs them, and they may be any
+computed are left out here. Sample inputs are not read: they are not needed, and they may be any
 objects.
 
 Sources: torch/export/pt2_archive, torch/_export/serde/schema.py.
@@ -170,11 +170,11 @@ def save(tensors: Mapping[str, Stored], file: IO[bytes]) -> None:
     torch.save(found, file)
 
 
-def _check_major(said: str) -> None:
-    if said != str(MAJOR):
+def _check_major(version: str) -> None:
+    if version != str(MAJOR):
         raise invalid(
-            f"the program is of version {said[:20]!r} of PyTorch's schema, and {MAJOR} is read, which PyTorch"
-            " 2.6 to 2.15 write",
+            f"the program is of version {version[:20]!r} of PyTorch's schema, and {MAJOR} is read, which"
+            " PyTorch 2.6 to 2.15 write",
             "save it with one of these, or export the model to ONNX where it was trained",
         )
 
@@ -183,10 +183,10 @@ def _in_one_folder(files: Mapping[str, Path]) -> Parts:
     if compiled := next((name for name in files if _COMPILED.fullmatch(name)), None):
         raise code_refused(f"compiled code ({compiled[:100]!r})")
     for name, wanted in _SAYS.items():
-        said = files[name].read_bytes()[:20].decode(errors="replace") if name in files else ""
-        if said != wanted:
+        content = files[name].read_bytes()[:20].decode(errors="replace") if name in files else ""
+        if content != wanted:
             raise invalid(
-                f"the archive says {name} {said!r}, and {wanted!r} is read",
+                f"the archive says {name} {content!r}, and {wanted!r} is read",
                 "save it with PyTorch 2.6 to 2.15",
             )
     models = sorted(

@@ -16,10 +16,11 @@ import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from modelrollout.contract.formats import Tensors
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer.formats.source_model import FIELD, SourceModel, invalid
+from modelrollout.optimizer.formats.source_model import FIELD, Format, SourceModel, invalid
 from modelrollout.optimizer.formats.tf_graph import check_graph, functions_of, no_inputs, served_type, to_onnx
-from modelrollout.optimizer.model.archive import unpack_folder
+from modelrollout.optimizer.model.archive import holds, is_archive, unpack_folder
 from modelrollout.optimizer.model.data import Arrays
 
 MARKER = "saved_model.pb"
@@ -28,7 +29,7 @@ TAG = "serve"
 _RESAVE = "save it again with tf.saved_model.save or model.export"
 
 
-def load(path: Path, folder: Path) -> SourceModel:
+def load(path: Path, folder: Path, _: Tensors | None) -> SourceModel:
     """Raises JobError: those of ``unpack_folder`` and ``check_graph``, ModelInvalid,
     ServingSignatureMissing, TypeUnsupported.
     """
@@ -152,3 +153,12 @@ def _needed(graph: Any, tensors: Iterable[str]) -> Any:
 
 def _node_of(tensor: str) -> str:
     return tensor.removeprefix("^").split(":")[0]
+
+
+FORMAT = Format(
+    "TensorFlow",
+    ("tensorflow", "tf2onnx"),
+    "a SavedModel's folder as .zip or .tar",
+    lambda start: is_archive(start.path) and holds(start.path, MARKER),
+    load,
+)

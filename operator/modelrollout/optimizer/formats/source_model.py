@@ -1,14 +1,16 @@
-"""What every format has in common."""
+"""What every format has in common: how it is recognized, and how a model of it is read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from modelrollout.contract.formats import FLAVOURS, Flavour, SourceFormat, Tensors
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.model.data import Arrays
 
@@ -27,6 +29,47 @@ class SourceModel:
 
     convert: Callable[[], ModelProto]
     predict: Callable[[Arrays], list[NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class FileStart:
+    """What formats are recognized by: the first bytes of the file at ``path`` and, of a zip, the
+    end, which lists the names in it.
+    """
+
+    path: Path
+    head: bytes
+    zip_names: bytes = b""
+
+    @classmethod
+    def read(cls, path: Path) -> FileStart:
+        with path.open("rb") as file:
+            head = file.read(4096)
+            if not head.startswith(b"PK\x03\x04"):
+                return cls(path, head)
+            file.seek(max(0, path.stat().st_size - 65536))
+            return cls(path, head, file.read())
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that is converted to ONNX.
+
+    ``load(path, folder, tensors)`` reads a model in its own library, in a process of its own;
+    ``folder`` is for files of its own, ``tensors`` what the owner says that the model takes and
+    gives. Raises JobError; any other exception becomes ModelInvalid.
+    """
+
+    name: SourceFormat
+    libraries: tuple[str, ...]  # modules that the image must have; their versions shape the result
+    saved_as: str  # what is read of it, for messages
+    sniff: Callable[[FileStart], bool]
+    load: Callable[[Path, Path, Tensors | None], SourceModel]
+
+    @property
+    def flavour(self) -> Flavour:
+        """The image that has the libraries; the operator chooses it, so the contract says it."""
+        return FLAVOURS[self.name]
 
 
 def invalid(message: str, remedy: str = REMEDY) -> JobError:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from modelrollout.contract.formats import Tensors
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer.formats.source_model import FIELD, SourceModel
+from modelrollout.optimizer.formats.source_model import FIELD, Format, SourceModel
 from modelrollout.optimizer.formats.tf_graph import OPSET, arranged, no_inputs, operator_refused, served_type
 from modelrollout.optimizer.model.data import Arrays
 from modelrollout.optimizer.model.runtime import cpu_limit
@@ -20,7 +21,7 @@ from modelrollout.optimizer.model.runtime import cpu_limit
 _CUSTOM = 32  # BuiltinOperator.CUSTOM of the schema: TensorFlow's operators (Flex...) and anybody's
 
 
-def load(path: Path, folder: Path) -> SourceModel:
+def load(path: Path, folder: Path, _: Tensors | None) -> SourceModel:
     """Raises JobError: OperatorRefused, ServingSignatureMissing, TypeUnsupported."""
     from ai_edge_litert.interpreter import Interpreter
     from tf2onnx.tflite.Model import Model
@@ -89,3 +90,12 @@ def _rename(model: ModelProto, names: dict[str, str]) -> None:
     for node in graph.node:
         for tensors in (node.input, node.output):
             tensors[:] = [names.get(name, name) for name in tensors]
+
+
+FORMAT = Format(
+    "TFLite",
+    ("tensorflow", "ai_edge_litert", "tf2onnx"),
+    "a .tflite file",
+    lambda start: start.head[4:8] == b"TFL3",
+    load,
+)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from modelrollout.contract.formats import SourceFormat
+from modelrollout.contract.formats import SourceFormat, Tensors
 from modelrollout.jobs.errors import bad_input
-from modelrollout.optimizer.formats.source_model import FIELD, SourceModel, invalid
+from modelrollout.optimizer.formats.source_model import FIELD, Format, SourceModel, invalid
 
 INPUT = "x"  # the converted model's one input: float32 [n, features]
 OPSET = 15  # onnxmltools knows trees up to ai.onnx.ml 3, which goes with it
@@ -37,12 +37,12 @@ def _original(kind: SourceFormat, model: Any, predict: Predictor, features: int)
     )
 
 
-def load_xgboost(path: Path, folder: Path) -> SourceModel:
+def load_xgboost(path: Path, folder: Path, _: Tensors | None) -> SourceModel:
     import xgboost
 
     with path.open("rb") as file:
         named = folder / ("source.json" if file.read(2)[1:] in (b'"', b" ", b"\n") else "source.ubj")
-    named.symlink_to(path)  # XGBoost tells its formats by the name's end
+    named.symlink_to(path)  # XGBoost recognizes its formats by the suffix
     booster = xgboost.Booster()
     booster.load_model(named)
     return _original(
@@ -50,14 +50,14 @@ def load_xgboost(path: Path, folder: Path) -> SourceModel:
     )
 
 
-def load_lightgbm(path: Path, _: Path) -> SourceModel:
+def load_lightgbm(path: Path, _folder: Path, _: Tensors | None) -> SourceModel:
     import lightgbm
 
     booster = lightgbm.Booster(model_file=path)
     return _original("LightGBM", booster, lambda x: np.asarray(booster.predict(x)), booster.num_feature())
 
 
-def load_sklearn(path: Path, _: Path) -> SourceModel:
+def load_sklearn(path: Path, _folder: Path, _: Tensors | None) -> SourceModel:
     import skops.io
 
     unknown = [name for name in skops.io.get_untrusted_types(file=path) if name != _TREE]
@@ -142,3 +142,26 @@ def _converted(kind: SourceFormat, model: Any, features: int) -> ModelProto:
         if output.type.tensor_type.shape.dim:
             output.type.tensor_type.shape.dim[0].ClearField("dim_value")
     return found
+
+
+LIGHTGBM = Format(
+    "LightGBM",
+    ("lightgbm", "onnxmltools"),
+    "LightGBM's text",
+    lambda start: start.head.startswith(b"tree\nversion="),
+    load_lightgbm,
+)
+XGBOOST = Format(
+    "XGBoost",
+    ("xgboost", "onnxmltools"),
+    "XGBoost's JSON or UBJ",
+    lambda start: start.head.startswith(b"{") and b"learner" in start.head,
+    load_xgboost,
+)
+SKLEARN = Format(
+    "SKLearn",
+    ("sklearn", "skops", "skl2onnx"),
+    "a file of skops",
+    lambda start: b"schema.json" in start.zip_names,
+    load_sklearn,
+)

@@ -1,12 +1,12 @@
-"""``python -m modelrollout.optimizer.formats TASK FORMAT FILE FOLDER``: read a model in its own
-library.
+"""``python -m modelrollout.optimizer.formats.worker TASK FORMAT FILE FOLDER``: reads a model in its
+own library.
 
-``convert``: write FOLDER/converted.onnx; ``predict``: answer FOLDER/questions.npz (arrays
-``BATCH/NAME``) in FOLDER/answers.npz (``BATCH/POSITION``).
+TASK ``convert`` writes FOLDER/converted.onnx. TASK ``predict`` reads FOLDER/inputs.npz (arrays
+``BATCH/NAME``) and writes FOLDER/outputs.npz (``BATCH/POSITION``). FOLDER/tensors.json, where it
+exists, says what the model takes and gives.
 
-A process of its own, because these libraries follow what a file says without looking: a crash of
-the Job itself would leave no reason. What it refuses is in FOLDER/refusal.json, with exit code 10.
-FOLDER/tensors.json, where there is one, says what the model takes and gives.
+It is a process of its own because these libraries trust the file: if one crashes, the Job survives
+and can say why. It writes a refusal to FOLDER/refusal.json and exits with code 10.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import sys
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,41 +26,21 @@ from numpy.typing import NDArray
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.formats import SourceFormat, Tensors
 from modelrollout.jobs.errors import JobError, bad_input
-from modelrollout.optimizer.formats import (
-    ANSWERS,
-    CONVERTED,
-    OUT_OF_MEMORY,
-    QUESTIONS,
-    REFUSAL,
-    TENSORS,
-    keras,
-    pytorch,
-    saved_model,
-    tflite,
-    trees,
-)
+from modelrollout.optimizer.formats import CONVERTED, INPUTS, OUT_OF_MEMORY, OUTPUTS, REFUSAL, TENSORS
+from modelrollout.optimizer.formats.registry import BY_NAME
 from modelrollout.optimizer.formats.source_model import REMEDY, SourceModel, describe_failure
 from modelrollout.optimizer.model.data import Arrays
 
-_LOADERS: dict[SourceFormat, Callable[[Path, Path], SourceModel]] = {
-    "SKLearn": trees.load_sklearn,
-    "XGBoost": trees.load_xgboost,
-    "LightGBM": trees.load_lightgbm,
-    "TensorFlow": saved_model.load,
-    "Keras": keras.load,
-    "TFLite": tflite.load,
-}
-
 
 def load(path: Path, kind: SourceFormat, folder: Path, tensors: Tensors | None = None) -> SourceModel:
-    """The model in its own library; ``tensors``: what it takes and gives, for a format that does
-    not say it. Raises JobError: ModelInvalid and those of the loaders.
+    """The model in its own library. ``tensors``: what it takes and gives, for a format that does
+    not record it. Raises JobError: ModelInvalid and those of the loaders.
     """
     try:
-        return pytorch.load(path, folder, tensors) if kind == "PyTorch" else _LOADERS[kind](path, folder)
+        return BY_NAME[kind].load(path, folder, tensors)
     except JobError:
         raise
-    except Exception as error:  # libraries with errors of their own, on a file that somebody made
+    except Exception as error:  # libraries raise errors of their own for a damaged file
         raise bad_input(
             "ModelInvalid",
             describe_failure(
@@ -71,7 +50,7 @@ def load(path: Path, kind: SourceFormat, folder: Path, tensors: Tensors | None =
 
 
 def run(task: str, kind: SourceFormat, path: Path, folder: Path) -> None:
-    """Do it; raises JobError: those of ``load``, ConversionFailed."""
+    """Carry out the task; raises JobError: those of ``load``, ConversionFailed."""
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore")
         said_so = folder / TENSORS
@@ -92,10 +71,10 @@ def run(task: str, kind: SourceFormat, path: Path, folder: Path) -> None:
 
 def _answer(original: SourceModel, kind: SourceFormat, folder: Path) -> None:
     batches: dict[str, Arrays] = defaultdict(dict)
-    with np.load(folder / QUESTIONS) as questions:
-        for name in questions.files:
+    with np.load(folder / INPUTS) as inputs:
+        for name in inputs.files:
             number, _, tensor = name.partition("/")
-            batches[number][tensor] = questions[name]
+            batches[number][tensor] = inputs[name]
     answers: dict[str, NDArray[Any]] = {}
     for number, arrays in batches.items():
         try:
@@ -105,7 +84,7 @@ def _answer(original: SourceModel, kind: SourceFormat, folder: Path) -> None:
                 "ModelInvalid", describe_failure(kind, "does not run the model", error, REMEDY)
             ) from None
         answers |= {f"{number}/{position}": array for position, array in enumerate(found)}
-    np.savez(folder / ANSWERS, **answers)  # type: ignore[arg-type]
+    np.savez(folder / OUTPUTS, **answers)  # type: ignore[arg-type]
 
 
 def main(arguments: list[str]) -> int:

@@ -39,7 +39,7 @@ _ORDER = ("Successful", "Inconclusive", "Failed")
 
 
 def field_metric(index: int) -> str:
-    """What messages call a metric."""
+    """The field of spec that messages name for a metric."""
     return f"spec.optimization.gate.metrics[{index}]"
 
 
@@ -130,7 +130,7 @@ def _joined(parts: list[Any]) -> Any:
 
 def _ranks(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many other classes score as high as the label's or higher: [n]. NaN counts as higher;
-    labels out of range are told later.
+    labels out of range are reported later.
     """
     own = scores[np.arange(len(labels)), np.clip(labels, 0, scores.shape[1] - 1)][:, None]
     ranks: NDArray[np.int64] = (~(scores < own)).sum(axis=1) - 1
@@ -152,7 +152,7 @@ def judge_gate(
     """
     results: list[MetricResult] = []
     decisions: list[tuple[GateDecision, str]] = []
-    told: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     labels = held_out.targets if held_out.targets is not None else held_out.labels
     for index, metric in enumerate(gate.metrics):
         field = field_metric(index)
@@ -172,7 +172,7 @@ def judge_gate(
         worst = max(found, key=lambda part: _ORDER.index(part.decision.verdict))
         results.append(worst.result(metric.name))
         decisions.append((worst.decision, f"{field}.slices" if worst.slice else field))
-        told.append(
+        entries.append(
             {
                 "name": metric.name,
                 "average": average,
@@ -190,7 +190,7 @@ def judge_gate(
         "accuracyBefore": before_after[0],
         "accuracyAfter": before_after[1],
         "paired": paired.model_dump() if paired else None,
-        "metrics": told,
+        "metrics": entries,
         "summary": [result.model_dump() for result in results],
         "verdict": decision.verdict,
         "reason": decision.reason,
@@ -297,8 +297,8 @@ def by_slice(
 
 
 def raise_failure(measured: Measured, evidence: TaskResult) -> None:
-    """Raise JobError with the evidence unless the verdict is a pass; the message tells every metric
-    that did not.
+    """Raise JobError with the evidence unless the verdict is a pass; the message names every
+    metric that did not.
     """
     if measured.decision.verdict == "Successful":
         return

@@ -28,7 +28,7 @@ ERRORS: frozenset[MetricName] = frozenset({"mae", "mse"})
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model said on n samples; only what the metrics need is there.
+    """A model's answers to n samples; only those that the metrics need.
 
     ``classes``: [n], -1 where a score is NaN; ``ranks``: [n], how many other classes score at least
     as high as the label's (a tie is against the model); ``scores``: [n, k], or [n, 1] of class 1;
@@ -199,8 +199,10 @@ def _averaged(rate: _Rate, average: Average, labels: Classes, classes: Classes) 
     kinds = [1] if average == "Binary" else np.unique(labels).tolist()
     value, influence, added = 0.0, np.zeros(n), 0.0
     for kind in kinds:
-        truth, said = labels == kind, classes == kind
-        tp, fp, fn = ((a & b).astype(np.float64) for a, b in ((truth, said), (~truth, said), (truth, ~said)))
+        truth, answered = labels == kind, classes == kind
+        tp, fp, fn = (
+            (a & b).astype(np.float64) for a, b in ((truth, answered), (~truth, answered), (truth, ~answered))
+        )
         above, below = rate(tp, fp, fn)
         size = float(below.sum())
         own = float(above.sum()) / size if size else 0.0

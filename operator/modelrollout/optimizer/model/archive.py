@@ -79,7 +79,7 @@ def holds(path: Path, name: str) -> bool:
             return any(
                 member.plain and PurePosixPath(member.name).name == name for member in reader.members()
             )
-    except JobError:  # too large, which ``unpack`` tells
+    except JobError:  # too large: ``unpack`` reports that
         return False
     except _BROKEN:
         return False
@@ -179,7 +179,7 @@ def _told() -> Iterator[None]:
         line = (str(error).splitlines() or [""])[0][:200]
         raise bad_input(
             "ArchiveBroken",
-            f"{_FIELD}: the archive cannot be read ({type(error).__name__}: {line}); pack it anew, without a"
+            f"{_FIELD}: the archive cannot be read ({type(error).__name__}: {line}); pack it again, without a"
             " password",
         ) from None
 
@@ -213,7 +213,7 @@ class _Entry(tarfile.TarInfo):
             raise bad_input(
                 "TooLarge",
                 f"{_FIELD}: a header in the archive has {found.size} bytes, more than {_HEADER_LIMIT_BYTES};"
-                " pack it anew",
+                " pack it again",
             )
         return found
 
@@ -314,13 +314,13 @@ def _write(reader: _Zip | _Tar, member: _Member, target: Path) -> None:
                 if done > member.size:
                     raise bad_input(
                         "ArchiveBroken",
-                        f"{_FIELD}: {member.name!r} in the archive is larger than it says; pack it anew",
+                        f"{_FIELD}: {member.name!r} in the archive is larger than it says; pack it again",
                     )
                 file.write(chunk)
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise bad_input(
             "ArchiveUnsafe",
-            f"{_FIELD}: {member.name!r} in the archive is a file and a folder at once; pack it anew",
+            f"{_FIELD}: {member.name!r} in the archive is a file and a folder at once; pack it again",
         ) from None
 
 

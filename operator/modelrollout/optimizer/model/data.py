@@ -44,7 +44,7 @@ _REMEDY = "write it with numpy.savez(path, <input>=..., labels=...)"
 @dataclass(frozen=True)
 class Data:
     """``inputs``: by the model's names, each [n, ...] in the model's type; ``labels``: [n] int64,
-    None if not asked for; ``slices``: each [n].
+    None if not requested; ``slices``: each [n].
 
     ``targets``: [n] float64, the labels of a regression.
     """

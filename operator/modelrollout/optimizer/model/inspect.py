@@ -1,6 +1,6 @@
 """Is it an ONNX model that can be served, and what does it take and give?
 
-Nothing in a file is ever executed to find out what it is: formats are told apart by their first
+Nothing in a file is ever executed to find out what it is: formats are recognized by their first
 bytes, pickles are refused unread.
 """
 
@@ -334,7 +334,7 @@ def check(path: Path, field: str = FIELD) -> ModelInfo:
         missing = "outputs" if info.inputs else "inputs"
         raise bad_input(
             "ModelInvalid",
-            f"{field}: the model has no {missing}, so nothing can be asked of it; export it with what it"
+            f"{field}: the model has no {missing}, so no request can be made; export it with what it"
             " takes and gives",
         )
     try:

@@ -47,21 +47,21 @@ def check(path: Path, weights: int, inputs: Sequence[TensorSpec], outputs: Seque
             f"its weights end at byte {seen.end} of model.bin, which has {weights}: one of the two files is"
             " cut off, or of another model"
         )
-    for what, told, known, count in (
+    for what, named, known, count in (
         ("inputs", inputs, seen.inputs, seen.parameters),
         ("outputs", outputs, seen.outputs, seen.results),
     ):
-        unknown = sorted({t.name for t in told} - known)
+        unknown = sorted({t.name for t in named} - known)
         if unknown:
             raise bad_input(
                 "TensorUnknown",
                 f"spec.serving.triton.{what} (or config.pbtxt): no {unknown[0]!r} in the model; it has"
                 f" {', '.join(sorted(known)[:8]) or 'none'}",
             )
-        if len(told) != count and what == "inputs":
+        if len(named) != count and what == "inputs":
             raise bad_input(
                 "TensorUnknown",
-                f"spec.serving.triton.inputs (or config.pbtxt): {len(told)} inputs are named, the model has"
+                f"spec.serving.triton.inputs (or config.pbtxt): {len(named)} inputs are named, the model has"
                 f" {count}",
             )
 

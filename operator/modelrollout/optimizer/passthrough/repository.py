@@ -94,11 +94,11 @@ def pass_through(
     left = sorted(outside | found.keys() - files.keys())
     config = written(served, own, batching, instance_kind)
     _check(files, served, config, folder)
-    told = (
+    warning = (
         f"files of the archive that {served.backend} does not read are not served:"
         f" {', '.join(left[:5])}{', ...' if left[5:] else ''}"
     )
-    return PassedThrough(files, config.text, config.inputs, config.outputs, (told,) if left else ())
+    return PassedThrough(files, config.text, config.inputs, config.outputs, (warning,) if left else ())
 
 
 def _found(

@@ -1,28 +1,34 @@
 """What the containers of a prepare Job hand to one another: what was fetched, in one folder, and
 what was made of it, in another.
 
-Who reads what was made takes it for a stranger's: a file that takes its converter over may leave
-anything there.
+What was made is untrusted: a malicious source file that takes over its converter may leave anything
+there.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from modelrollout.contract.results import TaskResult
-from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.contract.steps import ContainerStep, Step
+from modelrollout.contract.tasks import HANDED_MODEL, IN_DIR
+from modelrollout.optimizer.pipeline.servable import refused
+from modelrollout.optimizer.steps.container import lay_out
+from modelrollout.optimizer.steps.run import Applied, field_of
 from modelrollout.optimizer.store.artifact import REPORT_LIMIT_BYTES, is_name
 from modelrollout.optimizer.store.object_store import Fetched
 
 SOURCE = "source.onnx"
-_FETCHED, _MADE = "fetched.json", "made.json"
+_FETCHED, _PARTIAL, _MADE = "fetched.json", "done.json", "made.json"
 _PLACE = re.compile(r"made-\d{1,4}")
 
 
@@ -54,8 +60,26 @@ def write_fetched(work: Path, given: Inputs) -> None:
 
 
 def read_fetched(work: Path) -> Inputs:
-    """As the container wrote it that fetched; no other can write there."""
+    """What the container that fetched wrote; no other container can write there."""
     return Inputs.model_validate_json((work / _FETCHED).read_text())
+
+
+def write_partial(
+    made: Path, recipe: Sequence[Step], applied: Applied, files: Mapping[str, Path]
+) -> TaskResult:
+    """For the user's container: the model and its data set. For ours after it: what was done so
+    far.
+    """
+    index, step = next((i, s) for i, s in enumerate(recipe) if isinstance(s, ContainerStep))
+    lay_out(applied.path, files.get(f"{field_of(index, step)}.data"))
+    (made / _PARTIAL).write_text(json.dumps({"done": applied.done, "warnings": applied.warnings}))
+    return TaskResult(message="handed over to the container of the step")
+
+
+def read_partial(made: Path) -> Applied:
+    """What was done before the user's container; only our own containers can write there."""
+    partial = json.loads((made / _PARTIAL).read_text())
+    return Applied(Path(IN_DIR) / HANDED_MODEL, partial["done"], partial["warnings"])
 
 
 def write_made(
@@ -111,12 +135,3 @@ def _plain(path: Path, limit: int) -> Path:
     if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
         raise refused(f"{path.name} is no plain file of at most {limit} bytes")
     return path
-
-
-def refused(why: str) -> JobError:
-    """What was made is not to be served."""
-    return bad_input(
-        "OutputRefused",
-        f"what the container that reads the model has left is not what was asked for: {why}; the file may"
-        " have taken that container over: see where it comes from",
-    )

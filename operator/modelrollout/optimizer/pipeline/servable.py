@@ -1,8 +1,8 @@
-"""Whether a version's files and config.pbtxt are what was asked for: nothing that another backend
-would load, and no code that was not allowed.
+"""Checks that a version's files and config.pbtxt are of the kind that the task names: nothing that
+another backend would load, and no code that was not allowed.
 
-Asked twice of what a stranger's file may have made: before it is published, and where it is placed
-for a server.
+An untrusted file may have made them, so they are checked twice: before they are published, and
+before a server gets them. The second check must not import ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from pathlib import Path
 from google.protobuf.text_format import ParseError  # type: ignore[import-untyped]
 
 from modelrollout.contract.formats import Served
-from modelrollout.jobs.errors import JobError
+from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.passthrough.config import CONFIG_LIMIT_BYTES, kept
-from modelrollout.optimizer.pipeline.hand_over import refused
 from modelrollout.triton.backends import KINDS, Kind
 from modelrollout.triton.config import parse
 from modelrollout.triton.layout import DATA_FILE, MODEL_FILE
@@ -48,8 +47,8 @@ def expect_servable(served: Served | None, names: Collection[str], config: str) 
         kind.platform,
         kind.file,
     ):
-        said = f"{found.backend or found.platform or 'no backend'!r} and {found.default_model_filename!r}"
-        raise refused(f"its config.pbtxt is for {said}, not for {kind.backend} and {kind.file}")
+        given = f"{found.backend or found.platform or 'no backend'!r} and {found.default_model_filename!r}"
+        raise refused(f"its config.pbtxt is for {given}, not for {kind.backend} and {kind.file}")
     if served is None:
         if extra := sorted({field.name for field, _ in found.ListFields()} - _OURS):
             raise refused(f"its config.pbtxt says {extra[0]}")
@@ -68,3 +67,12 @@ def expect_servable(served: Served | None, names: Collection[str], config: str) 
         name == kind.file or name.startswith(f"{kind.file}/") for name in names
     ):
         raise refused(f"its files are not those that {kind.backend} reads")
+
+
+def refused(why: str) -> JobError:
+    """What was made must not be served."""
+    return bad_input(
+        "OutputRefused",
+        f"what the container that reads the model has left is not what was asked for: {why}; the file may"
+        " have taken that container over: see where it comes from",
+    )

@@ -1,5 +1,5 @@
-"""A step that is the user's own image: what is laid before it, and what is taken from it. Its
-answer is a file of a stranger.
+"""A step that is the user's own image: the files that it reads, and the model that it wrote. Its
+output is untrusted.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.inspect import ModelInfo, check
 from modelrollout.optimizer.model.runtime import open_session
 from modelrollout.optimizer.steps.context import StepContext
+from modelrollout.optimizer.steps.definition import StepDefinition
 from modelrollout.triton.layout import DATA_FILE
 
 
 def lay_out(model: Path, data: Path | None) -> None:
-    """What the user's container reads: copies, for it sees nothing else of ours."""
+    """Write the files that the user's container reads: copies, since it shares no other folder."""
     files.copy(model, Path(IN_DIR) / HANDED_MODEL)
     if data:
         shutil.copyfile(data, Path(IN_DIR) / HANDED_DATA)
 
 
 def container(step: ContainerStep, work: StepContext) -> dict[str, Any]:
-    """Take the model that the container wrote, if it can be served in the other's place.
+    """Take the model that the container wrote, if it can replace the source model.
 
     Raises JobError: ContainerOutputMissing, ContainerOutputInvalid, ContainerOutputMismatch, and
     those of ``check``.
@@ -40,11 +41,11 @@ def container(step: ContainerStep, work: StepContext) -> dict[str, Any]:
     if os.path.lexists(data := files.data_of(made)):
         _take(data, files.data_of(work.target), f"{work.field}: {data}", MAX_MODEL_BYTES)
     info, before = check(work.target, what), check(work.original)
-    if _face(info) != _face(before):
+    if _interface(info) != _interface(before):
         raise bad_input(
             "ContainerOutputMismatch",
-            f"{what} takes and gives {_told(info)}, the source model {_told(before)}; clients rely on them:"
-            " keep names, types and shapes",
+            f"{what} takes and gives {_describe(info)}, the source model {_describe(before)}; clients rely"
+            " on them: keep names, types and shapes",
         )
     open_session(work.target, what)
     return {"image": step.image}
@@ -82,9 +83,12 @@ def _opened(path: Path, what: str, limit: int) -> BinaryIO:
     return os.fdopen(opened, "rb")
 
 
-def _face(info: ModelInfo) -> list[tuple[str, str, tuple[int, ...]]]:
+def _interface(info: ModelInfo) -> list[tuple[str, str, tuple[int, ...]]]:
     return sorted((t.name, t.datatype, t.shape) for t in (*info.inputs, *info.outputs))
 
 
-def _told(info: ModelInfo) -> list[str]:
+def _describe(info: ModelInfo) -> list[str]:
     return [str(t) for t in (*info.inputs, *info.outputs)]
+
+
+STEP = StepDefinition(container, uses_labels=lambda _step, _data, present: present)

@@ -1,17 +1,15 @@
-"""What a step gets. A step is one function: it reads ``source``, writes ``target``, and returns
-what it did, for the report.
-
-A step that writes no ``target`` leaves the model as it is.
-"""
+"""What a step is given to work with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from modelrollout.contract.common import ONE_FILE_BYTES
 from modelrollout.contract.gate import Gate
+from modelrollout.contract.steps import StepBase
 from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.model.inspect import ModelInfo
 from modelrollout.optimizer.model.runtime import Advance
@@ -19,15 +17,15 @@ from modelrollout.optimizer.model.runtime import Advance
 
 @dataclass(frozen=True)
 class StepContext:
-    """One step's work. ``data`` and ``models`` are fetched and checked, by the field's path below
-    the step (``training.data``).
+    """One step's inputs, output and surroundings. ``data`` and ``models`` are fetched and checked;
+    they go by the field's path below the step (``training.data``).
     """
 
-    field: str  # what messages call the step: spec.optimization.steps[0].int8
-    source: Path  # what the step before made
+    field: str  # that messages name: spec.optimization.steps[0].int8
+    source: Path  # the model after the step before
     target: Path  # in a folder of its own
     info: ModelInfo  # of ``source``
-    original: Path  # the model as it was given
+    original: Path  # the source model, before all steps
     data: Mapping[str, Data]
     models: Mapping[str, Path]
     gate: Gate | None
@@ -35,12 +33,13 @@ class StepContext:
     hardware: str  # that the model is made for; "any": no GPU
     advance: Advance
     warn: Callable[[str], None]
+    run_step: Callable[[StepBase, StepContext], dict[str, Any]]  # for a step that tries others
     one_file: int = ONE_FILE_BYTES  # a larger result is split (``files``)
 
     @property
     def max_drop(self) -> float | None:
-        """The smallest loss of accuracy that the gate allows; None: no gate, or none against the
-        original.
+        """The smallest loss of accuracy that the gate allows; None without a gate, or where it sets
+        no maxDrop.
         """
         return (
             min((m.max_drop for m in self.gate.metrics if m.max_drop is not None), default=None)

@@ -18,6 +18,8 @@ from modelrollout.optimizer.model.inspect import ModelInfo, check
 from modelrollout.optimizer.model.runtime import BATCH_ROWS, open_session, score_output
 from modelrollout.optimizer.steps.channels import Channels
 from modelrollout.optimizer.steps.context import StepContext
+from modelrollout.optimizer.steps.definition import StepDefinition
+from modelrollout.optimizer.steps.distributions import TRAINING
 from modelrollout.optimizer.steps.prune import narrowed
 
 _LEAST = 1e-30  # of a probability, before its logarithm
@@ -94,3 +96,11 @@ def _expect_same_face(student: ModelInfo, teacher: ModelInfo, field: str) -> Non
             f" the source model {[str(t) for t in (*teacher.inputs, *teacher.outputs)]}; give the student the"
             " same inputs and outputs",
         )
+
+
+STEP = StepDefinition(
+    distill,
+    distributions=lambda _: TRAINING,
+    memory_factor=lambda step: 0.0 if step.size is None else 2.5,
+    uses_labels=lambda step, _data, _present: step.hard_labels > 0,
+)

@@ -14,6 +14,7 @@ from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.inspect import parse
 from modelrollout.optimizer.model.runtime import ORT_ERRORS, ort, refused
 from modelrollout.optimizer.steps.context import StepContext
+from modelrollout.optimizer.steps.definition import StepDefinition
 from modelrollout.triton.layout import DATA_FILE
 
 
@@ -45,3 +46,6 @@ def graph(_: GraphStep, work: StepContext) -> dict[str, Any]:
     after.opset_import.extend(kept)
     files.save_graph(after, work.target)
     return {"nodesBefore": len(before.graph.node), "nodesAfter": len(after.graph.node)}
+
+
+STEP = StepDefinition(graph)

@@ -15,6 +15,7 @@ from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.inspect import sort_nodes
 from modelrollout.optimizer.steps.context import StepContext
+from modelrollout.optimizer.steps.definition import StepDefinition
 
 to_float16: Any = float16.convert_float_to_float16  # it has no types
 
@@ -77,3 +78,6 @@ def _bfloat16(model: ModelProto) -> int:
     del model.graph.node[:]
     model.graph.node.extend([*casts, *nodes])
     return len(casts)
+
+
+STEP = StepDefinition(half_precision, memory_factor=lambda _: 1.5)

@@ -15,6 +15,8 @@ from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.runtime import ORT_ERRORS, refused
 from modelrollout.optimizer.steps.context import StepContext
+from modelrollout.optimizer.steps.definition import StepDefinition
+from modelrollout.optimizer.steps.distributions import INT4
 from modelrollout.optimizer.steps.quantize import name_nodes
 
 OPERATOR = "MatMulNBits"
@@ -102,3 +104,6 @@ def _products_of(model: ModelProto, large: set[str]) -> None:
             )
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+STEP = StepDefinition(int4, distributions=lambda _: INT4, memory_factor=lambda _: 1.1)

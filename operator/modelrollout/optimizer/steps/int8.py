@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from modelrollout.contract.steps import Int8Step
+from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.data import Data, batch_rows, batches
 from modelrollout.optimizer.model.runtime import BATCH_ROWS, open_session, predict
 from modelrollout.optimizer.steps.context import StepContext
+from modelrollout.optimizer.steps.definition import StepDefinition
 from modelrollout.optimizer.steps.quantize import Options, Quantizer
 
 SENSITIVITY_SAMPLES = 128  # enough to rank nodes by the error that they bring
@@ -136,3 +138,25 @@ def _sensitivity(quantizer: Quantizer, work: StepContext, calibration: Data) -> 
         work.advance(index + 1, len(names))
     files.remove(alone)
     return errors
+
+
+def _check_options(step: Int8Step, field: str) -> None:
+    if step.method == "Static" and step.calibration is None:
+        raise bad_input(
+            "CalibrationMissing",
+            f"{field}: method Static needs calibration: {{uri: ...}}; or use method Dynamic",
+        )
+
+
+def _memory_factor(step: Int8Step) -> float:
+    return 2.0 if step.method == "Static" else 2.5
+
+
+def _uses_labels(step: Int8Step, _: str, present: bool) -> bool:
+    # without labels the answers are compared with the float model's
+    return step.leave_out == "BySensitivity" and present
+
+
+STEP = StepDefinition(
+    int8, check_options=_check_options, memory_factor=_memory_factor, uses_labels=_uses_labels
+)

@@ -21,6 +21,8 @@ from modelrollout.optimizer.model.data import Data, batch_rows, batches
 from modelrollout.optimizer.model.runtime import BATCH_ROWS, ORT_ERRORS, ort, refused, session_options
 from modelrollout.optimizer.steps.channels import Channels
 from modelrollout.optimizer.steps.context import StepContext
+from modelrollout.optimizer.steps.definition import StepDefinition
+from modelrollout.optimizer.steps.distributions import TRAINING
 
 ACTIVATION_SAMPLES = 512
 # kept channels are a multiple of this where there are many: vector units work on that many at once
@@ -222,3 +224,10 @@ def _activations(channels: Channels, data: Data, work: StepContext) -> Activatio
             others = tuple(a for a in range(array.ndim) if a != product.tensor_axis)
             sums[product.weight] = sums[product.weight] + array.mean(axis=others) * count
     return {name: np.asarray(total) for name, total in sums.items()}
+
+
+STEP = StepDefinition(
+    prune,
+    distributions=lambda step: TRAINING if step.training else (),
+    memory_factor=lambda step: 5.0 if step.training else 3.5,
+)

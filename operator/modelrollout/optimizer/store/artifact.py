@@ -2,10 +2,10 @@
 the files that it lists.
 
 The manifest maps Triton's file names to SHA-256, size and path below the folder. A folder belongs
-to one run of one Job: the key is that of what was made, the salt the operator's for the Job, the
-try the run's own. So nobody can lay anything there beforehand, and a run that was killed half-way
-is not in its successor's way. What lies in the store is believed by the digest that a ModelRevision
-records, and by nothing else.
+to one run of one Job: the key says what was made, the salt is the operator's for the Job, and the
+try is the run's own. So nothing can be laid there beforehand, and a run that was killed half-way is
+not in its successor's way. An artifact is trusted by the digest that a ModelRevision records, and
+by nothing else.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Manifest(BaseModel):
 
 
 def digest_of(manifest: bytes) -> str:
-    """Digest of the artifact."""
+    """The artifact's digest."""
     return f"sha256:{hashlib.sha256(manifest).hexdigest()}"
 
 
@@ -124,7 +124,7 @@ def key_in(uri: str) -> str:
 
 def find(store: ObjectStore, digest: str) -> dict[str, Any] | None:
     """The report of the whole artifact whose manifest has this digest; None where it is gone,
-    replaced or damaged: then it is made anew.
+    replaced or damaged, so that it has to be made again.
 
     The model file is not read again, only its size is looked at; servers check its digest anyway.
     """

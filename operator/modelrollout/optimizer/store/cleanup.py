@@ -1,9 +1,9 @@
-"""Clean-up of the artifact store: what no revision refers to any more, and nobody has made for
-long, goes.
+"""Clean-up of the artifact store: removes artifacts that no revision refers to and that are old.
 
-What is referred to was read from the cluster **before** the store is listed: a Job takes again only
-what a revision refers to, and its own folder is young. The folder is listed once more right before
-it goes. The manifest goes first: what a clean-up leaves that was killed is no artifact.
+The references are read from the cluster **before** the store is listed. That is safe: a Job reuses
+only what a revision refers to, and its own folder is young. A folder is listed again right before
+it is removed. Its manifest is removed first, so that a clean-up that is killed leaves no artifact
+behind that looks whole.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from modelrollout.contract.tasks import CleanTask
 from modelrollout.jobs.errors import bad_input
 from modelrollout.jobs.log import LOGGER, Progress, say
 from modelrollout.optimizer.store.artifact import MANIFEST
-from modelrollout.optimizer.store.object_store import Listed, ObjectStore
+from modelrollout.optimizer.store.backend import Listed
+from modelrollout.optimizer.store.object_store import ObjectStore
 
 FIELD = "artifactCleanup"
 # NAMESPACE/KEY-SALT-TRY/FILE; an earlier operator's folders are named after the key alone
@@ -44,11 +45,11 @@ def doomed(
     before: datetime,
     untouched: frozenset[str] = frozenset(),
 ) -> dict[str, Folder]:
-    """Folders below ``root`` (by NAMESPACE/KEY) that nobody refers to and in which nothing was
+    """Folders below ``root`` (by NAMESPACE/KEY) to which nothing refers and in which nothing was
     written since ``before``.
 
     ``kept``: URIs of artifacts in use; ``namespaces``: whose artifacts may go, empty: all;
-    ``untouched``: whose stay. What is not named like an artifact is not ours, and stays.
+    ``untouched``: whose stay. Objects that are not named like an artifact are not ours, and stay.
     """
     folders: defaultdict[str, Folder] = defaultdict(lambda: Folder(datetime.min.replace(tzinfo=UTC)))
     for found in objects:
@@ -67,7 +68,7 @@ def doomed(
 
 
 def clean(task: CleanTask, progress: Progress) -> TaskResult:
-    """Delete them, or with ``dry_run`` only say so; raises JobError."""
+    """Remove them, or with ``dry_run`` only log which; raises JobError."""
     kept, untouched = _references(Path(task.references))
     store = ObjectStore(task.artifacts, FIELD, bucket=True)
     before = datetime.now(UTC) - timedelta(seconds=task.older_than_seconds)

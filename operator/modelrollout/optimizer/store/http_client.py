@@ -53,12 +53,13 @@ Kind = Literal[
     "Certificate",
     "Redirected",
     "Unreachable",
+    "NotListable",
 ]
 
 
 class Fault(Exception):
-    """Why a store did not do what was asked. ``detail``: of Redirected, where it leads and why not,
-    fit to be shown.
+    """Why a request to a store failed. ``detail``: of Redirected, where it leads and why it is not
+    followed, without secrets.
     """
 
     def __init__(self, kind: Kind, status: int = 0, detail: str = "") -> None:
@@ -66,20 +67,20 @@ class Fault(Exception):
         self.kind, self.status, self.detail = kind, status, detail
 
 
-# Codes with which S3 stores say, some of them as a 404, that nobody has this access key.
+# Codes of S3 stores for an unknown access key; some come with status 404.
 _UNKNOWN_KEY = ("InvalidAccessKeyId", "XAdminUserNotFound")
 
 
-def fault_of(status: int, told: str) -> Fault:
-    """The fault behind a status and the store's own words."""
+def fault_of(status: int, body: str) -> Fault:
+    """The fault behind a status and the answer's body."""
     if status == 404:
-        if "NoSuchBucket" in told:
+        if "NoSuchBucket" in body:
             return Fault("BucketMissing", status)
-        return Fault("KeyUnknown" if any(code in told for code in _UNKNOWN_KEY) else "ObjectMissing", status)
+        return Fault("KeyUnknown" if any(code in body for code in _UNKNOWN_KEY) else "ObjectMissing", status)
     if status in (401, 403):
         return Fault("Refused", status)
-    region = "AuthorizationHeaderMalformed" in told or (
-        "AuthorizationQueryParametersError" in told and "region" in told
+    region = "AuthorizationHeaderMalformed" in body or (
+        "AuthorizationQueryParametersError" in body and "region" in body
     )
     # one without a Location: so S3 says that the bucket is elsewhere
     if region or status in _REDIRECTS:
@@ -89,8 +90,8 @@ def fault_of(status: int, told: str) -> Fault:
 
 @dataclass(frozen=True)
 class Client:
-    """One store. ``address`` gives the URL for a method and a path, and is asked anew for every
-    try: a signature has its time.
+    """One store. ``address`` gives the URL for a method and a path; it is called for every try,
+    because a signature expires.
     """
 
     address: Callable[[str, str], str]
@@ -108,8 +109,8 @@ class Client:
             return _length(answer)
 
     def get(self, path: str) -> tuple[int, Generator[bytes, None, None]]:
-        """Size and content of an object; what breaks off goes on where it was, if the object has a
-        mark (ETag) that it is still the same.
+        """Size and content of an object. A broken download resumes where it stopped, if the object
+        has an ETag that shows that it is still the same.
 
         Raises Fault, also while it is read.
         """
@@ -187,11 +188,13 @@ class Client:
 
     def _pauses(self) -> Iterator[float]:
         """Seconds before each further try."""
-        told = self.retry.get("backoff")
+        backoff = self.retry.get("backoff")
         for number in range(self.retry.get("max_retries", 0)):
-            pause = told["init_backoff"].total_seconds() * float(told["base"]) ** number if told else 1.0
+            pause = (
+                backoff["init_backoff"].total_seconds() * float(backoff["base"]) ** number if backoff else 1.0
+            )
             yield random.uniform(0.5, 1.0) * (
-                min(pause, told["max_backoff"].total_seconds()) if told else pause
+                min(pause, backoff["max_backoff"].total_seconds()) if backoff else pause
             )
 
     def _asked(
@@ -206,10 +209,10 @@ class Client:
                 answer = self._followed(method, self.address(method, path), headers or {}, body)
                 if 200 <= answer.status < 300:
                     return answer
-                told = b""
+                content = b""
                 with contextlib.closing(answer), contextlib.suppress(HTTPError):
-                    told = answer.read(_ERROR_BYTES)
-                fault = fault_of(answer.status, told.decode("latin-1"))
+                    content = answer.read(_ERROR_BYTES)
+                fault = fault_of(answer.status, content.decode("latin-1"))
             except HTTPError as error:
                 fault = _unanswered(error)
             pause = (
@@ -308,7 +311,7 @@ def _below(url: str, prefix: str) -> bool:
 
 
 def _shown(url: str) -> str:
-    """Scheme, host and port: paths and queries of redirects are signed, and a stranger's words."""
+    """Scheme, host and port: paths and queries of redirects are signed, and may be secret."""
     scheme, host, port = origin(url)
     inside = f"[{host}]" if ":" in host else host
     return f"{scheme}://{inside}" + ("" if port == (443 if scheme == "https" else 80) else f":{port}")
@@ -359,14 +362,14 @@ def _length(answer: BaseHTTPResponse) -> int:
     """The announced size; an answer that ends when the connection does might be half of it, and so
     might one of a part.
     """
-    told = answer.headers.get("Content-Length", "")
+    length = answer.headers.get("Content-Length", "")
     if (
-        not re.fullmatch(r"[0-9]{1,18}", told)
+        not re.fullmatch(r"[0-9]{1,18}", length)
         or answer.headers.get("Transfer-Encoding")
         or answer.status == 206
     ):
         raise Fault("Unreachable")
-    return int(told)
+    return int(length)
 
 
 def _unanswered(error: HTTPError) -> Fault:

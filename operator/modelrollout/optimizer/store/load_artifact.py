@@ -1,5 +1,9 @@
-"""The init container of a server: a prepared repository from the artifact store into
-``<target>/<model>/``, every byte checked.
+"""The init container of a server: places an artifact as ``<target>/<model>/``, with every digest
+checked before the server can load anything.
+
+The manifest must have the digest that the ModelRevision records (``_read_manifest``), and every
+file the digest that the manifest lists (``_download``). The folder gets its name last, in one
+rename.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -29,78 +33,66 @@ _SCRATCH = ".fetch-"
 _MODEL_NAME = re.compile(r"^[a-zA-Z0-9]([a-zA-Z0-9._-]*)$")
 
 
-def _holds(path: Path, entry: artifact.Entry) -> bool:
-    """Whether the file is there with the right bytes."""
-    if not path.is_file() or path.stat().st_size != entry.size:
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
-
-
-def _tuned(store: ObjectStore, entry: artifact.Entry, serving: ServingConfig) -> bytes:
-    """The stored config.pbtxt, once its digest is checked, with the settings that tuning chose;
-    equal inputs give equal bytes.
-    """
-    # not needed by a fetch without them
-    from modelrollout.triton.config import parse, printed, with_serving
-
-    return printed(with_serving(parse(_stored(store, entry).decode()), serving)).encode()
-
-
-def _stored(store: ObjectStore, entry: artifact.Entry) -> bytes:
-    stored = store.read(entry.path, max_bytes=entry.size)
-    if stored is None or hashlib.sha256(stored).hexdigest() != entry.sha256:
-        raise _corrupt(store, entry)
-    return stored
-
-
-def _expect(asked: str, config: bytes, files: Collection[str]) -> None:
-    """Raise OutputRefused for what this server was not made for, whatever the revision records."""
-    from modelrollout.optimizer.pipeline.servable import expect_servable
-
-    try:
-        served = None if asked == "{}" else Served.model_validate_json(asked)
-    except ValidationError:
-        raise bad_input(
-            "TaskInvalid",
-            f"{SERVES_ENV}: {asked[:100]!r} is not understood; are operator and image of one version?",
-        ) from None
-    expect_servable(served, files, config.decode(errors="replace"))
-
-
-def _corrupt(store: ObjectStore, entry: artifact.Entry) -> JobError:
-    return bad_input(
-        "ArtifactCorrupt",
-        f"{store.uri}/{entry.path}: sha256 differs from the manifest; delete the folder and retry the"
-        " revision",
-    )
-
-
 def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
-    """Place ``<target>/<model>/config.pbtxt`` and the files in ``<target>/<model>/<number>/`` in
-    one rename; a second run finds them and ends.
+    """Place config.pbtxt and the files of the version; a second run finds them and ends.
 
-    Raises JobError: ArtifactMissing, DigestMismatch, ArtifactCorrupt, OutputRefused, and those of
-    the store.
+    Raises JobError: ArtifactMissing, ArtifactDigestMismatch, ArtifactCorrupt, OutputRefused, and
+    those of the store.
     """
     if not _MODEL_NAME.match(task.model):
         raise bad_input("TaskInvalid", f"model: {task.model!r} is no folder name")
     store = ObjectStore(task.artifact, _FIELD)
     with progress.stage("manifest"):
-        content = store.read(artifact.MANIFEST, max_bytes=artifact.MANIFEST_LIMIT_BYTES)
-        if content is None:
-            raise bad_input(
-                "ArtifactMissing",
-                f"{store.uri}: there is no manifest.json; retry the revision, and the model is prepared"
-                " again",
-            )
-        if artifact.digest_of(content).removeprefix("sha256:") != task.digest.removeprefix("sha256:"):
-            raise bad_input(
-                "ArtifactDigestMismatch",
-                f"{store.uri}: manifest.json is not the one that the revision was proven with: it was"
-                " replaced; retry the revision to prove it anew",
-            )
-        manifest = artifact.parse_manifest(content, store.uri)
+        manifest = _read_manifest(store, task.digest)
+    config, version = _split(manifest, store)
+    if (serves := os.environ.get(SERVES_ENV)) is not None:
+        with progress.stage("check"):
+            _expect_served(serves, _read_config(store, config), version)
+    root, number = Path(task.target), str(task.number)
+    if MODEL_FILE not in version:
+        link = root / VERSION_LINK
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"{task.model}/{number}")
+    tuned = _tuned_config(store, config, task.serving) if task.serving else None
+    files = {CONFIG_FILE: config} | {f"{number}/{name}": entry for name, entry in version.items()}
+    result = TaskResult(
+        artifact_digest=task.digest, artifact_size_bytes=sum(entry.size for entry in version.values())
+    )
+    with progress.stage("verify"):
+        if _is_in_place(root / task.model, files, tuned):
+            return result.model_copy(update={"message": "already in place", "reused": True})
+    for left in root.glob(f"{_SCRATCH}*"):  # of a run that was killed
+        shutil.rmtree(left)
+    scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=root))
+    with progress.stage("fetch"):
+        _download(store, files, scratch, progress)
+    if tuned is not None:
+        (scratch / CONFIG_FILE).write_bytes(tuned)
+    _rename(scratch, root / task.model)
+    return result
+
+
+def _read_manifest(store: ObjectStore, digest: str) -> artifact.Manifest:
+    """The manifest, if its digest is the recorded one."""
+    content = store.read(artifact.MANIFEST, max_bytes=artifact.MANIFEST_LIMIT_BYTES)
+    if content is None:
+        raise bad_input(
+            "ArtifactMissing",
+            f"{store.uri}: there is no manifest.json; retry the revision, and the model is prepared again",
+        )
+    if artifact.digest_of(content).removeprefix("sha256:") != digest.removeprefix("sha256:"):
+        raise bad_input(
+            "ArtifactDigestMismatch",
+            f"{store.uri}: manifest.json is not the one that the revision was proven with: it was replaced;"
+            " retry the revision to prove it again",
+        )
+    return artifact.parse_manifest(content, store.uri)
+
+
+def _split(
+    manifest: artifact.Manifest, store: ObjectStore
+) -> tuple[artifact.Entry, dict[str, artifact.Entry]]:
+    """(config.pbtxt, the files of the version)."""
     config = manifest.files.get(CONFIG_FILE)
     version = {
         name: entry for name, entry in manifest.files.items() if name not in (CONFIG_FILE, artifact.REPORT)
@@ -111,44 +103,81 @@ def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
             f"{store.uri}: manifest.json lists no model or no {CONFIG_FILE}; delete the folder and retry the"
             " revision",
         )
-    if (asked := os.environ.get(SERVES_ENV)) is not None:
-        with progress.stage("check"):
-            _expect(asked, _stored(store, config), version)
-    root = Path(task.target)
-    number = str(task.number)
-    if MODEL_FILE not in version:
-        link = root / VERSION_LINK
-        link.unlink(missing_ok=True)
-        link.symlink_to(f"{task.model}/{number}")
-    final = root / task.model
-    tuned = _tuned(store, config, task.serving) if task.serving else None
-    wanted = {CONFIG_FILE: config} | {f"{number}/{name}": entry for name, entry in version.items()}
-    size = sum(entry.size for entry in version.values())
-    with progress.stage("verify"):
-        there = final / CONFIG_FILE
-        configured = (
-            _holds(there, config) if tuned is None else there.is_file() and there.read_bytes() == tuned
-        )
-        if configured and all(
-            _holds(final / name, entry) for name, entry in wanted.items() if name != CONFIG_FILE
-        ):
-            return TaskResult(
-                message="already in place", artifact_digest=task.digest, artifact_size_bytes=size, reused=True
-            )
-    for left in root.glob(f"{_SCRATCH}*"):  # of a run that was killed
-        shutil.rmtree(left)
-    scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=root))
-    with progress.stage("fetch"):
-        for name, entry in wanted.items():
-            path = scratch / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fetched = store.download(path, max_bytes=entry.size, advance=progress.update, name=entry.path)
-            if fetched.sha256 != entry.sha256:
-                raise _corrupt(store, entry)
-    if tuned is not None:
-        (scratch / CONFIG_FILE).write_bytes(tuned)
+    return config, version
+
+
+def _download(
+    store: ObjectStore, files: Mapping[str, artifact.Entry], folder: Path, progress: Progress
+) -> None:
+    """Each file, if its digest is the listed one."""
+    for name, entry in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fetched = store.download(path, max_bytes=entry.size, advance=progress.update, name=entry.path)
+        if fetched.sha256 != entry.sha256:
+            raise _corrupt(store, entry)
+
+
+def _read_config(store: ObjectStore, entry: artifact.Entry) -> bytes:
+    """The stored config.pbtxt, if its digest is the listed one."""
+    content = store.read(entry.path, max_bytes=entry.size)
+    if content is None or hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise _corrupt(store, entry)
+    return content
+
+
+def _tuned_config(store: ObjectStore, entry: artifact.Entry, serving: ServingConfig) -> bytes:
+    """config.pbtxt with the settings that tuning chose; equal inputs give equal bytes."""
+    # not needed by a fetch without them
+    from modelrollout.triton.config import parse, printed, with_serving
+
+    return printed(with_serving(parse(_read_config(store, entry).decode()), serving)).encode()
+
+
+def _expect_served(serves: str, config: bytes, files: Collection[str]) -> None:
+    """Raise OutputRefused for what this server was not made for, whatever the revision records.
+    ``serves``: JSON of Served.
+    """
+    from modelrollout.optimizer.pipeline.servable import expect_servable
+
+    try:
+        served = None if serves == "{}" else Served.model_validate_json(serves)
+    except ValidationError:
+        raise bad_input(
+            "TaskInvalid",
+            f"{SERVES_ENV}: {serves[:100]!r} is not understood; are operator and image of one version?",
+        ) from None
+    expect_servable(served, files, config.decode(errors="replace"))
+
+
+def _is_in_place(folder: Path, files: Mapping[str, artifact.Entry], tuned: bytes | None) -> bool:
+    """Whether an earlier run has placed exactly these files."""
+    config = folder / CONFIG_FILE
+    return all(
+        config.is_file() and config.read_bytes() == tuned
+        if name == CONFIG_FILE and tuned is not None
+        else _has_content(folder / name, entry)
+        for name, entry in files.items()
+    )
+
+
+def _has_content(path: Path, entry: artifact.Entry) -> bool:
+    if not path.is_file() or path.stat().st_size != entry.size:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+
+
+def _rename(scratch: Path, final: Path) -> None:
     for folder in (scratch, *(path for path in scratch.rglob("*") if path.is_dir())):
         folder.chmod(0o755)  # mkdtemp's 0700 would lock out the server, whose user may be another
     shutil.rmtree(final, ignore_errors=True)
     scratch.rename(final)
-    return TaskResult(artifact_digest=task.digest, artifact_size_bytes=size)
+
+
+def _corrupt(store: ObjectStore, entry: artifact.Entry) -> JobError:
+    return bad_input(
+        "ArtifactCorrupt",
+        f"{store.uri}/{entry.path}: sha256 differs from the manifest; delete the folder and retry the"
+        " revision",
+    )

@@ -149,10 +149,10 @@ class Network:
                 )
             )
         except (UnsupportedError, TypeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
-            said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            line = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise bad_input(
                 "TrainingUnsupported",
-                f"{self._field}: {said}; train the model where it was made, or leave the step out",
+                f"{self._field}: {line}; train the model where it was made, or leave the step out",
             ) from None
         scale = float(np.abs(expected).max()) or 1.0
         if found.shape != expected.shape or float(np.abs(found - expected).max()) > PARITY * scale:
@@ -189,8 +189,8 @@ def _modern(model: onnx.ModelProto, field: str) -> onnx.ModelProto:
     try:
         return onnx.version_converter.convert_version(model, CONVERTED_OPSET)
     except (RuntimeError, onnx.version_converter.ConvertError) as error:
-        said = (str(error).splitlines() or [""])[0][:200]
+        line = (str(error).splitlines() or [""])[0][:200]
         raise bad_input(
             "TrainingUnsupported",
-            f"{field}: opset {opset} is too old, and cannot be converted: {said}; export with opset 17",
+            f"{field}: opset {opset} is too old, and cannot be converted: {line}; export with opset 17",
         ) from None

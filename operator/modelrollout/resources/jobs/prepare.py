@@ -277,10 +277,7 @@ def _image(model: Model, optimization: Optimization, config: OperatorConfig) -> 
     trainers = {step.trainer for step in optimization.steps}
     if "Needed" in trainers or ("Welcome" in trainers and model.flavour is None):
         return config.images.trainer
-    images = config.images
-    return {None: None, "trees": images.trees, "tensorflow": images.tensorflow, "pytorch": images.pytorch}[
-        model.flavour
-    ]
+    return config.images.of_flavour(model.flavour) if model.flavour else None
 
 
 def _signature(

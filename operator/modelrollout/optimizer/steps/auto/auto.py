@@ -22,7 +22,6 @@ from modelrollout.contract.results import Search, SearchPoint
 from modelrollout.contract.steps import AutoStep
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import say
-from modelrollout.optimizer import steps
 from modelrollout.optimizer.gate.gate import Measured, compare_answers, judge_gate
 from modelrollout.optimizer.gate.metrics import ERRORS, Answers
 from modelrollout.optimizer.model import files
@@ -32,6 +31,8 @@ from modelrollout.optimizer.model.runtime import Advance, check_label_range, ope
 from modelrollout.optimizer.model.timing import in_turns, open_single
 from modelrollout.optimizer.steps.auto.plan import SOURCE, Candidate, Means, Outcome, next_candidate
 from modelrollout.optimizer.steps.context import StepContext
+from modelrollout.optimizer.steps.definition import StepDefinition
+from modelrollout.optimizer.steps.distributions import INT4, TRAINING, installed
 from modelrollout.statistics.frontier import OBJECTIVES, Point, choose, cost_of, enough, frontier
 
 # set aside of the data where no calibration data is given, at most a quarter of it
@@ -59,8 +60,8 @@ class _Made:
     done: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def told(self) -> dict[str, Any]:
-        """For the report."""
+    def entry(self) -> dict[str, Any]:
+        """Its entry in the report."""
         return {
             **self.point._asdict(),
             "value": self.value,
@@ -69,7 +70,7 @@ class _Made:
         }
 
     def summary(self) -> SearchPoint:
-        """For the termination message."""
+        """Its entry in the termination message."""
         p = self.point
         return SearchPoint(
             p.name,
@@ -230,7 +231,7 @@ def auto(step: AutoStep, work: StepContext) -> dict[str, Any]:
     return {
         "search": search.model_dump(),
         "steps": best.done,
-        "candidates": [m.told() for m in made.values()],
+        "candidates": [m.entry() for m in made.values()],
         "frontier": frontiers,
         "refused": refused,
         "cut": cut,
@@ -242,8 +243,8 @@ def auto(step: AutoStep, work: StepContext) -> dict[str, Any]:
 def _make(
     candidate: Candidate, base: _Made, target: Path, work: StepContext, judge: _Judge, ends: float
 ) -> _Made:
-    """Raises _TimeIsUpError also in the middle of it, for training may take long; a file that was
-    begun is left to the Job's folder.
+    """Make and judge a candidate. Raises _TimeIsUpError, also in the middle, since training may
+    take long; an unfinished file goes with the Job's folder.
     """
 
     def advance(done: int, total: int | None) -> None:
@@ -263,7 +264,7 @@ def _make(
         advance=advance,
         warn=warnings.append,
     )
-    done = {"kind": candidate.step.kind} | steps.run(candidate.step, inner)
+    done = {"kind": candidate.step.kind} | work.run_step(candidate.step, inner)
     return judge.made(candidate.name, target, [*base.done, done], [*base.warnings, *warnings], advance)
 
 
@@ -300,7 +301,7 @@ def _gate_for(gate: Gate, data: Data, work: StepContext) -> Gate:
 
 
 def _means(step: AutoStep, work: StepContext) -> Means:
-    trains = step.training is not None and steps.can_train()
+    trains = step.training is not None and installed(*TRAINING)
     if step.training is not None and not trains:
         work.warn(
             f"{work.field}.training: nothing that trains was tried, because this image has no JAX; set"
@@ -310,7 +311,7 @@ def _means(step: AutoStep, work: StepContext) -> Means:
     return Means(
         calibration=step.calibration or step.data,
         training=step.training if trains else None,
-        int4=steps.can_int4(),
+        int4=installed(*INT4),
         sensitivity=work.max_drop is not None,
     )
 
@@ -323,7 +324,7 @@ def _findings(
     cut: str | None,
     refused: dict[str, str],
 ) -> list[str]:
-    """What the user should know of the search."""
+    """Warnings about the search."""
     source, others = made[0], made[1:]
     found = []
     if best is source:
@@ -355,3 +356,11 @@ def _findings(
             " that will serve the model; Size says more"
         )
     return found
+
+
+STEP = StepDefinition(
+    auto,
+    optional_distributions=lambda step: (*INT4, *(TRAINING if step.training else ())),
+    uses_labels=lambda _step, data, _present: data != "calibration",
+    selects_on=("data",),
+)

@@ -25,7 +25,7 @@ _LABELS = ("service", "code", "method", "protocol")
 # INTERNAL, UNAVAILABLE, DATA_LOSS. UNKNOWN (2) is left out. Traefik 3.6 looks for the status in the
 # headers only: a success, whose status comes in the trailers, is counted as 2, and so is a refused
 # connection. Errors of Triton come without a message, hence in the headers, and are counted right
-# (docs/reasons-analysis.md, Blind spots).
+# (docs/reference/reasons-analysis.md, Blind spots).
 GRPC_BAD = frozenset({"4", "8", "12", "13", "14", "15"})
 
 

@@ -1,0 +1,252 @@
+"""CONVERT: open the source, and make of it what is served. Has no Secrets."""
+
+from __future__ import annotations
+
+import tempfile
+from itertools import takewhile
+from pathlib import Path
+
+from modelrollout.contract.common import ModelFile
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.steps import ContainerStep
+from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer.formats import isolated
+from modelrollout.optimizer.gate import gate
+from modelrollout.optimizer.gate.gate import FIELD as FIELD_GATE
+from modelrollout.optimizer.model.archive import is_archive, unpack
+from modelrollout.optimizer.model.data import match, read_archive
+from modelrollout.optimizer.model.files import files_of, size_of
+from modelrollout.optimizer.model.inspect import check
+from modelrollout.optimizer.model.runtime import open_session
+from modelrollout.optimizer.passthrough.repository import pass_through
+from modelrollout.optimizer.pipeline import hand_over
+from modelrollout.optimizer.pipeline.key import sources_of
+from modelrollout.optimizer.pipeline.report import report_of, summary_of
+from modelrollout.optimizer.pipeline.state import (
+    FIELD_SOURCE,
+    DataFile,
+    Phase,
+    PrepareState,
+    run_phases,
+)
+from modelrollout.optimizer.steps.registry import definition_of
+from modelrollout.optimizer.steps.run import run_steps
+from modelrollout.triton.config import BatchingImpossible, render
+
+
+def read_fetched(s: PrepareState) -> None:
+    """What the container that fetched has left."""
+    fetched = hand_over.read_fetched(s.work)
+    s.source = fetched.source
+    s.data_files = {
+        field: DataFile(s.work / f"source-{number}", fetched.files[field])
+        for number, field in enumerate(sources_of(s.task))
+    }
+
+
+def serve_unchanged(s: PrepareState) -> TaskResult | None:
+    """A source that a backend of Triton serves as it is: it is checked, and that is all."""
+    if not s.task.served:
+        return None
+    with s.progress.stage("check"):
+        checked = pass_through(
+            s.source_file, s.task.served, s.task.batching, s.task.instance_kind, s.folder, s.task.max_bytes
+        )
+    size = sum(path.stat().st_size for path in checked.files.values())
+    # the size before is that of the files, not of the archive: nothing was made smaller
+    report = report_of(checked.inputs, checked.outputs, (size, size), checked.warnings)
+    return hand_over.write_made(s.work, s.made, checked.files, checked.config, report)
+
+
+def convert_or_unpack(s: PrepareState) -> None:
+    """The source model as ONNX: converted from another format, or out of its archive."""
+    s.format = isolated.expect_format(s.source_file, s.task.format)
+    s.onnx = s.source_file
+    if s.format != "ONNX":
+        with s.progress.stage("convert"):
+            s.onnx = isolated.convert(s.source_file, s.format, s.folder, s.task.tensors)
+    elif is_archive(s.source_file):
+        with s.progress.stage("unpack"):
+            keep = s.task.part != "Whole"
+            unpacked = unpack(s.source_file, s.folder, s.task.max_bytes, s.task.one_file_bytes, keep=keep)
+            s.onnx = unpacked or s.source_file
+
+
+def check_model(s: PrepareState) -> None:
+    """The source model: it can be run, and has the tensors that it should have; and the data fits
+    it.
+    """
+    with s.progress.stage("check"):
+        s.info = check(s.onnx)
+        if s.task.tensors:
+            isolated.expect_tensors(s.task.tensors, s.info)
+        open_session(s.onnx, FIELD_SOURCE)
+        try:
+            s.config = render(s.info.inputs, s.info.outputs, s.task.batching, s.task.instance_kind)
+        except BatchingImpossible as error:
+            raise bad_input(
+                "BatchingImpossible",
+                f"spec.serving.batching.maxBatchSize: {s.task.batching.max_batch_size}, but the first"
+                f" dimension of {error.tensor} is fixed; set maxBatchSize: 0, or export the model with a"
+                " dynamic batch dimension",
+            ) from None
+        _check_data(s)
+
+
+def _check_data(s: PrepareState) -> None:
+    """Data sets that fit the source model's inputs, and models that can be run."""
+    sources = sources_of(s.task)
+    labels = gate.labels_wanted(s.task.gate) if s.task.gate else None
+    s.data, s.models = {}, {}
+    for field, source in sources.items():
+        wanted, path = source.wanted, s.data_files[field].path
+        if isinstance(wanted, ModelFile):
+            check(path, f"{field}.uri")
+            open_session(path, f"{field}.uri")
+            s.models[field] = path
+            continue
+        arrays = read_archive(path, field)
+        if source.step is None or source.judges:
+            labelled, numbers = labels is not None, labels == "numbers"
+        else:
+            present = wanted.labels in arrays
+            labelled = definition_of(source.step).uses_labels(source.step, source.name, present)
+            numbers = False
+        s.data[field] = match(
+            arrays,
+            wanted,
+            s.info.inputs,
+            field,
+            labelled=labelled,
+            numbers=numbers,
+            sliced=source.judges or None,
+        )
+    for field, source in sources.items():
+        if source.step and source.judges and (shared := s.data[field].shared(s.data[FIELD_GATE])):
+            s.warnings.append(
+                f"{field}: {shared} different samples of it are among the held-out ones of {FIELD_GATE} too:"
+                " the accuracy after is too optimistic"
+            )
+
+
+def check_parity(s: PrepareState) -> None:
+    """A converted model answers as the original does."""
+    if s.format == "ONNX":
+        return
+    with s.progress.stage("parity"):
+        sample = s.data.get(FIELD_GATE) or next(iter(s.data.values()), None)
+        s.conversion = isolated.parity(
+            s.source_file, s.format, s.folder, s.onnx, s.info.inputs, sample.inputs if sample else None
+        )
+    if s.conversion["generated"]:
+        s.warnings.append(
+            "the conversion was compared on generated inputs; give spec.optimization.gate.data to compare on"
+            " real ones"
+        )
+
+
+def run_recipe(s: PrepareState) -> None:
+    """The optimization steps: all of them, or those before, or after, the user's own container."""
+    recipe = s.task.steps
+    if s.task.part == "BeforeContainer":
+        recipe = tuple(takewhile(lambda step: not isinstance(step, ContainerStep), recipe))
+    with s.progress.stage("optimize"):
+        s.applied = run_steps(
+            recipe,
+            s.onnx,
+            s.folder,
+            s.data,
+            s.models,
+            gate=s.task.gate,
+            symmetric=s.task.instance_kind == "KIND_GPU",
+            hardware=s.task.target_hardware,
+            advance=s.progress.update,
+            one_file=s.task.one_file_bytes,
+            earlier=hand_over.read_partial(s.made) if s.task.part == "AfterContainer" else None,
+        )
+
+
+def give_to_container(s: PrepareState) -> TaskResult | None:
+    """Before the user's own container this container's part ends here."""
+    if s.task.part != "BeforeContainer":
+        return None
+    paths = {field: file.path for field, file in s.data_files.items()}
+    return hand_over.write_partial(s.made, s.task.steps, s.applied, paths)
+
+
+def check_optimized(s: PrepareState) -> None:
+    """The optimized model can be run; and what its owner should know of it."""
+    optimized, before, after = s.applied.path, s.source.size, size_of(s.applied.path)
+    s.warnings += s.applied.warnings
+    if not s.task.steps:
+        return
+    open_session(optimized, "the optimized model")
+    if not s.task.gate:
+        s.warnings.append(
+            "optimized without a gate: nothing says that the accuracy is kept; set spec.optimization.gate"
+        )
+    if optimized != s.onnx and after >= before:
+        s.warnings.append(
+            f"the optimized model is not smaller ({before} to {after} bytes): its weights are few"
+        )
+    held_out = s.data_files.get(FIELD_GATE)
+    if held_out and any(
+        file.fetched == held_out.fetched for field, file in s.data_files.items() if field != FIELD_GATE
+    ):
+        s.warnings.append(
+            "a step's data and held-out data are the same file: the accuracy after is too optimistic; use"
+            " different samples"
+        )
+
+
+def run_gate(s: PrepareState) -> None:
+    """The source model against the optimized one, on held-out data."""
+    if not s.task.gate:
+        return
+    s.measured = gate.run_gate(s.task.gate, s.data[FIELD_GATE], s.onnx, s.applied.path, s.info, s.progress)
+    if s.measured.report["duplicates"]:
+        s.warnings.append(
+            f"{s.measured.report['duplicates']} of {s.measured.report['samples']} held-out samples repeat"
+            " others: they add no information"
+        )
+
+
+def write_made(s: PrepareState) -> TaskResult:
+    """The version and its report, for the container that publishes; raises what the gate decided
+    against.
+    """
+    report = report_of(
+        s.info.inputs,
+        s.info.outputs,
+        (s.source.size, size_of(s.applied.path)),
+        s.warnings,
+        opset=s.info.opset,
+        conversion=s.conversion,
+        steps=s.applied.done,
+        gate=s.measured.report if s.measured else None,
+    )
+    if s.measured:
+        gate.raise_failure(s.measured, summary_of(s.task, report, None, None))
+    return hand_over.write_made(s.work, s.made, files_of(s.applied.path), s.config, report)
+
+
+CONVERT: tuple[Phase, ...] = (
+    read_fetched,
+    serve_unchanged,
+    convert_or_unpack,
+    check_model,
+    check_parity,
+    run_recipe,
+    give_to_container,
+    check_optimized,
+    run_gate,
+    write_made,
+)
+
+
+def convert(s: PrepareState) -> TaskResult | None:
+    """Run CONVERT."""
+    # in the folder that the result goes to, so that nothing large is copied
+    with tempfile.TemporaryDirectory(dir=s.made) as folder:
+        s.folder = Path(folder)
+        return run_phases(CONVERT, s)

@@ -1,0 +1,92 @@
+"""What the phases of a preparation share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from modelrollout.contract.formats import SourceFormat
+from modelrollout.contract.results import TaskResult
+from modelrollout.contract.tasks import PrepareTask
+from modelrollout.jobs.log import Progress
+from modelrollout.optimizer.gate.gate import Measured
+from modelrollout.optimizer.model.data import Data
+from modelrollout.optimizer.model.inspect import ModelInfo
+from modelrollout.optimizer.pipeline.hand_over import SOURCE
+from modelrollout.optimizer.steps.run import Applied
+from modelrollout.optimizer.store.object_store import Fetched, ObjectStore
+
+FIELD_SOURCE = "spec.model.uri"
+
+
+class DataFile(NamedTuple):
+    """A fetched file and its digest."""
+
+    path: Path
+    fetched: Fetched
+
+
+@dataclass
+class PrepareState:
+    """The task, and what the phases so far found out. A field below a phase's name is there from
+    that phase on; to read it earlier is an AttributeError.
+    """
+
+    task: PrepareTask
+    progress: Progress
+    work: Path  # the folder of what was fetched
+    made: Path  # the folder of what was made of it
+    warnings: list[str] = field(default_factory=list)
+
+    # fetch_data, compute_key
+    files: dict[str, Fetched] = field(init=False)  # by field of spec
+    inputs: dict[str, Any] = field(init=False)  # everything that the artifact depends on
+    key: str = field(init=False)
+    signer: tuple[Any, str] | None = field(init=False)  # public key, and its digest
+    # fetch_source, or read_fetched in another container
+    source: Fetched = field(init=False)
+    # read_fetched
+    data_files: dict[str, DataFile] = field(init=False)
+    # recognize, convert_or_unpack
+    folder: Path = field(init=False)  # for what is on its way; it is removed afterwards
+    format: SourceFormat = field(init=False)
+    onnx: Path = field(init=False)  # the source model in ONNX
+    # check_model
+    info: ModelInfo = field(init=False)
+    config: str = field(init=False)  # config.pbtxt
+    # check_data
+    data: dict[str, Data] = field(init=False)
+    models: dict[str, Path] = field(init=False)
+    # check_parity
+    conversion: dict[str, Any] | None = None
+    # run_recipe
+    applied: Applied = field(init=False)
+    # run_gate
+    measured: Measured | None = None
+    # verify_made
+    version: dict[str, Path] = field(init=False)  # what is served, by name
+    report: dict[str, Any] = field(init=False)
+    result: TaskResult = field(init=False)
+
+    @property
+    def source_file(self) -> Path:
+        """The source as it was fetched."""
+        return self.work / SOURCE
+
+
+Phase = Callable[[PrepareState], TaskResult | None]
+
+
+def run_phases(phases: Sequence[Phase], state: PrepareState) -> TaskResult | None:
+    """Run phases in order, until one has the result of this container."""
+    for phase in phases:
+        if (result := phase(state)) is not None:
+            return result
+    return None
+
+
+def store_of(task: PrepareTask, uri: str) -> ObjectStore:
+    """An artifact's place in the store."""
+    return ObjectStore(task.artifacts.model_copy(update={"uri": uri}), "artifacts")

@@ -1,0 +1,82 @@
+"""What a kind of store has to do; ``schemes`` lists the kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import SplitResult
+
+from modelrollout.contract.common import Location
+
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
+
+# About 15 s of tries for a store that is away; the Job's own retries come on top. Tests set fewer.
+RETRY: RetryConfig = {
+    "max_retries": 6,
+    "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 2},
+}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An object below a place: its name there, bytes, and when it was last written, by the store's
+    clock.
+    """
+
+    name: str
+    size: int
+    modified: datetime
+
+
+class Backend(Protocol):
+    """An open store. Paths are the URI's, with names added as ``Scheme.encode`` writes them. Every
+    method raises Fault; an iterator does so while it is read, too.
+    """
+
+    def size(self, path: str) -> int:
+        """Bytes of an object."""
+
+    def get(self, path: str) -> tuple[int, Generator[bytes, None, None]]:
+        """The announced size and the content of an object."""
+
+    def put(self, path: str, content: bytes | Path, *, create: bool) -> bool:
+        """Write an object. False where ``create`` is set, the object exists already, and the store
+        can tell; then nothing is written.
+        """
+
+    def list(self, path: str) -> Iterator[Listed]:
+        """All objects below a folder, named relative to it; Fault NotListable where the store
+        cannot list.
+        """
+
+    def delete(self, path: str) -> None:
+        """Remove an object; Fault NotListable as for ``list``."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A kind of store.
+
+    ``open(location, uri, secret, field)``: ``uri`` is that of the location, split; ``secret`` the
+    folder of the mounted Secret, None for anonymous access; ``field`` what messages name. Raises
+    JobError: CredentialsIncomplete.
+    """
+
+    form: str  # how its URIs are written, for messages
+    open: Callable[[Location, SplitResult, Path | None, str], Backend]
+    address: Callable[[Location], str]  # the URL that requests go to
+    decode: Callable[[str], str]  # the path of a URI as the names that it consists of
+    encode: Callable[[str], str]  # a name as the part of a path
+    redirect_remedy: str  # what to do where the store redirects to a place that is not allowed
+
+
+def read_secret(folder: Path, key: str) -> str | None:
+    """One key of a mounted Secret. White space around it is a file's last newline, never part of a
+    key.
+    """
+    path = folder / key
+    return path.read_text().strip() or None if path.is_file() else None

@@ -1,0 +1,77 @@
+"""HTTP and HTTPS: files on a web server, written by PUT (WebDAV). They cannot be listed."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from urllib.parse import SplitResult, quote, unquote
+
+from modelrollout.contract.common import Location
+from modelrollout.jobs.errors import denied
+from modelrollout.optimizer.store import backend
+from modelrollout.optimizer.store.backend import Listed, Scheme, read_secret
+from modelrollout.optimizer.store.http_client import Client, Fault
+from modelrollout.telemetry.redaction import hide
+
+
+class _Http:
+    """A host."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def size(self, path: str) -> int:
+        return self._client.size(path)
+
+    def get(self, path: str) -> tuple[int, Generator[bytes, None, None]]:
+        return self._client.get(path)
+
+    def put(self, path: str, content: bytes | Path, *, create: bool) -> bool:
+        self._client.put(path, content)  # a web server cannot create conditionally
+        return True
+
+    def list(self, path: str) -> Iterator[Listed]:
+        raise Fault("NotListable")
+
+    def delete(self, path: str) -> None:
+        raise Fault("NotListable")
+
+
+def _headers(folder: Path, field: str) -> dict[str, str]:
+    token, user, password = (read_secret(folder, key) for key in ("token", "username", "password"))
+    if token:
+        return {"authorization": f"Bearer {hide(token)}"}
+    if user and password:
+        return {
+            "authorization": f"Basic {hide(base64.b64encode(f'{user}:{hide(password)}'.encode()).decode())}"
+        }
+    raise denied(
+        "CredentialsIncomplete",
+        f"{field}: the Secret {folder.name!r} has neither token nor username and password; HTTP needs one of"
+        " them",
+    )
+
+
+def _open(location: Location, uri: SplitResult, secret: Path | None, field: str) -> _Http:
+    base = f"{uri.scheme}://{uri.netloc}"
+    headers = _headers(secret, field) if secret else {}
+    return _Http(
+        Client(
+            lambda _, path: f"{base}/{path}",
+            backend.RETRY,
+            headers,
+            location.leads_to or (),
+            location.allow_http,
+        )
+    )
+
+
+HTTP = Scheme(
+    form="http(s)://HOST/PATH",
+    open=_open,
+    address=lambda location: location.uri,
+    decode=unquote,
+    encode=quote,
+    redirect_remedy="copy the file, or have the platform team name its place in the store's redirectsTo",
+)

@@ -1,0 +1,13 @@
+"""The table of all kinds of stores, by the scheme of their URIs."""
+
+from __future__ import annotations
+
+from modelrollout.optimizer.store.backend import Scheme
+from modelrollout.optimizer.store.http_store import HTTP
+from modelrollout.optimizer.store.s3_store import S3
+
+SCHEMES: dict[str, Scheme] = {
+    "s3": S3,
+    "http": HTTP,
+    "https": HTTP,
+}
