@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench import baseline
 from modelrollout.triton.repository import Repository
-from sandbox import images
+from sandbox import build_images
 
 _WHITEOUT = ".wh."
 _START_SECONDS = 60.0
@@ -32,7 +32,7 @@ class TritonMissing(RuntimeError):
 
 def _root() -> Path:
     """The image's files, unpacked once; raises TritonMissing."""
-    image = images.find(images.TRITON, images.triton_key())
+    image = build_images.find(build_images.TRITON, build_images.triton_key())
     if image is None:
         raise TritonMissing(
             "the sandbox's Triton image is not built: run `python -m sandbox up` once (and `down` again)"
@@ -42,9 +42,9 @@ def _root() -> Path:
         return root
     partial = root.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    _, _, *layers = images.blobs(image.manifest)
+    _, _, *layers = build_images.blobs(image.manifest)
     for layer in layers:
-        with tarfile.open(images.blob(layer)) as tar:
+        with tarfile.open(build_images.blob(layer)) as tar:
             tar.extraction_filter = lambda member, path: member  # as it is: the layers are ours
             for member in tar:
                 path = Path(member.name)

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sandbox import configs, control, images, packages, parts, slots
+from sandbox import build_images, build_parts, configs, control, packages, slots
 from sandbox.cluster import Record, Sandbox, SandboxError
 from sandbox.configs import ADDONS, ORDER, Options
 from sandbox.paths import State, cache_root, state_root
@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
         "--flavour",
         action="append",
         default=[],
-        choices=images.FLAVOURS,
+        choices=build_images.FLAVOURS,
         help="this flavour of the optimizer too, from now on (may be repeated)",
     )
     s.set_defaults(run=load_images)
@@ -191,7 +191,7 @@ def execute(a: argparse.Namespace) -> int:
     record, c = box.running()
     command = a.command[1:] if a.command[:1] == ["--"] else a.command
     command = command or [os.environ.get("SHELL", "/bin/sh")]
-    tools = [str(parts.binary("helm").parent), str(packages.kubectl().parent)]
+    tools = [str(build_parts.binary("helm").parent), str(packages.kubectl().parent)]
     store = box.objectstore(c)
     env = {
         **os.environ,

@@ -22,7 +22,19 @@ from typing import Any
 
 import yaml
 
-from sandbox import addons, configs, control, images, namespaces, packages, parts, pins, pki, preflight, slots
+from sandbox import (
+    addons,
+    build_images,
+    build_parts,
+    configs,
+    control,
+    namespaces,
+    packages,
+    pins,
+    pki,
+    preflight,
+    slots,
+)
 from sandbox.configs import ADDONS, ORDER, PORTS, Config, Options, node_name
 from sandbox.kube import Api
 from sandbox.paths import CHECKOUT, State, cache_root, locked, state_root
@@ -113,7 +125,7 @@ class Sandbox:
         return Config(
             state=self.state,
             slot=slot,
-            binaries={p.name: parts.home(p) / p.name for p in pins.PARTS},
+            binaries={p.name: build_parts.home(p) / p.name for p in pins.PARTS},
             python=sys.executable,
             source=CHECKOUT,
             access_key=keys["access_key"],
@@ -201,13 +213,13 @@ class Sandbox:
                 packages.install_packages(names, logs / "packages.log")
 
     def _parts(self, progress: Progress, logs: Path) -> None:
-        parts.prune()
-        missing = [p for p in pins.PARTS if not parts.cached(p)]
+        build_parts.prune()
+        missing = [p for p in pins.PARTS if not build_parts.cached(p)]
         for part in missing:
             note = f"about {part.cold_seconds} s when nothing is cached" if part.cold_seconds else ""
             with progress.step(f"build {part.name}", logs / f"build-{part.name}.log", note):
-                parts.build(part, logs / f"build-{part.name}.log")
-        parts.crds(logs / "gateway-api.log")
+                build_parts.build(part, logs / f"build-{part.name}.log")
+        build_parts.crds(logs / "gateway-api.log")
         packages.kubectl(logs / "kubectl.log")
 
     def _boot(self, progress: Progress, options: Options) -> Config:
@@ -341,7 +353,7 @@ class Sandbox:
 
     def _addons(self, progress: Progress, c: Config) -> None:
         with progress.step("gateway, Prometheus, object store, DNS", self.state.logs / "gateway.log"):
-            for crds in parts.crds(self.state.logs / "gateway-api.log"):
+            for crds in build_parts.crds(self.state.logs / "gateway-api.log"):
                 self.kubectl(c, "apply", "--server-side", "--force-conflicts", "-f", str(crds))
             self.kubectl(
                 c,
@@ -406,16 +418,22 @@ class Sandbox:
 
     def _build_images(
         self, progress: Progress, logs: Path, flavours: Iterable[str] = ()
-    ) -> list[images.Built]:
-        return images.build_all(progress, logs, sorted({*flavours, *images.loaded_flavours(self.state)}))
+    ) -> list[build_images.Built]:
+        return build_images.build_all(
+            progress, logs, sorted({*flavours, *build_images.loaded_flavours(self.state)})
+        )
 
     def _load_images(
-        self, progress: Progress, c: Config, node: str, built: Future[list[images.Built]] | None
+        self, progress: Progress, c: Config, node: str, built: Future[list[build_images.Built]] | None
     ) -> None:
         until("containerd's socket", lambda: _listens(str(self.state.containerd(node))), timeout=30)
-        images.load(self.state, node, [images.pause()], progress, self.state.logs / f"images-{node}.log")
+        build_images.load(
+            self.state, node, [build_images.pause()], progress, self.state.logs / f"images-{node}.log"
+        )
         if built is not None:
-            images.load(self.state, node, built.result(), progress, self.state.logs / f"images-{node}.log")
+            build_images.load(
+                self.state, node, built.result(), progress, self.state.logs / f"images-{node}.log"
+            )
 
     def load_images(self, progress: Progress, flavours: Iterable[str] = ()) -> None:
         _, c = self.running()
@@ -430,11 +448,11 @@ class Sandbox:
     def load_own_image(self, progress: Progress, name: str, folder: Path) -> str:
         """Build and load one image that is not the project's; returns its name by digest."""
         self.running()
-        log = self.state.logs / f"image-{images.slug(name)}.log"
+        log = self.state.logs / f"image-{build_images.slug(name)}.log"
         with progress.step(f"{name} image", log):
-            built = images.build_own(name, folder, log)
+            built = build_images.build_own(name, folder, log)
         for node in NODES:
-            images.load(self.state, node, [built], progress, self.state.logs / f"images-{node}.log")
+            build_images.load(self.state, node, [built], progress, self.state.logs / f"images-{node}.log")
         return built.by_digest
 
     # -- parts
@@ -571,9 +589,9 @@ class Sandbox:
             "logs": str(self.state.logs),
             "nodes": nodes,
             "parts": running,
-            "images": images.loaded(self.state),
+            "images": build_images.loaded(self.state),
             "versions": {
-                **parts.versions(),
+                **build_parts.versions(),
                 "gateway-api": pins.GATEWAY_API,
                 "triton": pins.TRITON,
                 **packages.package_versions(),

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from sandbox import parts, pins
+from sandbox import build_parts, pins
 from sandbox.paths import CHECKOUT, SOURCE, State, cache_root, locked, sandbox_id
 from sandbox.progress import Progress
 from sandbox.shell import CommandError, capture, run, tail
@@ -196,7 +196,7 @@ def single_layer(files: dict[str, bytes], config: dict[str, Any]) -> tuple[str, 
 
 
 def pause() -> Built:
-    binary = parts.binary("pause")
+    binary = build_parts.binary("pause")
     key = digest([binary.parent.name])
     with locked(_LOCK):
         found = find(PAUSE, key)
