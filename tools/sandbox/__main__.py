@@ -51,6 +51,9 @@ def _add_up(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--scrape-interval", default=d.scrape_interval, help=f"Prometheus's (default {d.scrape_interval})"
     )
     p.add_argument("--no-images", action="store_true", help="build and load no images but pause")
+    p.add_argument(
+        "--steps", type=Path, metavar="FILE", help="write the seconds of each step to FILE, as JSON"
+    )
     p.set_defaults(run=up)
 
 
@@ -110,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     s.add_argument(
         "folder", type=Path, help="the build's context; its Dockerfile gets the sandbox's base image as BASE"
     )
+    s.add_argument("--target", help="this stage of the Dockerfile (default: the last)")
     s.set_defaults(run=load_own_image)
     return p
 
@@ -117,8 +121,14 @@ def parser() -> argparse.ArgumentParser:
 def up(a: argparse.Namespace) -> int:
     options = Options(a.gpus, a.gpu_product, a.scrape_interval)
     began = time.monotonic()
-    with Progress(err) as progress:
-        found = Sandbox().up(progress, options, with_images=not a.no_images)
+    progress = Progress(err)
+    try:
+        with progress:
+            found = Sandbox().up(progress, options, with_images=not a.no_images)
+    finally:
+        if a.steps:
+            steps = [{"name": step.name, "seconds": round(step.seconds, 1)} for step in progress.steps]
+            a.steps.write_text(json.dumps(steps))
     err.print(progress.table())
     err.print(f"up in {time.monotonic() - began:.1f} s")
     _print_status(found)
@@ -288,7 +298,7 @@ def load_images(a: argparse.Namespace) -> int:
 
 def load_own_image(a: argparse.Namespace) -> int:
     with Progress(err) as progress:
-        name = Sandbox().load_own_image(progress, a.name, a.folder.resolve())
+        name = Sandbox().load_own_image(progress, a.name, a.folder.resolve(), a.target)
     sys.stdout.write(f"{name}\n")
     return 0
 

@@ -31,7 +31,7 @@ BASE = "localhost/modelrollout-base:1"
 TORCH_BASE = "localhost/modelrollout-torch-base:1"
 TRITON = f"localhost/tritonserver-cpu:{pins.PYTRITON}"
 PROJECT = ("operator", "optimizer")  # targets of the project's Dockerfile
-# targets that hundreds of megabytes go into: built when somebody asks for them
+# targets with hundreds of megabytes: built on request
 FLAVOURS = ("trainer", "trees", "tensorflow", "pytorch")
 
 BASE_PACKAGES = ("python3", "python3-pip", "python3-venv", "libpython3.11", "ca-certificates")
@@ -315,7 +315,7 @@ def _bud(
 
 def _push(image_id: str, ref: str, key: str, log: Path) -> Built:
     """Into the layout: only layers that are not there yet are written. buildah compresses for an
-    OCI layout whatever it is told; zstd costs least.
+    OCI layout in any case; zstd costs least.
     """
     name = f"{slug(ref)}-{key}"
     layout().mkdir(parents=True, exist_ok=True)
@@ -432,7 +432,7 @@ def build_triton(log: Path) -> Built:
 
 
 def build_project(target: str, log: Path) -> Built:
-    """Always asked of buildah, whose layer cache knows what changed; the image's id is the key."""
+    """Run buildah, whose layer cache knows what changed; the image's id is the key."""
     ref = project_ref(target)
     suite = pins.TORCH_SUITE if target == "pytorch" else pins.DEBIAN_SUITE
     if target == "pytorch":
@@ -450,12 +450,12 @@ def build_project(target: str, log: Path) -> Built:
         return find(ref, image_id[:16]) or _push(image_id, ref, image_id[:16], log)
 
 
-def build_own(name: str, folder: Path, log: Path) -> Built:
-    """An image from somebody's Dockerfile, which gets this sandbox's base image as BASE."""
+def build_own(name: str, folder: Path, log: Path, target: str | None = None) -> Built:
+    """An image from the folder's Dockerfile, which gets this sandbox's base image as BASE."""
     ensure_base(log)
     ref = f"localhost/{name}:dev"
     with locked(_LOCK):
-        image_id = _bud(f"{ref}-{sandbox_id()}", folder, log, BASE=BASE)
+        image_id = _bud(f"{ref}-{sandbox_id()}", folder, log, target=target, BASE=BASE)
         return find(ref, image_id[:16]) or _push(image_id, ref, image_id[:16], log)
 
 

@@ -445,12 +445,12 @@ class Sandbox:
             for load in [pool.submit(self._load_images, progress, c, node, built) for node in NODES]:
                 load.result()
 
-    def load_own_image(self, progress: Progress, name: str, folder: Path) -> str:
+    def load_own_image(self, progress: Progress, name: str, folder: Path, target: str | None = None) -> str:
         """Build and load one image that is not the project's; returns its name by digest."""
         self.running()
         log = self.state.logs / f"image-{build_images.slug(name)}.log"
         with progress.step(f"{name} image", log):
-            built = build_images.build_own(name, folder, log)
+            built = build_images.build_own(name, folder, log, target)
         for node in NODES:
             build_images.load(self.state, node, [built], progress, self.state.logs / f"images-{node}.log")
         return built.by_digest
