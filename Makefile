@@ -48,7 +48,7 @@ test-unit: venv ## Unit and property tests without the slow (real models) and he
 
 .PHONY: coverage
 coverage: venv ## Unit and property tests without the slow ones, and the lines that they miss; fails below the floor in pyproject.toml
-	$(PYTEST) -q -n 2 -m "not slow" --cov= tests/unit tests/property
+	$(PYTEST) -q -n 2 -m "not slow" --cov=operator/modelrollout tests/unit tests/property
 
 .PHONY: test-integration
 test-integration: venv ## Tests against the sandbox's API server, Prometheus and object store (root)

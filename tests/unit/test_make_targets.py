@@ -153,7 +153,7 @@ def test_coverage_counts_the_product_and_has_a_floor(tmp_path: Path) -> None:
             "-q",
             "-p",
             "no:cacheprovider",
-            "--cov=",
+            "--cov=operator/modelrollout",
             "tests/unit/api/test_wildcards.py",
         ],
         cwd=ROOT,
