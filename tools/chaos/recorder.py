@@ -57,9 +57,7 @@ class Recorder:
         return found[-1] if found else {}
 
     def crashes(self, since: int) -> list[str]:
-        """Server containers that ended badly beyond that resourceVersion, in pods that nobody had
-        deleted.
-        """
+        """Server containers that failed after that resourceVersion, but in deleted pods."""
         with self._changed:
             pods = [
                 o

@@ -70,7 +70,7 @@ class Runner:
         ):
             self._arena.say(f"    WRONG: {text}")
         for text in trial.crashes:
-            self._arena.say(f"    nobody killed it: {text}")
+            self._arena.say(f"    ended by itself: {text}")
 
     def _try(self, fault: Fault) -> Trial:
         arena = self._arena

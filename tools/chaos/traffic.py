@@ -39,7 +39,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed request: when it was sent, how long it took, what was said."""
+    """A failed request: when it was sent, how long it took, the error."""
 
     at: float
     seconds: float

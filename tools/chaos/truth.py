@@ -65,7 +65,7 @@ def ended(deployment: Object, expected: Expected) -> bool:
 
 
 def rebuilt(deployment: Object, expected: Expected) -> bool:
-    """Whether a state that was made anew says the expected end without the rollout's story."""
+    """Whether a recovered status has the expected end, without the rollout's history."""
     status = deployment.get("status") or {}
     ready = next((c["status"] for c in status.get("conditions", []) if c["type"] == "Ready"), None)
     return bool(
@@ -218,7 +218,7 @@ def allowed(deployment: Object, revision: str) -> int:
     rollout, stable = status.get("rollout") or {}, (status.get("stable") or {}).get("revision")
     if revision == stable:
         return 100
-    if stable is None:  # the first revision has nobody to take traffic from
+    if stable is None:  # the first revision takes traffic from no other
         return 100 if rollout.get("revision") == revision and rollout.get("stage") == "Promote" else 0
     if rollout.get("revision") != revision or rollout.get("stage") not in ("Canary", "Promote"):
         return 0

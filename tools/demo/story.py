@@ -116,7 +116,7 @@ class Story:
     def _set_the_stage(self) -> None:
         cluster = self._cluster
         steps: list[tuple[str, Callable[[], None]]] = [
-            ("the namespace is made anew", lambda: setup.prepare_namespace(cluster)),
+            ("the namespace is recreated", lambda: setup.prepare_namespace(cluster)),
             ("models and data are uploaded", lambda: setup.upload(cluster, self._models)),
         ]
         if self._options.install:
@@ -185,7 +185,7 @@ class Story:
         )
 
     def _start_client(self, chapter: Chapter) -> None:
-        """As soon as the first version is said to be available, and no earlier: from here on every
+        """As soon as the first version reports Available, and no earlier: from here on every
         request counts.
         """
         self._until(lambda: chapters.is_available(self._deployment()) or None, 60, "condition Available")
