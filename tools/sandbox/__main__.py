@@ -124,14 +124,14 @@ def up(a: argparse.Namespace) -> int:
     progress = Progress(err)
     try:
         with progress:
-            found = Sandbox().up(progress, options, with_images=not a.no_images)
+            status = Sandbox().up(progress, options, with_images=not a.no_images)
     finally:
         if a.steps:
             steps = [{"name": step.name, "seconds": round(step.seconds, 1)} for step in progress.steps]
             a.steps.write_text(json.dumps(steps))
     err.print(progress.table())
     err.print(f"up in {time.monotonic() - began:.1f} s")
-    _print_status(found)
+    _print_status(status)
     return 0
 
 
@@ -155,12 +155,12 @@ def list_all(_: argparse.Namespace) -> int:
 
 
 def status(a: argparse.Namespace) -> int:
-    found = Sandbox().status()
+    status = Sandbox().status()
     if a.json:
-        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        sys.stdout.write(json.dumps(status, indent=1) + "\n")
     else:
-        _print_status(found)
-    return 0 if found["running"] and found["healthy"] else 1
+        _print_status(status)
+    return 0 if status["running"] and status["healthy"] else 1
 
 
 def _print_status(found: dict[str, Any]) -> None:

@@ -199,9 +199,9 @@ def pause() -> Built:
     binary = build_parts.binary("pause")
     key = digest([binary.parent.name])
     with locked(_LOCK):
-        found = find(PAUSE, key)
-        if found:
-            return found
+        built = find(PAUSE, key)
+        if built:
+            return built
         manifest, contents = single_layer({"pause": binary.read_bytes()}, {"Entrypoint": ["/pause"]})
         for name, data in contents.items():
             blob(name).parent.mkdir(parents=True, exist_ok=True)
@@ -424,9 +424,9 @@ def ensure_base(log: Path, ref: str = BASE) -> None:
 def build_triton(log: Path) -> Built:
     key = triton_key()
     with locked(_LOCK):
-        found = find(TRITON, key)
-        if found:
-            return found
+        built = find(TRITON, key)
+        if built:
+            return built
         image_id = _bud(TRITON, SOURCE / "images" / "triton", log, BASE=BASE, PYTRITON=pins.PYTRITON)
         return _push(image_id, TRITON, key, log)
 
@@ -482,10 +482,10 @@ def build_all(progress: Progress, logs: Path, flavours: Iterable[str] = ()) -> l
 def loaded(state: State) -> dict[str, dict[str, str]]:
     """Node -> image -> key of what was imported."""
     try:
-        found: dict[str, dict[str, str]] = json.loads(state.images.read_text())
+        keys: dict[str, dict[str, str]] = json.loads(state.images.read_text())
     except (FileNotFoundError, ValueError):
-        found = {}
-    return found
+        keys = {}
+    return keys
 
 
 def loaded_flavours(state: State) -> set[str]:

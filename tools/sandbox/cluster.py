@@ -64,8 +64,8 @@ class Record:
     @classmethod
     def read(cls, state: State) -> Record | None:
         try:
-            found = json.loads(state.record.read_text())
-            return cls(**{**found, "options": Options(**found["options"])})
+            record = json.loads(state.record.read_text())
+            return cls(**{**record, "options": Options(**record["options"])})
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             return None
 
@@ -135,13 +135,13 @@ class Sandbox:
 
     def _keys(self) -> dict[str, str]:
         try:
-            found: dict[str, str] = json.loads(self.state.objectstore.read_text())
+            keys: dict[str, str] = json.loads(self.state.objectstore.read_text())
         except (FileNotFoundError, ValueError):
-            found = {
+            keys = {
                 "access_key": "SANDBOX" + secrets.token_hex(6).upper(),
                 "secret_key": secrets.token_urlsafe(30),
             }
-        return found
+        return keys
 
     def api(self, c: Config) -> Api:
         return Api(c.slot.infra, PORTS["apiserver"], self.state.pki)
@@ -296,10 +296,10 @@ class Sandbox:
 
     def _alive(self, *names: str) -> None:
         """Fail early when a part that was started has ended."""
-        found = control.parts(self.state)
+        parts = control.parts(self.state)
         for name in names:
-            if not found.get(name, {}).get("running"):
-                error = SandboxError(f"{name} ended with code {found.get(name, {}).get('exit')}")
+            if not parts.get(name, {}).get("running"):
+                error = SandboxError(f"{name} ended with code {parts.get(name, {}).get('exit')}")
                 error.log = self.state.logs / f"{name}.log"  # type: ignore[attr-defined]
                 raise error
 
@@ -378,9 +378,9 @@ class Sandbox:
     # -- health
 
     def nodes_ready(self, c: Config) -> bool:
-        found = {n["metadata"]["name"]: n for n in self.api(c).get("/api/v1/nodes")["items"]}
+        nodes = {n["metadata"]["name"]: n for n in self.api(c).get("/api/v1/nodes")["items"]}
         for node in NODES:
-            item = found.get(node_name(node), {"status": {}, "spec": {}})
+            item = nodes.get(node_name(node), {"status": {}, "spec": {}})
             ready = any(
                 x["type"] == "Ready" and x["status"] == "True" for x in item["status"].get("conditions", [])
             )
@@ -389,14 +389,15 @@ class Sandbox:
             )
             if not ready or waiting:
                 return False
-        gpus = found[node_name("gpu")]["status"]["allocatable"].get(configs.GPU)
+        gpus = nodes[node_name("gpu")]["status"]["allocatable"].get(configs.GPU)
         return bool(gpus == str(c.options.gpus))
 
     def gateway_programmed(self, c: Config) -> bool:
         space, name = addons.GATEWAY
-        found = self.api(c).get(f"/apis/gateway.networking.k8s.io/v1/namespaces/{space}/gateways/{name}")
+        gateway = self.api(c).get(f"/apis/gateway.networking.k8s.io/v1/namespaces/{space}/gateways/{name}")
         return any(
-            x["type"] == "Programmed" and x["status"] == "True" for x in found["status"].get("conditions", [])
+            x["type"] == "Programmed" and x["status"] == "True"
+            for x in gateway["status"].get("conditions", [])
         )
 
     def checks(self, c: Config) -> dict[str, Callable[[], bool]]:
