@@ -1,4 +1,4 @@
-# What a person can do here; `make help` lists it. Two commands matter: `make demo` and `make test`.
+# What you can do here; `make help` lists it. Three commands matter: `make demo`, `make check` without root, and `make test`.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -8,21 +8,21 @@ BIN := $(VENV)/bin
 export PYTHONPATH := $(CURDIR)/operator:$(CURDIR)/tools:$(CURDIR)
 export PYTHONDONTWRITEBYTECODE := 1
 PYTEST := $(BIN)/python -m pytest
-# What the tests on the sandbox need to know of it.
+# How the tests find the sandbox and its Helm.
 WITH_SANDBOX = MODELROLLOUT_KUBECONFIG=$$($(BIN)/python -m sandbox kubeconfig) HELM=$$($(BIN)/python -m sandbox exec -- which helm)
 PACKAGES := -p modelrollout -p sandbox -p demo -p calibrate -p chaos -p bench
 SOURCES := operator tools tests hack
 
 .PHONY: help
-help: ## List what can be done
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}'
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}'
 
 .PHONY: venv
 venv: ## The Python environment with all pins (in .cache/venv)
 	@hack/venv.sh $(VENV) requirements/dev.txt
 
 .PHONY: demo
-demo: venv ## The main job, live: seven versions of a model, from optimization to rollback (KUBECONTEXT=name for a cluster of your own)
+demo: venv ## The whole story, live: seven versions of a model, from optimization to rollback (KUBECONTEXT=name for a cluster of your own)
 ifdef KUBECONTEXT
 	@$(BIN)/python -m demo --context "$(KUBECONTEXT)" $(if $(TARGET),--target "$(TARGET)") $(if $(REGISTRY),--registry "$(REGISTRY)") $(DEMO_ARGS)
 else
@@ -31,23 +31,24 @@ else
 endif
 
 .PHONY: chaos
-chaos: venv ## Some thirty faults on the sandbox, each in a promotion and a rollback under load (half an hour, root); CHAOS_ARGS="--only NAME" for one
+chaos: venv ## Some thirty faults on the sandbox, each during a promotion and a rollback under load (half an hour, root); CHAOS_ARGS="--only NAME" for one
 	@$(BIN)/python -m sandbox up
 	@$(BIN)/python -m chaos $(CHAOS_ARGS)
 
-# Unit tests have the processor while those on the sandbox wait, which is most of their time.
+.PHONY: check
+check: lint test-unit ## What a change needs first, without root: static checks, and unit tests in about a minute
+
 .PHONY: test
-test: lint ## All tests: static checks, integration on the real API server, end to end on the sandbox (root), unit and property beside them
-	@$(BIN)/python -m sandbox up
-	@mkdir -p build; failed=0; \
-	$(PYTEST) -q -n 1 tests/unit tests/property >build/test-unit.log 2>&1 & unit=$$!; \
-	$(WITH_SANDBOX) $(PYTEST) --durations=40 --durations-min=10 tests/integration tests/e2e || failed=1; \
-	wait $$unit || { failed=1; echo "of the unit and property tests:"; cat build/test-unit.log; }; \
-	tail -n 1 build/test-unit.log; exit $$failed
+test: ## All tests: static checks, integration on the real API server, end to end on the sandbox (root), unit and property beside them
+	@began=$$EPOCHSECONDS; hack/venv.sh $(VENV) requirements/dev.txt; $(BIN)/python hack/phases.py --began $$began
 
 .PHONY: test-unit
-test-unit: venv ## Unit and property tests but those that train or convert models, without root, in about a minute and a half
-	$(PYTEST) -q -n 2 -m "not slow" tests/unit tests/property
+test-unit: venv ## Unit and property tests without the slow (real models) and heavy (seconds of processor time) ones, without root
+	$(PYTEST) -q -n 2 -m "not slow and not heavy" tests/unit tests/property
+
+.PHONY: coverage
+coverage: venv ## Unit and property tests without the slow ones, and the lines that they miss; fails below the floor in pyproject.toml
+	$(PYTEST) -q -n 2 -m "not slow" --cov=operator/modelrollout tests/unit tests/property
 
 .PHONY: test-integration
 test-integration: venv ## Tests against the sandbox's API server, Prometheus and object store (root)
@@ -64,11 +65,11 @@ else
 endif
 
 .PHONY: calibrate
-calibrate: venv ## The operator's judgement and two rivals' on a million simulated rollouts: false alarms, misses, time, harm (under 10 minutes)
+calibrate: venv ## Judge a million simulated rollouts as the operator and two rivals do: false alarms, misses, time, harm (under 10 minutes)
 	@$(BIN)/python -m calibrate --picture docs/explanation
 
 .PHONY: bench-optimizer
-bench-optimizer: venv ## Every optimization step on a convolutional network, a perceptron and trees: size, accuracy, latency (trains once, then cached)
+bench-optimizer: venv ## Measure every optimization step on a convolutional network, a perceptron and trees: size, accuracy, latency
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
 .PHONY: lint
@@ -81,26 +82,26 @@ lint: venv ## ruff, mypy --strict, layer contracts, generated files current
 	$(BIN)/python -m modelrollout.reasonsgen --check
 
 .PHONY: generate
-generate: venv ## Write crds/ and the chart's copy from the types, and the pages on reasons
+generate: venv ## Write crds/, the chart's copy of it, and the pages on reasons
 	$(BIN)/python -m modelrollout.crdgen
 	$(BIN)/python -m modelrollout.reasonsgen
 
 .PHONY: pins
-pins: ## Resolve pyproject.toml into requirements/*.txt anew
+pins: ## Resolve pyproject.toml into requirements/*.txt, to the newest versions that fit
 	python3 hack/pins.py
 
 .PHONY: sandbox-up
-sandbox-up: venv ## A real cluster on this machine (root): control plane, GPU node, gateway, Prometheus, object store, images
+sandbox-up: venv ## Start a real cluster on this machine (root): control plane, GPU node, gateway, Prometheus, object store, images
 	@$(BIN)/python -m sandbox up
 
 .PHONY: sandbox-down
-sandbox-down: venv ## End it; nothing stays but installed packages and the cache
+sandbox-down: venv ## Stop the sandbox; only installed packages and the cache stay
 	@$(BIN)/python -m sandbox down
 
 .PHONY: sandbox-status
-sandbox-status: venv ## What runs, where, with which versions
+sandbox-status: venv ## Show what the sandbox runs, and where
 	@$(BIN)/python -m sandbox status
 
 .PHONY: clean
-clean: ## Remove what was built in the checkout
-	rm -rf build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## Remove everything that was built in the checkout
+	rm -rf build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*

@@ -1,8 +1,8 @@
-"""Resolve what pyproject.toml asks for into requirements/*.txt: exact versions of everything, for
-the images and for development.
+"""Resolve the dependencies in pyproject.toml into requirements/*.txt: exact versions of everything,
+for the images and for development.
 
-Run it with a bare Python 3.11 (`make pins`), on the platform of the images. Existing pins are not
-kept: it takes the newest that fit.
+Run it with a bare Python 3.11 (`make pins`), on the platform of the images. It takes the newest
+versions that fit, not the present pins.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ("pydantic", "python-json-logger", "pyyaml")
 
 
-def resolve(name: str, *asked: str, constraints: Path | None = None) -> Path:
+def resolve(name: str, *requirements: str, constraints: Path | None = None) -> Path:
     command = [
         sys.executable,
         "-m",
@@ -29,16 +29,16 @@ def resolve(name: str, *asked: str, constraints: Path | None = None) -> Path:
         "--quiet",
         "--report",
         "-",
-        *asked,
+        *requirements,
     ]
     if constraints:
         command += ["--constraint", str(constraints)]
     report = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
-    found = {item["metadata"]["name"].lower(): item["metadata"]["version"] for item in report["install"]}
-    found.pop("model-rollout-operator", None)
+    versions = {item["metadata"]["name"].lower(): item["metadata"]["version"] for item in report["install"]}
+    versions.pop("model-rollout-operator", None)
     target = ROOT / "requirements" / f"{name}.txt"
-    target.write_text("".join(f"{package}=={version}\n" for package, version in sorted(found.items())))
-    sys.stdout.write(f"{target.relative_to(ROOT)}: {len(found)} packages\n")
+    target.write_text("".join(f"{package}=={version}\n" for package, version in sorted(versions.items())))
+    sys.stdout.write(f"{target.relative_to(ROOT)}: {len(versions)} packages\n")
     return target
 
 

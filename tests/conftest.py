@@ -1,5 +1,5 @@
-"""Hypothesis tries the same cases every time, so that a change is judged by them and by nothing
-else; HYPOTHESIS_PROFILE=deep looks for others.
+"""Hypothesis tries the same cases every time, so that a red test is the change's fault;
+HYPOTHESIS_PROFILE=deep looks for new ones.
 """
 
 from __future__ import annotations
@@ -14,6 +14,6 @@ settings.register_profile("same", derandomize=True, database=None, deadline=None
 settings.register_profile("deep", max_examples=2000, deadline=None)
 settings.load_profile("deep" if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else "same")
 
-# programs of ours that a test starts find what this process finds (pyproject.toml, pythonpath)
+# processes that tests start import what this one does (pyproject.toml, pythonpath)
 _ROOT = Path(__file__).resolve().parents[1]
 os.environ["PYTHONPATH"] = os.pathsep.join(str(p) for p in (_ROOT / "operator", _ROOT / "tools", _ROOT))

@@ -34,6 +34,8 @@ from modelrollout.rollout.plan import Converge
 from modelrollout.rollout.snapshot import Assessment, Snapshot
 from modelrollout.testing import builders as b
 
+pytestmark = pytest.mark.heavy
+
 V1, V2 = b.revision_name(1), b.revision_name(2)
 WANTED = b.spec(2, steps=b.STEPS, rollout={"bake": "5m", "shadow": {"minSamples": 10}})
 COUNTED = Counter(total=100, bad=3, last={"g": [100, 3, 1.0]}, scraped=1.0, spread=[5, 1, 3, 0.1, 100, 3])

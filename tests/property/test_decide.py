@@ -14,6 +14,7 @@ import os
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -24,6 +25,8 @@ from modelrollout.rollout.policy.rules import NO_RULES, Rules, combine, read
 from modelrollout.rollout.snapshot import Problem, in_flight
 from modelrollout.testing import builders as b
 from modelrollout.testing.model_cluster import ModelCluster, Refused
+
+pytestmark = pytest.mark.heavy
 
 settings.register_profile(
     "deep-stateful",

@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -32,6 +33,8 @@ from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import Cluster, Operator
 from modelrollout.testing.model_cluster import ModelCluster
 from tests.property.test_decide import STRATEGIES, canary
+
+pytestmark = pytest.mark.heavy
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 QUIET: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}

@@ -5,10 +5,13 @@ and back-off within bounds.
 from __future__ import annotations
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from modelrollout.controller.workqueue import WorkQueue
+
+pytestmark = pytest.mark.heavy
 
 KEYS = st.sampled_from("abcd")
 SECONDS = st.floats(0.01, 100)

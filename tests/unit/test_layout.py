@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from demo import target
-from sandbox import images
+from sandbox import build_images
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "operator" / "modelrollout"
@@ -103,7 +103,7 @@ def test_a_flavour_of_the_optimizer_has_all_that_every_job_needs() -> None:
     flavours = re.findall(
         r"^FROM (?:jobs|\$\{TORCH_BASE\}) AS (\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE
     )
-    assert {*images.FLAVOURS, *target.FLAVOURS} < set(flavours), (
+    assert {*build_images.FLAVOURS, *target.FLAVOURS} < set(flavours), (
         "the sandbox and the tests ask for targets that there are"
     )
     shared = set((ROOT / "requirements" / "job.txt").read_text().splitlines())

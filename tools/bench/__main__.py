@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from bench import baseline, batching, measure, networks
 from bench.measure import say
 from bench.triton import TritonMissing
+from demo import DemoError
 from demo import data as digits
 from modelrollout.api.names import canonical_json
 from modelrollout.contract.common import DataSet, Location, ModelFile
@@ -41,6 +43,7 @@ from modelrollout.contract.steps import (
     Training,
 )
 from modelrollout.jobs.errors import JobError
+from modelrollout.jobs.log import LOGGER
 from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.pipeline.key import RECIPE_VERSION
 from modelrollout.optimizer.steps.distributions import versions_of
@@ -99,18 +102,18 @@ TARGETS = {
 }
 
 
-def optimized(model: str, recipe: tuple[Step, ...], source: Path, data: dict[str, Data]) -> Path:
-    """The model after the steps, by the optimizer's own code; from the cache where equal work was
-    done before. Raises JobError.
+def optimize(model: str, recipe: tuple[Step, ...], source: Path, data: dict[str, Data]) -> Path:
+    """The model after the steps, made by the optimizer's own code or taken from the cache. Raises
+    JobError.
     """
     path = source
     for step in recipe:
-        path = _stepped(model, step, path, data)
+        path = _apply_step(model, step, path, data)
     return path
 
 
-def _stepped(model: str, step: Step, source: Path, data: dict[str, Data]) -> Path:
-    told = {
+def _apply_step(model: str, step: Step, source: Path, data: dict[str, Data]) -> Path:
+    inputs = {
         "source": hashlib.sha256(source.read_bytes()).hexdigest(),
         "step": step.model_dump(),
         "tools": versions_of(step, model),
@@ -118,7 +121,7 @@ def _stepped(model: str, step: Step, source: Path, data: dict[str, Data]) -> Pat
     }
     kept = (
         baseline.cache()
-        / f"{model}-{step.kind}-{hashlib.sha256(canonical_json(told).encode()).hexdigest()[:12]}.onnx"
+        / f"{model}-{step.kind}-{hashlib.sha256(canonical_json(inputs).encode()).hexdigest()[:12]}.onnx"
     )
     if kept.exists():
         return kept
@@ -141,20 +144,20 @@ def _stepped(model: str, step: Step, source: Path, data: dict[str, Data]) -> Pat
         for warning in applied.warnings:
             say(f"# {warning}")
         for done in applied.done:
-            for found in done.get("candidates", ()):
-                say(f"# {model}.{step.kind} found {_said(found)}")
+            for candidate in done.get("candidates", ()):
+                say(f"# {model}.{step.kind} found {_describe(candidate)}")
         partial = kept.with_suffix(f".{os.getpid()}")
         shutil.copyfile(applied.path, partial)
         partial.rename(kept)
     return kept
 
 
-def _said(found: dict[str, Any]) -> str:
+def _describe(candidate: dict[str, Any]) -> str:
     """A candidate of a search."""
-    loss = f"loss {found['loss']:.4f}, up to {found['interval'][1]:.4f}"
+    c = candidate
     return (
-        f"{found['name']}: {found['size']} bytes, {found['milliseconds']} ms, {loss},"
-        f" {'within' if found['within'] else 'beyond'} the budget"
+        f"{c['name']}: {c['size']} bytes, {c['milliseconds']} ms, loss {c['loss']:.4f}, up to"
+        f" {c['interval'][1]:.4f}, {'within' if c['within'] else 'beyond'} the budget"
     )
 
 
@@ -179,20 +182,20 @@ def bench(model: str, training: digits.Split, test: digits.Split, only: str | No
         if only in (None, name):
             started = time.monotonic()
             try:
-                path = optimized(model, recipe, source, data)
+                path = optimize(model, recipe, source, data)
             except JobError as error:
                 say(f"# {model}.{name} does not apply: {error.reason}: {error.message}")
                 continue
             say(f"# {model}.{name}: {time.monotonic() - started:.0f} s")
             unseen = held_out.rows(np.arange(half, held_out.n)) if name == "auto" else held_out
-            _report(model, name, source, path, unseen, before[-unseen.n :])
+            _report_step(model, name, source, path, unseen, before[-unseen.n :])
     if only in (None, "batching") and model in BATCHED:
-        _batching(model, optimized(model, RECIPES[model][BATCHED[model]], source, data))
+        _report_batching(model, optimize(model, RECIPES[model][BATCHED[model]], source, data))
 
 
-def _batching(model: str, path: Path) -> None:
+def _report_batching(model: str, path: Path) -> None:
     try:
-        alone, joined = batching.measured(path)
+        alone, joined = batching.measure_batching(path)
     except (TritonMissing, TritonError, JobError) as error:
         say(f"# {model}.batching was not measured: {error}")
         return
@@ -215,7 +218,7 @@ def _batching(model: str, path: Path) -> None:
         say(f"# target {model}.batching.{figure} >= {least}: {'reached' if ratio >= least else 'MISSED'}")
 
 
-def _report(
+def _report_step(
     model: str, name: str, source: Path, path: Path, held_out: Data, before: NDArray[np.int64]
 ) -> None:
     assert held_out.labels is not None
@@ -251,13 +254,15 @@ def _report(
 
 
 def main() -> None:
-    """Measure what the arguments name; everything by default."""
+    """Measure what the arguments name, by default everything."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--model", choices=sorted(RECIPES))
     parser.add_argument(
         "--step", choices=sorted({"batching", *(step for recipes in RECIPES.values() for step in recipes)})
     )
     arguments = parser.parse_args()
+    # `say` below prints what a Job logs in JSON
+    LOGGER.setLevel(logging.WARNING)
     flags = set(Path("/proc/cpuinfo").read_text().split())
     vector = "AVX512-VNNI" if "avx512_vnni" in flags else "no AVX512-VNNI"
     say(f"# {platform.machine()}, {os.cpu_count()} cores, {vector}; load average {os.getloadavg()[0]:.1f}")
@@ -268,9 +273,12 @@ def main() -> None:
             for name in ("onnxruntime", "onnx", "jax", "scikit-learn", "skl2onnx", "numpy")
         )
     )
-    training, test = digits.whole()
-    for model in [arguments.model] if arguments.model else RECIPES:
-        bench(model, training, test, arguments.step)
+    try:
+        training, test = digits.whole()
+        for model in [arguments.model] if arguments.model else RECIPES:
+            bench(model, training, test, arguments.step)
+    except (DemoError, JobError, OSError) as error:
+        raise SystemExit(f"bench: {error}") from error
 
 
 if __name__ == "__main__":

@@ -92,11 +92,11 @@ def _trees(training: digits.Split) -> bytes:
         max_iter=TREES["iterations"], max_leaf_nodes=TREES["leaves"], early_stopping=False, random_state=0
     )
     model.fit(x, part.labels)
-    found = converter.to_onnx(
+    converted = converter.to_onnx(
         model,
         initial_types=networks.tree_inputs(x.shape[1]),
         options={"zipmap": False},
         target_opset=networks.OPSET,
     )
-    content: bytes = found.SerializeToString()
+    content: bytes = converted.SerializeToString()
     return content

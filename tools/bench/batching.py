@@ -41,13 +41,13 @@ class Rate:
     in_flight: int
 
 
-def measured(model: Path) -> tuple[Rate, Rate]:
-    """(requests never joined, joined as is best), one instance each; raises TritonMissing,
+def measure_batching(model: Path) -> tuple[Rate, Rate]:
+    """(requests never joined, joined in the best way), one instance each. Raises TritonMissing,
     TritonError and JobError.
 
-    All configurations are served by one Triton and asked in turns, each at every number of requests
-    in flight. What counts is the best window that kept the objective: what else runs on the machine
-    only takes away. Inputs are made up: the time of these networks does not depend on them.
+    One Triton serves all configurations. They take turns, each at every number of requests in
+    flight. The best window within the objective counts: other load on the machine only slows it
+    down. Inputs are random: the time of these networks does not depend on them.
     """
     checked = check(model)
     config = parse(render(checked.inputs, checked.outputs, Batching(max_batch_size=MAX_BATCH), "KIND_AUTO"))
@@ -67,15 +67,17 @@ def measured(model: Path) -> tuple[Rate, Rate]:
             for _ in range(ROUNDS):
                 for in_flight in IN_FLIGHT:
                     for serving, encoded in sent.items():
-                        seen = window(address, encoded, in_flight, WINDOW_SECONDS, round(TAIL / (1 - SHARE)))
-                        rate = Rate(serving, seen.rate, seen.latency(SHARE) * 1e3, in_flight)
+                        result = window(
+                            address, encoded, in_flight, WINDOW_SECONDS, round(TAIL / (1 - SHARE))
+                        )
+                        rate = Rate(serving, result.rate, result.latency(SHARE) * 1e3, in_flight)
                         if rate.p99_ms <= OBJECTIVE_MS and (
                             serving not in best
                             or rate.requests_per_second > best[serving].requests_per_second
                         ):
                             best[serving] = rate
     nothing = [Rate(serving, 0.0, float("nan"), 0) for serving in names if serving not in best]
-    found = {rate.serving: rate for rate in (*best.values(), *nothing)}
-    return found[ALONE], max(
-        (found[serving] for serving in JOINED), key=lambda rate: rate.requests_per_second
+    rates = {rate.serving: rate for rate in (*best.values(), *nothing)}
+    return rates[ALONE], max(
+        (rates[serving] for serving in JOINED), key=lambda rate: rate.requests_per_second
     )

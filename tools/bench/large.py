@@ -189,10 +189,10 @@ def measure(name: str, source: Path, folder: Path, one_file: int) -> None:
             )
             process.join(0.2)
         try:
-            found = ours.recv()
+            figures = ours.recv()
         except EOFError:
-            found = {"refused": f"the process ended with {process.exitcode}"}
-        for figure, value in (found | {"disk_ratio": f"{most / files.size_of(source):.2f}"}).items():
+            figures = {"refused": f"the process ended with {process.exitcode}"}
+        for figure, value in (figures | {"disk_ratio": f"{most / files.size_of(source):.2f}"}).items():
             say(f"large.{name}.{figure}: {value}")
     finally:
         shutil.rmtree(work)
@@ -210,12 +210,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--only", nargs="*", choices=sorted(STEPS), default=list(STEPS), help="steps; left out: all"
     )
-    asked = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        source = write_model(Path(folder), max(1, round(asked.gib * (1 << 30) / LAYER_BYTES)))
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        source = write_model(Path(folder), max(1, round(options.gib * (1 << 30) / LAYER_BYTES)))
         say(f"# {files.size_of(source)} bytes")
-        for name in asked.only:
-            measure(name, source, asked.folder, asked.one_file)
+        for name in options.only:
+            measure(name, source, options.folder, options.one_file)
     return 0
 
 

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import zstandard
+
 from bench import baseline
 from modelrollout.triton.repository import Repository
-from sandbox import images
+from sandbox import build_images
+from sandbox.unpack_image import unpack
 
-_WHITEOUT = ".wh."
 _START_SECONDS = 60.0
 # Triton and its stubs share memory: /dev and /proc are the machine's. The namespace, and with it
 # the mounts, ends with the server.
@@ -30,9 +32,9 @@ class TritonMissing(RuntimeError):
     """There is no image to take it from, or it does not start."""
 
 
-def _root() -> Path:
-    """The image's files, unpacked once; raises TritonMissing."""
-    image = images.find(images.TRITON, images.triton_key())
+def unpacked() -> Path:
+    """The root folder of the sandbox's Triton image, unpacked once; raises TritonMissing."""
+    image = build_images.find(build_images.TRITON, build_images.triton_key())
     if image is None:
         raise TritonMissing(
             "the sandbox's Triton image is not built: run `python -m sandbox up` once (and `down` again)"
@@ -42,21 +44,10 @@ def _root() -> Path:
         return root
     partial = root.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    _, _, *layers = images.blobs(image.manifest)
-    for layer in layers:
-        with tarfile.open(images.blob(layer)) as tar:
-            tar.extraction_filter = lambda member, path: member  # as it is: the layers are ours
-            for member in tar:
-                path = Path(member.name)
-                if path.name.startswith(_WHITEOUT):
-                    gone = partial / path.parent / path.name.removeprefix(_WHITEOUT)
-                    (
-                        shutil.rmtree(gone)
-                        if gone.is_dir() and not gone.is_symlink()
-                        else gone.unlink(missing_ok=True)
-                    )
-                else:
-                    tar.extract(member, partial)
+    try:
+        unpack(image, partial)
+    except (OSError, tarfile.TarError, zstandard.ZstdError) as error:
+        raise TritonMissing(f"the sandbox's Triton image cannot be unpacked: {error}") from error
     for folder in ("dev", "proc", "models"):
         (partial / folder).mkdir(exist_ok=True)
     partial.rename(root)
@@ -65,8 +56,8 @@ def _root() -> Path:
 
 @contextmanager
 def serving(models: Path, port: int) -> Iterator[str]:
-    """``host:port`` of a Triton that loads what it is told to from the folder ``models``, over
-    HTTP.
+    """``host:port`` of a Triton that loads models on request from the folder ``models``. Raises
+    TritonMissing.
     """
     command = [
         "tritonserver",
@@ -95,7 +86,7 @@ def serving(models: Path, port: int) -> Iterator[str]:
             "sh",
             "-c",
             _ENTER,
-            str(_root()),
+            str(unpacked()),
             str(models),
             *command,
         ]

@@ -35,28 +35,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", help="one scenario")
     parser.add_argument("--picture", type=Path, metavar="FOLDER", help="write calibration.svg there")
-    asked = parser.parse_args()
-    if asked.picture and asked.only:
+    options = parser.parse_args()
+    if options.picture and options.only:
         parser.error("the picture needs every scenario: leave --only out")
     began = time.monotonic()
     print(
-        f"# {_machine()}; {asked.rollouts} rollouts for each scenario and rate, seed {asked.seed},"
-        f" {asked.processes} processes",
+        f"# {_machine()}; {options.rollouts} rollouts for each scenario and rate, seed {options.seed},"
+        f" {options.processes} processes",
         flush=True,
     )
-    tasks = _tasks(asked.rollouts, asked.seed, asked.only)
+    tasks = _tasks(options.rollouts, options.seed, options.only)
     parts: dict[tuple[str, int], list[Any]] = defaultdict(list)
     expected = {
         key: sum(1 for t in tasks if (t.scenario, t.rate) == key)
         for key in {(t.scenario, t.rate) for t in tasks}
     }
     values: dict[str, float] = {}
-    with get_context("spawn").Pool(asked.processes) as pool:
+    with get_context("spawn").Pool(options.processes) as pool:
         for done, (task, result) in enumerate(pool.imap_unordered(labelled, tasks), 1):
             key = (task.scenario, task.rate)
             parts[key].append(result)
             if len(parts[key]) == expected[key]:
-                for name, value in _figures(*key, parts.pop(key), asked.seed):
+                for name, value in _figures(*key, parts.pop(key), options.seed):
                     values[name] = value
                     print(f"{name}: {value:g}", flush=True)
             print(
@@ -66,8 +66,8 @@ def main() -> None:
                 flush=True,
             )
     print(f"\n# {time.monotonic() - began:.0f} s; load {os.getloadavg()[2]:.1f}", file=sys.stderr)
-    if asked.picture:
-        (asked.picture / "calibration.svg").write_text(picture.draw(values, asked.rollouts))
+    if options.picture:
+        (options.picture / "calibration.svg").write_text(picture.draw(values, options.rollouts))
 
 
 def _tasks(rollouts: int, seed: int, only: str | None) -> list[Task]:

@@ -51,7 +51,7 @@ def labelled(task: Task) -> tuple[Task, dict[str, Outcome] | float]:
 
 def _stream(s: Scenario, rate: int, rollouts: int, rng: np.random.Generator) -> dict[str, Outcome]:
     judges: dict[str, Rule] = rules(s.streams, rollouts)
-    found = {name: Outcome(*(np.full(rollouts, v) for v in (np.inf, 0.0, 0.0))) for name in judges}
+    outcomes = {name: Outcome(*(np.full(rollouts, v) for v in (np.inf, 0.0, 0.0))) for name in judges}
     for minute in range(s.history):
         news = [draw(rng, stream, s, -60 * minute, 0.0, rate * 60, rollouts) for stream in s.streams]
         for judge in judges.values():
@@ -67,10 +67,10 @@ def _stream(s: Scenario, rate: int, rollouts: int, rng: np.random.Generator) -> 
                 draw(rng, stream, s, second, step.weight / 100, rate * LOOK, rollouts) for stream in s.streams
             ]
             for name, judge in judges.items():
-                _note(found[name], judge, second, s.onset, news)
-            if all(np.isfinite(o.seconds).all() for o in found.values()):
-                return found
-    return found
+                _note(outcomes[name], judge, second, s.onset, news)
+            if all(np.isfinite(o.seconds).all() for o in outcomes.values()):
+                return outcomes
+    return outcomes
 
 
 def _note(o: Outcome, judge: Rule, second: int, onset: int, news: list[Counts]) -> None:

@@ -68,7 +68,7 @@ def main(
             versions = runner.versions()
             for trial in runner.run(faults):
                 trials.append(trial)
-    except KeyboardInterrupt:  # what was tried until then is told all the same
+    except KeyboardInterrupt:  # the report covers what was tried until then
         say("interrupted")
     except (ChaosError, DemoError, SandboxError) as e:
         typer.echo(f"chaos: {e}", err=True)

@@ -224,10 +224,10 @@ class Arena:
         """What the chart wrote for its operator, with the fault proxy for Prometheus, and a resync
         that a test can wait for.
         """
-        found = json.loads(
+        config_map = json.loads(
             self.cluster.kubectl("get", "configmap", RELEASE, "-n", SYSTEM_NAMESPACE, "-o", "json")
         )
-        config = yaml.safe_load(found["data"]["config.yaml"])
+        config = yaml.safe_load(config_map["data"]["config.yaml"])
         for provider in config["prometheus"]:
             provider["url"] = self.prometheus.url
         config["resyncSeconds"] = RESYNC_SECONDS
@@ -338,11 +338,11 @@ class Arena:
 
     def pods(self, revision: str) -> list[Object]:
         """Its server pods that are not on their way out, ready ones first."""
-        found = self.cluster.pods(
+        pods = self.cluster.pods(
             NAMESPACE, f"{names.LABEL_REVISION}={revision},{names.LABEL_COMPONENT}={names.COMPONENT_SERVER}"
         )
         return sorted(
-            (p for p in found if not p["metadata"].get("deletionTimestamp")),
+            (p for p in pods if not p["metadata"].get("deletionTimestamp")),
             key=lambda p: not truth.is_ready(p),
         )
 

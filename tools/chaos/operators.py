@@ -1,6 +1,4 @@
-"""Operators under test: processes of this machine, started anew by a supervisor when they end, as
-the kubelet does it.
-"""
+"""Operators under test: local processes, which a supervisor restarts as the kubelet does."""
 
 from __future__ import annotations
 
@@ -18,8 +16,8 @@ BACKOFF_SECONDS = 1.0  # after an end of its own; the kubelet begins at 10 s
 
 
 class OperatorProcess:
-    """``modelrollout run`` against a proxy. A life that follows a kill has the same name in the
-    Lease, so that it need not wait for it.
+    """``modelrollout run`` against a proxy. A restarted process has the same name in the Lease, so
+    that it need not wait for it.
     """
 
     def __init__(
@@ -27,7 +25,7 @@ class OperatorProcess:
     ) -> None:
         self.name = name
         self.kills = 0
-        # Unix time and exit code of the ends that nobody asked for
+        # Unix time and exit code of the ends that no test caused
         self.own_ends: list[tuple[float, int]] = []
         self._log = folder / f"operator-{name}.log"
         kubeconfig = folder / f"kubeconfig-{name}.json"

@@ -46,20 +46,18 @@ class Recorder:
     def versions(self, kind: str, name: str, since: int = 0) -> list[Object]:
         """All versions of that object beyond that resourceVersion."""
         with self._changed:
-            found = [
+            matching = [
                 (v, o) for v, o in self._versions[kind].items() if v > since and o["metadata"]["name"] == name
             ]
-        return [o for _, o in sorted(found, key=lambda f: f[0])]
+        return [o for _, o in sorted(matching, key=lambda f: f[0])]
 
     def latest(self, name: str) -> Object:
         """The ModelDeployment as last seen; empty before it is."""
-        found = self.versions(MDEP, name)
-        return found[-1] if found else {}
+        versions = self.versions(MDEP, name)
+        return versions[-1] if versions else {}
 
     def crashes(self, since: int) -> list[str]:
-        """Server containers that ended badly beyond that resourceVersion, in pods that nobody had
-        deleted.
-        """
+        """Server containers that failed after that resourceVersion, in pods not deleted."""
         with self._changed:
             pods = [
                 o

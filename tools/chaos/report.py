@@ -36,14 +36,14 @@ def table(trials: Sequence[Trial]) -> Table:
 
 def apart(trials: Sequence[Trial]) -> list[str]:
     """What was counted apart, by name."""
-    found = []
+    remarks = []
     for trial in trials:
         errors = Counter(f"{f.protocol} {f.error}" for f in trial.apart)
-        found += [
+        remarks += [
             f"counted apart in {trial.fault}: {count} requests with {error}"
             for error, count in errors.most_common()
         ]
-    return found
+    return remarks
 
 
 def is_right(trials: Sequence[Trial]) -> bool:

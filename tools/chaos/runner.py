@@ -70,7 +70,7 @@ class Runner:
         ):
             self._arena.say(f"    WRONG: {text}")
         for text in trial.crashes:
-            self._arena.say(f"    nobody killed it: {text}")
+            self._arena.say(f"    ended by itself: {text}")
 
     def _try(self, fault: Fault) -> Trial:
         arena = self._arena
@@ -187,7 +187,7 @@ class Runner:
         return truth.ended(latest, subject.expected) or truth.rebuilt(latest, subject.expected)
 
     def _stuck(self, fault: Fault, trial: Trial, left: dict[str, list[Act]]) -> str:
-        told = []
+        problems = []
         for subject in self._arena.subjects:
             if subject.name not in trial.seconds:
                 status = self._arena.recorder.latest(subject.name).get("status") or {}
@@ -196,11 +196,11 @@ class Runner:
                     f"{rollout.get('stage')} {rollout.get('outcome') or ''} {rollout.get('reason') or ''}:"
                     f" {rollout.get('message') or ''}"
                 )
-                told.append(
+                problems.append(
                     f"{subject.name} is at {where} (step {status.get('step')}), {len(left[subject.name])}"
                     " acts to come"
                 )
-        return f"not ended after {fault.limit:.0f} s: {'; '.join(told)}"
+        return f"not ended after {fault.limit:.0f} s: {'; '.join(problems)}"
 
     def _rest(self, trial: Trial) -> None:
         """Wait until nothing is wrong with the final state, for as long as pods may take to go;

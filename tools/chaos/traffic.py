@@ -39,7 +39,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed request: when it was sent, how long it took, what was said."""
+    """A failed request: when it was sent, how long it took, the error."""
 
     at: float
     seconds: float
@@ -105,13 +105,15 @@ class Traffic:
 
     def failures(self) -> list[Failure]:
         """All so far."""
-        found = []
+        failures = []
         with (self._folder / REQUESTS).open() as lines:
             for line in lines:
                 if '"error"' in line and line.endswith("\n"):
                     entry = json.loads(line)
-                    found.append(Failure(entry["at"], entry["ms"] / 1e3, entry["protocol"], entry["error"]))
-        return found
+                    failures.append(
+                        Failure(entry["at"], entry["ms"] / 1e3, entry["protocol"], entry["error"])
+                    )
+        return failures
 
 
 def _token(cluster: Cluster, namespace: str) -> Callable[[], str]:

@@ -220,7 +220,7 @@ def empty(body: bytes) -> bytes:
 
 
 def several(body: bytes) -> bytes:
-    """Every series comes twice, the second time with a label that nobody knows and another
+    """Every series comes twice, the second time with an unknown label and another
     value.
     """
 

@@ -65,7 +65,7 @@ def ended(deployment: Object, expected: Expected) -> bool:
 
 
 def rebuilt(deployment: Object, expected: Expected) -> bool:
-    """Whether a state that was made anew says the expected end without the rollout's story."""
+    """Whether a recovered status has the expected end, without the rollout's history."""
     status = deployment.get("status") or {}
     ready = next((c["status"] for c in status.get("conditions", []) if c["type"] == "Ready"), None)
     return bool(
@@ -84,41 +84,41 @@ def problems(expected: Expected, seen: Final) -> list[str]:
     if stable is None or tried is None:
         return [f"the revision of {'stable' if stable is None else 'the tried version'} is missing"]
     name = stable["metadata"]["name"]
-    found = _status_problems(expected, status, name)
-    found += _revision_problems(expected, stable, tried)
+    problems = _status_problems(expected, status, name)
+    problems += _revision_problems(expected, stable, tried)
     for route in seen.routes:
         if (split := weights(route)) != {name: 100}:
-            found.append(f"{route['kind']} sends {split}, expected all to {name}")
+            problems.append(f"{route['kind']} sends {split}, expected all to {name}")
     if len(seen.routes) != 2:
-        found.append(f"{len(seen.routes)} routes, expected 2")
-    found += _children_problems(expected, seen, name)
-    return found
+        problems.append(f"{len(seen.routes)} routes, expected 2")
+    problems += _children_problems(expected, seen, name)
+    return problems
 
 
 def _status_problems(expected: Expected, status: Object, stable: str) -> list[str]:
-    found = []
+    problems = []
     if (status.get("stable") or {}).get("revision") != stable:
-        found.append(f"stable is {(status.get('stable') or {}).get('revision')}, expected {stable}")
+        problems.append(f"stable is {(status.get('stable') or {}).get('revision')}, expected {stable}")
     rollout = status.get("rollout") or {}
     good = expected.outcome == "Promoted"
     conditions = {c["type"]: c for c in status.get("conditions", [])}
     if rollout.get("outcome") != expected.outcome and not (good and not rollout):
-        found.append(
+        problems.append(
             f"outcome {rollout.get('outcome')} ({rollout.get('reason')}: {rollout.get('message')}), expected"
             f" {expected.outcome}"
         )
     if not good and rollout.get("reason") not in ("AccuracyLow", "Quarantined"):
-        found.append(f"reason {rollout.get('reason')}, expected AccuracyLow")
+        problems.append(f"reason {rollout.get('reason')}, expected AccuracyLow")
     for kind, wanted in (("Ready", good), ("Available", True), ("Reconciling", False), ("Stalled", not good)):
         condition = conditions.get(kind) or {"status": "missing", "reason": "", "message": ""}
         if condition["status"] != str(wanted):
-            found.append(
+            problems.append(
                 f"condition {kind} is {condition['status']} ({condition['reason']}: {condition['message']}),"
                 f" expected {wanted}"
             )
     if status.get("retiring"):
-        found.append(f"{status['retiring']['revision']} still retires")
-    return found
+        problems.append(f"{status['retiring']['revision']} still retires")
+    return problems
 
 
 def _revision_problems(expected: Expected, stable: Object, tried: Object) -> list[str]:
@@ -128,35 +128,35 @@ def _revision_problems(expected: Expected, stable: Object, tried: Object) -> lis
         ).get(names.ANNOTATION_OUTCOME)
 
     allowed = {"Promoted", "Stable"}
-    found = [
+    problems = [
         f"revision {stable['metadata']['name']} (stable) has outcome {what}"
         for what in outcome(stable)
         if what not in allowed
     ]
     if expected.outcome == "RolledBack":
-        found += [
+        problems += [
             f"revision {tried['metadata']['name']} has outcome {what}, so it is not quarantined"
             for what in outcome(tried)
             if what != "RolledBack"
         ]
-    return found
+    return problems
 
 
 def _children_problems(expected: Expected, seen: Final, stable: str) -> list[str]:
-    found = []
+    problems = []
     if (servers := _names(seen.deployments)) != {stable}:
-        found.append(f"Deployments {sorted(servers)}, expected only {stable}")
+        problems.append(f"Deployments {sorted(servers)}, expected only {stable}")
     if (services := _names(seen.services)) != {stable, expected.name}:
-        found.append(f"Services {sorted(services)}, expected {stable} and {expected.name}")
+        problems.append(f"Services {sorted(services)}, expected {stable} and {expected.name}")
     for service in seen.services:
         if (
             service["metadata"]["name"] == expected.name
             and (service["spec"].get("selector") or {}).get(names.LABEL_REVISION) != stable
         ):
-            found.append(f"the stable Service selects {service['spec'].get('selector')}")
+            problems.append(f"the stable Service selects {service['spec'].get('selector')}")
     budgets = [b["spec"]["selector"]["matchLabels"].get(names.LABEL_REVISION) for b in seen.budgets]
     if budgets != [stable]:
-        found.append(f"PodDisruptionBudgets of {budgets}, expected one of {stable}")
+        problems.append(f"PodDisruptionBudgets of {budgets}, expected one of {stable}")
     servers_pods = [
         p
         for p in seen.pods
@@ -165,14 +165,14 @@ def _children_problems(expected: Expected, seen: Final, stable: str) -> list[str
     ]
     strangers = [p["metadata"]["name"] for p in servers_pods if _label(p, names.LABEL_REVISION) != stable]
     if strangers:
-        found.append(f"pods of what is not stable: {', '.join(strangers)}")
+        problems.append(f"pods of what is not stable: {', '.join(strangers)}")
     ready = [p for p in servers_pods if _label(p, names.LABEL_REVISION) == stable and is_ready(p)]
     if len(ready) != expected.replicas:
-        found.append(f"{len(ready)} ready pods of stable, expected {expected.replicas}")
+        problems.append(f"{len(ready)} ready pods of stable, expected {expected.replicas}")
     running = [j["metadata"]["name"] for j in seen.jobs if not (j.get("status") or {}).get("conditions")]
     if running:
-        found.append(f"Jobs still run: {', '.join(running)}")
-    return found
+        problems.append(f"Jobs still run: {', '.join(running)}")
+    return problems
 
 
 def weights(route: Object) -> dict[str, int]:
@@ -218,7 +218,7 @@ def allowed(deployment: Object, revision: str) -> int:
     rollout, stable = status.get("rollout") or {}, (status.get("stable") or {}).get("revision")
     if revision == stable:
         return 100
-    if stable is None:  # the first revision has nobody to take traffic from
+    if stable is None:  # the first revision takes traffic from no other
         return 100 if rollout.get("revision") == revision and rollout.get("stage") == "Promote" else 0
     if rollout.get("revision") != revision or rollout.get("stage") not in ("Canary", "Promote"):
         return 0

@@ -1,7 +1,5 @@
-"""The demonstration: six versions of a digit classifier, trained here, rolled out by the operator
-under load.
-"""
+"""The demonstration: the operator rolls out seven versions of a digit classifier under load."""
 
 
 class DemoError(RuntimeError):
-    """Something a person must know or change; the text says what."""
+    """The demonstration cannot go on; the message says what to change."""

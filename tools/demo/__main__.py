@@ -46,8 +46,8 @@ def play(
     install: Annotated[bool, typer.Option(help="Install or upgrade the operator by its chart first.")] = True,
     retrain: Annotated[bool, typer.Option(help="Train the models even if they are in the cache.")] = False,
 ) -> None:
-    """Roll out six versions of a model under load, go back to the first, and hold what happens
-    against the story.
+    """Roll out seven versions of a model under load, go back to the first, and compare what
+    happens with the story.
     """
     if ctx.invoked_subcommand:
         return

@@ -92,8 +92,8 @@ def condition(deployment: Object, kind: str) -> Object | None:
 
 
 def is_available(deployment: Object) -> bool:
-    found = condition(deployment, "Available")
-    return found is not None and found["status"] == "True"
+    available = condition(deployment, "Available")
+    return available is not None and available["status"] == "True"
 
 
 def ending(name: str, deployment: Object, revision: Object | None) -> Ending:

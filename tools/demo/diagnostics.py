@@ -26,8 +26,8 @@ def _commands(namespace: str) -> dict[str, tuple[str, ...]]:
 
 
 def dump(cluster: Cluster, folder: Path, say: Callable[[str], None], story: str = NAMESPACE) -> None:
-    """Write what kubectl says of the system and of that namespace; what cannot be had is said in
-    its file. Secrets are not read.
+    """Write what kubectl says of the system and of that namespace; an error goes to the file of
+    its command. Secrets are not read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, command in _commands(story).items():

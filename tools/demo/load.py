@@ -76,12 +76,12 @@ class Load:
         self._process = None
         if self._settings.feedback_token:
             Path(self._settings.feedback_token).unlink(missing_ok=True)
-        found = self._read()
-        if found is None or not found["done"]:
+        counts = self._read()
+        if counts is None or not counts["done"]:
             raise ClientEndedError(
                 f"the client ended without its last counts; see {self._folder / 'client.log'}"
             )
-        return found
+        return counts
 
     def _read(self) -> dict[str, Any] | None:
         try:

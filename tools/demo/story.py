@@ -116,7 +116,7 @@ class Story:
     def _set_the_stage(self) -> None:
         cluster = self._cluster
         steps: list[tuple[str, Callable[[], None]]] = [
-            ("the namespace is made anew", lambda: setup.prepare_namespace(cluster)),
+            ("the namespace is recreated", lambda: setup.prepare_namespace(cluster)),
             ("models and data are uploaded", lambda: setup.upload(cluster, self._models)),
         ]
         if self._options.install:
@@ -140,21 +140,21 @@ class Story:
             assert before is not None and before.revision is not None
             self._cluster.modelrollout("rollback", NAME, "--to", before.revision, "--namespace", NAMESPACE)
         deployment = self._wait_for_end(chapter, before.revision if before else None)
-        found = self._ending(chapter, deployment)
-        self._endings[chapter.name] = found
+        ending = self._ending(chapter, deployment)
+        self._endings[chapter.name] = ending
         self._windows[chapter.name] = (began, datetime.now(UTC))
         counts = self._counts() or {"versions": {}}
-        wrong = chapters.differences(chapter, found, before, counts["versions"])
+        wrong = chapters.differences(chapter, ending, before, counts["versions"])
         if before and (more := self._prepare_jobs() - prepared):
             wrong.append(f"prepared again: {', '.join(sorted(more))}")
         if (
             not chapter.serves
             and chapter.name == "v6"
-            and found.revision
-            and self._server_pods(found.revision)
+            and ending.revision
+            and self._server_pods(ending.revision)
         ):
             wrong.append("it has a server")
-        self._view.end(chapter, found, wrong)
+        self._view.end(chapter, ending, wrong)
         if wrong:
             raise StoryDiffersError(f"{chapter.name}: {'; '.join(wrong)}")
         if self._load is None:
@@ -185,7 +185,7 @@ class Story:
         )
 
     def _start_client(self, chapter: Chapter) -> None:
-        """As soon as the first version is said to be available, and no earlier: from here on every
+        """As soon as the first version reports Available, and no earlier: from here on every
         request counts.
         """
         self._until(lambda: chapters.is_available(self._deployment()) or None, 60, "condition Available")
@@ -285,8 +285,8 @@ class Story:
                 f" {counts['feedback']['last_error']}"
             )
         for chapter in self._played:
-            found = self._endings.get(chapter.name)
-            if found and not chapter.serves and str(found.number) in counts["versions"]:
+            ending = self._endings.get(chapter.name)
+            if ending and not chapter.serves and str(ending.number) in counts["versions"]:
                 self._note(f"{chapter.name} answered a request, and must never have")
 
     def _write(self, counts: dict[str, Any]) -> None:

@@ -110,12 +110,12 @@ class Target(_Part):
         return {**os.environ, "PATH": self.path, **extra}
 
     def tool(self, name: str) -> str:
-        found = shutil.which(name, path=self.path)
-        if found is None:
+        path = shutil.which(name, path=self.path)
+        if path is None:
             raise DemoError(
                 f"{name} is not on the PATH; install it, or run the demo on the sandbox, which brings its own"
             )
-        return found
+        return path
 
 
 def sandbox(kubeconfig: Path | None, registry: str | None) -> Target:

@@ -68,7 +68,7 @@ class View:
         )
 
     def at(self, chapter: Chapter, progress: str, client: Mapping[str, Any] | None) -> None:
-        """Where the present chapter is; off a terminal only changes are said."""
+        """Where the present chapter is; off a terminal, only changes are printed."""
         changed = progress != self._notes.get(chapter.name)
         self._notes[chapter.name] = progress
         self._client = client or self._client

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sandbox import configs, control, images, packages, parts, slots
+from sandbox import build_images, build_parts, configs, control, packages, slots
 from sandbox.cluster import Record, Sandbox, SandboxError
 from sandbox.configs import ADDONS, ORDER, Options
 from sandbox.paths import State, cache_root, state_root
@@ -51,6 +51,9 @@ def _add_up(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--scrape-interval", default=d.scrape_interval, help=f"Prometheus's (default {d.scrape_interval})"
     )
     p.add_argument("--no-images", action="store_true", help="build and load no images but pause")
+    p.add_argument(
+        "--steps", type=Path, metavar="FILE", help="write the seconds of each step to FILE, as JSON"
+    )
     p.set_defaults(run=up)
 
 
@@ -101,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
         "--flavour",
         action="append",
         default=[],
-        choices=images.FLAVOURS,
+        choices=build_images.FLAVOURS,
         help="this flavour of the optimizer too, from now on (may be repeated)",
     )
     s.set_defaults(run=load_images)
@@ -110,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     s.add_argument(
         "folder", type=Path, help="the build's context; its Dockerfile gets the sandbox's base image as BASE"
     )
+    s.add_argument("--target", help="this stage of the Dockerfile (default: the last)")
     s.set_defaults(run=load_own_image)
     return p
 
@@ -117,11 +121,17 @@ def parser() -> argparse.ArgumentParser:
 def up(a: argparse.Namespace) -> int:
     options = Options(a.gpus, a.gpu_product, a.scrape_interval)
     began = time.monotonic()
-    with Progress(err) as progress:
-        found = Sandbox().up(progress, options, with_images=not a.no_images)
+    progress = Progress(err)
+    try:
+        with progress:
+            status = Sandbox().up(progress, options, with_images=not a.no_images)
+    finally:
+        if a.steps:
+            steps = [{"name": step.name, "seconds": round(step.seconds, 1)} for step in progress.steps]
+            a.steps.write_text(json.dumps(steps))
     err.print(progress.table())
     err.print(f"up in {time.monotonic() - began:.1f} s")
-    _print_status(found)
+    _print_status(status)
     return 0
 
 
@@ -145,12 +155,12 @@ def list_all(_: argparse.Namespace) -> int:
 
 
 def status(a: argparse.Namespace) -> int:
-    found = Sandbox().status()
+    status = Sandbox().status()
     if a.json:
-        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        sys.stdout.write(json.dumps(status, indent=1) + "\n")
     else:
-        _print_status(found)
-    return 0 if found["running"] and found["healthy"] else 1
+        _print_status(status)
+    return 0 if status["running"] and status["healthy"] else 1
 
 
 def _print_status(found: dict[str, Any]) -> None:
@@ -191,7 +201,7 @@ def execute(a: argparse.Namespace) -> int:
     record, c = box.running()
     command = a.command[1:] if a.command[:1] == ["--"] else a.command
     command = command or [os.environ.get("SHELL", "/bin/sh")]
-    tools = [str(parts.binary("helm").parent), str(packages.kubectl().parent)]
+    tools = [str(build_parts.binary("helm").parent), str(packages.kubectl().parent)]
     store = box.objectstore(c)
     env = {
         **os.environ,
@@ -288,7 +298,7 @@ def load_images(a: argparse.Namespace) -> int:
 
 def load_own_image(a: argparse.Namespace) -> int:
     with Progress(err) as progress:
-        name = Sandbox().load_own_image(progress, a.name, a.folder.resolve())
+        name = Sandbox().load_own_image(progress, a.name, a.folder.resolve(), a.target)
     sys.stdout.write(f"{name}\n")
     return 0
 

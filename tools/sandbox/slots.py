@@ -74,7 +74,7 @@ class Slot:
 
 
 def choose(taken: Iterable[int], routes: Iterable[str]) -> Slot:
-    """The first slot that nobody holds and that no route of the host overlaps."""
+    """The first free slot that no route of the host overlaps."""
     busy = set(taken)
     used = [ipaddress.ip_network(r, strict=False) for r in routes]
     for number in range(SLOTS):

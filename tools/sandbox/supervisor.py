@@ -1,7 +1,7 @@
 """The sandbox's first process: PID 1 of its own namespaces, parent of every part. When it ends, the
 kernel ends the rest.
 
-It does what it is told over a socket and nothing else: a part that dies stays dead, and `status`
+It obeys commands over a socket and does nothing else: a part that dies stays dead, and `status`
 says so.
 """
 

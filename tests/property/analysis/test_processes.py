@@ -6,6 +6,7 @@ import json
 import random
 from unittest.mock import patch
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,6 +79,7 @@ event = st.tuples(
 )
 
 
+@pytest.mark.heavy
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(event, max_size=8), max_size=12), st.randoms(use_true_random=False))
 def test_no_request_is_ever_counted_twice(

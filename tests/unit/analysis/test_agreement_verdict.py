@@ -57,6 +57,7 @@ def test_what_keeps_a_number_away_is_no_disagreement(kind: MeasurementReason, ve
     assert (found.verdict, found.reason) == (verdict, kind) and found.canary, "what was counted stays"
 
 
+@pytest.mark.heavy
 def test_looking_often_rejects_no_model_that_agrees_often_enough() -> None:
     """At the limit itself, where a test of fixed size that looks so often would be wrong most of
     the time.

@@ -72,6 +72,7 @@ def without_pods(rng: random.Random, weight: int) -> Iterator[Counts]:
         yield (0 if rng.random() < 0.05 else canary), stable
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("traffic", [by_chance, in_turns, without_pods])
 def test_honest_rollouts_are_never_accused(traffic: object) -> None:
     """Over 350 rollouts of three steps each, at every look."""
@@ -126,6 +127,7 @@ class Server:
             self.seen, self.largest, self.scraped = value, max(self.largest, value), now
 
 
+@pytest.mark.heavy
 def test_honest_labels_are_never_too_many() -> None:
     """Every answer is labelled at once, or some, or late: single rows, batches of 32, streams of a
     hundred rows in one gRPC call, answers from the cache, clients that come past the gateway; a

@@ -291,6 +291,7 @@ def test_policies_in_the_file_hold_where_they_match(
     assert result.exit_code == 1 and "RolloutPolicy house" in result.stderr and "schedule" in result.stderr
 
 
+@pytest.mark.heavy
 def test_own_queries_are_asked_as_the_operator_would_and_it_is_said_that_it_may_not(
     over: Cli, model: Path, prometheus: Prometheus
 ) -> None:

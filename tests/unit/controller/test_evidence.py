@@ -360,6 +360,7 @@ def fields(kind: str) -> list[tuple[str, int, str]]:
     ]
 
 
+@pytest.mark.heavy
 @given(st.data())
 def test_whatever_a_template_states_of_its_containers_must_be_so(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(sorted(JOBS)))

@@ -77,6 +77,7 @@ class Fleet:
         return [name for name in self.names if self.rollout(name).reason == "PreparedTogether"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_fifty_at_once_make_one_job(seed: int, at_once: bool) -> None:

@@ -575,6 +575,7 @@ def _told(cluster: Cluster) -> dict[str, Any]:
     }
 
 
+@pytest.mark.heavy
 def test_killing_the_operator_between_any_two_requests_changes_nothing_of_the_outcome() -> None:
     """For each request of the story: everything is as it was before it, and another operator goes
     on from there.

@@ -365,6 +365,7 @@ ACTIONS = st.one_of(
 )
 
 
+@pytest.mark.heavy
 @settings(
     max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )

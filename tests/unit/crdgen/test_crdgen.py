@@ -390,6 +390,7 @@ def test_a_type_without_words_is_refused() -> None:
         model_schema(Silent)
 
 
+@pytest.mark.heavy
 def test_check_finds_drift(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(tmp_path), "--check"]) == 1
     assert main(["--out", str(tmp_path)]) == 0

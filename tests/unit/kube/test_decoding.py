@@ -169,6 +169,7 @@ def test_what_has_no_name_has_none(raw: bytes) -> None:
     assert identify(raw, ("metadata",), "why").name == ""
 
 
+@pytest.mark.heavy
 def test_the_search_for_a_name_ends() -> None:
     assert identify(b'{"metadata":{"x":[' + b"[]," * 1_000_000, ("metadata",), "why").name == ""
 

@@ -105,6 +105,7 @@ RECIPES: dict[str, tuple[Step, ...]] = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_step_makes_the_same_of_a_split_model(name: str, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()

@@ -443,6 +443,7 @@ def test_a_library_that_gives_up_is_the_recipes_fault(
     )
 
 
+@pytest.mark.heavy
 def test_a_student_of_the_source_model_says_what_it_throws_away(tmp_path: Path) -> None:
     training = Training(data=CALIBRATION, epochs=1)
     made = applied(two_products(), tmp_path, GraphStep(), DistillStep(size=0.5, training=training))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import images, parts, pins
+from sandbox import build_images, build_parts, pins
 from sandbox.packages import parse_go_version
 from sandbox.paths import SOURCE, State, sandbox_id
 
@@ -27,34 +27,34 @@ def module(tmp_path: Path) -> Path:
 
 
 def test_a_key_is_stable(module: Path) -> None:
-    assert parts.key(PART, module) == parts.key(PART, module)
+    assert build_parts.key(PART, module) == build_parts.key(PART, module)
 
 
 @pytest.mark.parametrize("file", ["go.mod", "main.go", "go.sum"])
 def test_every_file_of_the_module_changes_the_key(module: Path, file: str) -> None:
-    before = parts.key(PART, module)
+    before = build_parts.key(PART, module)
     (module / file).write_text("changed\n")
-    assert parts.key(PART, module) != before
+    assert build_parts.key(PART, module) != before
 
 
 def test_files_that_are_no_input_do_not_change_the_key(module: Path) -> None:
-    before = parts.key(PART, module)
+    before = build_parts.key(PART, module)
     (module / "README.md").write_text("words\n")
-    assert parts.key(PART, module) == before
+    assert build_parts.key(PART, module) == before
 
 
 @pytest.mark.parametrize(
     "change", [{"ldflags": "-s"}, {"package": "./other"}, {"static": True}, {"name": "other"}]
 )
 def test_pins_change_the_key(module: Path, change: dict[str, object]) -> None:
-    assert parts.key(dataclasses.replace(PART, **change), module) != parts.key(PART, module)  # type: ignore[arg-type]
+    assert build_parts.key(dataclasses.replace(PART, **change), module) != build_parts.key(PART, module)  # type: ignore[arg-type]
 
 
 def test_every_part_has_its_module() -> None:
     for part in pins.PARTS:
-        assert (parts.module(part) / "go.mod").exists(), part.name
+        assert (build_parts.module(part) / "go.mod").exists(), part.name
         if part.module not in {"pause"}:
-            assert (parts.module(part) / "go.sum").exists(), part.name
+            assert (build_parts.module(part) / "go.sum").exists(), part.name
 
 
 def test_pins_agree_with_the_modules() -> None:
@@ -73,7 +73,7 @@ def test_pins_agree_with_the_modules() -> None:
 
 
 def test_versions_names_every_part_but_pause() -> None:
-    found = parts.versions()
+    found = build_parts.versions()
     assert {"kube", "traefik", "coredns", "versitygw", "helm"} <= set(found)
     assert found["versitygw"][0].isdigit()
 
@@ -85,47 +85,47 @@ def test_two_checkouts_have_two_sandboxes() -> None:
 
 def test_a_folder_key_sees_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
-    one = images.folder_key(tmp_path)
+    one = build_images.folder_key(tmp_path)
     (tmp_path / "a").rename(tmp_path / "b")
-    two = images.folder_key(tmp_path)
+    two = build_images.folder_key(tmp_path)
     (tmp_path / "b").write_text("2")
-    three = images.folder_key(tmp_path)
+    three = build_images.folder_key(tmp_path)
     assert len({one, two, three}) == 3
-    assert images.folder_key(tmp_path, "pin") != three
+    assert build_images.folder_key(tmp_path, "pin") != three
 
 
 def test_a_digest_does_not_run_values_together() -> None:
-    assert images.digest(["ab", "c"]) != images.digest(["a", "bc"])
+    assert build_images.digest(["ab", "c"]) != build_images.digest(["a", "bc"])
 
 
 @pytest.fixture
 def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return images.layout()
+    return build_images.layout()
 
 
-def stored(ref: str, key: str, content: bytes) -> images.Built:
-    manifest, contents = images.single_layer({"program": content}, {"Entrypoint": ["/program"]})
+def stored(ref: str, key: str, content: bytes) -> build_images.Built:
+    manifest, contents = build_images.single_layer({"program": content}, {"Entrypoint": ["/program"]})
     for name, data in contents.items():
-        images.blob(name).parent.mkdir(parents=True, exist_ok=True)
-        images.blob(name).write_bytes(data)
-    return images.keep(ref, key, manifest)
+        build_images.blob(name).parent.mkdir(parents=True, exist_ok=True)
+        build_images.blob(name).write_bytes(data)
+    return build_images.keep(ref, key, manifest)
 
 
 def test_an_image_is_found_only_whole(layout: Path) -> None:
     built = stored("localhost/x:1", "k1", b"one")
-    assert images.find("localhost/x:1", "k1") == built
-    assert images.find("localhost/x:1", "k2") is None
-    images.blob(images.blobs(built.manifest)[-1]).unlink()
-    assert images.find("localhost/x:1", "k1") is None
+    assert build_images.find("localhost/x:1", "k1") == built
+    assert build_images.find("localhost/x:1", "k2") is None
+    build_images.blob(build_images.blobs(built.manifest)[-1]).unlink()
+    assert build_images.find("localhost/x:1", "k1") is None
 
 
 def test_an_import_carries_only_layers_that_are_not_there(layout: Path) -> None:
     built = stored("localhost/x:1", "k1", b"one")
-    manifest, config, layer = images.blobs(built.manifest)
+    manifest, config, layer = build_images.blobs(built.manifest)
     full, slim = io.BytesIO(), io.BytesIO()
-    assert images.sparse(built, lambda _: False, full) == [layer]
-    assert images.sparse(built, lambda _: True, slim) == []
+    assert build_images.sparse(built, lambda _: False, full) == [layer]
+    assert build_images.sparse(built, lambda _: True, slim) == []
     for data, want in ((full, {manifest, config, layer}), (slim, {manifest, config})):
         data.seek(0)
         with tarfile.open(fileobj=data) as tar:
@@ -141,14 +141,19 @@ def test_the_newest_of_each_image_stay_and_lost_layers_go(layout: Path) -> None:
     for age, b in enumerate(reversed(built)):
         os.utime(layout / "built" / f"x-1-{b.key}", (1000 - age, 1000 - age))
     other = stored("localhost/y:1", "k", b"y")
-    images.prune(newest=2)
-    assert [images.find("localhost/x:1", b.key) is not None for b in built] == [False, False, True, True]
-    assert images.find("localhost/y:1", "k") == other
+    build_images.prune(newest=2)
+    assert [build_images.find("localhost/x:1", b.key) is not None for b in built] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert build_images.find("localhost/y:1", "k") == other
     assert len(list((layout / "blobs" / "sha256").iterdir())) == 9
 
 
 def test_a_layer_is_executable_and_named_by_what_it_holds() -> None:
-    manifest, contents = images.single_layer({"pause": b"binary"}, {"Entrypoint": ["/pause"]})
+    manifest, contents = build_images.single_layer({"pause": b"binary"}, {"Entrypoint": ["/pause"]})
     assert all(name == f"sha256:{hashlib.sha256(data).hexdigest()}" for name, data in contents.items())
     described = json.loads(contents[manifest])
     layer = described["layers"][0]["digest"]
@@ -159,7 +164,7 @@ def test_a_layer_is_executable_and_named_by_what_it_holds() -> None:
 
 def test_pip_settings_keep_the_index_and_drop_local_folders() -> None:
     listing = "global.cert='/somewhere/ca.pem'\nglobal.index-url='https://index.example/simple'\n:env:.find-links='/wheels'\n:env:.default-timeout='180'\n"
-    text = images.pip_settings(listing, "/ca")
+    text = build_images.pip_settings(listing, "/ca")
     assert text == "[global]\ncert = /ca\nindex-url = https://index.example/simple\ntimeout = 180\n"
 
 

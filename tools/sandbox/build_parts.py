@@ -92,10 +92,10 @@ def _yaml_of(name: str, module: str, pattern: str, log: Path) -> Path:
     """Files out of a Go module, joined and kept in the cache."""
     target = cache_root() / f"{name}-{module.rpartition('@v')[2]}.yaml"
     if not target.exists():
-        found = json.loads(
+        download = json.loads(
             capture([go(log), "mod", "download", "-json", module], cwd=SOURCE / "parts" / "pause")
         )
-        files = sorted(Path(found["Dir"]).glob(pattern))
+        files = sorted(Path(download["Dir"]).glob(pattern))
         temporary = target.with_suffix(f".{os.getpid()}")
         temporary.write_text("\n---\n".join(f.read_text() for f in files))
         temporary.rename(target)
@@ -113,9 +113,9 @@ def prune() -> None:
 
 
 def versions() -> dict[str, str]:
-    found = {p.name: p.version for p in pins.PARTS if p.version}
+    versions = {p.name: p.version for p in pins.PARTS if p.version}
     for line in (SOURCE / "parts" / "objectstore" / "go.mod").read_text().splitlines():
         words = line.replace("require", "").split()
         if words and words[0] == "github.com/versity/versitygw":
-            found["versitygw"] = words[1].lstrip("v")
-    return found
+            versions["versitygw"] = words[1].lstrip("v")
+    return versions

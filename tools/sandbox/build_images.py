@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from sandbox import parts, pins
+from sandbox import build_parts, pins
 from sandbox.paths import CHECKOUT, SOURCE, State, cache_root, locked, sandbox_id
 from sandbox.progress import Progress
 from sandbox.shell import CommandError, capture, run, tail
@@ -31,7 +31,7 @@ BASE = "localhost/modelrollout-base:1"
 TORCH_BASE = "localhost/modelrollout-torch-base:1"
 TRITON = f"localhost/tritonserver-cpu:{pins.PYTRITON}"
 PROJECT = ("operator", "optimizer")  # targets of the project's Dockerfile
-# targets that hundreds of megabytes go into: built when somebody asks for them
+# targets with hundreds of megabytes: built on request
 FLAVOURS = ("trainer", "trees", "tensorflow", "pytorch")
 
 BASE_PACKAGES = ("python3", "python3-pip", "python3-venv", "libpython3.11", "ca-certificates")
@@ -196,12 +196,12 @@ def single_layer(files: dict[str, bytes], config: dict[str, Any]) -> tuple[str, 
 
 
 def pause() -> Built:
-    binary = parts.binary("pause")
+    binary = build_parts.binary("pause")
     key = digest([binary.parent.name])
     with locked(_LOCK):
-        found = find(PAUSE, key)
-        if found:
-            return found
+        built = find(PAUSE, key)
+        if built:
+            return built
         manifest, contents = single_layer({"pause": binary.read_bytes()}, {"Entrypoint": ["/pause"]})
         for name, data in contents.items():
             blob(name).parent.mkdir(parents=True, exist_ok=True)
@@ -315,7 +315,7 @@ def _bud(
 
 def _push(image_id: str, ref: str, key: str, log: Path) -> Built:
     """Into the layout: only layers that are not there yet are written. buildah compresses for an
-    OCI layout whatever it is told; zstd costs least.
+    OCI layout in any case; zstd costs least.
     """
     name = f"{slug(ref)}-{key}"
     layout().mkdir(parents=True, exist_ok=True)
@@ -424,15 +424,15 @@ def ensure_base(log: Path, ref: str = BASE) -> None:
 def build_triton(log: Path) -> Built:
     key = triton_key()
     with locked(_LOCK):
-        found = find(TRITON, key)
-        if found:
-            return found
+        built = find(TRITON, key)
+        if built:
+            return built
         image_id = _bud(TRITON, SOURCE / "images" / "triton", log, BASE=BASE, PYTRITON=pins.PYTRITON)
         return _push(image_id, TRITON, key, log)
 
 
 def build_project(target: str, log: Path) -> Built:
-    """Always asked of buildah, whose layer cache knows what changed; the image's id is the key."""
+    """Run buildah, whose layer cache knows what changed; the image's id is the key."""
     ref = project_ref(target)
     suite = pins.TORCH_SUITE if target == "pytorch" else pins.DEBIAN_SUITE
     if target == "pytorch":
@@ -450,12 +450,12 @@ def build_project(target: str, log: Path) -> Built:
         return find(ref, image_id[:16]) or _push(image_id, ref, image_id[:16], log)
 
 
-def build_own(name: str, folder: Path, log: Path) -> Built:
-    """An image from somebody's Dockerfile, which gets this sandbox's base image as BASE."""
+def build_own(name: str, folder: Path, log: Path, target: str | None = None) -> Built:
+    """An image from the folder's Dockerfile, which gets this sandbox's base image as BASE."""
     ensure_base(log)
     ref = f"localhost/{name}:dev"
     with locked(_LOCK):
-        image_id = _bud(f"{ref}-{sandbox_id()}", folder, log, BASE=BASE)
+        image_id = _bud(f"{ref}-{sandbox_id()}", folder, log, target=target, BASE=BASE)
         return find(ref, image_id[:16]) or _push(image_id, ref, image_id[:16], log)
 
 
@@ -482,10 +482,10 @@ def build_all(progress: Progress, logs: Path, flavours: Iterable[str] = ()) -> l
 def loaded(state: State) -> dict[str, dict[str, str]]:
     """Node -> image -> key of what was imported."""
     try:
-        found: dict[str, dict[str, str]] = json.loads(state.images.read_text())
+        keys: dict[str, dict[str, str]] = json.loads(state.images.read_text())
     except (FileNotFoundError, ValueError):
-        found = {}
-    return found
+        keys = {}
+    return keys
 
 
 def loaded_flavours(state: State) -> set[str]:
