@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from modelrollout.api.v1alpha1 import EvaluationEvidence, Golden, SliceEvidence, VerdictName
 from modelrollout.contract.results import TaskResult
+from modelrollout.reasons import Reason
 from modelrollout.statistics.paired import decide, drop_interval, z_of
 
 
@@ -42,23 +43,25 @@ def judge_golden(golden: Golden, result: TaskResult, stable: str | None) -> Eval
             "HTTP and gRPC gave different answers to the same golden inputs: look at the server's log and at"
             " the model's outputs"
         )
-        return evidence("Failed", "ProtocolsDisagree", text)
+        return evidence("Failed", Reason.PROTOCOLS_DISAGREE, text)
     if not result.samples or result.accuracy is None:
         return evidence(
-            "Error", "NoResult", f"the evaluation ended without an accuracy: {result.message or 'no message'}"
+            "Error",
+            Reason.NO_RESULT,
+            f"the evaluation ended without an accuracy: {result.message or 'no message'}",
         )
     if stable is None:
         return _alone(golden, result.samples, result.accuracy, evidence)
     if result.paired is None:
         return evidence(
             "Error",
-            "NotPaired",
+            Reason.NOT_PAIRED,
             f"the evaluation did not ask {stable} on the same inputs: it was probably not reachable; retry",
         )
     try:
         decision = decide(result.paired, max_drop=golden.max_drop, minimum=golden.min)
     except ValueError as e:
-        return evidence("Error", "NoResult", f"the evaluation's counts cannot be used: {e}")
+        return evidence("Error", Reason.NO_RESULT, f"the evaluation's counts cannot be used: {e}")
     worse = [s for s in slices if s.interval[0] > golden.max_drop]
     if worse and decision.verdict != "Failed":
         named = "; ".join(
@@ -69,8 +72,8 @@ def judge_golden(golden: Golden, result: TaskResult, stable: str | None) -> Eval
             f"golden data, against {stable}: proven to lose over {golden.max_drop:g} on {len(worse)} of"
             f" {result.slices_compared} slices: {named}"
         )
-        return evidence("Failed", "SliceAccuracyLow", f"{text}; on all of it {decision.message}")
-    reason = {"AccuracyDrop": "AccuracyLow", "WithinBudget": "ProvenNotWorse"}.get(
+        return evidence("Failed", Reason.SLICE_ACCURACY_LOW, f"{text}; on all of it {decision.message}")
+    reason = {"AccuracyDrop": Reason.ACCURACY_LOW, "WithinBudget": Reason.PROVEN_NOT_WORSE}.get(
         decision.reason, decision.reason
     )
     return evidence(decision.verdict, reason, f"golden data, against {stable}: {decision.message}")
@@ -102,7 +105,9 @@ def _alone(
     """Without a revision to compare with only ``min`` decides: a plain threshold on this data."""
     numbers = f"golden data: accuracy {accuracy:.4f} on {samples} samples"
     if golden.min is not None and accuracy < golden.min:
-        return evidence("Failed", "AccuracyLow", f"{numbers}, below min {golden.min:g}")
+        return evidence("Failed", Reason.ACCURACY_LOW, f"{numbers}, below min {golden.min:g}")
     return evidence(
-        "Successful", "WithinLimits", numbers if golden.min is None else f"{numbers}, min {golden.min:g}"
+        "Successful",
+        Reason.WITHIN_LIMITS,
+        numbers if golden.min is None else f"{numbers}, min {golden.min:g}",
     )

@@ -23,6 +23,7 @@ from math import ceil, log
 from modelrollout.analysis.counters import spread_of
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, VerdictName
+from modelrollout.reasons import Reason
 from modelrollout.statistics.dispersion import dispersion
 from modelrollout.statistics.sequential import (
     Interval,
@@ -35,11 +36,11 @@ from modelrollout.statistics.sequential import (
 
 TOLERANCE = 0.1  # of the margin
 # no proof against the canary: stable did not keep the limit at the same time either
-LIMIT_EXCEEDED = "LimitExceeded"
-_FAILURE = {"accuracy": "AccuracyLow", "errors": "ErrorsHigh", "latency": "LatencyHigh"}
+LIMIT_EXCEEDED = Reason.LIMIT_EXCEEDED
+_FAILURE = {"accuracy": Reason.ACCURACY_LOW, "errors": Reason.ERRORS_HIGH, "latency": Reason.LATENCY_HIGH}
 _BAD = {"accuracy": "wrong answers", "errors": "failed requests", "latency": "slow requests"}
 # every other problem is an Error
-_INCONCLUSIVE_PROBLEMS = ("NoData", "NoStableData", "QueryPending")
+_INCONCLUSIVE_PROBLEMS = (Reason.NO_DATA, Reason.NO_STABLE_DATA, Reason.QUERY_PENDING)
 _AT_NOTHING = 2.0  # nats, about: what the mixture of bets costs before evidence grows
 _LARGEST_PLAN = 10_000_000  # samples; more than this is "never" for a rollout
 
@@ -139,14 +140,14 @@ def _judge_value(metric: Metric, value: float | None) -> MetricStatus:
         )
 
     if value is None:
-        return status("Inconclusive", "NoData", "not measured yet")
+        return status("Inconclusive", Reason.NO_DATA, "not measured yet")
     if value != value:  # NaN passes and fails every comparison silently
-        return status("Error", "NotANumber", "the query gives NaN")
+        return status("Error", Reason.NOT_A_NUMBER, "the query gives NaN")
     if metric.max is not None and value > metric.max:
-        return status("Failed", "ValueTooHigh", f"{value:g} is above max {metric.max:g}")
+        return status("Failed", Reason.VALUE_TOO_HIGH, f"{value:g} is above max {metric.max:g}")
     if metric.min is not None and value < metric.min:
-        return status("Failed", "ValueTooLow", f"{value:g} is below min {metric.min:g}")
-    return status("Successful", "WithinLimits", f"{value:g} is within its limits")
+        return status("Failed", Reason.VALUE_TOO_LOW, f"{value:g} is below min {metric.min:g}")
+    return status("Successful", Reason.WITHIN_LIMITS, f"{value:g} is within its limits")
 
 
 def _judge_counts(
@@ -185,7 +186,7 @@ def _judge_counts(
             if metric.name == "accuracy"
             else "request to the canary has been counted"
         )
-        return status("Inconclusive", "NoData", f"no {what} since the step began", metric.min_samples)
+        return status("Inconclusive", Reason.NO_DATA, f"no {what} since the step began", metric.min_samples)
     proven = next((c for c in criteria if c.proven), None)
     if (
         proven is not None
@@ -207,19 +208,19 @@ def _judge_counts(
         missing = ceil(metric.min_samples - canary.total)
         return status(
             "Inconclusive",
-            "TooFewSamples",
+            Reason.TOO_FEW_SAMPLES,
             f"{missing} more samples until minSamples {metric.min_samples}: {counted}",
             missing,
         )
     if not criteria:
         return status(
             "Inconclusive",
-            "NoStableData",
+            Reason.NO_STABLE_DATA,
             f"nothing of stable has been counted to compare with, and no absolute limit is set: {counted}",
         )
     open_ones = [c for c in criteria if not c.ruled_out]
     if not open_ones:
-        reason = "ProvenNotWorse" if compared is not None else "ProvenWithinLimit"
+        reason = Reason.PROVEN_NOT_WORSE if compared is not None else Reason.PROVEN_WITHIN_LIMIT
         return status("Successful", reason, f"no more harm than allowed at weight {next_weight}: {counted}")
     needed = [c.needed(canary.total) for c in open_ones]
     more = None if None in needed else max(n for n in needed if n is not None)
@@ -230,7 +231,7 @@ def _judge_counts(
         else "at the present rates no number of samples will do"
     )
     return status(
-        "Inconclusive", "NotYetProven", f"{how}: {counted}; {wanted} for weight {next_weight}", more
+        "Inconclusive", Reason.NOT_YET_PROVEN, f"{how}: {counted}; {wanted} for weight {next_weight}", more
     )
 
 

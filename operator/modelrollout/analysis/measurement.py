@@ -15,9 +15,10 @@ from modelrollout.analysis.reading import CounterReading, Reading
 from modelrollout.analysis.verdict import Part
 from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, StepEvidence, StepStatus, seconds
+from modelrollout.reasons import Reason
 
-BEYOND = "BeyondLimits"
-SLICE_FAILED = "SliceAccuracyLow"
+BEYOND = Reason.BEYOND_LIMITS
+SLICE_FAILED = Reason.SLICE_ACCURACY_LOW
 
 
 @dataclass(frozen=True, slots=True)

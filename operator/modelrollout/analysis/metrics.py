@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.api.v1alpha1 import Analysis, Metric, Slice, seconds
+from modelrollout.reasons import Reason
 
 MAX_METRICS = 32  # the limit of status
 DEFAULT_METRICS = (Metric(name="errors", max_increase=0.005),)
@@ -26,7 +27,7 @@ def effective_metrics(
     if unknown:
         known = ", ".join(sorted(templates)) or "none"
         return MeasurementProblem(
-            "UnknownTemplate",
+            Reason.UNKNOWN_TEMPLATE,
             f"spec.rollout.analysis.templates: no RolloutPolicy in force here has {unknown[0]!r}; there are:"
             f" {known}",
         )
@@ -39,7 +40,7 @@ def effective_metrics(
         metrics[metric.name] = stricter(metrics[metric.name], metric) if metric.name in metrics else metric
     if len(metrics) > MAX_METRICS:
         return MeasurementProblem(
-            "TooManyMetrics",
+            Reason.TOO_MANY_METRICS,
             f"{len(metrics)} metrics with those of templates and policies; at most {MAX_METRICS}: name fewer"
             " templates",
         )

@@ -13,6 +13,7 @@ from math import log
 
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.api.v1alpha1 import Counter
+from modelrollout.reasons import Reason
 from modelrollout.statistics.sequential import share_log_evidence
 
 TIMES = 4.0  # the canary's odds may be this many times those of its weight
@@ -26,7 +27,7 @@ REMEDY = "gatewayMetrics.selector says who may count (docs/how-to/install.md)"
 def impossible_counts(what: str) -> MeasurementProblem:
     """The problem of a counter that no process can have."""
     return MeasurementProblem(
-        "EvidenceImplausible", f"{what}: nobody counts like that, and nothing is judged by it; {REMEDY}"
+        Reason.EVIDENCE_IMPLAUSIBLE, f"{what}: nobody counts like that, and nothing is judged by it; {REMEDY}"
     )
 
 
@@ -46,7 +47,7 @@ def share_off_weight(
         f" canary at weight {weight}"
     )
     return MeasurementProblem(
-        "EvidenceImplausible",
+        Reason.EVIDENCE_IMPLAUSIBLE,
         f"{counted}: the gateway does not keep to the weight, or somebody else counts; {REMEDY}",
     )
 
@@ -70,5 +71,5 @@ def more_labels_than_rows(
         " (docs/how-to/install.md)"
     )
     return MeasurementProblem(
-        "EvidenceImplausible", f"{counted}: somebody else counts, or a row has several labels; {remedy}"
+        Reason.EVIDENCE_IMPLAUSIBLE, f"{counted}: somebody else counts, or a row has several labels; {remedy}"
     )

@@ -12,10 +12,11 @@ from math import ceil
 
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, Shadow, VerdictName
+from modelrollout.reasons import Reason
 from modelrollout.statistics.sequential import share_interval
 
 NAME = "agreement"
-_NO_EVIDENCE = ("NoData", "NoStableData")  # every other problem is an Error
+_NO_EVIDENCE = (Reason.NO_DATA, Reason.NO_STABLE_DATA)  # every other problem is an Error
 _LARGEST_PLAN = 10_000_000  # pairs; more than this is "never" for a rollout
 
 
@@ -51,31 +52,33 @@ def judge_agreement(
             "no mirrored request has been compared yet: none came, or they are no inference requests over"
             " HTTP, or larger than the comparer takes"
         )
-        return status("Inconclusive", "NoData", text, shadow.min_samples)
+        return status("Inconclusive", Reason.NO_DATA, text, shadow.min_samples)
     counted = (
         f"{pairs.bad:.0f} of {pairs.total:.0f} mirrored requests were answered differently, a share between"
         f" {100 * interval.lower:.2f} % and {100 * interval.upper:.2f} %, of which minAgreement allows"
         f" {100 * limit:.2f} %"
     )
     if interval.lower > limit:
-        return status("Failed", "ShadowDisagrees", f"proven to disagree with stable too often: {counted}")
+        return status(
+            "Failed", Reason.SHADOW_DISAGREES, f"proven to disagree with stable too often: {counted}"
+        )
     if pairs.total < shadow.min_samples:
         missing = ceil(shadow.min_samples - pairs.total)
         return status(
             "Inconclusive",
-            "TooFewSamples",
+            Reason.TOO_FEW_SAMPLES,
             f"{missing} more samples until minSamples {shadow.min_samples}: {counted}",
             missing,
         )
     if interval.upper <= limit:
-        return status("Successful", "ShadowAgrees", counted)
+        return status("Successful", Reason.SHADOW_AGREES, counted)
     needed = _needed(pairs, limit, alpha)
     how = (
         f"about {needed} more samples at the present rates"
         if needed is not None
         else "at the present rates no number of samples will do"
     )
-    return status("Inconclusive", "NotYetProven", f"{how}: {counted}", needed)
+    return status("Inconclusive", Reason.NOT_YET_PROVEN, f"{how}: {counted}", needed)
 
 
 def _needed(pairs: Counter, limit: float, alpha: float) -> int | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from modelrollout.api.v1alpha1 import Metric, MetricStatus, VerdictName
+from modelrollout.reasons import Reason
 
 # of one rollout: the chance of proving something false, over all its steps, metrics and readings
 FALSE_ALARM_BUDGET = 0.01
@@ -43,15 +44,15 @@ def combine(metrics: Sequence[MetricStatus]) -> Verdict:
     nothing.
     """
     voting = [m for m in metrics if not m.dry_run and (m.slice is None or m.verdict == "Failed")]
-    if implausible := [m for m in voting if m.verdict == "Error" and m.reason == "EvidenceImplausible"]:
-        return Verdict("Error", "EvidenceImplausible", "; ".join(m.message for m in implausible))
+    if implausible := [m for m in voting if m.verdict == "Error" and m.reason == Reason.EVIDENCE_IMPLAUSIBLE]:
+        return Verdict("Error", Reason.EVIDENCE_IMPLAUSIBLE, "; ".join(m.message for m in implausible))
     for name in _ORDER:
         deciding = [m for m in voting if m.verdict == name]
         if deciding:
             return Verdict(name, deciding[0].reason, "; ".join(m.message for m in deciding))
     return Verdict(
         "Inconclusive",
-        "NoMetrics",
+        Reason.NO_METRICS,
         "no metric decides: leave spec.rollout.analysis.metrics out for the default, or name one that is no"
         " dryRun",
     )

@@ -42,6 +42,7 @@ from modelrollout.kube.kinds import (
 from modelrollout.kube.leader_election import LeaderElector
 from modelrollout.kube.leader_election import identity as new_identity
 from modelrollout.kube.objects import Object
+from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event
 from modelrollout.telemetry import logs
 from modelrollout.telemetry.health import HealthServer, check_age, check_flag
@@ -293,7 +294,7 @@ class Operator:
                 f"the operator failed to reconcile this object ({type(error).__name__}) and tries again; its"
                 " log has the details: please report it"
             )
-            await self._events.post(obj, "Warning", "PassFailed", text)
+            await self._events.post(obj, "Warning", Reason.PASS_FAILED, text)
 
     def _phases(self) -> dict[tuple[str, str], int]:
         return dict(

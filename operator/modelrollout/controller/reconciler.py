@@ -21,6 +21,7 @@ from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import Conflict, Forbidden, NotFound
 from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT
+from modelrollout.reasons import Reason
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.traffic import needs_measurement
 from modelrollout.rollout.plan import Converge, Event, Wait, Write
@@ -120,7 +121,7 @@ class Reconciler:
             enriched = await self._lookups.enrich(seen)
         except Forbidden as e:
             enriched = seen.snapshot
-            refused = Problem("ChildRefused", f"Leases of slots and host names: {e.message}")
+            refused = Problem(Reason.CHILD_REFUSED, f"Leases of slots and host names: {e.message}")
         s = replace(
             enriched,
             write_problem=refused,
@@ -151,7 +152,9 @@ class Reconciler:
             if narrowed:
                 await self._reporter.post(
                     seen,
-                    Event("RoutesNarrowed", f"{', '.join(seen.snapshot.overly_open)}: {ROUTES_NARROWED}"),
+                    Event(
+                        Reason.ROUTES_NARROWED, f"{', '.join(seen.snapshot.overly_open)}: {ROUTES_NARROWED}"
+                    ),
                 )
                 return 0.0
             wrote = await self._isolate(key, seen)

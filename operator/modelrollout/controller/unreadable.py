@@ -13,6 +13,7 @@ from modelrollout.kube.cache import number
 from modelrollout.kube.decoding import UnreadableObject
 from modelrollout.kube.events import Events
 from modelrollout.kube.kinds import Resource
+from modelrollout.reasons import Reason
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,9 @@ class UnreadableObjects:
             f"the operator leaves this object out, as if it were not there: it {unread.why}; correct it or"
             " delete it"
         )
-        task = asyncio.get_running_loop().create_task(self._events.post(about, "Warning", "Unreadable", text))
+        task = asyncio.get_running_loop().create_task(
+            self._events.post(about, "Warning", Reason.UNREADABLE, text)
+        )
         self._posting.add(task)
         task.add_done_callback(self._posting.discard)
 

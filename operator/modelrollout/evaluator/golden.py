@@ -29,6 +29,7 @@ from modelrollout.optimizer.gate.metrics import count_pairs
 from modelrollout.optimizer.model.data import Arrays, Data, batch_rows, batches, match, read_archive
 from modelrollout.optimizer.model.runtime import check_label_range, scores_or_classes
 from modelrollout.optimizer.store.object_store import ObjectStore
+from modelrollout.reasons import Reason
 from modelrollout.statistics.paired import accuracies, drop_interval, z_of
 from modelrollout.triton.client import Answer, GrpcServer, HttpServer, Served, Server, TritonError
 
@@ -54,27 +55,29 @@ def _blame(error: TritonError, who: str) -> JobError:
     """
     if who == "stable":
         return retryable(
-            "StableFailed",
+            Reason.STABLE_FAILED,
             f"stable did not answer the golden data ({error.kind}: {error}); the candidate is not judged"
             " without it",
         )
     if error.kind == "Unreachable":
         return retryable(
-            "ServerUnreachable",
+            Reason.SERVER_UNREACHABLE,
             f"{who}: no server answers ({error}); are its pods ready, and does a network policy let this"
             " Job in?",
         )
     if error.kind == "Timeout":
         return retryable(
-            "ServerTimeout",
+            Reason.SERVER_TIMEOUT,
             f"{who}: {error}; is the server overloaded? A smaller batch or more replicas help",
         )
     if error.kind == "NotServed":
         return retryable(
-            "ModelNotServed", f"{who}: the server does not serve the model ({error}); see the log of its pods"
+            Reason.MODEL_NOT_SERVED,
+            f"{who}: the server does not serve the model ({error}); see the log of its pods",
         )
     return bad_input(
-        "InferenceFailed", f"{who}: the server failed on the golden data: {error}; see the log of its pods"
+        Reason.INFERENCE_FAILED,
+        f"{who}: the server failed on the golden data: {error}; see the log of its pods",
     )
 
 
@@ -105,7 +108,7 @@ class _Party:
         except JobError as error:
             if who == "stable" and error.reason.startswith("Data"):
                 raise bad_input(
-                    "StableNotComparable",
+                    Reason.STABLE_NOT_COMPARABLE,
                     f"the golden data fits the candidate, but not stable: {error.message}",
                 ) from None
             raise
@@ -115,7 +118,7 @@ class _Party:
 
     def _wrong_version(self, found: str) -> JobError:
         return retryable(
-            "StableWrongVersion" if self.who == "stable" else "WrongVersion",
+            Reason.STABLE_WRONG_VERSION if self.who == "stable" else Reason.WRONG_VERSION,
             f"{self.who}: version {found} answers instead of {self.number}; the address leads to the wrong"
             " pods, or not yet to the right ones",
         )
@@ -298,7 +301,7 @@ def evaluate(task: EvaluateTask, progress: Progress) -> TaskResult:
     if disagreements:
         raise JobError(
             ExitCode.BAD_INPUT,
-            "ProtocolsDisagree",
+            Reason.PROTOCOLS_DISAGREE,
             f"candidate: HTTP and gRPC differ on {disagreements} of {len(seconds)} samples; do both addresses"
             " lead to the same pods?",
             result,

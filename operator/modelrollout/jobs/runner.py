@@ -34,6 +34,7 @@ from modelrollout.contract.tasks import (
 )
 from modelrollout.jobs import log
 from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.reasons import Reason
 from modelrollout.telemetry.redaction import redact_known
 
 TERMINATION_LOG_ENV = "MODELROLLOUT_TERMINATION_LOG"
@@ -100,20 +101,20 @@ def _unexpected(error: BaseException) -> JobError:
     if isinstance(error, MemoryError):
         return JobError(
             ExitCode.OUT_OF_RESOURCES,
-            "OutOfMemory",
+            Reason.OUT_OF_MEMORY,
             "the Job ran out of memory; raise spec.optimization.resources.limits.memory",
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return JobError(
             ExitCode.OUT_OF_RESOURCES,
-            "OutOfDisk",
+            Reason.OUT_OF_DISK,
             "the Job ran out of disk; raise spec.optimization.resources.limits[ephemeral-storage] or free the"
             " node's disk",
         )
     first_line = (str(error).splitlines() or [""])[0][:300]
     return JobError(
         ExitCode.RETRYABLE,
-        "InternalError",
+        Reason.INTERNAL_ERROR,
         f"{type(error).__name__}: {first_line}; the Job's log has the traceback",
     )
 
@@ -122,7 +123,7 @@ def parse_task(text: str | None) -> AnyTask:
     """The task from the environment; raises JobError (TaskInvalid)."""
     if not text:
         raise bad_input(
-            "TaskInvalid",
+            Reason.TASK_INVALID,
             f"the environment variable {TASK_ENV} is empty; Jobs are started by the operator, not by hand",
         )
     try:
@@ -133,7 +134,7 @@ def parse_task(text: str | None) -> AnyTask:
             for e in error.errors(include_input=False, include_url=False)
         )
         raise bad_input(
-            "TaskInvalid",
+            Reason.TASK_INVALID,
             f"{TASK_ENV}: {problems}; are the operator and the Job's image of the same version?",
         ) from None
     return task
@@ -141,7 +142,7 @@ def parse_task(text: str | None) -> AnyTask:
 
 def wrong_program(task: AnyTask, program: str) -> JobError:
     """For a program that was given the task of another one."""
-    return bad_input("TaskInvalid", f"{TASK_ENV}: the task {task.task} belongs to python -m {program}")
+    return bad_input(Reason.TASK_INVALID, f"{TASK_ENV}: the task {task.task} belongs to python -m {program}")
 
 
 def execute(runner: Runner, text: str | None, progress: log.Progress) -> tuple[ExitCode, TaskResult]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from modelrollout.api.v1alpha1 import Interface
+from modelrollout.reasons import Reason
 from modelrollout.rollout.snapshot import Problem, Snapshot, baseline
 
-REASON = "SignatureChanged"
+REASON = Reason.SIGNATURE_CHANGED
 _SHOWN = 8  # changes that a message lists
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
+from modelrollout.reasons import Reason
 from modelrollout.rollout import verbs
 from modelrollout.rollout.compatibility import is_declared
 from modelrollout.rollout.desired import desired, desired_traffic_only
@@ -94,7 +95,7 @@ def recover_lost_status(s: Specified, now: datetime) -> Transition | None:
         status,
         (
             Event(
-                "StateRebuilt",
+                Reason.STATE_REBUILT,
                 "status did not name a stable revision; recovered it from the revisions and the live"
                 f" route: {result}",
                 "Warning",
@@ -131,7 +132,7 @@ def end_superseded(s: Specified, now: datetime) -> Transition | None:
     message = f"spec (generation {s.generation}) requests another version"
     end = revert if STAGES[rollout.stage].carries_weight else fail
     return Transition(
-        end(s.status, now, "Superseded", "Superseded", message), (Event("Superseded", message),)
+        end(s.status, now, "Superseded", Reason.SUPERSEDED, message), (Event(Reason.SUPERSEDED, message),)
     )
 
 
@@ -223,15 +224,15 @@ def start_rollout(s: Specified, now: datetime) -> Transition | None:
             begin(s, now, "Resolve", revision=known.name, number=known.number, sha256=known.sha256),
             now,
             known.status.outcome,
-            "Quarantined",
+            Reason.QUARANTINED,
             message,
         )
-        return Transition(failed, (Event("Quarantined", message, "Warning"),))
+        return Transition(failed, (Event(Reason.QUARANTINED, message, "Warning"),))
     sha256 = known.sha256 if known is not None else s.spec.model.sha256
     begun = begin(s, now, "Resolve")
     return Transition(
         allocate(s, begun, sha256, now) if sha256 else begun,
-        (Event("RolloutStarted", f"generation {s.generation}: {s.spec.model.uri}"),),
+        (Event(Reason.ROLLOUT_STARTED, f"generation {s.generation}: {s.spec.model.uri}"),),
     )
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RestartStatus
+from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event
 from modelrollout.rollout.snapshot import Problem, Snapshot
 
-TOO_OLD = "TritonTooOld"
+TOO_OLD = Reason.TRITON_TOO_OLD
 TOO_OLD_WHY = (
     "the Triton in its image lacks the flags that restrict its management endpoints"
     " (--http-restricted-api, since 23.11); set spec.serving.triton.image to a later one"
@@ -111,7 +112,7 @@ def restart_without_gpu(s: Snapshot) -> str | None:
     waiting = waiting_restart(s, s.status)
     return (
         waiting[0]
-        if waiting is not None and waiting[1] is not None and waiting[1].reason == "Unschedulable"
+        if waiting is not None and waiting[1] is not None and waiting[1].reason == Reason.UNSCHEDULABLE
         else None
     )
 

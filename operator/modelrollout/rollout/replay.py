@@ -26,6 +26,7 @@ from modelrollout.api.v1alpha1 import (
     RevisionRef,
     RolloutStatus,
 )
+from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.assessment import assess, metrics_due
 from modelrollout.rollout.snapshot import (
@@ -198,9 +199,9 @@ class _Run:
     def unfinished(self) -> Replayed:
         """The result if the recording ends before the rollout."""
         if self._status is None or self._last is None:
-            return Replayed("Unfinished", "NoData", "there is no reading at all in this time")
+            return Replayed("Unfinished", Reason.NO_DATA, "there is no reading at all in this time")
         moment, assessment = self._last
-        latest = assessment or Assessment("Inconclusive", "NoData", "a weight was being taken up")
+        latest = assessment or Assessment("Inconclusive", Reason.NO_DATA, "a weight was being taken up")
         self._say(self._status, moment.at, "Unfinished", latest.message, latest.metrics)
         return Replayed(
             "Unfinished",
@@ -256,7 +257,10 @@ class _Run:
         counts, readings = counts_of(step.metrics), {}
         for name in self._names:
             reading = moment.readings.get(
-                name, MeasurementProblem("NoData", f"{name}: the recording has no reading of it at this time")
+                name,
+                MeasurementProblem(
+                    Reason.NO_DATA, f"{name}: the recording has no reading of it at this time"
+                ),
             )
             fresh = name not in counts or counts[name].canary is None
             readings[name] = (
@@ -287,7 +291,7 @@ class _Run:
         if rollout.stage == "Promote":
             return Replayed("Promoted", "Promoted", "it would have climbed all steps", timeline)
         if rollout.stage == "Revert":
-            return Replayed("RolledBack", rollout.reason or "Failed", rollout.message or "", timeline)
-        if step_of(status).phase == "Paused" and rollout.reason != "PauseStep":
-            return Replayed("Paused", rollout.reason or "Paused", rollout.message or "", timeline)
+            return Replayed("RolledBack", rollout.reason or Reason.FAILED, rollout.message or "", timeline)
+        if step_of(status).phase == "Paused" and rollout.reason != Reason.PAUSE_STEP:
+            return Replayed("Paused", rollout.reason or Reason.PAUSED, rollout.message or "", timeline)
         return None

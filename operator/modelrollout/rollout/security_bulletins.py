@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from modelrollout.reasons import Reason
 from modelrollout.rollout.snapshot import Problem
 
-VULNERABLE = "TritonVulnerable"
+VULNERABLE = Reason.TRITON_VULNERABLE
 _VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?")
 
 

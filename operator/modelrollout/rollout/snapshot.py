@@ -33,16 +33,19 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.contract.results import TaskResult
 from modelrollout.problem import Problem as Problem
+from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.rules import NO_RULES, Rules
 
 Split = tuple[tuple[str, int], ...]  # (revision, weight in percent)
 QUARANTINED = frozenset({"RolledBack", "Rejected", "Failed", "Aborted"})
 SERVED = frozenset({"Stable", "Promoted", "Retired"})
 TRAFFIC_REFUSALS = frozenset(
-    {"GatewayAPIMissing", "HostnameTaken", "HostnameNotAllowed", "NameReserved"}
+    {Reason.GATEWAY_API_MISSING, Reason.HOSTNAME_TAKEN, Reason.HOSTNAME_NOT_ALLOWED, Reason.NAME_RESERVED}
 )  # they concern routes, also those of a version that serves already
-NAME_TAKEN = "NameTaken"  # something that is not ours has the name of a child
-_LOST = frozenset({"ArtifactMissing", "ArtifactDigestMismatch", "ArtifactCorrupt", "OutputRefused"})
+NAME_TAKEN = Reason.NAME_TAKEN  # something that is not ours has the name of a child
+_LOST = frozenset(
+    {Reason.ARTIFACT_MISSING, Reason.ARTIFACT_DIGEST_MISMATCH, Reason.ARTIFACT_CORRUPT, Reason.OUTPUT_REFUSED}
+)
 _NONCE = re.compile(r"[\w.-]{1,64}")
 
 
@@ -51,7 +54,7 @@ def artifact_is_unusable(status: ModelRevisionStatus) -> bool:
     return status.outcome == "Failed" and status.reason in _LOST
 
 
-NOT_READY = Problem("NoReadyPods", "no pod of the revision is ready, so it gets no traffic")
+NOT_READY = Problem(Reason.NO_READY_PODS, "no pod of the revision is ready, so it gets no traffic")
 
 
 @dataclass(frozen=True)

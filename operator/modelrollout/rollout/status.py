@@ -19,6 +19,7 @@ from modelrollout.api.v1alpha1 import (
     Stage,
     Strategy,
 )
+from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.desired.pods import real_share
 from modelrollout.rollout.plan import Event
@@ -149,7 +150,12 @@ def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> li
     rows = [*_summary(s, status, freeze), *_stages(s, status), *_servers(s, status)]
     if freeze:
         rows.append(
-            ("Frozen", "True", "PolicyInvalid" if freeze.until is None else "FreezeWindow", freeze.message)
+            (
+                "Frozen",
+                "True",
+                Reason.POLICY_INVALID if freeze.until is None else Reason.FREEZE_WINDOW,
+                freeze.message,
+            )
         )
     if late := waiting_replicas(replace(s, status=status)):
         rows.append(("Limited", "True", late.reason, late.message))
@@ -186,11 +192,13 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
     flying = in_flight(rollout) and s.spec is not None
     rows: list[_Row] = []
     if stable is None:
-        rows.append(("Available", "False", "NoStable", "no revision has become stable yet"))
+        rows.append(("Available", "False", Reason.NO_STABLE, "no revision has become stable yet"))
     elif serving:
-        rows.append(("Available", "True", "Serving", f"revision {stable.revision} serves"))
+        rows.append(("Available", "True", Reason.SERVING, f"revision {stable.revision} serves"))
     else:
-        rows.append(("Available", "False", "NoReadyPods", f"no pod of revision {stable.revision} is ready"))
+        rows.append(
+            ("Available", "False", Reason.NO_READY_PODS, f"no pod of revision {stable.revision} is ready")
+        )
     if flying and rollout:
         text = rollout.message or (_PAUSED if rollout.paused_by_user else STAGES[rollout.stage].doing)
         rows.append(("Ready", "False", rollout.stage, text))
@@ -198,52 +206,57 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
             (
                 "Reconciling",
                 "True",
-                rollout.reason or ("PausedByUser" if rollout.paused_by_user else rollout.stage),
+                rollout.reason or (Reason.PAUSED_BY_USER if rollout.paused_by_user else rollout.stage),
                 text,
             )
         )
     elif problem:
         rows.append(("Ready", "False", problem.reason, problem.message))
-        rows.append(("Reconciling", "False", "Idle", "nothing is under way"))
+        rows.append(("Reconciling", "False", Reason.IDLE, "nothing is under way"))
     elif _is_current(s, status) and serving and stable:
         rows.append(
             (
                 "Ready",
                 "True",
-                "Stable",
+                Reason.STABLE,
                 f"revision {stable.revision} is the present spec and serves all traffic",
             )
         )
-        rows.append(("Reconciling", "False", "Idle", "nothing is under way"))
+        rows.append(("Reconciling", "False", Reason.IDLE, "nothing is under way"))
     elif freeze and not _is_current(s, status):
-        rows.append(("Ready", "False", "Frozen", freeze.message))
-        rows.append(("Reconciling", "True", "Frozen", freeze.message))
+        rows.append(("Ready", "False", Reason.FROZEN, freeze.message))
+        rows.append(("Reconciling", "True", Reason.FROZEN, freeze.message))
     else:
         rows.append(
             (
                 "Ready",
                 "False",
-                "Pending",
+                Reason.PENDING,
                 "waiting for pods of the stable revision" if stable else "the rollout has not begun",
             )
         )
-        rows.append(("Reconciling", "True", "Pending", "waiting"))
+        rows.append(("Reconciling", "True", Reason.PENDING, "waiting"))
     at = (rollout.shadow if rollout.stage == "Shadow" else rollout.step) if rollout is not None else None
     paused = (
         flying
         and rollout is not None
         and at is not None
         and at.phase == "Paused"
-        and rollout.reason != "PauseStep"
+        and rollout.reason != Reason.PAUSE_STEP
     )
     if problem and not flying:
         rows.append(("Stalled", "True", problem.reason, problem.message))
     elif paused and rollout:
         rows.append(
-            ("Stalled", "True", rollout.reason or "Paused", rollout.message or "waiting for promote or abort")
+            (
+                "Stalled",
+                "True",
+                rollout.reason or Reason.PAUSED,
+                rollout.message or "waiting for promote or abort",
+            )
         )
     else:
-        rows.append(("Stalled", "False", "Progressing" if flying else "Idle", ""))
+        rows.append(("Stalled", "False", Reason.PROGRESSING if flying else Reason.IDLE, ""))
     return rows
 
 
@@ -288,7 +301,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
     if fallen:
         rows.append((HEALTHY, "False", fallen[1].reason, f"revision {fallen[0]}: {fallen[1].message}"))
     elif alive:
-        rows.append((HEALTHY, "True", "Healthy", ""))
+        rows.append((HEALTHY, "True", Reason.HEALTHY, ""))
     if left := unhardened_revisions(s, status):
         old = [name for name in left if (record := status.restarts.get(name)) and record.triton_too_old]
         text = f"anyone who reaches the pods of {', '.join(left)} in the cluster can manage their servers"
@@ -299,7 +312,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
                 (
                     HARDENED,
                     "False",
-                    "Unhardened",
+                    Reason.UNHARDENED,
                     (
                         f"{text}; an earlier operator rendered them: run modelrollout restart"
                         " (docs/reference/endpoints.md)"
@@ -318,7 +331,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
         looked = status.rollout is None or status.rollout.stage not in ("Tune", "Provision")
         if (
             problem is not None
-            and problem.reason == "Unschedulable"
+            and problem.reason == Reason.UNSCHEDULABLE
             and looked
             and s.gpus is not None
             and s.gpus.free < s.gpus.needed
@@ -328,7 +341,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
                 f" {s.gpus.nodes} nodes that fit"
             )
             problem = Problem(
-                "InsufficientGPU",
+                Reason.INSUFFICIENT_GPU,
                 f"{numbers}; it continues when one is free, or run modelrollout restart --allow-downtime",
             )
         reason, text = (
@@ -370,7 +383,7 @@ def changed_condition_events(s: Snapshot, after: ModelDeploymentStatus, now: dat
         events.append(Event(ready.reason, ready.message, "Warning"))
     for kind in (HEALTHY, HARDENED, ISOLATED, RESTARTED, PATCHED):
         was, now_is = old.get(kind), new.get(kind)
-        is_bad = now_is is not None and now_is.status == "False" and now_is.reason != "InProgress"
+        is_bad = now_is is not None and now_is.status == "False" and now_is.reason != Reason.IN_PROGRESS
         if (
             is_bad
             and now_is is not None
@@ -390,7 +403,7 @@ def changed_condition_events(s: Snapshot, after: ModelDeploymentStatus, now: dat
 def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
     rollout = status.rollout
     if s.parse_error:
-        return Problem("InvalidSpec", s.parse_error)
+        return Problem(Reason.INVALID_SPEC, s.parse_error)
     if (
         s.spec_problem
         and not in_flight(rollout)
@@ -402,12 +415,12 @@ def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
     if status.pinned and is_pinned(replace(s, status=status)) and not _is_current(s, status):
         pinned = status.stable.revision if status.stable else "none"
         return Problem(
-            "RolledBackByUser",
+            Reason.ROLLED_BACK_BY_USER,
             f"pinned at revision {pinned}; change the version in spec, or retry the revision that spec"
             " requests",
         )
     if rollout and rollout.stage == "Failed" and not _is_current(s, status):
-        return Problem(rollout.reason or "Failed", rollout.message or "")
+        return Problem(rollout.reason or Reason.FAILED, rollout.message or "")
     return s.taken if _is_current(s, status) else None
 
 
@@ -433,13 +446,13 @@ def _stages(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
             skipped = stage.name not in rollout.stages
             text = rollout.tuning.message if stage.name == "Tune" and rollout.tuning else ""
             why = "not needed or proven before" if skipped else text
-            rows.append((stage.condition, "True", "Skipped" if skipped else "Passed", why))
+            rows.append((stage.condition, "True", Reason.SKIPPED if skipped else Reason.PASSED, why))
         elif stage.name == reached:
-            reason = "Failed" if rollout.stage in ("Failed", "Revert") else "InProgress"
+            reason = Reason.FAILED if rollout.stage in ("Failed", "Revert") else Reason.IN_PROGRESS
             text = rollout.message or _doing(rollout)
             rows.append((stage.condition, "False", rollout.reason or reason, text))
         else:
-            rows.append((stage.condition, "Unknown", "NotReached", ""))
+            rows.append((stage.condition, "Unknown", Reason.NOT_REACHED, ""))
     return rows
 
 

@@ -23,6 +23,7 @@ from modelrollout.api.v1alpha1 import (
     VerdictName,
     seconds,
 )
+from modelrollout.reasons import Reason
 from modelrollout.rollout.snapshot import (
     Revision,
     Snapshot,
@@ -239,7 +240,9 @@ def at_step(
         since=stamp(now),
         override=override,
     )
-    return change(status, step=step, reason="PauseStep" if pause else None, message=None, paused_by_user=None)
+    return change(
+        status, step=step, reason=Reason.PAUSE_STEP if pause else None, message=None, paused_by_user=None
+    )
 
 
 def record(

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RestartStatus, UserPause
+from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of, within_window
@@ -59,7 +60,7 @@ def carry_out(s: Snapshot, verb: Verb, now: datetime) -> Transition | None:
         refusal = refusal[:_MAX_REFUSAL]
         return Transition(
             _handled(s, s.status, f"{verb.key}:refused {refusal}"),
-            (Event("VerbRefused", f"{verb.verb}: {refusal}", "Warning"),),
+            (Event(Reason.VERB_REFUSED, f"{verb.verb}: {refusal}", "Warning"),),
         )
     if move is None:
         return None
@@ -98,17 +99,18 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     status = record(
         s.status,
         "Inconclusive",
-        "PromotedByUser",
+        Reason.PROMOTED_BY_USER,
         now,
         100 if full else stepping.next_weight(steps, position),
     )
     if full:
         step = step_of(status).model_copy(update={"override": _override(verb, present)})
         event = Event(
-            "PromotedByUser", f"{verb.revision} was promoted by hand at step {present}, past all others"
+            Reason.PROMOTED_BY_USER,
+            f"{verb.revision} was promoted by hand at step {present}, past all others",
         )
         return None, Transition(enter(status, "Promote", now, step=step, paused_by_user=None), (event,))
-    event = Event("PromotedByUser", f"step {present} of {verb.revision} was promoted by hand")
+    event = Event(Reason.PROMOTED_BY_USER, f"step {present} of {verb.revision} was promoted by hand")
     if bakes:
         return None, Transition(succeed(s, status, now, "Promoted"), (event,))
     return None, Transition(advance(at, status, position, now, _override(verb, present)), (event,))
@@ -131,7 +133,7 @@ def _past_shadow(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     )
     past = ", and past all steps" if full else ""
     return None, Transition(
-        left, (Event("PromotedByUser", f"{verb.revision} was promoted past its shadow by hand{past}"),)
+        left, (Event(Reason.PROMOTED_BY_USER, f"{verb.revision} was promoted past its shadow by hand{past}"),)
     )
 
 
@@ -169,7 +171,12 @@ def _pause(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     paused = change(s.status, paused_by_user=UserPause(since=stamp(now), by=verb.nonce[:64]))
     return None, Transition(
         paused,
-        (Event("PausedByUser", f"{verb.revision} stays where it is until a person resumes or promotes it"),),
+        (
+            Event(
+                Reason.PAUSED_BY_USER,
+                f"{verb.revision} stays where it is until a person resumes or promotes it",
+            ),
+        ),
     )
 
 
@@ -184,7 +191,7 @@ def _resume(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     begun = datetime.fromisoformat(step.since) + timedelta(seconds=since(paused.since, now))
     return None, Transition(
         change(s.status, step=step.model_copy(update={"since": stamp(begun)}), paused_by_user=None),
-        (Event("ResumedByUser", f"{verb.revision} goes on"),),
+        (Event(Reason.RESUMED_BY_USER, f"{verb.revision} goes on"),),
     )
 
 
@@ -210,7 +217,7 @@ def _restart(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     if not revision.hardened and not s.server(verb.revision).hardened:
         text += f"; {CLIENTS_NOTICE}"
     return None, Transition(
-        s.status.model_copy(update={"restarts": restarts}), (Event("RestartedByUser", text),)
+        s.status.model_copy(update={"restarts": restarts}), (Event(Reason.RESTARTED_BY_USER, text),)
     )
 
 
@@ -220,7 +227,7 @@ def _abort(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         return f"no rollout of {verb.revision} is in flight", None
     if rollout.stage == "Revert":
         return "the rollout is being taken back already", None
-    return None, _end(s, now, "AbortedByUser", "aborted by hand")
+    return None, _end(s, now, Reason.ABORTED_BY_USER, "aborted by hand")
 
 
 def _end(s: Snapshot, now: datetime, reason: str, message: str) -> Transition:
@@ -246,14 +253,16 @@ def _retry(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
             return f"{stable.name} is stable", None
         begun = begin(s, now, "Resolve")
         again = allocate(s, begun, sha256, now) if sha256 else begun
-        return None, Transition(again, (Event("RetriedByUser", "the source is resolved again"),))
+        return None, Transition(again, (Event(Reason.RETRIED_BY_USER, "the source is resolved again"),))
     revision = s.revision(verb.revision)
     if revision is None or not revision.is_version(s.spec):
         return f"spec requests another version than {verb.revision}", None
     if s.status.stable and s.status.stable.revision == verb.revision:
         return f"{verb.revision} is stable", None
     status = begin(s, now, "Prepare", sha256=revision.sha256, revision=revision.name, number=revision.number)
-    return None, Transition(status, (Event("RetriedByUser", f"revision {verb.revision} is tried again"),))
+    return None, Transition(
+        status, (Event(Reason.RETRIED_BY_USER, f"revision {verb.revision} is tried again"),)
+    )
 
 
 def _rollback(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
@@ -273,7 +282,9 @@ def _rollback(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
             return None, None
         if rollout.mode == "Rollback" and rollout.revision == verb.revision:
             return f"a rollback to {verb.revision} is in flight already", None
-        return None, _end(s, now, "RolledBackByUser", f"ended in favour of a rollback to {verb.revision}")
+        return None, _end(
+            s, now, Reason.ROLLED_BACK_BY_USER, f"ended in favour of a rollback to {verb.revision}"
+        )
     proven = within_window(s, target, now)
     status = begin(
         s,
@@ -299,7 +310,7 @@ def _rollback(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
         )
     )
     return None, Transition(
-        status, (Event("RolledBackByUser", f"going back to revision {verb.revision}{judged}"),)
+        status, (Event(Reason.ROLLED_BACK_BY_USER, f"going back to revision {verb.revision}{judged}"),)
     )
 
 

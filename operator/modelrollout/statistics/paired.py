@@ -50,13 +50,13 @@ from typing import Literal
 
 from modelrollout.contract.gate import GateBudget
 from modelrollout.contract.results import Paired
+from modelrollout.reasons import Reason
 
 Z_95 = 1.959963984540054
 # a drop of 0.01 from 1 of 100 is not beyond a budget of 0.01 because of the last bit
 _EPSILON = 1e-12
 
 Verdict = Literal["Successful", "Failed", "Inconclusive"]
-Reason = Literal["WithinBudget", "AccuracyLow", "AccuracyDrop", "MetricLow", "MetricDrop", "TooFewSamples"]
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def judge(estimate: Estimate, budget: GateBudget, z: float = Z_95) -> GateDecisi
     loss, interval = e.loss, e.interval(z)
     if e.n == 0:
         return GateDecision(
-            "Inconclusive", "TooFewSamples", f"{e.name}: there are no samples", loss, interval, 1
+            "Inconclusive", Reason.TOO_FEW_SAMPLES, f"{e.name}: there are no samples", loss, interval, 1
         )
     word = "rise" if e.smaller_is_better else "drop"
     numbers = (
@@ -198,7 +198,7 @@ def judge(estimate: Estimate, budget: GateBudget, z: float = Z_95) -> GateDecisi
     if beyond:
         return GateDecision(
             "Failed",
-            "AccuracyLow" if e.name == "accuracy" else "MetricLow",
+            Reason.ACCURACY_LOW if e.name == "accuracy" else Reason.METRIC_LOW,
             f"{numbers}: {beyond}",
             loss,
             interval,
@@ -206,7 +206,7 @@ def judge(estimate: Estimate, budget: GateBudget, z: float = Z_95) -> GateDecisi
     if max_loss is not None:
         over = loss > max_loss + _EPSILON
         if over and interval[0] > 0:
-            reason: Reason = "AccuracyDrop" if e.name == "accuracy" else "MetricDrop"
+            reason: Reason = Reason.ACCURACY_DROP if e.name == "accuracy" else Reason.METRIC_DROP
             return GateDecision(
                 "Failed", reason, f"{numbers}: the loss exceeds the budget of {max_loss:.4g}", loss, interval
             )
@@ -216,21 +216,21 @@ def judge(estimate: Estimate, budget: GateBudget, z: float = Z_95) -> GateDecisi
                     f"{numbers}: no number of samples proves that nothing at all was lost; give a larger"
                     " budget"
                 )
-                return GateDecision("Inconclusive", "TooFewSamples", text, loss, interval)
+                return GateDecision("Inconclusive", Reason.TOO_FEW_SAMPLES, text, loss, interval)
             need = samples_needed(e, max_loss, z)
             text = (
                 f"{numbers}: too few samples to tell a loss of {max_loss:.4g}; about {need} would do: give"
                 " more held-out data or a larger budget"
             )
-            return GateDecision("Inconclusive", "TooFewSamples", text, loss, interval, need)
+            return GateDecision("Inconclusive", Reason.TOO_FEW_SAMPLES, text, loss, interval, need)
     unsure = _beyond(budget, low, high)
     if unsure:
         text = (
             f"{numbers}: the value may be {unsure} (its interval is {low:.4f} to {high:.4f}); give more"
             " held-out data or another limit"
         )
-        return GateDecision("Inconclusive", "TooFewSamples", text, loss, interval)
-    return GateDecision("Successful", "WithinBudget", numbers, loss, interval)
+        return GateDecision("Inconclusive", Reason.TOO_FEW_SAMPLES, text, loss, interval)
+    return GateDecision("Successful", Reason.WITHIN_BUDGET, numbers, loss, interval)
 
 
 def _beyond(budget: GateBudget, low: float, high: float) -> str:

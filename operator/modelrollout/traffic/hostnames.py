@@ -26,6 +26,7 @@ from modelrollout.api import names
 from modelrollout.api.hostnames import WILDCARD, allowed, overlap, wildcards_over
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec, as_today, seconds
 from modelrollout.problem import Problem
+from modelrollout.reasons import Reason
 from modelrollout.resources.common import Object
 from modelrollout.resources.endpoints import GRPC_METHODS, http_endpoints
 from modelrollout.rollout.policy.rules import Rules
@@ -346,7 +347,7 @@ def standing(
                 else "a route of another namespace, which the operator's log names,"
             )
             problem = Problem(
-                "HostnameTaken",
+                Reason.HOSTNAME_TAKEN,
                 f"{name.field}: {where} takes requests for {name.host}; choose another name, or have it"
                 " changed",
             )
@@ -405,7 +406,7 @@ def _reserved(
             f"{name.field}: {name.host} has served all clients, who would be given what is on trial; choose"
             " another name for the preview"
         )
-        return Problem("HostnameNotAllowed", text)
+        return Problem(Reason.HOSTNAME_NOT_ALLOWED, text)
     of_another = not mine and bool(claim.released)
     unproven = mine and serves is None and bool(claim.version)
     if not (of_another or unproven) or (claim.version and comes == {claim.version}):
@@ -414,7 +415,7 @@ def _reserved(
     remedy = "serve that version, with its spec.model.sha256, and then roll this one out"
     lease = f"or choose another name, or have the platform team delete Lease {names.host_lease(name.host)}"
     return Problem(
-        "NameReserved",
+        Reason.NAME_RESERVED,
         f"{name.field}: {name.host} stays with the version that served last under it{until}: {remedy};"
         f" {lease}",
     )
@@ -426,7 +427,7 @@ def _not_allowed(name: RequestedHost, namespace: str, known: Known, rules: Rules
         if not allowed(patterns, namespace, name.host):
             told = ", ".join(patterns)
             return Problem(
-                "HostnameNotAllowed",
+                Reason.HOSTNAME_NOT_ALLOWED,
                 f"{name.field}: {name.host}: RolloutPolicy {policy} allows only {told}; choose a name among"
                 " them",
             )
@@ -435,12 +436,12 @@ def _not_allowed(name: RequestedHost, namespace: str, known: Known, rules: Rules
     remedy = "have the platform team allow it by allowedHostnames of a RolloutPolicy"
     if known.only_by_policy:
         return Problem(
-            "HostnameNotAllowed",
+            Reason.HOSTNAME_NOT_ALLOWED,
             f"{name.field}: {name.host}: no RolloutPolicy allows this namespace host names; {remedy}",
         )
     if name.host.startswith(WILDCARD):
         return Problem(
-            "HostnameNotAllowed",
+            Reason.HOSTNAME_NOT_ALLOWED,
             f"{name.field}: {name.host}: a wildcard needs a RolloutPolicy; {remedy}, or list the names one"
             " by one",
         )
@@ -473,7 +474,7 @@ def _taken(
     other = claim.host if theirs == namespace else "a name"
     why = f"belongs to {who}" if claim.host == name.host else f"overlaps {other}, which belongs to {who}"
     return Problem(
-        "HostnameTaken",
+        Reason.HOSTNAME_TAKEN,
         f"{name.field}: {name.host} {why}; choose another name, or have that one given up first",
     )
 

@@ -13,6 +13,7 @@ from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.reading import Reading
 from modelrollout.analysis.target import Target
 from modelrollout.api.v1alpha1 import Counter, Metric
+from modelrollout.reasons import Reason
 
 # who counts; pods: the comparer and the servers, in the model's namespace
 CountedBy = Literal["gateway", "feedback", "pods"]
@@ -27,7 +28,7 @@ class Doubt:
     ``message`` is for every team to read; ``targets``, who runs where, for the platform only.
     """
 
-    reason: Literal["Unverified", "ForeignTargets"]
+    reason: Literal[Reason.UNVERIFIED, Reason.FOREIGN_TARGETS]
     message: str
     targets: str = ""
 

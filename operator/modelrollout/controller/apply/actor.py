@@ -57,6 +57,7 @@ from modelrollout.kube.objects import (
     is_deleting,
     preconditions,
 )
+from modelrollout.reasons import Reason
 from modelrollout.resources import network_policies
 from modelrollout.resources.common import NotAllowedError
 from modelrollout.rollout.plan import Desired
@@ -151,7 +152,7 @@ class Actor:
         if live is not None and not network_policies.is_equivalent(live, policy):
             raise ChildRefused(
                 0,
-                "ChildRefused",
+                Reason.CHILD_REFUSED,
                 f"NetworkPolicy {name}: something alters it on write (an admission webhook?)",
             )
 
@@ -231,13 +232,13 @@ class Actor:
                 salt=secrets.token_hex(8),
             )
         except NotAllowedError as e:
-            raise ChildRefused(0, "StoreNotAllowed", str(e)) from e
+            raise ChildRefused(0, Reason.STORE_NOT_ALLOWED, str(e)) from e
         except ValidationError as e:
             text = (
                 f"the revision was made by another version of the operator: {e.error_count()} fields cannot"
                 " be read; change spec, or go back to it"
             )
-            raise ChildRefused(0, "RevisionUnreadable", text) from e
+            raise ChildRefused(0, Reason.REVISION_UNREADABLE, text) from e
 
     def _fence(self) -> None:
         """Raises NotLeading. A process that was paused in mid-pass (SIGSTOP, a frozen machine) may
@@ -346,7 +347,7 @@ class Actor:
             return None
         except Unreadable as e:
             raise ChildRefused(
-                e.status, "ChildUnreadable", f"{e.message}; delete it, and it is recreated"
+                e.status, Reason.CHILD_UNREADABLE, f"{e.message}; delete it, and it is recreated"
             ) from e
         self.store.read(resource, live)
         return live
@@ -397,7 +398,9 @@ class Actor:
 
 
 def _refused(resource: Resource, obj: Object, e: KubeError) -> ChildRefused:
-    return ChildRefused(e.status, "ChildRefused", f"{resource.kind} {obj['metadata']['name']}: {e.message}")
+    return ChildRefused(
+        e.status, Reason.CHILD_REFUSED, f"{resource.kind} {obj['metadata']['name']}: {e.message}"
+    )
 
 
 def _taken(live: Object, wanted: Object) -> str:

@@ -13,6 +13,7 @@ from modelrollout.kube.cache import ObjectCache
 from modelrollout.kube.client import Kube
 from modelrollout.kube.kinds import POD
 from modelrollout.kube.projection import project
+from modelrollout.reasons import Reason
 from modelrollout.rollout.snapshot import JobState
 
 
@@ -22,7 +23,8 @@ async def reread_finished_job(kube: Kube, store: ObjectCache, observed: Observat
     """
     s, job = observed.snapshot, observed.job
     no_result = s.work.result is None and (
-        s.work.state == "Succeeded" or (s.work.problem is not None and s.work.problem.reason == "JobFailed")
+        s.work.state == "Succeeded"
+        or (s.work.problem is not None and s.work.problem.reason == Reason.JOB_FAILED)
     )
     if job is None or not no_result:
         return s.work

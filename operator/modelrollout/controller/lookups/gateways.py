@@ -12,6 +12,7 @@ from typing import Protocol
 from modelrollout.kube.errors import KubeError, NotFound
 from modelrollout.kube.kinds import GATEWAY, GATEWAY_CLASS, Resource
 from modelrollout.kube.objects import Object
+from modelrollout.reasons import Reason
 from modelrollout.rollout.snapshot import Problem
 from modelrollout.traffic.gateway_api.features import GatewayFacts, supported_features
 
@@ -61,7 +62,7 @@ class Gateways:
         takes no routes of this namespace is reported like one that does not exist.
         """
         unknown = Problem(
-            "GatewayUnknown",
+            Reason.GATEWAY_UNKNOWN,
             f"spec.traffic.gateway: no Gateway {namespace}/{name} that takes routes of this namespace can be"
             " read, or its GatewayClass is gone; correct the name, or ask the platform team",
         )

@@ -16,6 +16,7 @@ from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import KubeError
 from modelrollout.kube.kinds import WORKLOAD, WORKLOAD_BEFORE, Resource
 from modelrollout.kube.objects import Object, condition, controller_of, label, labels_of
+from modelrollout.reasons import Reason
 from modelrollout.resources.jobs.common import LABEL_PRIORITY, LABEL_QUEUE
 from modelrollout.rollout.snapshot import JobState, Problem, since
 
@@ -89,17 +90,17 @@ def queue_reason(job: Object, workload: Object) -> Problem:
             f"{who} was given up before it ran: {finished.get('message')}; correct that and delete the Job:"
             " it is recreated"
         )
-        return Problem("NotAdmissible", text)
+        return Problem(Reason.NOT_ADMISSIBLE, text)
     if spec.get("active") is False:
         why = f": {evicted.get('message')}" if evicted.get("status") == "True" else ""
         return Problem(
-            "NotAdmissible",
+            Reason.NOT_ADMISSIBLE,
             f"{who} is deactivated{why}; set spec.active of the Workload to true, or delete the Job: it is"
             " recreated",
         )
     why = reserved.get("message", "")
     if reserved.get("status") == "False" and reserved.get("reason") in _UNFIT:
-        return Problem("NotAdmissible", f"{who} cannot be admitted: {why}; {_remedy(job, queue)}")
+        return Problem(Reason.NOT_ADMISSIBLE, f"{who} cannot be admitted: {why}; {_remedy(job, queue)}")
     if reserved.get("status") == "True":
         checks = (workload.get("status") or {}).get("admissionChecks") or []
         not_ready = "; ".join(
@@ -108,7 +109,9 @@ def queue_reason(job: Object, workload: Object) -> Problem:
             if c.get("state") != "Ready"
         )
         why = f"it has its quota{f', and admission checks are open: {not_ready}' if not_ready else ''}"
-    return Problem("Queued", f"{who} waits to be admitted, without time limit{f': {why}' if why else ''}")
+    return Problem(
+        Reason.QUEUED, f"{who} waits to be admitted, without time limit{f': {why}' if why else ''}"
+    )
 
 
 def _remedy(job: Object, queue: str | None) -> str:

@@ -27,6 +27,7 @@ from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import Kube
 from modelrollout.kube.kinds import DEPLOYMENT, MODEL_REVISION, POD
 from modelrollout.kube.objects import Object, label
+from modelrollout.reasons import Reason
 from modelrollout.rollout.pod_restarts import restart_without_gpu
 from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.policy.slot_limits import waiting_replicas
@@ -90,7 +91,7 @@ class Lookups:
             return slots, await self._gpus(observed, late, 1) if late else None
         if rollout.queue is None:
             problem = s.server(rollout.revision).problem
-            unschedulable = problem is not None and problem.reason == "Unschedulable"
+            unschedulable = problem is not None and problem.reason == Reason.UNSCHEDULABLE
             return slots, await self._for_all(observed, rollout.revision) if unschedulable else None
         if active_freeze(s.rules, self._now()):
             return slots, None

@@ -23,6 +23,7 @@ from modelrollout.analysis.verdict import FALSE_ALARM_BUDGET, parts_of
 from modelrollout.api.v1alpha1 import Counter, Metric, RevisionRef
 from modelrollout.config import OperatorConfig, ProviderConfig
 from modelrollout.problem import Problem
+from modelrollout.reasons import Reason
 from modelrollout.rollout import snapshot
 from modelrollout.rollout.assessment import assess, metrics_due
 from modelrollout.rollout.snapshot import Assessment, Snapshot, baseline
@@ -40,11 +41,11 @@ ROWS_SECONDS = 7 * 86_400.0  # rows of pods that are gone for longer do not coun
 MORE_SECONDS = 1.0
 
 _NO_PROVIDER = MeasurementProblem(
-    "NoSource",
+    Reason.NO_SOURCE,
     "the operator's configuration names no such Prometheus: add it under prometheus, or promote by hand",
 )
 _UNPROTECTED = Problem(
-    "Unprotected",
+    Reason.UNPROTECTED,
     "whoever reaches the comparer can add requests to what the shadow is judged by, and no NetworkPolicy of"
     " the operator's lets only the gateway's proxies in: set networkPolicy.models in the chart"
     " (docs/how-to/network.md), or see that another policy does",
@@ -207,7 +208,7 @@ class MetricsAssessor:
                 return await read(self._client(provider))
         except TimeoutError:
             return MeasurementProblem(
-                "ProviderTimeout", f"{provider.kind} {provider.name} did not answer within {limit:g} s"
+                Reason.PROVIDER_TIMEOUT, f"{provider.kind} {provider.name} did not answer within {limit:g} s"
             )
 
     def _by_provider(

@@ -13,6 +13,7 @@ from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import KubeError
 from modelrollout.kube.kinds import EVENT
 from modelrollout.kube.projection import event_for_message
+from modelrollout.reasons import Reason
 from modelrollout.rollout.snapshot import JobState, Problem, since
 
 log = logging.getLogger(__name__)
@@ -48,4 +49,4 @@ async def explain_missing_pod(kube: Kube, observed: Observation, work: JobState,
         f"Job {job['metadata']['name']} gets no pod: {last.get('message', '')}; change"
         " spec.optimization.resources, or what the namespace allows"
     )
-    return replace(work, problem=Problem("PodRefused", message))
+    return replace(work, problem=Problem(Reason.POD_REFUSED, message))

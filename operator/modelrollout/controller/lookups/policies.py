@@ -19,6 +19,7 @@ from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import NotFound
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT, ROLLOUT_POLICY
 from modelrollout.kube.objects import Object, labels_of
+from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.rules import NO_RULES, Policy, Rules, active_freeze, combine, read
 from modelrollout.rollout.snapshot import stamp
 
@@ -169,7 +170,7 @@ class Policies:
         condition = Condition(
             type="Accepted",
             status="True" if accepted else "False",
-            reason="Accepted" if accepted else "Invalid",
+            reason=Reason.ACCEPTED if accepted else Reason.INVALID,
             message=words[:1024],
             last_transition_time=before.last_transition_time if same and before else stamp(self._now()),
             observed_generation=generation,

@@ -27,6 +27,7 @@ from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unreadable
 from modelrollout.kube.kinds import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY
 from modelrollout.kube.objects import Object, annotations_of, condition
+from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.rules import Limit
 from modelrollout.rollout.policy.slot_limits import gpu_limits, gpus_requested
 from modelrollout.rollout.policy.slots import SlotRequest, TakenSlot, standing, standing_enlarged
@@ -169,7 +170,7 @@ class SlotLeases:
                 claim is None
                 or rollout is None
                 or rollout.queue is None
-                or rollout.reason == "Frozen"
+                or rollout.reason == Reason.FROZEN
                 or not limit.concerns(claim.gpus)
             ):
                 continue
@@ -354,7 +355,7 @@ def _is_unreadable(deployment: Object) -> bool:
     """Whether its spec cannot be read, as its condition says: reading every spec for every look
     would cost too much.
     """
-    return condition(deployment, "Ready").get("reason") == "InvalidSpec"
+    return condition(deployment, "Ready").get("reason") == Reason.INVALID_SPEC
 
 
 def _claim(deployment: Object) -> SlotRequest | None:

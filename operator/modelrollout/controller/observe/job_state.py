@@ -23,6 +23,7 @@ from modelrollout.controller.observe.pods import (
     stuck_pod,
 )
 from modelrollout.kube.objects import Object, condition, is_true, label
+from modelrollout.reasons import Reason
 from modelrollout.resources.jobs.common import LABEL_QUEUE, RETRIES
 from modelrollout.resources.jobs.prepare import prepare_task
 from modelrollout.rollout.snapshot import JobState, Problem, Snapshot, baseline
@@ -71,7 +72,7 @@ def job_state(job: Object, candidates: Iterable[Object], folder: str) -> JobStat
         return JobState(
             "Failed",
             problem=Problem(
-                "ArtifactForeign",
+                Reason.ARTIFACT_FOREIGN,
                 f"{text}; nothing of it is served: see who may write pods in this namespace",
             ),
         )
@@ -91,9 +92,10 @@ def _changed_pod(job: Object, changed: Sequence[tuple[Object, str]]) -> Problem:
     )
     if foreign:
         return Problem(
-            "PodForeign", f"{text}. It was passed off as a pod of Job {name}, which is therefore recreated"
+            Reason.POD_FOREIGN,
+            f"{text}. It was passed off as a pod of Job {name}, which is therefore recreated",
         )
-    return Problem("PodChanged", f"{text}. Have what changes pods here leave those of the Jobs alone")
+    return Problem(Reason.POD_CHANGED, f"{text}. Have what changes pods here leave those of the Jobs alone")
 
 
 def _work_of(job: Object, pods: Sequence[Object]) -> JobState:
@@ -109,7 +111,7 @@ def _work_of(job: Object, pods: Sequence[Object]) -> JobState:
                 "the container that reads the model claimed an existing artifact; the file may have taken"
                 " that container over: see where it comes from"
             )
-            return JobState("Failed", problem=Problem("OutputRefused", text))
+            return JobState("Failed", problem=Problem(Reason.OUTPUT_REFUSED, text))
         # for Kubernetes a failure: the containers that would follow must not run
         return JobState("Succeeded", int(ExitCode.OK), end.result)
     if _taken_back(job, failed, end):
@@ -117,7 +119,7 @@ def _work_of(job: Object, pods: Sequence[Object]) -> JobState:
     if failed or end.hopeless:
         failed = failed or {}
         why = f"{failed.get('reason')}: {failed.get('message')}; its pods left no word"
-        return JobState("Failed", end.exit_code, end.result, end.problem or Problem("JobFailed", why))
+        return JobState("Failed", end.exit_code, end.result, end.problem or Problem(Reason.JOB_FAILED, why))
     # Admission resets startTime and this condition together; until then startTime refers to the run
     # before suspension.
     if job["spec"].get("suspend") or is_true(job, "Suspended"):
@@ -152,16 +154,18 @@ def _taken_back(job: Object, failed: Mapping[str, Any] | None, end: Ending) -> b
     rare: usually the kubelet removes the killed pod before the Job controller looks at it.
     """
     killed = failed is not None and failed.get("reason") == "PodFailurePolicy"
-    no_result = end == Ending(None, None) or (end.problem is not None and end.problem.reason == "Killed")
+    no_result = end == Ending(None, None) or (end.problem is not None and end.problem.reason == Reason.KILLED)
     return bool(job["spec"].get("suspend")) and killed and no_result
 
 
 def _queued(job: Object) -> Problem:
     name, queue = job["metadata"]["name"], label(job, LABEL_QUEUE)
     if queue is None:
-        return Problem("Queued", f"Job {name} is suspended: its spec.suspend was set; it has no time limit")
+        return Problem(
+            Reason.QUEUED, f"Job {name} is suspended: its spec.suspend was set; it has no time limit"
+        )
     return Problem(
-        "Queued", f"Job {name} waits in Kueue's LocalQueue {queue} to be admitted, without time limit"
+        Reason.QUEUED, f"Job {name} waits in Kueue's LocalQueue {queue} to be admitted, without time limit"
     )
 
 
@@ -170,7 +174,10 @@ def _retried(end: Ending) -> Problem | None:
     problem = end.problem or (Problem(end.result.reason, end.result.message) if end.result else None)
     if problem is None:
         return (
-            Problem("JobFailed", f"a pod ended with code {end.exit_code} and left no word; it is tried again")
+            Problem(
+                Reason.JOB_FAILED,
+                f"a pod ended with code {end.exit_code} and left no word; it is tried again",
+            )
             if end.exit_code
             else None
         )

@@ -21,6 +21,7 @@ from modelrollout.kube.objects import (
     is_deleting,
     label,
 )
+from modelrollout.reasons import Reason
 from modelrollout.resources.hardening import DIED, TRITON
 from modelrollout.resources.jobs.common import CRASHED, FINAL, KILLED, TERMINATED, TRUSTED_CONTAINERS
 from modelrollout.rollout.pod_restarts import TOO_OLD, TOO_OLD_WHY
@@ -54,11 +55,11 @@ _CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunCon
 # pressure or shutting down) evict.
 _DISRUPTIONS = {
     "PreemptionByScheduler": "Preempted",
-    "DeletionByTaintManager": "NodeLost",
-    "DeletionByPodGC": "NodeLost",
+    "DeletionByTaintManager": Reason.NODE_LOST,
+    "DeletionByPodGC": Reason.NODE_LOST,
 }
 _LARGEST = 2**53  # beyond that the API server takes no number for an integer
-_HOPELESS = {"OutOfDisk", "DeadlineExceeded", "OutOfMemory", "ContainerFailed"}
+_HOPELESS = {Reason.OUT_OF_DISK, Reason.DEADLINE_EXCEEDED, Reason.OUT_OF_MEMORY, Reason.CONTAINER_FAILED}
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def pod_problem(pods: Iterable[Object]) -> Problem | None:
         scheduled = condition(pod, "PodScheduled")
         if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
             return Problem(
-                "Unschedulable",
+                Reason.UNSCHEDULABLE,
                 f"pod {pod['metadata']['name']}: {scheduled.get('message', 'no node fits')}",
             )
         for container in _containers(status):
@@ -133,12 +134,12 @@ def _container_problem(pod: str, container: Mapping[str, Any]) -> Problem | None
     where = f"pod {pod}, container {container['name']}"
     if reason in _IMAGE_REASONS:
         return Problem(
-            "ImagePullFailed",
+            Reason.IMAGE_PULL_FAILED,
             f"{where}: image {container.get('image')} cannot be pulled: {message}; check the name and"
             " imagePullSecrets",
         )
     if reason in _CONFIG_REASONS:
-        return Problem("ContainerConfigError", f"{where}: {message}")
+        return Problem(Reason.CONTAINER_CONFIG_ERROR, f"{where}: {message}")
     last = (container.get("lastState") or {}).get("terminated") or state.get("terminated") or {}
     if reason == "CrashLoopBackOff" or (
         container.get("restartCount", 0) > 0 and last.get("exitCode", 0) != 0 and not container.get("ready")
@@ -154,7 +155,7 @@ def _why_ended(where: str, ended: Mapping[str, Any]) -> Problem:
         return Problem(result.reason, f"{where}: {result.message}")
     if ended.get("reason") == "OOMKilled":
         return Problem(
-            "OutOfMemory",
+            Reason.OUT_OF_MEMORY,
             f"{where} was killed for using more memory than its limit; raise resources.limits.memory",
         )
     if _USAGE.search(message):
@@ -163,10 +164,11 @@ def _why_ended(where: str, ended: Mapping[str, Any]) -> Problem:
         return Problem(unloaded.reason, f"{where}: {unloaded.message}")
     if DIED in message:
         return Problem(
-            "ServerCrashed", f"{where}: {DIED}, so the server was restarted; see kubectl logs --previous"
+            Reason.SERVER_CRASHED,
+            f"{where}: {DIED}, so the server was restarted; see kubectl logs --previous",
         )
     return Problem(
-        "ServerCrashed", f"{where} ended with code {ended.get('exitCode')}; see kubectl logs --previous"
+        Reason.SERVER_CRASHED, f"{where} ended with code {ended.get('exitCode')}; see kubectl logs --previous"
     )
 
 
@@ -175,16 +177,19 @@ def _not_loaded(log: str) -> Problem | None:
     match = _LOAD_FAILED_EXPLICIT.search(log) or _LOAD_FAILED.search(log)
     if match is None:
         return (
-            Problem("ModelNotLoaded", "Triton does not load the model; kubectl logs --previous says why")
+            Problem(
+                Reason.MODEL_NOT_LOADED, "Triton does not load the model; kubectl logs --previous says why"
+            )
             if _NOT_CREATED in log
             else None
         )
     why = " ".join(match[1].replace("\\n", " ").split())[:400].rstrip("; ")
     if backend := _NO_BACKEND.search(why):
         remedy = "set spec.serving.triton.image to one that has it"
-        return Problem("BackendMissing", f"the Triton image has no backend {backend[1]}: {remedy}")
+        return Problem(Reason.BACKEND_MISSING, f"the Triton image has no backend {backend[1]}: {remedy}")
     return Problem(
-        "ModelNotLoaded", f"Triton does not load the model: {why}; is it made for this image and this GPU?"
+        Reason.MODEL_NOT_LOADED,
+        f"Triton does not load the model: {why}; is it made for this image and this GPU?",
     )
 
 
@@ -217,7 +222,7 @@ def server_down(pods: Iterable[Object]) -> Problem | None:
                     if container.get("ready")
                     else "see kubectl describe and its log"
                 )
-                return Problem("ServerNotReady", f"pod {name} was ready and is not any more: {lost}")
+                return Problem(Reason.SERVER_NOT_READY, f"pod {name} was ready and is not any more: {lost}")
     return None
 
 
@@ -262,7 +267,7 @@ def stuck_pod(pods: Iterable[Object]) -> tuple[str, Problem] | None:
         gone = pod["metadata"].get("deletionTimestamp")
         if gone and not has_ended(pod):
             return gone, Problem(
-                "NodeLost", f"{_where(pod)} should have terminated, but its node does not answer"
+                Reason.NODE_LOST, f"{_where(pod)} should have terminated, but its node does not answer"
             )
     return None
 
@@ -339,7 +344,7 @@ def _disruption(pod: Object) -> Problem | None:
     target = condition(pod, "DisruptionTarget")
     if target.get("status") != "True":
         return None
-    reason = _DISRUPTIONS.get(target.get("reason", ""), "Evicted")
+    reason = _DISRUPTIONS.get(target.get("reason", ""), Reason.EVICTED)
     return Problem(reason, f"{_where(pod)} was taken away: {target.get('message') or target.get('reason')}")
 
 
@@ -350,7 +355,8 @@ def _pod_ended(pod: Object) -> Problem | None:
     if reason == "Evicted" and "limit" in message:
         name = CONTAINER_STEP if f"Container {CONTAINER_STEP} " in message else ""
         return Problem(
-            "OutOfDisk", f"{_where(pod)}: {message.strip()}; raise {_field(pod, name, 'ephemeral-storage')}"
+            Reason.OUT_OF_DISK,
+            f"{_where(pod)}: {message.strip()}; raise {_field(pod, name, 'ephemeral-storage')}",
         )
     if reason == "DeadlineExceeded":
         limit = (
@@ -359,11 +365,11 @@ def _pod_ended(pod: Object) -> Problem | None:
             else "spec.optimization.timeout"
         )
         return Problem(
-            "DeadlineExceeded", f"{_where(pod)} was ended by the kubelet: {message}; raise {limit}"
+            Reason.DEADLINE_EXCEEDED, f"{_where(pod)} was ended by the kubelet: {message}; raise {limit}"
         )
     if reason == "Evicted":
-        return Problem("Evicted", f"{_where(pod)} was taken away: {message}")
-    return Problem("PodRefused", f"{_where(pod)}: {reason}: {message}") if reason else None
+        return Problem(Reason.EVICTED, f"{_where(pod)} was taken away: {message}")
+    return Problem(Reason.POD_REFUSED, f"{_where(pod)}: {reason}: {message}") if reason else None
 
 
 def _container_step_problem(pod: Object, done: Mapping[str, Any]) -> Problem:
@@ -374,11 +380,11 @@ def _container_step_problem(pod: Object, done: Mapping[str, Any]) -> Problem:
         return _out_of_memory(pod, CONTAINER_STEP)
     code = done.get("exitCode")
     if code in TERMINATED and pod["metadata"].get("deletionTimestamp"):
-        return Problem("Evicted", f"{_where(pod)} was terminated while the container of the step ran")
+        return Problem(Reason.EVICTED, f"{_where(pod)} was terminated while the container of the step ran")
     lines = [line for line in str(done.get("message") or "").splitlines() if line.strip()]
     last = "".join(c for c in lines[-1] if c.isprintable()).strip()[:_SAID] if lines else "it said nothing"
     return Problem(
-        "ContainerFailed",
+        Reason.CONTAINER_FAILED,
         f"the container of the step ended with code {code}: {last}; see the log of container"
         f" {CONTAINER_STEP}",
     )
@@ -391,10 +397,10 @@ def _killed(pod: Object, container: Mapping[str, Any]) -> Problem | None:
     if done.get("reason") == "OOMKilled":
         return _out_of_memory(pod, container.get("name", ""))
     if code == KILLED:
-        return Problem("Killed", f"{_where(pod)} was killed (SIGKILL), and not for its memory")
+        return Problem(Reason.KILLED, f"{_where(pod)} was killed (SIGKILL), and not for its memory")
     if code in CRASHED:
         return Problem(
-            "JobCrashed",
+            Reason.JOB_CRASHED,
             f"{_where(pod)} crashed in native code (signal {code - 128}); its log may say where. The same"
             " file would do so again",
         )
@@ -406,7 +412,7 @@ def _out_of_memory(pod: Object, container: str) -> Problem:
     used = f"its limit of {limit}" if limit else "the node's memory, for it has no limit"
     who = f"{_where(pod)}{': the container of the step' if container == CONTAINER_STEP else ''}"
     return Problem(
-        "OutOfMemory",
+        Reason.OUT_OF_MEMORY,
         f"{who} was killed for using more memory than {used}; raise {_field(pod, container, 'memory')}",
     )
 

@@ -9,6 +9,7 @@ from modelrollout.api.v1alpha1 import Data, ModelDeploymentSpec
 from modelrollout.config import OperatorConfig
 from modelrollout.kube.cache import Key
 from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE
+from modelrollout.reasons import Reason
 from modelrollout.resources.common import NotAllowedError, store_for_field
 from modelrollout.rollout.policy.allowances import allowance_violation
 from modelrollout.rollout.policy.requirements import (
@@ -37,7 +38,7 @@ def spec_violation(
         for field, uri in _uris(spec):
             store_for_field(field, uri, config)
     except NotAllowedError as e:
-        return Problem("StoreNotAllowed", str(e))
+        return Problem(Reason.STORE_NOT_ALLOWED, str(e))
     if problem := first_violation(
         rules, spec, _uris(spec), sum(gpus_of_spec(spec).values()), returns=returns
     ):
@@ -52,20 +53,20 @@ def spec_violation(
     if provider is not None and config.provider_for(provider) is None:
         known = ", ".join(p.name for p in config.prometheus) or "none"
         return Problem(
-            "PrometheusNotAllowed",
+            Reason.PROMETHEUS_NOT_ALLOWED,
             f"spec.rollout.analysis.prometheus: {provider} is not in the operator's configuration (known:"
             f" {known}); use one of them or leave it out",
         )
     for kind, part in ((HTTP_ROUTE.kind, spec.traffic.http), (GRPC_ROUTE.kind, spec.traffic.grpc)):
         if part is not None and kind not in gateway_kinds:
             return Problem(
-                "GatewayAPIMissing",
+                Reason.GATEWAY_API_MISSING,
                 f"spec.traffic.gateway: this cluster has no {kind} (Gateway API CRDs); install them, or leave"
                 " spec.traffic out: the weights are then approximated by replica counts",
             )
     if spec.rollout.ab_test is not None and spec.traffic.gateway is None:
         return Problem(
-            "GatewayRequired",
+            Reason.GATEWAY_REQUIRED,
             "spec.rollout.abTest: only a gateway can look at headers; set spec.traffic.gateway, or take"
             " canary or blueGreen",
         )
@@ -82,14 +83,14 @@ def _image_missing(spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem
     field = f"spec.optimization.steps[{heavy}].{spec.optimization.steps[heavy].chosen()[0]}"
     if spec.model.flavour:
         return Problem(
-            "ImageFlavoursClash",
+            Reason.IMAGE_FLAVOURS_CLASH,
             f"{field}: the step needs the trainer image, spec.model.format: {spec.model.format} the image"
             f" {spec.model.flavour}, and a Job has one; leave the step out, or export the model to ONNX where"
             " it was trained",
         )
     if config.images.trainer is None:
         return Problem(
-            "TrainerMissing",
+            Reason.TRAINER_MISSING,
             f"{field}: this operator has no trainer image, which the step needs; set trainer.image in the"
             " chart's values, or leave it out",
         )

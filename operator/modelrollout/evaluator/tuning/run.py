@@ -29,6 +29,7 @@ from modelrollout.optimizer.model.data import (
     read_archive,
 )
 from modelrollout.optimizer.store.object_store import ObjectStore
+from modelrollout.reasons import Reason
 from modelrollout.triton.client import TritonError
 from modelrollout.triton.config import parse, serving_of, with_serving
 from modelrollout.triton.layout import CONFIG_FILE
@@ -55,7 +56,7 @@ def _made_up(specs: Sequence[TensorSpec], rows: int) -> Arrays:
     ]
     if unknown:
         raise bad_input(
-            "DataNeeded",
+            Reason.DATA_NEEDED,
             f"{FIELD}.data: the model's input {unknown[0]} has a size or content that cannot be made up; give"
             " data like that of production",
         )
@@ -139,7 +140,8 @@ class Bench:
         while not self._repository.is_live():
             if time.monotonic() > end:
                 raise retryable(
-                    "ServerUnreachable", "no Triton answers beside this program; see the log of its container"
+                    Reason.SERVER_UNREACHABLE,
+                    "no Triton answers beside this program; see the log of its container",
                 )
             time.sleep(1.0)
 
@@ -164,7 +166,7 @@ def tune(task: TuneTask, progress: Progress) -> TaskResult:
         configured, best = climb(start, settings, measure, task.objective_ms, time_left, tell)
     if all(trial.load is None for trial in trials):
         raise bad_input(
-            "InferenceFailed",
+            Reason.INFERENCE_FAILED,
             f"{FIELD}: the server failed under every configuration: {trials[0].problem}; see the log of its"
             " container",
         )

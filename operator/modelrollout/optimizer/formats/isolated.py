@@ -28,6 +28,7 @@ from modelrollout.optimizer.formats.source_model import FIELD, REMEDY
 from modelrollout.optimizer.model import inspect
 from modelrollout.optimizer.model.data import Arrays, batch_rows, batches
 from modelrollout.optimizer.model.runtime import BATCH_ROWS, open_session, outputs_of
+from modelrollout.reasons import Reason
 from modelrollout.triton.tensors import NUMPY, TensorSpec
 
 PARITY_SAMPLES = 2000
@@ -48,7 +49,7 @@ def expect_format(path: Path, wanted: SourceFormat | None) -> SourceFormat:
     found = sniff(path) or "ONNX"
     if wanted is None and found != "ONNX":
         raise bad_input(
-            "FormatNotSet",
+            Reason.FORMAT_NOT_SET,
             f"{FIELD}.format: the file is a model of {found}: set spec.model.format: {found}, which chooses"
             " the image",
         )
@@ -56,7 +57,7 @@ def expect_format(path: Path, wanted: SourceFormat | None) -> SourceFormat:
         wanted == "PyTorch"
         and found == "ONNX"
         and (refusal := inspect.sniff(path, f"{FIELD}.uri"))
-        and refusal.reason == "PickleRefused"
+        and refusal.reason == Reason.PICKLE_REFUSED
     ):
         raise refusal  # a checkpoint: PyTorch's, but no program
     if wanted is not None and wanted != found:
@@ -66,7 +67,7 @@ def expect_format(path: Path, wanted: SourceFormat | None) -> SourceFormat:
             else f"is not what is read of it ({BY_NAME[wanted].saved_as})"
         )
         raise bad_input(
-            "FormatMismatch",
+            Reason.FORMAT_MISMATCH,
             f"{FIELD}.format: {wanted}, but the file {what}; correct the format, or export the model again",
         )
     return found
@@ -80,7 +81,7 @@ def versions(kind: SourceFormat) -> dict[str, str]:
     installed = packages_distributions()
     if any(name not in installed for name in libraries):
         raise bad_input(
-            "FlavourMissing",
+            Reason.FLAVOUR_MISSING,
             f"{FIELD}.format: {kind} needs the image flavour {flavour}; set images.{flavour} in the"
             " operator's configuration",
         )
@@ -116,7 +117,7 @@ def expect_tensors(declared: Tensors, info: inspect.ModelInfo) -> None:
         )
         if not fits:
             raise bad_input(
-                "TensorMismatch",
+                Reason.TENSOR_MISMATCH,
                 f"spec.serving.triton.{field}: {'; '.join(map(str, specs))[:400]}, but the model has "
                 f"{'; '.join(map(str, found))[:400]}; correct the field",
             )
@@ -149,7 +150,7 @@ def run_isolated(task: str, path: Path, kind: SourceFormat, folder: Path) -> Non
             )
         except subprocess.TimeoutExpired:
             raise bad_input(
-                "ModelTimeout",
+                Reason.MODEL_TIMEOUT,
                 f"{FIELD}.uri: {kind} does not get done with the file in {SECONDS:g} s; {REMEDY}",
             ) from None
     if done.returncode == ExitCode.BAD_INPUT:
@@ -159,7 +160,7 @@ def run_isolated(task: str, path: Path, kind: SourceFormat, folder: Path) -> Non
         raise MemoryError
     if done.returncode < 0:
         raise bad_input(
-            "ModelInvalid",
+            Reason.MODEL_INVALID,
             f"{FIELD}.uri: the file crashes {kind} (signal {-done.returncode}): it is damaged, or made to"
             f" harm; {REMEDY}",
         )
@@ -215,7 +216,7 @@ def parity(
                     got = got[:, 1:]
                 if got.shape != want.shape:
                     raise bad_input(
-                        "ConversionUnfaithful",
+                        Reason.CONVERSION_UNFAITHFUL,
                         f"{FIELD}.uri: the converted model gives {list(got.shape)}, the original"
                         f" {list(want.shape)}; {REMEDY}",
                     )
@@ -227,7 +228,7 @@ def parity(
     largest_difference = float(np.nanmax(np.concatenate(differences), initial=0.0))
     if wrong > PARITY_SHARE * n:
         raise bad_input(
-            "ConversionUnfaithful",
+            Reason.CONVERSION_UNFAITHFUL,
             f"{FIELD}.uri: the converted model answers otherwise on {wrong} of {n}"
             f" {'generated ' if given is None else ''}samples, by up to {largest_difference:.3g}; {REMEDY}",
         )

@@ -23,6 +23,7 @@ from modelrollout.optimizer.formats.source_model import FIELD, FileStart, Format
 from modelrollout.optimizer.formats.tf_graph import no_inputs, served_type, to_onnx
 from modelrollout.optimizer.model.archive import UNPACKED_LIMIT_BYTES, check_members, is_archive
 from modelrollout.optimizer.model.data import Arrays
+from modelrollout.reasons import Reason
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MAX_CONFIG_BYTES = 64 << 20
@@ -128,7 +129,9 @@ def _configuration(path: Path, zipped: bool) -> Iterator[str]:
 
 def _text(archive: zipfile.ZipFile, name: str) -> bytes:
     if archive.getinfo(name).file_size > MAX_CONFIG_BYTES:
-        raise bad_input("TooLarge", f"{FIELD}.uri: {name} has more than {MAX_CONFIG_BYTES} bytes; {_RESAVE}")
+        raise bad_input(
+            Reason.TOO_LARGE, f"{FIELD}.uri: {name} has more than {MAX_CONFIG_BYTES} bytes; {_RESAVE}"
+        )
     return archive.read(name)
 
 
@@ -188,7 +191,7 @@ def _check_weights(file: Any) -> None:
                 total += found.size * found.dtype.itemsize
                 if total > UNPACKED_LIMIT_BYTES:
                     raise bad_input(
-                        "TooLarge",
+                        Reason.TOO_LARGE,
                         f"{FIELD}.uri: the weights say that they have more than {UNPACKED_LIMIT_BYTES} bytes;"
                         f" {_RESAVE}",
                     )
@@ -196,7 +199,7 @@ def _check_weights(file: Any) -> None:
 
 def _untrusted(what: str) -> JobError:
     return bad_input(
-        "KerasUntrusted",
+        Reason.KERAS_UNTRUSTED,
         f"{FIELD}.uri: the file holds {what[:200]}: only layers and functions of Keras itself are read, none"
         " that carries code or leads to another file; export the model to ONNX where it was trained",
     )

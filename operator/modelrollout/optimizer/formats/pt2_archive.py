@@ -26,6 +26,7 @@ from pydantic import BaseModel, Field, ValidationError
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.formats.source_model import FIELD, code_refused, invalid
 from modelrollout.optimizer.model.archive import check_members
+from modelrollout.reasons import Reason
 
 PROGRAM, VERSION, WEIGHTS, CONSTANTS, SAMPLES = (
     "serialized_exported_program.json", "version", "serialized_state_dict.pt", "serialized_constants.pt",
@@ -230,7 +231,7 @@ def _tensors(files: Mapping[str, Path], model: str, kind: str) -> Path | dict[st
     )
     if repeated > REPEATED_LIMIT_BYTES:
         raise bad_input(
-            "TooLarge",
+            Reason.TOO_LARGE,
             f"{FIELD}.uri: its {kind} repeat {repeated} bytes more than lie in their files; make them"
             " .contiguous() first",
         )
@@ -244,7 +245,7 @@ def _stored(name: str, payload: _Payload, files: Mapping[str, Path], folder: str
         raise code_refused(f"a pickle as {tensor}, for an object, or for a class of tensors of its own")
     if not _PAYLOAD.fullmatch(payload.path_name):
         raise bad_input(
-            "ArchiveUnsafe",
+            Reason.ARCHIVE_UNSAFE,
             f"{FIELD}.uri: {tensor} says that it lies in {payload.path_name[:100]!r}, outside of {folder};"
             f" {RESAVE}",
         )
@@ -287,7 +288,7 @@ def _saved(file: Path) -> Path:
 def _check_size(file: Path) -> None:
     if (size := file.stat().st_size) > JSON_LIMIT_BYTES:
         raise bad_input(
-            "TooLarge",
+            Reason.TOO_LARGE,
             f"{FIELD}.uri: {file.name[:100]!r} has {size} bytes, more than {JSON_LIMIT_BYTES}; export a"
             " smaller program",
         )

@@ -11,6 +11,7 @@ from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.formats import exported_program, torch_script
 from modelrollout.optimizer.formats.source_model import FIELD, FileStart, Format, SourceModel, invalid
 from modelrollout.optimizer.model.archive import holds
+from modelrollout.reasons import Reason
 
 
 def load(path: Path, folder: Path, tensors: Tensors | None) -> SourceModel:
@@ -24,7 +25,7 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> SourceModel:
         raise
     except UnpicklingError:
         raise bad_input(
-            "PickleRefused",
+            Reason.PICKLE_REFUSED,
             f"{FIELD}.uri: the weights hold other things than tensors, and making those could run any code;"
             " export it without them",
         ) from None

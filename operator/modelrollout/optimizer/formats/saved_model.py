@@ -22,6 +22,7 @@ from modelrollout.optimizer.formats.source_model import FIELD, Format, SourceMod
 from modelrollout.optimizer.formats.tf_graph import check_graph, functions_of, no_inputs, served_type, to_onnx
 from modelrollout.optimizer.model.archive import holds, is_archive, unpack_folder
 from modelrollout.optimizer.model.data import Arrays
+from modelrollout.reasons import Reason
 
 MARKER = "saved_model.pb"
 SIGNATURE = "serving_default"
@@ -105,13 +106,13 @@ def _signature(path: Path) -> tuple[Any, Any]:
     chosen = signatures.get(SIGNATURE) or (next(iter(signatures.values())) if len(signatures) == 1 else None)
     if chosen is None:
         raise bad_input(
-            "ServingSignatureMissing",
+            Reason.SERVING_SIGNATURE_MISSING,
             f"{FIELD}.uri: the SavedModel has the signatures {sorted(signatures)[:8]}, and none is called"
             f" {SIGNATURE}: {_RESAVE}, with signatures={{{SIGNATURE!r}: ...}}",
         )
     if any(not tensor.name for tensor in (*chosen.inputs.values(), *chosen.outputs.values())):
         raise bad_input(
-            "TypeUnsupported",
+            Reason.TYPE_UNSUPPORTED,
             f"{FIELD}.uri: the signature takes or gives sparse or composite tensors; use dense ones",
         )
     return graphs[0], chosen

@@ -13,6 +13,7 @@ from onnx import ModelProto
 from modelrollout.contract.formats import FLAVOURS, Flavour, SourceFormat, Tensors
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.model.data import Arrays
+from modelrollout.reasons import Reason
 
 FIELD = "spec.model"
 REMEDY = "export the model to ONNX where it was trained"
@@ -74,7 +75,7 @@ class Format:
 
 def invalid(message: str, remedy: str = REMEDY) -> JobError:
     """The file is damaged, or holds nothing that can be served."""
-    return bad_input("ModelInvalid", f"{FIELD}.uri: {message}; {remedy}")
+    return bad_input(Reason.MODEL_INVALID, f"{FIELD}.uri: {message}; {remedy}")
 
 
 def describe_failure(kind: str, what: str, error: Exception, remedy: str) -> str:
@@ -89,7 +90,7 @@ def describe_failure(kind: str, what: str, error: Exception, remedy: str) -> str
 def code_refused(what: str) -> JobError:
     """The program holds what would run while it is read."""
     return bad_input(
-        "CodeRefused",
+        Reason.CODE_REFUSED,
         f"{FIELD}.uri: the program holds {what}; export the model without it, or to ONNX where it was"
         " trained",
     )

@@ -20,6 +20,7 @@ from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.formats.source_model import FIELD, REMEDY, invalid
 from modelrollout.optimizer.model.files import PROTOBUF_LIMIT
 from modelrollout.optimizer.model.inspect import ELEMENTS_LIMIT
+from modelrollout.reasons import Reason
 
 OPSET = 18
 
@@ -94,7 +95,7 @@ def check_graph(graph: Any) -> None:
                 total += _elements(tensor.tensor_shape)
                 if total > ELEMENTS_LIMIT:
                     raise bad_input(
-                        "TensorTooLarge",
+                        Reason.TENSOR_TOO_LARGE,
                         f"{FIELD}.uri: its constants say that they have {total} elements; at most"
                         f" {ELEMENTS_LIMIT}",
                     )
@@ -103,7 +104,7 @@ def check_graph(graph: Any) -> None:
                     b"://" in text or b"../" in text or text.startswith(b"/") for text in _texts(tensor)
                 ):
                     raise bad_input(
-                        "OperatorRefused",
+                        Reason.OPERATOR_REFUSED,
                         f"{FIELD}.uri: node {node.name!r} of the graph holds the name of a file; export the"
                         " model without it",
                     )
@@ -121,7 +122,7 @@ def _elements(shape: Any) -> int:
 def operator_refused(operator: str) -> JobError:
     """An operator that is not among those that compute."""
     return bad_input(
-        "OperatorRefused",
+        Reason.OPERATOR_REFUSED,
         f"{FIELD}.uri: operator {operator!r} is not one of those that are converted; only those that compute"
         " are, none that reads files, calls code, or has no match in ONNX: export the model without it, with"
         " its preprocessing outside",
@@ -162,13 +163,13 @@ def arranged(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -
     left = next((n.op_type for n in _onnx_nodes(model.graph) if not onnx.defs.has(n.op_type, n.domain)), None)
     if left is not None:
         raise bad_input(
-            "ConversionFailed", f"{FIELD}.uri: tf2onnx does not convert operator {left!r}; {REMEDY}"
+            Reason.CONVERSION_FAILED, f"{FIELD}.uri: tf2onnx does not convert operator {left!r}; {REMEDY}"
         )
     for values, names in ((model.graph.input, inputs), (model.graph.output, outputs)):
         found = {value.name: value for value in values}
         if set(found) != set(names):
             raise bad_input(
-                "ConversionFailed",
+                Reason.CONVERSION_FAILED,
                 f"{FIELD}.uri: of the tensors {sorted(names)} tf2onnx keeps {sorted(found)}; export the model"
                 " without the others",
             )
@@ -177,7 +178,7 @@ def arranged(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -
         values.extend(ordered)
     if model.ByteSize() > PROTOBUF_LIMIT:
         raise bad_input(
-            "ModelTooLarge",
+            Reason.MODEL_TOO_LARGE,
             f"{FIELD}.uri: {model.ByteSize()} bytes as ONNX; an ONNX file ends at 2 GiB: use a smaller model",
         )
     return model
@@ -201,7 +202,7 @@ def served_type(name: str, dtype: Any) -> Any:
         or dtype.is_quantized
     ):
         raise bad_input(
-            "TypeUnsupported",
+            Reason.TYPE_UNSUPPORTED,
             f"{FIELD}.uri: tensor {name!r} is {dtype.name}, which cannot be served; export the model with"
             " numbers there",
         )

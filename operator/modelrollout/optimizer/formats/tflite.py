@@ -17,6 +17,7 @@ from modelrollout.optimizer.formats.source_model import FIELD, Format, SourceMod
 from modelrollout.optimizer.formats.tf_graph import OPSET, arranged, no_inputs, operator_refused, served_type
 from modelrollout.optimizer.model.data import Arrays
 from modelrollout.optimizer.model.runtime import cpu_limit
+from modelrollout.reasons import Reason
 
 _CUSTOM = 32  # BuiltinOperator.CUSTOM of the schema: TensorFlow's operators (Flex...) and anybody's
 
@@ -68,7 +69,7 @@ def _tensors(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     signatures = interpreter.get_signature_list()
     if len(signatures) > 1:
         raise bad_input(
-            "ServingSignatureMissing",
+            Reason.SERVING_SIGNATURE_MISSING,
             f"{FIELD}.uri: the model has the signatures {sorted(signatures)[:8]}; convert it with the one"
             " that is to be served",
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.formats.source_model import FIELD
+from modelrollout.reasons import Reason
 
 # Of the namespace aten, also in place, with _ at their end; what holds programs of TorchScript
 # together; the arithmetic of sizes in exported ones.
@@ -111,7 +112,7 @@ def _computes(name: str) -> bool:
 
 def _refused(operator: str) -> Exception:
     return bad_input(
-        "OperatorRefused",
+        Reason.OPERATOR_REFUSED,
         f"{FIELD}.uri: operator {operator[:100]!r} is not one of those that are converted; only those that"
         " compute are, none that reads files, calls code, draws random numbers, or has no match in ONNX:"
         " export the model without it, or export it to ONNX where it was trained",

@@ -29,6 +29,7 @@ from modelrollout.optimizer.formats.torch_operators import check_kind
 from modelrollout.optimizer.model.archive import UNPACKED_LIMIT_BYTES, extract
 from modelrollout.optimizer.model.data import Arrays
 from modelrollout.optimizer.model.runtime import cpu_limit
+from modelrollout.reasons import Reason
 from modelrollout.triton.tensors import NUMPY
 
 OPSET = 18
@@ -55,7 +56,7 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> SourceModel:
     """
     if tensors is None:
         raise bad_input(
-            "ConfigMissing",
+            Reason.CONFIG_MISSING,
             "spec.serving.triton.inputs: TorchScript does not say what it takes: give inputs and outputs with"
             " name, dataType and shape, the batch first",
         )
@@ -156,7 +157,7 @@ def _check_pickle(content: bytes, name: str) -> None:
 
 def _code_refused(what: str) -> JobError:
     return bad_input(
-        "CodeRefused",
+        Reason.CODE_REFUSED,
         f"{FIELD}.uri: {what}: code that would run while the file is read, as in models that PyTorch has"
         " quantized; give the float model, and let a step of spec.optimization quantize it, or export the"
         " model to ONNX where it was trained",
@@ -176,7 +177,7 @@ def _kinds(graph: Any) -> Iterator[str]:
 
 
 def _mismatch(field: str, what: str) -> JobError:
-    return bad_input("TensorMismatch", f"spec.serving.triton.{field}: {what}; correct the field")
+    return bad_input(Reason.TENSOR_MISMATCH, f"spec.serving.triton.{field}: {what}; correct the field")
 
 
 def in_order(arguments: Sequence[str], required: Sequence[str], given: Sequence[Tensor]) -> list[Tensor]:
@@ -194,7 +195,7 @@ def in_order(arguments: Sequence[str], required: Sequence[str], given: Sequence[
         whole = len(found) == len(given) and by_name.keys() >= set(required)
     if not whole:
         raise bad_input(
-            "TensorUnknown",
+            Reason.TENSOR_UNKNOWN,
             f"spec.serving.triton.inputs: the program takes {list(arguments)[:16]}, and the inputs are"
             f" {list(by_name)[:16]}; name all that it takes",
         )
@@ -206,7 +207,7 @@ def numpy_type(tensor: Tensor) -> Any:
     found = NUMPY.get(tensor.data_type)
     if found is None or found.kind == "O":
         raise bad_input(
-            "TypeUnsupported",
+            Reason.TYPE_UNSUPPORTED,
             f"spec.serving.triton: tensor {tensor.name!r} is {tensor.data_type}, which is not converted; take"
             " numbers, and cast",
         )
@@ -237,7 +238,7 @@ def flat(answer: Any) -> list[Any]:
         return [tensor for part in answer for tensor in flat(part)]
     if not hasattr(answer, "numpy"):
         raise bad_input(
-            "TypeUnsupported",
+            Reason.TYPE_UNSUPPORTED,
             f"{FIELD}.uri: the model gives a {type(answer).__name__}; let it give a tensor, or a tuple of"
             " tensors",
         )

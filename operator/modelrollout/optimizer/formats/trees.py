@@ -16,6 +16,7 @@ from onnx import ModelProto
 from modelrollout.contract.formats import SourceFormat, Tensors
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.formats.source_model import FIELD, Format, SourceModel, invalid
+from modelrollout.reasons import Reason
 
 INPUT = "x"  # the converted model's one input: float32 [n, features]
 OPSET = 15  # onnxmltools knows trees up to ai.onnx.ml 3, which goes with it
@@ -63,7 +64,7 @@ def load_sklearn(path: Path, _folder: Path, _: Tensors | None) -> SourceModel:
     unknown = [name for name in skops.io.get_untrusted_types(file=path) if name != _TREE]
     if unknown:
         raise bad_input(
-            "SkopsUntrusted",
+            Reason.SKOPS_UNTRUSTED,
             f"{FIELD}.uri: the file holds types that skops does not trust ({', '.join(unknown)[:200]});"
             " export it to ONNX instead",
         )

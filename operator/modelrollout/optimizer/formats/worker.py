@@ -30,6 +30,7 @@ from modelrollout.optimizer.formats import CONVERTED, INPUTS, OUT_OF_MEMORY, OUT
 from modelrollout.optimizer.formats.registry import BY_NAME
 from modelrollout.optimizer.formats.source_model import REMEDY, SourceModel, describe_failure
 from modelrollout.optimizer.model.data import Arrays
+from modelrollout.reasons import Reason
 
 
 def load(path: Path, kind: SourceFormat, folder: Path, tensors: Tensors | None = None) -> SourceModel:
@@ -42,7 +43,7 @@ def load(path: Path, kind: SourceFormat, folder: Path, tensors: Tensors | None =
         raise
     except Exception as error:  # libraries raise errors of their own for a damaged file
         raise bad_input(
-            "ModelInvalid",
+            Reason.MODEL_INVALID,
             describe_failure(
                 kind, "does not read it", error, "save it again with the library's present version"
             ),
@@ -63,7 +64,7 @@ def run(task: str, kind: SourceFormat, path: Path, folder: Path) -> None:
                 raise
             except Exception as error:  # as in load
                 raise bad_input(
-                    "ConversionFailed", describe_failure(kind, "is not converted", error, REMEDY)
+                    Reason.CONVERSION_FAILED, describe_failure(kind, "is not converted", error, REMEDY)
                 ) from None
         else:
             _answer(original, kind, folder)
@@ -81,7 +82,7 @@ def _answer(original: SourceModel, kind: SourceFormat, folder: Path) -> None:
             found = original.predict(arrays)
         except Exception as error:  # as in load
             raise bad_input(
-                "ModelInvalid", describe_failure(kind, "does not run the model", error, REMEDY)
+                Reason.MODEL_INVALID, describe_failure(kind, "does not run the model", error, REMEDY)
             ) from None
         answers |= {f"{number}/{position}": array for position, array in enumerate(found)}
     np.savez(folder / OUTPUTS, **answers)  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ from modelrollout.optimizer.model.runtime import (
     scores_or_classes,
     values_of,
 )
+from modelrollout.reasons import Reason
 from modelrollout.statistics.paired import Z_95, Estimate, GateDecision, accuracies, allowed_loss, judge, z_of
 
 FIELD = "spec.optimization.gate.data"
@@ -158,7 +159,7 @@ def judge_gate(
         field = field_metric(index)
         if metric.name == "topK" and classes is not None and (metric.k or 1) >= classes:
             raise bad_input(
-                "TopCountTooLarge",
+                Reason.TOP_COUNT_TOO_LARGE,
                 f"{field}.k: {metric.k}, but the model has {classes} classes: every answer would be right;"
                 " lower k",
             )
@@ -270,7 +271,7 @@ def _judged_parts(
     values = [(name, value) for name, array in held_out.slices.items() for value in np.unique(array)]
     if not values or len(values) > MAX_SLICE_VALUES:
         raise bad_input(
-            "SliceInvalid",
+            Reason.SLICE_INVALID,
             f"{field}.slices: the slices {sorted(held_out.slices)} of {data_field} have {len(values)} values"
             f" in all; a budget needs 1 to {MAX_SLICE_VALUES} of them: group rare ones together",
         )

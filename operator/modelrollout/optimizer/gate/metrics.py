@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from modelrollout.contract.gate import Average, GateMetric, MetricName
 from modelrollout.contract.results import Paired
 from modelrollout.jobs.errors import bad_input
+from modelrollout.reasons import Reason
 from modelrollout.statistics.paired import Estimate, share_estimate
 
 Floats = NDArray[np.float64]
@@ -86,7 +87,7 @@ def average_of(metric: GateMetric, labels: Classes | None, classes: int | None, 
     two = (classes or 2) <= 2 and bool(np.isin(labels, (0, 1)).all())
     if metric.average == "Binary" and not two:
         raise bad_input(
-            "AverageImpossible",
+            Reason.AVERAGE_IMPOSSIBLE,
             f"{field}: average: Binary needs labels 0 and 1, but there are {classes or int(labels.max()) + 1}"
             " classes; use Macro or Weighted",
         )
@@ -125,7 +126,7 @@ def estimate(
         # no comparison with a budget would be true: it would pass
         if not np.isfinite((found.squares, found.spread, found.added)).all():
             raise bad_input(
-                "OutputNotFinite",
+                Reason.OUTPUT_NOT_FINITE,
                 f"{field}: errors of this size ({name}) are beyond what float64 holds; scale labels and"
                 " outputs",
             )
@@ -240,7 +241,7 @@ def _auc(labels: Classes, scores: Floats, field: str) -> _Measured:
         yes, no = int(truth.sum()), int((~truth).sum())
         if not yes or not no:
             raise bad_input(
-                "AucUndefined",
+                Reason.AUC_UNDEFINED,
                 f"{field}.labels: auc needs samples of class {kind} and of others, there are {yes} and {no}"
                 " (each slice alone); add samples, or use another metric",
             )

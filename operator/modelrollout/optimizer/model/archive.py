@@ -27,6 +27,7 @@ from modelrollout.contract.common import ONE_FILE_BYTES
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.inspect import all_tensors, parse, save_as_external
+from modelrollout.reasons import Reason
 from modelrollout.triton.layout import MODEL_FILE
 
 MAX_MEMBERS = 10_000
@@ -126,7 +127,8 @@ def unpack_folder(path: Path, folder: Path, marker: str) -> Path:
         found = _unpack_around(path, folder / "archive", f"/{marker}", UNPACKED_LIMIT_BYTES)
     if found is None:
         raise bad_input(
-            "ModelInvalid", f"{_FIELD}: the archive holds no file {marker!r}; pack the model's folder whole"
+            Reason.MODEL_INVALID,
+            f"{_FIELD}: the archive holds no file {marker!r}; pack the model's folder whole",
         )
     return found.parent
 
@@ -145,7 +147,7 @@ def _unpack_around(path: Path, root: Path, ending: str, limit: int) -> Path | No
             named = ", ".join(sorted(models)[:5])
             what = ending.removeprefix("/")
             raise bad_input(
-                "ArchiveAmbiguous",
+                Reason.ARCHIVE_AMBIGUOUS,
                 f"{_FIELD}: the archive holds {len(models)} {what} files ({named}); keep one",
             )
         for member in members:
@@ -178,7 +180,7 @@ def _told() -> Iterator[None]:
             raise  # the disk's, not the archive's
         line = (str(error).splitlines() or [""])[0][:200]
         raise bad_input(
-            "ArchiveBroken",
+            Reason.ARCHIVE_BROKEN,
             f"{_FIELD}: the archive cannot be read ({type(error).__name__}: {line}); pack it again, without a"
             " password",
         ) from None
@@ -211,7 +213,7 @@ class _Entry(tarfile.TarInfo):
         found = super().frombuf(buf, encoding, errors)
         if found.type in _LONG_HEADERS and found.size > _HEADER_LIMIT_BYTES:
             raise bad_input(
-                "TooLarge",
+                Reason.TOO_LARGE,
                 f"{_FIELD}: a header in the archive has {found.size} bytes, more than {_HEADER_LIMIT_BYTES};"
                 " pack it again",
             )
@@ -258,7 +260,7 @@ def _reader(path: Path, limit: int = UNPACKED_LIMIT_BYTES) -> Iterator[_Zip | _T
 def _check(members: list[_Member], limit: int) -> None:
     if len(members) > MAX_MEMBERS:
         raise bad_input(
-            "TooLarge",
+            Reason.TOO_LARGE,
             f"{_FIELD}: the archive holds {len(members)} files, more than {MAX_MEMBERS}; pack the model and"
             " its data only",
         )
@@ -267,7 +269,7 @@ def _check(members: list[_Member], limit: int) -> None:
         parts = PurePosixPath(member.name)
         if not member.plain:
             raise bad_input(
-                "ArchiveUnsafe",
+                Reason.ARCHIVE_UNSAFE,
                 f"{_FIELD}: {member.name!r} in the archive is a link or a device; pack plain files only",
             )
         if (
@@ -279,13 +281,13 @@ def _check(members: list[_Member], limit: int) -> None:
             or not parts.parts
         ):
             raise bad_input(
-                "ArchiveUnsafe",
+                Reason.ARCHIVE_UNSAFE,
                 f"{_FIELD}: {member.name!r} in the archive leads out of its folder; pack it with relative"
                 " names",
             )
         if str(parts) in seen:
             raise bad_input(
-                "ArchiveUnsafe",
+                Reason.ARCHIVE_UNSAFE,
                 f"{_FIELD}: {member.name!r} is in the archive twice, so that it is not clear what was meant;"
                 " pack it once",
             )
@@ -297,7 +299,7 @@ def _check(members: list[_Member], limit: int) -> None:
 
 def _too_large(total: int, limit: int) -> JobError:
     return bad_input(
-        "TooLarge",
+        Reason.TOO_LARGE,
         f"{_FIELD}: {total} bytes or more unpacked, more than the limit of {limit}; pack the model and its"
         " data only",
     )
@@ -313,13 +315,13 @@ def _write(reader: _Zip | _Tar, member: _Member, target: Path) -> None:
                 done += len(chunk)
                 if done > member.size:
                     raise bad_input(
-                        "ArchiveBroken",
+                        Reason.ARCHIVE_BROKEN,
                         f"{_FIELD}: {member.name!r} in the archive is larger than it says; pack it again",
                     )
                 file.write(chunk)
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise bad_input(
-            "ArchiveUnsafe",
+            Reason.ARCHIVE_UNSAFE,
             f"{_FIELD}: {member.name!r} in the archive is a file and a folder at once; pack it again",
         ) from None
 
@@ -355,14 +357,14 @@ def _part(tensor: TensorProto, folder: Path, root: Path) -> files.Part:
     path = PurePosixPath(location)
     if not location or path.is_absolute() or ".." in path.parts or "\\" in location or "\0" in location:
         raise bad_input(
-            "ExternalDataUnsafe",
+            Reason.EXTERNAL_DATA_UNSAFE,
             f"{_FIELD}: tensor {tensor.name!r} says that it lies in {location!r}, outside the archive;"
             f" {save_as_external}",
         )
     file = folder / path
     if not file.is_file() or not file.resolve().is_relative_to(root):
         raise bad_input(
-            "ExternalDataMissing",
+            Reason.EXTERNAL_DATA_MISSING,
             f"{_FIELD}: tensor {tensor.name!r} lies in {location!r}, which the archive does not hold; pack"
             " it too",
         )
@@ -374,7 +376,7 @@ def _part(tensor: TensorProto, folder: Path, root: Path) -> files.Part:
         offset = length = -1
     if offset < 0 or length < 0 or offset + length > size:
         raise bad_input(
-            "ExternalDataMissing",
+            Reason.EXTERNAL_DATA_MISSING,
             f"{_FIELD}: tensor {tensor.name!r} says that it is bytes {where.get('offset', '0')} and"
             f" {where.get('length', 'all')} more of {location!r}, which has {size}; {save_as_external}",
         )

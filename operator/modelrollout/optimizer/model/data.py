@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from modelrollout.contract.common import DataSet
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model.limits import memory_limit
+from modelrollout.reasons import Reason
 from modelrollout.triton.tensors import NUMPY, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -102,7 +103,7 @@ def read_archive(path: Path, field: str) -> Arrays:
             size = sum(entry.file_size for entry in entries)
             if size > limit or len(entries) > MAX_ARRAYS:
                 raise bad_input(
-                    "TooLarge",
+                    Reason.TOO_LARGE,
                     f"{field}.uri: {size} bytes unpacked in {len(entries)} arrays, more than the limit of"
                     f" {limit} (half of the Job's memory, at most {DATA_LIMIT_BYTES}) or of {MAX_ARRAYS}"
                     " arrays; use fewer samples, or raise spec.optimization.resources.limits.memory",
@@ -112,14 +113,14 @@ def read_archive(path: Path, field: str) -> Arrays:
                 if not entry.filename.endswith(".npy"):
                     continue
                 if entry.filename.removesuffix(".npy") in arrays:
-                    raise bad_input("DataNotNpz", f"{field}.uri: {what} is there twice; {_REMEDY}")
+                    raise bad_input(Reason.DATA_NOT_NPZ, f"{field}.uri: {what} is there twice; {_REMEDY}")
                 with archive.open(entry) as file:
                     arrays[entry.filename.removesuffix(".npy")] = _read_array(
                         file, entry.file_size, what, field
                     )
     except _BROKEN:
         raise bad_input(
-            "DataNotNpz",
+            Reason.DATA_NOT_NPZ,
             f"{field}.uri: {what} is no .npz archive or part of one, is cut off, damaged or encrypted;"
             f" {_REMEDY}",
         ) from None
@@ -134,21 +135,21 @@ def _read_array(file: IO[bytes], size: int, what: str, field: str) -> NDArray[An
     # 3.0 is for names of fields in other alphabets, and no input of a model has fields
     if version not in ((1, 0), (2, 0)):
         raise bad_input(
-            "DataNotNpz",
+            Reason.DATA_NOT_NPZ,
             f"{field}.uri: {what} has format version {version}; store plain numbers or fixed-width strings",
         )
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, by_columns, dtype = header(file)
     if dtype.hasobject:
         raise bad_input(
-            "DataPickleRefused",
+            Reason.DATA_PICKLE_REFUSED,
             f"{field}.uri: {what} holds Python objects, which are pickled and never loaded; store numbers or"
             " fixed-width strings",
         )
     wanted = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or wanted != size - file.tell():
         raise bad_input(
-            "DataNotNpz",
+            Reason.DATA_NOT_NPZ,
             f"{field}.uri: {what} says that it has shape {list(shape)}, {wanted} bytes, but holds"
             f" {size - file.tell()}; {_REMEDY}",
         )
@@ -159,7 +160,8 @@ def _read_array(file: IO[bytes], size: int, what: str, field: str) -> NDArray[An
         # write.
         if ((letters > sys.maxunicode) | ((letters >= 0xD800) & (letters < 0xE000))).any():
             raise bad_input(
-                "DataNotNpz", f"{field}.uri: {what} holds words with letters that do not exist; {_REMEDY}"
+                Reason.DATA_NOT_NPZ,
+                f"{field}.uri: {what} holds words with letters that do not exist; {_REMEDY}",
             )
     return (
         plain.view(dtype).reshape(shape, order="F" if by_columns else "C")
@@ -180,7 +182,8 @@ def _fit(array: NDArray[Any], name: str, spec: TensorSpec, field: str) -> NDArra
     want = NUMPY[spec.datatype]
     if array.ndim == 0 or len(array) == 0:
         raise bad_input(
-            "DataEmpty", f"{where} has shape {list(array.shape)}: no samples; the first dimension counts them"
+            Reason.DATA_EMPTY,
+            f"{where} has shape {list(array.shape)}: no samples; the first dimension counts them",
         )
     if spec.shape[1:] == (1,) and array.ndim == 1:
         array = array[:, None]  # Triton serves [n] as [n, 1]
@@ -188,14 +191,14 @@ def _fit(array: NDArray[Any], name: str, spec: TensorSpec, field: str) -> NDArra
         w >= 0 and w != h for w, h in zip(spec.shape[1:], array.shape[1:], strict=True)
     ):
         raise bad_input(
-            "DataShapeMismatch",
+            Reason.DATA_SHAPE_MISMATCH,
             f"{where} has shape {list(array.shape)}, the model's input {spec.name!r} wants"
             f" {_shape_text((-1, *spec.shape[1:]))}; reshape the data as in training",
         )
     if want == np.object_:
         if array.dtype.kind not in "US":
             raise bad_input(
-                "DataTypeMismatch",
+                Reason.DATA_TYPE_MISMATCH,
                 f"{where} is {array.dtype}, the model's input {spec.name!r} wants strings; store them as"
                 " such",
             )
@@ -203,7 +206,8 @@ def _fit(array: NDArray[Any], name: str, spec: TensorSpec, field: str) -> NDArra
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
         raise bad_input(
-            "DataNotFinite", f"{where} has NaN or Inf (first in sample {bad}); remove or fill such samples"
+            Reason.DATA_NOT_FINITE,
+            f"{where} has NaN or Inf (first in sample {bad}); remove or fill such samples",
         )
     if array.dtype != want:
         # Floats may change width. Integers may when no value changes; they never become floats:
@@ -214,7 +218,7 @@ def _fit(array: NDArray[Any], name: str, spec: TensorSpec, field: str) -> NDArra
         )
         if not same:
             raise bad_input(
-                "DataTypeMismatch",
+                Reason.DATA_TYPE_MISMATCH,
                 f"{where} is {array.dtype}, the model's input {spec.name!r} wants {want}; preprocess it as in"
                 f" training and store {want}",
             )
@@ -229,31 +233,32 @@ def _labels(arrays: Arrays, dataset: DataSet, n: int, field: str, *, numbers: bo
     labels = arrays.get(dataset.labels)
     if labels is None:
         raise bad_input(
-            "LabelsMissing",
+            Reason.LABELS_MISSING,
             f"{field}.labels: the archive has no array {dataset.labels!r}, only {sorted(arrays)}; name the"
             " array of labels or add it",
         )
     if numbers and (labels.dtype.kind not in "iuf" or not np.isfinite(labels).all()):
         raise bad_input(
-            "LabelsNotNumbers",
+            Reason.LABELS_NOT_NUMBERS,
             f"{field}.labels: array {dataset.labels!r} ({labels.dtype}) does not hold finite numbers, which"
             " mae and mse need",
         )
     if not numbers and labels.dtype.kind not in "iu":
         raise bad_input(
-            "LabelsNotInteger",
+            Reason.LABELS_NOT_INTEGER,
             f"{field}.labels: array {dataset.labels!r} is {labels.dtype}; store class numbers as integers"
             " from 0",
         )
     if labels.ndim != 1:
         raise bad_input(
-            "LabelsShape",
+            Reason.LABELS_SHAPE,
             f"{field}.labels: array {dataset.labels!r} has shape {list(labels.shape)}; store one label a"
             " sample, shape [n]",
         )
     if len(labels) != n:
         raise bad_input(
-            "LabelsLength", f"{field}.labels: {len(labels)} labels for {n} samples; each sample needs one"
+            Reason.LABELS_LENGTH,
+            f"{field}.labels: {len(labels)} labels for {n} samples; each sample needs one",
         )
     return labels.astype(np.float64 if numbers else np.int64)
 
@@ -282,7 +287,7 @@ def match(
     missing = [spec.name for spec in inputs if names[spec.name] not in candidates]
     if missing:
         raise bad_input(
-            "DataInputMissing",
+            Reason.DATA_INPUT_MISSING,
             f"{field}.uri: the archive has no array for the model's inputs {missing}, only"
             f" {sorted(candidates)}; {_REMEDY}, one for each input",
         )
@@ -291,7 +296,7 @@ def match(
     n = next(iter(lengths.values()))
     if len(set(lengths.values())) > 1:
         raise bad_input(
-            "DataLengthMismatch",
+            Reason.DATA_LENGTH_MISMATCH,
             f"{field}.uri: the arrays have different numbers of samples {lengths}; they must agree",
         )
     labels = _labels(arrays, dataset, n, field, numbers=numbers) if labelled else None
@@ -300,12 +305,12 @@ def match(
         if name not in arrays or arrays[name].shape != (n,):
             found = f"has shape {list(arrays[name].shape)}" if name in arrays else "is missing"
             raise bad_input(
-                "SliceInvalid",
+                Reason.SLICE_INVALID,
                 f"{field}.slices: array {name!r} {found}; it needs shape [{n}], one value a sample",
             )
         if arrays[name].dtype.kind == "f" and np.isnan(arrays[name]).any():
             raise bad_input(
-                "SliceInvalid",
+                Reason.SLICE_INVALID,
                 f"{field}.slices: array {name!r} has NaN, which is equal to no value; write a value of its"
                 " own for it",
             )
@@ -324,7 +329,7 @@ def batch_rows(inputs: Sequence[TensorSpec], wanted: int, field: str) -> tuple[i
     fixed = {spec.shape[0] for spec in inputs if spec.shape[0] >= 0}
     if len(fixed) > 1:
         raise bad_input(
-            "NoBatchDimension",
+            Reason.NO_BATCH_DIMENSION,
             f"{field}: the model's inputs have different fixed first dimensions {sorted(fixed)}; export it"
             " with a batch dimension",
         )

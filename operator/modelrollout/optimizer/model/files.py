@@ -21,6 +21,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from modelrollout.contract.common import ONE_FILE_BYTES
 from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.reasons import Reason
 from modelrollout.triton.layout import DATA_FILE, MODEL_FILE
 
 PROTOBUF_LIMIT = (2 << 30) - 1  # of a message; ONNX goes beyond it only with external data
@@ -142,7 +143,7 @@ def _encoded(model: ModelProto) -> bytes:
 def graph_too_large() -> JobError:
     """More than protobuf takes, and not in the weights, which can lie outside."""
     return bad_input(
-        "ModelTooLarge",
+        Reason.MODEL_TOO_LARGE,
         "spec.model.uri: the graph has more than 2 GiB outside of its initializers, in constants of its nodes"
         " or of their bodies; export it with the weights as initializers, which can lie in a file of"
         " their own",

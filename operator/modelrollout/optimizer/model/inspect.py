@@ -20,6 +20,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.model import files
+from modelrollout.reasons import Reason
 from modelrollout.triton.layout import DATA_FILE
 from modelrollout.triton.tensors import TensorSpec
 
@@ -120,9 +121,9 @@ def sniff(path: Path, field: str) -> JobError | None:
         head = file.read(512)
     refused = f"loading it could run any code, so it is never opened here; {_EXPORT}"
     if not head:
-        return bad_input("ModelTruncated", f"{field}: the file is empty; upload it again")
+        return bad_input(Reason.MODEL_TRUNCATED, f"{field}: the file is empty; upload it again")
     if _pickle(head):
-        return bad_input("PickleRefused", f"{field}: the file is a Python pickle; {refused}")
+        return bad_input(Reason.PICKLE_REFUSED, f"{field}: the file is a Python pickle; {refused}")
     if head.startswith(b"PK\x03\x04"):
         try:
             with zipfile.ZipFile(path) as archive:
@@ -131,16 +132,16 @@ def sniff(path: Path, field: str) -> JobError | None:
             names = []
         if any(name.endswith(".pkl") for name in names):
             return bad_input(
-                "PickleRefused",
+                Reason.PICKLE_REFUSED,
                 f"{field}: the file is a PyTorch checkpoint, a pickle in a zip archive; {refused}",
             )
         return bad_input(
-            "NotOnnx",
+            Reason.NOT_ONNX,
             f"{field}: the file is a zip archive (Keras, or a packed model) without an .onnx file; {_EXPORT}",
         )
     for offset, magic, what in _FORMATS:
         if head[offset : offset + len(magic)] == magic:
-            return bad_input("NotOnnx", f"{field}: the file is {what}, not an ONNX file; {_EXPORT}")
+            return bad_input(Reason.NOT_ONNX, f"{field}: the file is {what}, not an ONNX file; {_EXPORT}")
     return None
 
 
@@ -183,7 +184,7 @@ def parse(path: Path, field: str = FIELD) -> ModelProto:
     size = path.stat().st_size
     if size > files.PROTOBUF_LIMIT:
         raise bad_input(
-            "ModelTooLarge",
+            Reason.MODEL_TOO_LARGE,
             f"{field}: {size} bytes in one file, but one of ONNX ends at 2 GiB, as protobuf does;"
             f" {save_as_external}",
         )
@@ -194,11 +195,11 @@ def parse(path: Path, field: str = FIELD) -> ModelProto:
     except DecodeError:
         if ending(data) == "cut":
             raise bad_input(
-                "ModelTruncated",
+                Reason.MODEL_TRUNCATED,
                 f"{field}: the file ends in the middle (after {size} bytes); upload it again",
             ) from None
         deep = " or nests its graphs deeper than protobuf allows" if ending(data) == "whole" else ""
-        raise bad_input("NotOnnx", f"{field}: the file is not an ONNX file{deep}; {_EXPORT}") from None
+        raise bad_input(Reason.NOT_ONNX, f"{field}: the file is not an ONNX file{deep}; {_EXPORT}") from None
     if not model.HasField("graph"):
         # A SavedModel is a protobuf too: schema version 1, then graphs in the field that ONNX uses
         # for the producer's name.
@@ -207,7 +208,7 @@ def parse(path: Path, field: str = FIELD) -> ModelProto:
             if data.startswith(b"\x08\x01\x12")
             else "not an ONNX file (it holds no graph)"
         )
-        raise bad_input("NotOnnx", f"{field}: the file is {what}; {_EXPORT}")
+        raise bad_input(Reason.NOT_ONNX, f"{field}: the file is {what}; {_EXPORT}")
     return model
 
 
@@ -246,7 +247,7 @@ def _spec(value: ValueInfoProto, what: str, field: str) -> TensorSpec:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
         raise bad_input(
-            "TypeUnsupported",
+            Reason.TYPE_UNSUPPORTED,
             f"{field}: {what} {value.name!r} is a {kind or 'thing of no type'}, not a tensor; "
             "export without it (skl2onnx: options={'zipmap': False})",
         )
@@ -259,13 +260,13 @@ def _spec(value: ValueInfoProto, what: str, field: str) -> TensorSpec:
             f"{tensor.elem_type}, which ONNX does not know",
         )
         raise bad_input(
-            "TypeUnsupported",
+            Reason.TYPE_UNSUPPORTED,
             f"{field}: {what} {value.name!r} has type {name}; it cannot be served: cast it, for example to"
             " FLOAT",
         )
     if not tensor.HasField("shape"):
         raise bad_input(
-            "ShapeUnknown",
+            Reason.SHAPE_UNKNOWN,
             f"{field}: {what} {value.name!r} has no shape; declare it at export (dynamic dimensions are"
             " fine)",
         )
@@ -274,13 +275,13 @@ def _spec(value: ValueInfoProto, what: str, field: str) -> TensorSpec:
     )
     if fixed > ELEMENTS_LIMIT or any(d.dim_value < 0 for d in tensor.shape.dim):
         raise bad_input(
-            "TensorTooLarge",
+            Reason.TENSOR_TOO_LARGE,
             f"{field}: {what} {value.name!r} has shape {[d.dim_value for d in tensor.shape.dim][:8]}; at most"
             f" {ELEMENTS_LIMIT} elements",
         )
     if any(d.WhichOneof("value") == "dim_value" and not d.dim_value for d in tensor.shape.dim):
         raise bad_input(
-            "ModelInvalid",
+            Reason.MODEL_INVALID,
             f"{field}: {what} {value.name!r} has a dimension of size 0, which no request fills; name a"
             " dynamic one instead",
         )
@@ -333,7 +334,7 @@ def check(path: Path, field: str = FIELD) -> ModelInfo:
     if not info.inputs or not info.outputs:
         missing = "outputs" if info.inputs else "inputs"
         raise bad_input(
-            "ModelInvalid",
+            Reason.MODEL_INVALID,
             f"{field}: the model has no {missing}, so no request can be made; export it with what it"
             " takes and gives",
         )
@@ -348,7 +349,7 @@ def check(path: Path, field: str = FIELD) -> ModelInfo:
 def _invalid(error: Exception, field: str) -> JobError:
     line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
     return bad_input(
-        "ModelInvalid",
+        Reason.MODEL_INVALID,
         f"{field}: the ONNX checker says: {line}; export the model again, with a released opset",
     )
 
@@ -441,7 +442,7 @@ def _check_external(tensor: TensorProto, path: Path, field: str) -> None:
         DATA_FILE
     ]:
         raise bad_input(
-            "ExternalData",
+            Reason.EXTERNAL_DATA,
             f"{field}: tensor {tensor.name!r} lies in another file; save all in one: onnx.save(model, path,"
             " save_as_external_data=False), or pack model and data into one .zip or .tar",
         )
@@ -454,7 +455,7 @@ def _check_external(tensor: TensorProto, path: Path, field: str) -> None:
     wanted = None if bits is None else (math.prod(tensor.dims) * bits + 7) // 8
     if part.offset < 0 or part.offset + part.length > size or part.length != wanted:
         raise bad_input(
-            "ExternalDataMissing",
+            Reason.EXTERNAL_DATA_MISSING,
             f"{field}: tensor {tensor.name!r} has shape {list(tensor.dims)[:8]}, and says that it is"
             f" {part.length} bytes of {DATA_FILE!r} from {part.offset} on, which has {size}; export it again",
         )
@@ -470,7 +471,7 @@ def _check_operators(model: ModelProto, field: str) -> None:
             node.domain not in KNOWN_DOMAINS and (node.domain, node.op_type) not in functions
         ) or node.op_type in _REFUSED_OPS:
             raise bad_input(
-                "CustomOperator",
+                Reason.CUSTOM_OPERATOR,
                 f"{field}: operator {node.op_type!r} of domain {node.domain or 'ai.onnx'!r} is not one of"
                 " ONNX; custom operators are code, which is never loaded: export the model without it",
             )
@@ -482,7 +483,7 @@ def _check_operators(model: ModelProto, field: str) -> None:
         leaves = {key for key, called in calls.items() if not called & calls.keys()}
         if not leaves:
             raise bad_input(
-                "ModelInvalid",
+                Reason.MODEL_INVALID,
                 f"{field}: function {sorted(calls)[0][1]!r} calls itself; export the model without local"
                 " functions",
             )
@@ -498,7 +499,7 @@ def _check_size(tensor: TensorProto, field: str) -> None:
     elements = math.prod(tensor.dims)
     if min(tensor.dims) < 0 or elements > ELEMENTS_LIMIT:
         raise bad_input(
-            "TensorTooLarge",
+            Reason.TENSOR_TOO_LARGE,
             f"{field}: tensor {tensor.name!r} says that it has shape {list(tensor.dims)[:8]}; at most"
             f" {ELEMENTS_LIMIT} elements",
         )
@@ -506,7 +507,7 @@ def _check_size(tensor: TensorProto, field: str) -> None:
         bits = _BITS.get(tensor.data_type)
         if bits is not None and (elements * bits + 7) // 8 != len(tensor.raw_data):
             raise bad_input(
-                "ModelInvalid",
+                Reason.MODEL_INVALID,
                 f"{field}: tensor {tensor.name!r} has shape {list(tensor.dims)[:8]}, but"
                 f" {len(tensor.raw_data)} bytes; export it again",
             )

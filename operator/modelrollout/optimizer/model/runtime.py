@@ -22,6 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.model.data import Arrays, batch_rows, batches
+from modelrollout.reasons import Reason
 from modelrollout.triton.tensors import TensorSpec
 
 ort: Any = onnxruntime  # it has no types
@@ -71,7 +72,7 @@ def score_output(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, 
         if array.dtype.kind == "f" and array.ndim == 2 and len(array) == n:
             return index
     raise bad_input(
-        "OutputNotClasses",
+        Reason.OUTPUT_NOT_CLASSES,
         f"{field}: accuracy needs a classifier: an output of class scores [n, k] with k at least 2, or a"
         f" first output of integer classes [n]; the model gives {_told(outputs, names)}",
     )
@@ -91,7 +92,7 @@ def scores_of(
         if least == 1 and array.dtype.kind == "f" and array.shape == (n,):
             return array.astype(np.float64)[:, None]
     raise bad_input(
-        "OutputNotScores",
+        Reason.OUTPUT_NOT_SCORES,
         f"{field}: auc and topK need scores: an output of floats [n, k], or [n] for auc; the model gives"
         f" {_told(outputs, names)}",
     )
@@ -107,13 +108,13 @@ def values_of(
         if array.dtype.kind == "f" and array.shape == (n,):
             if not np.isfinite(array).all():
                 raise bad_input(
-                    "OutputNotFinite",
+                    Reason.OUTPUT_NOT_FINITE,
                     f"{field}: the model answers {int((~np.isfinite(array)).sum())} of {n} samples with NaN"
                     " or Inf; use a wider type",
                 )
             return array.astype(np.float64)
     raise bad_input(
-        "OutputNotNumbers",
+        Reason.OUTPUT_NOT_NUMBERS,
         f"{field}: mae and mse need a regression: an output of floats [n] or [n, 1]; the model gives"
         f" {_told(outputs, names)}",
     )
@@ -140,7 +141,7 @@ def check_label_range(labels: NDArray[np.int64], classes: int | None, field: str
     if low < 0 or (classes is not None and high >= classes):
         known = "from 0" if classes is None else f"from 0 to {classes - 1}"
         raise bad_input(
-            "LabelsOutOfRange",
+            Reason.LABELS_OUT_OF_RANGE,
             f"{field}.labels: labels run from {low} to {high}, the model's classes {known}; renumber them",
         )
 
@@ -186,7 +187,7 @@ def open_session(path: Path, what: str) -> Any:
     except ORT_ERRORS as error:
         tell_memory(error)
         raise refused(
-            "ModelRefused",
+            Reason.MODEL_REFUSED,
             what,
             error,
             f"use operators and an opset that ONNX Runtime {ort.__version__} supports",
@@ -225,13 +226,13 @@ def outputs_of(
         except ORT_ERRORS as error:
             if options.terminate:
                 raise bad_input(
-                    "InferenceTimeout",
+                    Reason.INFERENCE_TIMEOUT,
                     f"{field}: the model took more than {BATCH_LIMIT_SECONDS:g} s for {rows} samples; does a"
                     " loop in it ever end?",
                 ) from None
             tell_memory(error)
             raise refused(
-                "InferenceFailed", field, error, "run the model on this data where it was trained"
+                Reason.INFERENCE_FAILED, field, error, "run the model on this data where it was trained"
             ) from None
         finally:
             watchdog.cancel()

@@ -18,6 +18,7 @@ from google.protobuf.text_format import ParseError  # type: ignore[import-untype
 from modelrollout.contract.formats import Served
 from modelrollout.contract.tasks import Batching
 from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.reasons import Reason
 from modelrollout.triton.backends import KINDS
 from modelrollout.triton.config import BatchingImpossible, message, parse, pb, printed
 from modelrollout.triton.tensors import TensorSpec
@@ -90,7 +91,7 @@ def written(served: Served, own: bytes | None, batching: Batching, instance_kind
     kind = KINDS[served.backend]
     if own is not None and served.inputs:
         raise bad_input(
-            "ConfigAmbiguous",
+            Reason.CONFIG_AMBIGUOUS,
             "spec.serving.triton.inputs: config.pbtxt in the archive names them, too; leave them out in one"
             " of the two",
         )
@@ -103,7 +104,7 @@ def written(served: Served, own: bytes | None, batching: Batching, instance_kind
         config = pb.ModelConfig()
     else:
         raise bad_input(
-            "ConfigMissing",
+            Reason.CONFIG_MISSING,
             "spec.serving.triton: nothing says what the model takes and gives: name inputs and outputs, or"
             " pack its config.pbtxt into the archive",
         )
@@ -129,7 +130,7 @@ def _from_spec(served: Served, batching: Batching) -> Any:
         return message(inputs, outputs, batching)
     except BatchingImpossible as error:
         raise bad_input(
-            "BatchingImpossible",
+            Reason.BATCHING_IMPOSSIBLE,
             f"spec.serving.batching.maxBatchSize: {batching.max_batch_size}, but the first dimension of"
             f" {error.tensor} is fixed; set maxBatchSize: 0, or -1 as that dimension if the model takes any"
             " batch",
@@ -137,7 +138,7 @@ def _from_spec(served: Served, batching: Batching) -> Any:
 
 
 def _invalid(what: str) -> JobError:
-    return bad_input("ConfigInvalid", f"{FIELD}: config.pbtxt: {what}")
+    return bad_input(Reason.CONFIG_INVALID, f"{FIELD}: config.pbtxt: {what}")
 
 
 def _read(own: bytes) -> Any:
@@ -166,7 +167,7 @@ def kept(config: Any, served: Served) -> Any:
                 else "correct one of the two"
             )
             raise bad_input(
-                "ConfigMismatch",
+                Reason.CONFIG_MISMATCH,
                 f"spec.serving.triton.backend: {served.backend}, but config.pbtxt says {field}:"
                 f" {found[:100]!r}; {remedy}",
             )
@@ -190,7 +191,7 @@ def kept(config: Any, served: Served) -> Any:
 
 
 def _unsupported(field: str, why: str) -> JobError:
-    return bad_input("ConfigUnsupported", f"{FIELD}: config.pbtxt: {field}: {why}")
+    return bad_input(Reason.CONFIG_UNSUPPORTED, f"{FIELD}: config.pbtxt: {field}: {why}")
 
 
 def _paths(config: Any, served: Served) -> Iterator[tuple[str, str]]:
@@ -225,7 +226,7 @@ def _batch(config: Any, batching: Batching) -> None:
         return
     if batching.max_batch_size > most:
         raise bad_input(
-            "BatchingImpossible",
+            Reason.BATCHING_IMPOSSIBLE,
             f"spec.serving.batching.maxBatchSize: {batching.max_batch_size}, but config.pbtxt says"
             f" max_batch_size: {most}; {f'ask for at most {most}' if most else 'set maxBatchSize: 0'}, or"
             " make a model that takes larger batches",

@@ -11,6 +11,7 @@ from typing import NoReturn
 from xml.parsers import expat
 
 from modelrollout.jobs.errors import bad_input
+from modelrollout.reasons import Reason
 from modelrollout.triton.tensors import TensorSpec
 
 FIELD = "spec.model.uri"
@@ -31,7 +32,7 @@ class _Seen:
 
 def _invalid(what: str) -> NoReturn:
     raise bad_input(
-        "BackendFileInvalid", f"{FIELD}: model.xml: {what}; save the model with openvino.save_model"
+        Reason.BACKEND_FILE_INVALID, f"{FIELD}: model.xml: {what}; save the model with openvino.save_model"
     )
 
 
@@ -54,13 +55,13 @@ def check(path: Path, weights: int, inputs: Sequence[TensorSpec], outputs: Seque
         unknown = sorted({t.name for t in named} - known)
         if unknown:
             raise bad_input(
-                "TensorUnknown",
+                Reason.TENSOR_UNKNOWN,
                 f"spec.serving.triton.{what} (or config.pbtxt): no {unknown[0]!r} in the model; it has"
                 f" {', '.join(sorted(known)[:8]) or 'none'}",
             )
         if len(named) != count and what == "inputs":
             raise bad_input(
-                "TensorUnknown",
+                Reason.TENSOR_UNKNOWN,
                 f"spec.serving.triton.inputs (or config.pbtxt): {len(named)} inputs are named, the model has"
                 f" {count}",
             )

@@ -25,6 +25,7 @@ from modelrollout.optimizer.model.archive import extract, is_archive
 from modelrollout.optimizer.passthrough import openvino, vllm
 from modelrollout.optimizer.passthrough.config import CONFIG_LIMIT_BYTES, Config, written
 from modelrollout.optimizer.store.artifact import REPORT, is_name
+from modelrollout.reasons import Reason
 from modelrollout.triton.backends import KINDS
 from modelrollout.triton.layout import CONFIG_FILE
 from modelrollout.triton.tensors import TensorSpec
@@ -85,7 +86,7 @@ def pass_through(
     """
     if served.backend == "Python" and not served.code:
         raise bad_input(
-            "CodeRefused",
+            Reason.CODE_REFUSED,
             "spec.serving.triton.backend: Python runs the model's own code; say code: Allowed, or serve"
             " another format",
         )
@@ -109,11 +110,11 @@ def _found(
     """
     kind = KINDS[backend]
     if source.stat().st_size == 0:
-        raise bad_input("ModelTruncated", f"{FIELD}: the file is empty; upload it again")
+        raise bad_input(Reason.MODEL_TRUNCATED, f"{FIELD}: the file is empty; upload it again")
     if not is_archive(source) or (backend == "TorchScript" and _is_torch(source)):
         if backend not in _SINGLE:
             raise bad_input(
-                "BackendFileMissing",
+                Reason.BACKEND_FILE_MISSING,
                 f"{FIELD}: {backend} needs a folder: pack {kind.file} and what belongs to it into a .zip or"
                 " .tar",
             )
@@ -155,7 +156,7 @@ def _entry(names: Sequence[str], backend: Backend, model: PurePosixPath | None) 
     if not found:
         where = f" beside {CONFIG_FILE} or in a folder below it" if model is not None else ""
         raise bad_input(
-            "BackendFileMissing",
+            Reason.BACKEND_FILE_MISSING,
             f"{FIELD}: {backend} serves {wanted}, which the archive does not hold{where}; pack it, or"
             " rename it",
         )
@@ -166,7 +167,7 @@ def _entry(names: Sequence[str], backend: Backend, model: PurePosixPath | None) 
 
 def _ambiguous(what: str, where: Sequence[str]) -> JobError:
     return bad_input(
-        "BackendFileAmbiguous",
+        Reason.BACKEND_FILE_AMBIGUOUS,
         f"{FIELD}: the archive holds {what} ({', '.join(sorted(where)[:5])}); keep one model in one version",
     )
 
@@ -183,17 +184,17 @@ def servable(files: dict[str, Path], served: Served) -> dict[str, Path]:
             else "put libraries into the Triton image"
         )
         raise bad_input(
-            "CodeRefused", f"{FIELD}: {code!r} in the archive can run code; leave it out, or {remedy}"
+            Reason.CODE_REFUSED, f"{FIELD}: {code!r} in the archive can run code; leave it out, or {remedy}"
         )
     if odd := next((name for name in sorted(kept) if not is_name(name) or name == REPORT), None):
         raise bad_input(
-            "NameRefused",
+            Reason.NAME_REFUSED,
             f"{FIELD}: {odd[:250]!r} in the archive: at most 200 letters, digits and . _ + - are possible,"
             f" and {REPORT} is taken; rename it",
         )
     if len(kept) > MAX_FILES:
         raise bad_input(
-            "TooLarge",
+            Reason.TOO_LARGE,
             f"{FIELD}: the archive holds {len(kept)} files to serve, more than {MAX_FILES}; pack the model"
             " and its data only",
         )
@@ -234,7 +235,7 @@ def _check(files: dict[str, Path], served: Served, config: Config, folder: Path)
             weights = files.get(_OPENVINO_WEIGHTS)
             if weights is None:
                 raise bad_input(
-                    "BackendFileMissing",
+                    Reason.BACKEND_FILE_MISSING,
                     f"{FIELD}: OpenVINO needs {_OPENVINO_WEIGHTS} beside model.xml; pack both",
                 )
             openvino.check(path, weights.stat().st_size, config.inputs, config.outputs)
@@ -250,7 +251,7 @@ def _check(files: dict[str, Path], served: Served, config: Config, folder: Path)
 
 
 def _invalid(what: str) -> JobError:
-    return bad_input("BackendFileInvalid", f"{FIELD}: {what}")
+    return bad_input(Reason.BACKEND_FILE_INVALID, f"{FIELD}: {what}")
 
 
 def _check_plan(path: Path) -> None:
@@ -276,7 +277,7 @@ def _check_plan(path: Path) -> None:
 def _refuse_pickle(head: bytes) -> None:
     if len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5:
         raise bad_input(
-            "PickleRefused",
+            Reason.PICKLE_REFUSED,
             f"{FIELD}: the file is a Python pickle: loading it could run any code, so it is never opened"
             " here",
         )
@@ -310,7 +311,7 @@ def _check_torchscript(path: Path) -> None:
     _refuse_pickle(head)
     if "data.pkl" in names:
         raise bad_input(
-            "PickleRefused",
+            Reason.PICKLE_REFUSED,
             f"{FIELD}: the file is a PyTorch checkpoint, a pickle, and no TorchScript; save it with"
             " torch.jit.script(model).save(path)",
         )
@@ -329,7 +330,7 @@ def _check_graph(path: Path) -> None:
             for op in _REACHING_OPS:
                 if content.find(bytes([0x12, len(op)]) + op) >= 0:
                     raise bad_input(
-                        "CodeRefused",
+                        Reason.CODE_REFUSED,
                         f"{FIELD}: {_GRAPH_FILE} uses {op.decode()}, which reaches outside the model; export"
                         " it without that operator",
                     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from modelrollout.contract.common import REPOSITORY
 from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.reasons import Reason
 from modelrollout.triton.layout import VERSION_LINK
 
 FIELD = "spec.model.uri"
@@ -51,7 +52,7 @@ def resolved(path: Path, names: Collection[str], target: Path, *, code: bool) ->
 
 
 def _invalid(what: str) -> JobError:
-    return bad_input("EngineInvalid", f"{FIELD}: model.json: {what}")
+    return bad_input(Reason.ENGINE_INVALID, f"{FIELD}: model.json: {what}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -70,12 +71,13 @@ def _refuse_code(arguments: dict[str, Any]) -> None:
     remedy = "leave it out, or say spec.serving.triton.code: Allowed"
     if arguments.get("trust_remote_code", False) is not False:
         raise bad_input(
-            "CodeRefused",
+            Reason.CODE_REFUSED,
             f"{FIELD}: model.json: trust_remote_code runs code that lies with the weights; {remedy}",
         )
     if unknown := sorted(arguments.keys() - _HARMLESS - _FOLDERS.keys()):
         raise bad_input(
-            "CodeRefused", f"{FIELD}: model.json: {unknown[0][:100]!r} is not known to be harmless; {remedy}"
+            Reason.CODE_REFUSED,
+            f"{FIELD}: model.json: {unknown[0][:100]!r} is not known to be harmless; {remedy}",
         )
 
 
@@ -90,7 +92,7 @@ def _folder(key: str, value: object, names: Collection[str]) -> str:
         or not any(n.startswith(inside + _FOLDERS[key]) for n in names)
     ):
         raise bad_input(
-            "WeightsMissing",
+            Reason.WEIGHTS_MISSING,
             f"{FIELD}: model.json: {key} {str(value)[:200]!r} is no folder of the archive with"
             f" {_FOLDERS[key]}; pack the weights, and write its name: nothing is fetched from a hub when the"
             " server starts",

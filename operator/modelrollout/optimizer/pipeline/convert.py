@@ -31,6 +31,7 @@ from modelrollout.optimizer.pipeline.state import (
 )
 from modelrollout.optimizer.steps.registry import definition_of
 from modelrollout.optimizer.steps.run import run_steps
+from modelrollout.reasons import Reason
 from modelrollout.triton.config import BatchingImpossible, render
 
 
@@ -85,7 +86,7 @@ def check_model(s: PrepareState) -> None:
             s.config = render(s.info.inputs, s.info.outputs, s.task.batching, s.task.instance_kind)
         except BatchingImpossible as error:
             raise bad_input(
-                "BatchingImpossible",
+                Reason.BATCHING_IMPOSSIBLE,
                 f"spec.serving.batching.maxBatchSize: {s.task.batching.max_batch_size}, but the first"
                 f" dimension of {error.tensor} is fixed; set maxBatchSize: 0, or export the model with a"
                 " dynamic batch dimension",

@@ -18,6 +18,7 @@ from modelrollout.optimizer.pipeline.state import (
 )
 from modelrollout.optimizer.store import artifact, signature
 from modelrollout.optimizer.store.object_store import ObjectStore, expect_digest
+from modelrollout.reasons import Reason
 
 
 def fetch_data(s: PrepareState) -> None:
@@ -38,7 +39,7 @@ def fetch_data(s: PrepareState) -> None:
     for field, source in sources.items():
         if source.step and source.judges and s.files[field] == held_out:
             raise bad_input(
-                "SelectionIsHeldOut",
+                Reason.SELECTION_IS_HELD_OUT,
                 f"{field}.uri: the file is that of {FIELD_GATE}: a model chosen by its held-out samples would"
                 " be judged too well; give auto samples of its own, for example a part of the validation"
                 " data",

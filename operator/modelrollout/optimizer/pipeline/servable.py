@@ -15,6 +15,7 @@ from google.protobuf.text_format import ParseError  # type: ignore[import-untype
 from modelrollout.contract.formats import Served
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.passthrough.config import CONFIG_LIMIT_BYTES, kept
+from modelrollout.reasons import Reason
 from modelrollout.triton.backends import KINDS, Kind
 from modelrollout.triton.config import parse
 from modelrollout.triton.layout import DATA_FILE, MODEL_FILE
@@ -72,7 +73,7 @@ def expect_servable(served: Served | None, names: Collection[str], config: str) 
 def refused(why: str) -> JobError:
     """What was made must not be served."""
     return bad_input(
-        "OutputRefused",
+        Reason.OUTPUT_REFUSED,
         f"what the container that reads the model has left is not what was asked for: {why}; the file may"
         " have taken that container over: see where it comes from",
     )

@@ -19,6 +19,7 @@ from modelrollout.optimizer.model.inspect import ModelInfo, check
 from modelrollout.optimizer.model.runtime import open_session
 from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.steps.definition import StepDefinition
+from modelrollout.reasons import Reason
 from modelrollout.triton.layout import DATA_FILE
 
 
@@ -43,7 +44,7 @@ def container(step: ContainerStep, work: StepContext) -> dict[str, Any]:
     info, before = check(work.target, what), check(work.original)
     if _interface(info) != _interface(before):
         raise bad_input(
-            "ContainerOutputMismatch",
+            Reason.CONTAINER_OUTPUT_MISMATCH,
             f"{what} takes and gives {_describe(info)}, the source model {_describe(before)}; clients rely"
             " on them: keep names, types and shapes",
         )
@@ -64,19 +65,19 @@ def _opened(path: Path, what: str, limit: int) -> BinaryIO:
         opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         raise bad_input(
-            "ContainerOutputMissing",
+            Reason.CONTAINER_OUTPUT_MISSING,
             f"{what} is not there; the container has to write the model there before it ends with code 0",
         ) from None
     except OSError as error:
         raise bad_input(
-            "ContainerOutputInvalid",
+            Reason.CONTAINER_OUTPUT_INVALID,
             f"{what} cannot be read ({error.strerror}); write a plain file that its owner can read",
         ) from None
     status = os.fstat(opened)
     if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
         os.close(opened)
         raise bad_input(
-            "ContainerOutputInvalid",
+            Reason.CONTAINER_OUTPUT_INVALID,
             f"{what} is no plain file of at most {limit} bytes; write the ONNX model there, its weights in"
             f" {DATA_FILE} beside it where it is larger",
         )

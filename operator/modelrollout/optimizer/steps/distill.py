@@ -21,6 +21,7 @@ from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.steps.definition import StepDefinition
 from modelrollout.optimizer.steps.distributions import TRAINING
 from modelrollout.optimizer.steps.prune import narrowed
+from modelrollout.reasons import Reason
 
 _LEAST = 1e-30  # of a probability, before its logarithm
 
@@ -49,7 +50,7 @@ def distill(step: DistillStep, work: StepContext) -> dict[str, Any]:
         assert step.size is not None  # the API server's rule
         if teacher.quantized:
             raise bad_input(
-                "AlreadyQuantized",
+                Reason.ALREADY_QUANTIZED,
                 f"{work.field}.size: a quantized model cannot be narrowed; give a student, or the model in"
                 " float",
             )
@@ -91,7 +92,7 @@ def _expect_same_face(student: ModelInfo, teacher: ModelInfo, field: str) -> Non
 
     if face(student) != face(teacher):
         raise bad_input(
-            "StudentMismatch",
+            Reason.STUDENT_MISMATCH,
             f"{field}.student: it takes and gives {[str(t) for t in (*student.inputs, *student.outputs)]},"
             f" the source model {[str(t) for t in (*teacher.inputs, *teacher.outputs)]}; give the student the"
             " same inputs and outputs",

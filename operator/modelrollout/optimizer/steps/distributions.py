@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from modelrollout.contract.steps import StepBase
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.steps.registry import definition_of
+from modelrollout.reasons import Reason
 
 TRAINING = ("jax", "jaxlib", "optax")
 INT4 = ("onnx_ir",)
@@ -33,7 +34,7 @@ def versions_of(step: StepBase, field: str) -> dict[str, str]:
         needed = {name: version(name) for name in definition.distributions(step)}
     except PackageNotFoundError as error:
         raise bad_input(
-            "ToolMissing",
+            Reason.TOOL_MISSING,
             f"{field}: this image has no {error.name}; the step needs the image that trains (trainer.image in"
             " the chart's values)",
         ) from None

@@ -15,6 +15,7 @@ from modelrollout.optimizer.model.inspect import parse
 from modelrollout.optimizer.model.runtime import ORT_ERRORS, ort, refused
 from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.steps.definition import StepDefinition
+from modelrollout.reasons import Reason
 from modelrollout.triton.layout import DATA_FILE
 
 
@@ -33,7 +34,7 @@ def graph(_: GraphStep, work: StepContext) -> dict[str, Any]:
     try:
         ort.InferenceSession(work.source, options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
-        raise refused("GraphOptimizationFailed", work.field, error, "leave the step out") from None
+        raise refused(Reason.GRAPH_OPTIMIZATION_FAILED, work.field, error, "leave the step out") from None
     before, after = parse(work.source), parse(work.target)
     after.ir_version = before.ir_version
     used = {node.domain for node in after.graph.node}

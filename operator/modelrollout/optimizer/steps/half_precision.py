@@ -16,6 +16,7 @@ from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.inspect import sort_nodes
 from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.steps.definition import StepDefinition
+from modelrollout.reasons import Reason
 
 to_float16: Any = float16.convert_float_to_float16  # it has no types
 
@@ -29,18 +30,18 @@ def half_precision(step: HalfPrecisionStep, work: StepContext) -> dict[str, Any]
     """
     if work.info.quantized:
         raise bad_input(
-            "AlreadyQuantized", f"{work.field}: the model is quantized already; remove one of the steps"
+            Reason.ALREADY_QUANTIZED, f"{work.field}: the model is quantized already; remove one of the steps"
         )
     model = files.inferred(work.source) if files.is_split(work.source) else onnx.load(work.source)
     weights = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT]
     if not weights:
         raise bad_input(
-            "NothingToConvert", f"{work.field}: the model has no float32 weights; remove the step"
+            Reason.NOTHING_TO_CONVERT, f"{work.field}: the model has no float32 weights; remove the step"
         )
     if step.type == "BFloat16":
         if work.info.opset < BFLOAT16_OPSET:
             raise bad_input(
-                "OpsetTooOld",
+                Reason.OPSET_TOO_OLD,
                 f"{work.field}: opset {work.info.opset}, BFloat16 needs {BFLOAT16_OPSET} or later; export"
                 " with opset 17",
             )
@@ -49,7 +50,7 @@ def half_precision(step: HalfPrecisionStep, work: StepContext) -> dict[str, Any]
         largest = max(float(np.abs(numpy_helper.to_array(t)).max(initial=0)) for t in weights)
         if largest > float(np.finfo(np.float16).max):
             raise bad_input(
-                "OutOfRange",
+                Reason.OUT_OF_RANGE,
                 f"{work.field}: a weight of {largest:.3g} is beyond float16's range; use type: BFloat16",
             )
         # it could not

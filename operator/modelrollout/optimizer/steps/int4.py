@@ -18,6 +18,7 @@ from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.steps.definition import StepDefinition
 from modelrollout.optimizer.steps.distributions import INT4
 from modelrollout.optimizer.steps.quantize import name_nodes
+from modelrollout.reasons import Reason
 
 OPERATOR = "MatMulNBits"
 _ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, ValueError, RuntimeError, AssertionError)
@@ -31,7 +32,7 @@ def int4(step: Int4Step, work: StepContext) -> dict[str, Any]:
 
     if work.info.quantized:
         raise bad_input(
-            "AlreadyQuantized", f"{work.field}: the model is quantized already; remove one of the steps"
+            Reason.ALREADY_QUANTIZED, f"{work.field}: the model is quantized already; remove one of the steps"
         )
     model = onnx.load(work.source)
     name_nodes(model)
@@ -53,12 +54,12 @@ def int4(step: Int4Step, work: StepContext) -> dict[str, Any]:
         )
         quantizer.process()
     except _ERRORS as error:
-        raise refused("QuantizationFailed", work.field, error, "remove the step, or use int8") from None
+        raise refused(Reason.QUANTIZATION_FAILED, work.field, error, "remove the step, or use int8") from None
     found: ModelProto = quantizer.model.model
     done = sum(node.op_type == OPERATOR for node in found.graph.node)
     if not done:
         raise bad_input(
-            "NothingToQuantize",
+            Reason.NOTHING_TO_QUANTIZE,
             f"{work.field}: the model has no matrix of {step.min_weights} weights or more in a MatMul; lower"
             " minWeights or use int8",
         )

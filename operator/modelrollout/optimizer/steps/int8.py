@@ -19,6 +19,7 @@ from modelrollout.optimizer.model.runtime import BATCH_ROWS, open_session, predi
 from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.steps.definition import StepDefinition
 from modelrollout.optimizer.steps.quantize import Options, Quantizer
+from modelrollout.reasons import Reason
 
 SENSITIVITY_SAMPLES = 128  # enough to rank nodes by the error that they bring
 
@@ -143,7 +144,7 @@ def _sensitivity(quantizer: Quantizer, work: StepContext, calibration: Data) -> 
 def _check_options(step: Int8Step, field: str) -> None:
     if step.method == "Static" and step.calibration is None:
         raise bad_input(
-            "CalibrationMissing",
+            Reason.CALIBRATION_MISSING,
             f"{field}: method Static needs calibration: {{uri: ...}}; or use method Dynamic",
         )
 

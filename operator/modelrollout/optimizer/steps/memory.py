@@ -8,6 +8,7 @@ from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.steps import StepBase
 from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.steps.registry import definition_of
+from modelrollout.reasons import Reason
 
 _FIELD = "spec.optimization.resources.limits.memory"
 _GIB = 1 << 30
@@ -23,7 +24,7 @@ def expect_memory(step: StepBase, field: str, size: int, limit: int | None) -> N
     if limit is not None and need > limit:
         raise JobError(
             ExitCode.OUT_OF_RESOURCES,
-            "MemoryLimitTooLow",
+            Reason.MEMORY_LIMIT_TOO_LOW,
             f"{_FIELD}: {limit / _GIB:.1f} GiB, but {field} takes {factor:g} times the model's"
             f" {size / _GIB:.1f} GiB or more; set {math.ceil(_ROOM * need / _GIB + 1)}Gi, then say retry",
         )

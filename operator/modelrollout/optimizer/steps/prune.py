@@ -23,6 +23,7 @@ from modelrollout.optimizer.steps.channels import Channels
 from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.steps.definition import StepDefinition
 from modelrollout.optimizer.steps.distributions import TRAINING
+from modelrollout.reasons import Reason
 
 ACTIVATION_SAMPLES = 512
 # kept channels are a multiple of this where there are many: vector units work on that many at once
@@ -40,7 +41,7 @@ def prune(step: PruneStep, work: StepContext) -> dict[str, Any]:
     """
     if work.info.quantized:
         raise bad_input(
-            "AlreadyQuantized",
+            Reason.ALREADY_QUANTIZED,
             f"{work.field}: the model is quantized already; put this step before int8 and int4",
         )
     channels = Channels(files.inferred(work.source))
@@ -95,7 +96,8 @@ def narrowed(
     total = channels.weights_left({})
     if not free:
         raise bad_input(
-            "NothingToPrune", f"{field}: the model has no channels that can be removed; leave the step out"
+            Reason.NOTHING_TO_PRUNE,
+            f"{field}: the model has no channels that can be removed; leave the step out",
         )
 
     def counts(share: float) -> dict[int, int]:
@@ -112,7 +114,7 @@ def narrowed(
     else:
         most = 1 - channels.weights_left(chosen) / total
         raise bad_input(
-            "SparsityTooHigh",
+            Reason.SPARSITY_TOO_HIGH,
             f"{field}: at most {most:.2f} of the weights lie in channels that can be removed, not {sparsity};"
             " ask for less",
         )
@@ -178,7 +180,7 @@ def _zeroed(
         masks[product.weight] = mask.reshape(score.shape)
     if not masks:
         raise bad_input(
-            "NothingToPrune",
+            Reason.NOTHING_TO_PRUNE,
             f"{field}: the model has no Conv, Gemm or MatMul with weights of its own; leave the step out",
         )
     model = ModelProto()
@@ -211,7 +213,7 @@ def _activations(channels: Channels, data: Data, work: StepContext) -> Activatio
     try:
         session = ort.InferenceSession(watched, session_options(), providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
-        raise refused("PruningFailed", work.field, error, "use importance: Magnitude") from None
+        raise refused(Reason.PRUNING_FAILED, work.field, error, "use importance: Magnitude") from None
     finally:
         files.remove(watched)
     rows, fill = batch_rows(work.info.inputs, BATCH_ROWS, work.field)

@@ -22,6 +22,7 @@ from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.data import Arrays, batch_rows, batches
 from modelrollout.optimizer.model.inspect import ModelInfo, parse, sort_nodes
 from modelrollout.optimizer.model.runtime import BATCH_ROWS, ORT_ERRORS, ort, refused, session_options
+from modelrollout.reasons import Reason
 from modelrollout.triton.layout import DATA_FILE, MODEL_FILE
 
 q: Any = onnxruntime.quantization  # it has no types
@@ -108,12 +109,12 @@ class Quantizer:
         """
         if info.quantized:
             raise bad_input(
-                "AlreadyQuantized",
+                Reason.ALREADY_QUANTIZED,
                 f"{field}: the model is quantized already; remove the step, or give the model in float",
             )
         if not info.opset:  # trees, of the operators in ai.onnx.ml alone
             raise bad_input(
-                "NothingToQuantize",
+                Reason.NOTHING_TO_QUANTIZE,
                 f"{field}: the model uses no operator of ONNX's default domain, so none with weights to"
                 " quantize; remove the step",
             )
@@ -121,7 +122,7 @@ class Quantizer:
         if info.opset < PER_CHANNEL_OPSET and self._per_channel:
             if calibration is not None:
                 raise bad_input(
-                    "OpsetTooOld",
+                    Reason.OPSET_TOO_OLD,
                     f"{field}: opset {info.opset}, static quantization per channel needs {PER_CHANNEL_OPSET}"
                     " or later; export with opset_version=17",
                 )
@@ -163,7 +164,7 @@ class Quantizer:
                 yield
         except _ERRORS as error:
             raise refused(
-                "QuantizationFailed",
+                Reason.QUANTIZATION_FAILED,
                 self._field,
                 error,
                 "remove the step, use the other method, or export with a newer opset",
@@ -225,7 +226,7 @@ class Quantizer:
                 "use method Static with calibration data" if self._calibration is None else "remove the step"
             )
             raise bad_input(
-                "NothingToQuantize",
+                Reason.NOTHING_TO_QUANTIZE,
                 f"{self._field}: the model has no operator that this method quantizes ({sorted(operators)});"
                 f" {remedy}",
             )

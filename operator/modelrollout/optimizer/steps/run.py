@@ -23,6 +23,7 @@ from modelrollout.optimizer.model.runtime import ORT_ERRORS, Advance, open_sessi
 from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.steps.memory import expect_memory
 from modelrollout.optimizer.steps.registry import definition_of
+from modelrollout.reasons import Reason
 from modelrollout.triton.layout import MODEL_FILE
 
 # What the field's libraries raise for graphs that they do not foresee, besides their own errors.
@@ -65,7 +66,7 @@ def run_step(step: StepBase, work: StepContext) -> dict[str, Any]:
 
 def _step_failed(where: str, why: str) -> JobError:
     return bad_input(
-        "StepFailed", f"{where}: {why}; leave the step out, put it elsewhere, or use another one"
+        Reason.STEP_FAILED, f"{where}: {why}; leave the step out, put it elsewhere, or use another one"
     )
 
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from modelrollout.api.names import canonical_json
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.store.object_store import ObjectStore
+from modelrollout.reasons import Reason
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
@@ -71,12 +72,12 @@ def parse_manifest(content: bytes, what: str) -> Manifest:
         manifest = Manifest.model_validate_json(content)
     except (ValidationError, RecursionError):
         raise bad_input(
-            "ArtifactCorrupt",
+            Reason.ARTIFACT_CORRUPT,
             f"{what}: manifest.json has an unknown form; delete the folder, and it is prepared again",
         ) from None
     if any(not is_name(name) or not _PATH.fullmatch(entry.path) for name, entry in manifest.files.items()):
         raise bad_input(
-            "ArtifactCorrupt",
+            Reason.ARTIFACT_CORRUPT,
             f"{what}: manifest.json names files outside its folder; delete the folder, and it is prepared"
             " again",
         )
@@ -91,7 +92,7 @@ def parse_report(content: bytes, what: str) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise bad_input(
-            "ArtifactCorrupt",
+            Reason.ARTIFACT_CORRUPT,
             f"{what}: report.json is no JSON object; delete the folder, and it is prepared again",
         )
     return found
@@ -161,7 +162,7 @@ def publish(store: ObjectStore, key: str, files: dict[str, tuple[bytes | Path, s
         and store.read(MANIFEST, max_bytes=MANIFEST_LIMIT_BYTES) != content
     ):
         raise bad_input(
-            "ArtifactInTheWay",
+            Reason.ARTIFACT_IN_THE_WAY,
             f"{store.uri}: another manifest.json lies where this Job was to write, and none of it is taken;"
             " nobody but the operator's Jobs may write to the artifact store: see who has its keys, then"
             " retry the revision",

@@ -23,6 +23,7 @@ from modelrollout.jobs.log import LOGGER, Progress, say
 from modelrollout.optimizer.store.artifact import MANIFEST
 from modelrollout.optimizer.store.backend import Listed
 from modelrollout.optimizer.store.object_store import ObjectStore
+from modelrollout.reasons import Reason
 
 FIELD = "artifactCleanup"
 # NAMESPACE/KEY-SALT-TRY/FILE; an earlier operator's folders are named after the key alone
@@ -118,6 +119,7 @@ def _references(path: Path) -> tuple[frozenset[str], frozenset[str]]:
         untouched = frozenset(map(str, found["untouched"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise bad_input(
-            "ReferencesInvalid", f"{path}: not what `modelrollout references` writes; nothing was deleted"
+            Reason.REFERENCES_INVALID,
+            f"{path}: not what `modelrollout references` writes; nothing was deleted",
         ) from None
     return uris, untouched

@@ -12,6 +12,7 @@ from modelrollout.jobs.errors import denied
 from modelrollout.optimizer.store import backend
 from modelrollout.optimizer.store.backend import Listed, Scheme, read_secret
 from modelrollout.optimizer.store.http_client import Client, Fault
+from modelrollout.reasons import Reason
 from modelrollout.telemetry.redaction import hide
 
 
@@ -47,7 +48,7 @@ def _headers(folder: Path, field: str) -> dict[str, str]:
             "authorization": f"Basic {hide(base64.b64encode(f'{user}:{hide(password)}'.encode()).decode())}"
         }
     raise denied(
-        "CredentialsIncomplete",
+        Reason.CREDENTIALS_INCOMPLETE,
         f"{field}: the Secret {folder.name!r} has neither token nor username and password; HTTP needs one of"
         " them",
     )

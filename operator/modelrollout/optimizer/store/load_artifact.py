@@ -26,6 +26,7 @@ from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer.store import artifact
 from modelrollout.optimizer.store.object_store import ObjectStore
+from modelrollout.reasons import Reason
 from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE, VERSION_LINK
 
 _FIELD = "artifact"
@@ -40,7 +41,7 @@ def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
     those of the store.
     """
     if not _MODEL_NAME.match(task.model):
-        raise bad_input("TaskInvalid", f"model: {task.model!r} is no folder name")
+        raise bad_input(Reason.TASK_INVALID, f"model: {task.model!r} is no folder name")
     store = ObjectStore(task.artifact, _FIELD)
     with progress.stage("manifest"):
         manifest = _read_manifest(store, task.digest)
@@ -77,12 +78,12 @@ def _read_manifest(store: ObjectStore, digest: str) -> artifact.Manifest:
     content = store.read(artifact.MANIFEST, max_bytes=artifact.MANIFEST_LIMIT_BYTES)
     if content is None:
         raise bad_input(
-            "ArtifactMissing",
+            Reason.ARTIFACT_MISSING,
             f"{store.uri}: there is no manifest.json; retry the revision, and the model is prepared again",
         )
     if artifact.digest_of(content).removeprefix("sha256:") != digest.removeprefix("sha256:"):
         raise bad_input(
-            "ArtifactDigestMismatch",
+            Reason.ARTIFACT_DIGEST_MISMATCH,
             f"{store.uri}: manifest.json is not the one that the revision was proven with: it was replaced;"
             " retry the revision to prove it again",
         )
@@ -99,7 +100,7 @@ def _split(
     }
     if config is None or not version:
         raise bad_input(
-            "ArtifactCorrupt",
+            Reason.ARTIFACT_CORRUPT,
             f"{store.uri}: manifest.json lists no model or no {CONFIG_FILE}; delete the folder and retry the"
             " revision",
         )
@@ -144,7 +145,7 @@ def _expect_served(serves: str, config: bytes, files: Collection[str]) -> None:
         served = None if serves == "{}" else Served.model_validate_json(serves)
     except ValidationError:
         raise bad_input(
-            "TaskInvalid",
+            Reason.TASK_INVALID,
             f"{SERVES_ENV}: {serves[:100]!r} is not understood; are operator and image of one version?",
         ) from None
     expect_servable(served, files, config.decode(errors="replace"))
@@ -177,7 +178,7 @@ def _rename(scratch: Path, final: Path) -> None:
 
 def _corrupt(store: ObjectStore, entry: artifact.Entry) -> JobError:
     return bad_input(
-        "ArtifactCorrupt",
+        Reason.ARTIFACT_CORRUPT,
         f"{store.uri}/{entry.path}: sha256 differs from the manifest; delete the folder and retry the"
         " revision",
     )

@@ -19,6 +19,7 @@ from modelrollout.jobs.errors import JobError, bad_input, denied, retryable
 from modelrollout.optimizer.store.backend import Listed
 from modelrollout.optimizer.store.http_client import Fault
 from modelrollout.optimizer.store.schemes import SCHEMES
+from modelrollout.reasons import Reason
 
 Advance = Callable[[int, int | None], None]  # bytes so far, bytes in all
 
@@ -43,7 +44,7 @@ def _credentials_folder(location: Location, root: Path, field: str) -> Path | No
         or all(entry.name.startswith("..") for entry in folder.iterdir())
     ):
         raise denied(
-            "CredentialsMissing",
+            Reason.CREDENTIALS_MISSING,
             f"{field}: the Secret with its credentials is empty or not there; create it in this namespace, or"
             " correct secretRef.name",
         )
@@ -68,17 +69,17 @@ class ObjectStore:
         self.uri = location.uri
         self._anonymous = location.credentials is None
         if uris.carries_more(location.uri):
-            raise bad_input("UriInvalid", f"{field}: {uris.INSTEAD}")
+            raise bad_input(Reason.URI_INVALID, f"{field}: {uris.INSTEAD}")
         forms = " or ".join(dict.fromkeys(scheme.form for scheme in SCHEMES.values()))
         try:
             parts = urlsplit(location.uri)
             _ = parts.port
         except ValueError:  # its text may hold the whole URI
-            raise bad_input("UriInvalid", f"{field}: not a URI; write {forms}") from None
+            raise bad_input(Reason.URI_INVALID, f"{field}: not a URI; write {forms}") from None
         scheme = SCHEMES.get(parts.scheme)
         if scheme is None:
             raise bad_input(
-                "UnsupportedScheme",
+                Reason.UNSUPPORTED_SCHEME,
                 f"{field}: {parts.scheme or 'no scheme'!r} is not supported; write {forms}",
             )
         self._scheme = scheme
@@ -86,16 +87,16 @@ class ObjectStore:
         names = scheme.decode(self._prefix)
         whole = bucket and not names
         if not parts.netloc or not (names or whole):
-            raise bad_input("UriInvalid", f"{field}: {location.uri!r} names no object; write {forms}")
+            raise bad_input(Reason.URI_INVALID, f"{field}: {location.uri!r} names no object; write {forms}")
         if not whole and any(part in ("", ".", "..") for part in names.split("/")):
             raise bad_input(
-                "UriInvalid",
+                Reason.URI_INVALID,
                 f"{field}: {location.uri!r} has an empty, '.' or '..' segment in its path; write the key"
                 " without them",
             )
         if scheme.address(location).startswith("http://") and not location.allow_http:
             raise bad_input(
-                "InsecureStore",
+                Reason.INSECURE_STORE,
                 f"{field}: plain http is not allowed for this store; use https, or set allowHttp for it in"
                 " the operator's configuration",
             )
@@ -118,68 +119,70 @@ class ObjectStore:
         what = f"{self.field}: {self.uri.rstrip('/')}/{name}" if name else f"{self.field}: {self.uri}"
         match fault.kind:
             case "BucketMissing":
-                return bad_input("BucketMissing", f"{what}: the bucket does not exist; correct the URI")
+                return bad_input(Reason.BUCKET_MISSING, f"{what}: the bucket does not exist; correct the URI")
             case "KeyUnknown":
                 return denied(
-                    "AccessDenied", f"{what}: the store does not know the access key; check the Secret's keys"
+                    Reason.ACCESS_DENIED,
+                    f"{what}: the store does not know the access key; check the Secret's keys",
                 )
             case "ObjectMissing":
                 return bad_input(
-                    "ObjectMissing", f"{what} does not exist; correct the URI or upload the file"
+                    Reason.OBJECT_MISSING, f"{what} does not exist; correct the URI or upload the file"
                 )
             case "Refused" if self._anonymous:
                 return denied(
-                    "CredentialsMissing",
+                    Reason.CREDENTIALS_MISSING,
                     f"{what}: the store wants credentials and none were given; set credentials: {{secretRef:"
                     " {name: ...}}",
                 )
             case "Refused":
                 return denied(
-                    "AccessDenied",
+                    Reason.ACCESS_DENIED,
                     f"{what}: the store refused the credentials; check the Secret's keys and the right to"
                     " read (S3 also answers so for a missing object)",
                 )
             case "NotResolved":
                 return retryable(
-                    "StoreNotResolved",
+                    Reason.STORE_NOT_RESOLVED,
                     f"{what}: the store's host name does not resolve; check the URI, the store's endpoint and"
                     " the cluster's DNS",
                 )
             case "WrongRegion":
                 return bad_input(
-                    "WrongRegion",
+                    Reason.WRONG_REGION,
                     f"{what}: the bucket lies in another region; set the store's region in the operator's"
                     " configuration",
                 )
             case "Redirected":
                 return bad_input(
-                    "RedirectRefused", f"{what}: the store {fault.detail}; {self._scheme.redirect_remedy}"
+                    Reason.REDIRECT_REFUSED,
+                    f"{what}: the store {fault.detail}; {self._scheme.redirect_remedy}",
                 )
             case "NotListable":
                 return bad_input(
-                    "TaskInvalid",
+                    Reason.TASK_INVALID,
                     f"{self.field}: only a store that can be listed is cleaned up; its URI must begin with"
                     " s3://",
                 )
             case "Status" if fault.status // 100 == 4 and fault.status not in (408, 425, 429):
                 return bad_input(
-                    "StoreRefused",
+                    Reason.STORE_REFUSED,
                     f"{what}: the store refused the request with status {fault.status}; check the URI and the"
                     " store's configuration",
                 )
             case "Status":
                 return retryable(
-                    "StoreUnavailable",
+                    Reason.STORE_UNAVAILABLE,
                     f"{what}: the store answered with status {fault.status}; it will be tried again",
                 )
             case "Certificate":
                 return bad_input(
-                    "CertificateRefused",
+                    Reason.CERTIFICATE_REFUSED,
                     f"{what}: the store's TLS certificate is not trusted; use one that the image's CA bundle"
                     " knows",
                 )
         return retryable(
-            "StoreUnreachable",
+            Reason.STORE_UNREACHABLE,
             f"{what}: the store does not answer or broke the connection; check the endpoint and network"
             " policies",
         )
@@ -187,7 +190,7 @@ class ObjectStore:
     def chunks(self, max_bytes: int, advance: Advance | None = None, name: str = "") -> Iterator[bytes]:
         """The object's bytes; at most ``max_bytes``, else TooLarge."""
         too_large = bad_input(
-            "TooLarge", f"{self.field}: {self.uri} is larger than the limit of {max_bytes} bytes"
+            Reason.TOO_LARGE, f"{self.field}: {self.uri} is larger than the limit of {max_bytes} bytes"
         )
         with self._reasons(name):
             total, content = self._backend.get(self._path(name))
@@ -228,7 +231,7 @@ class ObjectStore:
         try:
             return b"".join(self.chunks(max_bytes, None, name))
         except JobError as error:
-            if error.reason == "ObjectMissing":
+            if error.reason == Reason.OBJECT_MISSING:
                 return None
             raise
 
@@ -238,7 +241,7 @@ class ObjectStore:
             with self._reasons(name):
                 return self._backend.size(self._path(name))
         except JobError as error:
-            if error.reason == "ObjectMissing":
+            if error.reason == Reason.OBJECT_MISSING:
                 return None
             raise
 
@@ -263,7 +266,7 @@ class ObjectStore:
             with self._reasons(name):
                 self._backend.delete(self._path(name))
         except JobError as error:
-            if error.reason != "ObjectMissing":
+            if error.reason != Reason.OBJECT_MISSING:
                 raise
 
 
@@ -274,7 +277,7 @@ def expect_digest(found: Fetched, wanted: str, field: str, uri: str) -> None:
     if found.sha256 != wanted.removeprefix("sha256:"):
         raise JobError(
             ExitCode.BAD_INPUT,
-            "DigestMismatch",
+            Reason.DIGEST_MISMATCH,
             f"{field}.uri: {uri} has sha256 {found.sha256}, not {wanted.removeprefix('sha256:')}; the file"
             f" was replaced after it was pinned: correct {field}.sha256, or publish each version under a URI"
             " of its own",

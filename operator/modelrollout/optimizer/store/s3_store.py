@@ -26,6 +26,7 @@ from modelrollout.jobs.errors import denied
 from modelrollout.optimizer.store import backend
 from modelrollout.optimizer.store.backend import Listed, Scheme, read_secret
 from modelrollout.optimizer.store.http_client import Client, Fault, fault_of
+from modelrollout.reasons import Reason
 from modelrollout.telemetry.redaction import hide
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _keys(folder: Path, field: str) -> dict[str, str]:
             if not value
         )
         raise denied(
-            "CredentialsIncomplete",
+            Reason.CREDENTIALS_INCOMPLETE,
             f"{field}: the Secret {folder.name!r} has no {missing}; S3 needs both keys",
         )
     keys = {"access_key_id": access, "secret_access_key": hide(secret)}

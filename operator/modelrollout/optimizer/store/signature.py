@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from modelrollout.contract.tasks import Signature
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.store.object_store import ObjectStore
+from modelrollout.reasons import Reason
 
 FIELD = "spec.model.signature"
 LIMIT_BYTES = 1 << 20
@@ -45,7 +46,7 @@ def load_key(signature: Signature) -> tuple[ec.EllipticCurvePublicKey, str]:
     path = Path(signature.key_file)
     if not path.is_file():
         raise bad_input(
-            "SignerKeyMissing",
+            Reason.SIGNER_KEY_MISSING,
             f"{FIELD}.keySecretRef: the Secret or its key {path.name!r} is not there; create it in this"
             " namespace",
         )
@@ -55,7 +56,7 @@ def load_key(signature: Signature) -> tuple[ec.EllipticCurvePublicKey, str]:
         key = None
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _HASHES:
         raise bad_input(
-            "SignerKeyInvalid",
+            Reason.SIGNER_KEY_INVALID,
             f"{FIELD}.keySecretRef: key {path.name!r} is no public key in PEM form on the curve P-256, P-384"
             f" or P-521; {_SIGN}",
         )
@@ -69,9 +70,10 @@ def verify(signature: Signature, key: ec.EllipticCurvePublicKey, sha256: str) ->
     try:
         content = b"".join(store.chunks(LIMIT_BYTES))
     except JobError as error:
-        if error.reason == "ObjectMissing":
+        if error.reason == Reason.OBJECT_MISSING:
             raise bad_input(
-                "SignatureMissing", f"{FIELD}: there is no {signature.location.uri}; {_SIGN}, and upload it"
+                Reason.SIGNATURE_MISSING,
+                f"{FIELD}: there is no {signature.location.uri}; {_SIGN}, and upload it",
             ) from None
         raise
     check(content, key, sha256)
@@ -94,13 +96,13 @@ def check(content: bytes, key: ec.EllipticCurvePublicKey, sha256: str) -> None:
     # name
     if certified:
         raise bad_input(
-            "SignatureUnsupported",
+            Reason.SIGNATURE_UNSUPPORTED,
             f"{FIELD}: the signature is of a certificate or an identity (keyless), not of a key; {_SIGN}",
         )
     signed = b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
     if not any(_is_of(key, one, signed) for one in signatures):
         raise bad_input(
-            "SignatureInvalid",
+            Reason.SIGNATURE_INVALID,
             f"{FIELD}: the signature is not of the key in keySecretRef, or was changed; {_SIGN}",
         )
     # From here on the payload is what the signer wrote, not what somebody put there.
@@ -108,7 +110,7 @@ def check(content: bytes, key: ec.EllipticCurvePublicKey, sha256: str) -> None:
         raise _malformed(f"its payload is {kind!r}, not {_PAYLOAD_TYPE}")
     if _digest(payload) != sha256.removeprefix("sha256:"):
         raise bad_input(
-            "SignatureInvalid",
+            Reason.SIGNATURE_INVALID,
             f"{FIELD}: the signature is of another file (sha256 {_digest(payload)}); {_SIGN}",
         )
 
@@ -139,4 +141,4 @@ def _digest(payload: bytes) -> str:
 
 
 def _malformed(what: str) -> JobError:
-    return bad_input("SignatureMalformed", f"{FIELD}: the signature cannot be used: {what}; {_SIGN}")
+    return bad_input(Reason.SIGNATURE_MALFORMED, f"{FIELD}: the signature cannot be used: {what}; {_SIGN}")

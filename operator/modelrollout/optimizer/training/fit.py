@@ -22,6 +22,7 @@ from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.model.runtime import Advance, check_label_range
 from modelrollout.optimizer.training.network import Network, Parameters
+from modelrollout.reasons import Reason
 
 SEED = 0
 
@@ -60,7 +61,7 @@ def fit(
     in_epoch = data.n // rows
     if not in_epoch:
         raise bad_input(
-            "TrainingDataTooSmall",
+            Reason.TRAINING_DATA_TOO_SMALL,
             f"{field}: {data.n} samples, but the model's first dimension is fixed to {rows}; give more",
         )
     if data.labels is not None and (soft is None or soft.hard_share):
@@ -96,7 +97,7 @@ def fit(
         losses.append(float(f"{float(jnp.mean(jnp.stack(seen))):.4g}"))
     if losses and not np.isfinite(losses[-1]):
         raise bad_input(
-            "TrainingDiverged",
+            Reason.TRAINING_DIVERGED,
             f"{field}: the loss is no number after {recipe.epochs} epochs; lower training.learningRate",
         )
     return {name: np.asarray(w) for name, w in weights.items()}, losses

@@ -23,6 +23,7 @@ from modelrollout.optimizer.model.data import Arrays, batch_rows, batches
 from modelrollout.optimizer.model.inspect import check
 from modelrollout.optimizer.model.runtime import BATCH_ROWS, open_session, score_output
 from modelrollout.optimizer.training.operators import OPERATORS, UnsupportedError
+from modelrollout.reasons import Reason
 
 Parameters = dict[str, Any]
 
@@ -59,7 +60,7 @@ class Network:
         info = check(path)
         if info.quantized:
             raise bad_input(
-                "AlreadyQuantized",
+                Reason.ALREADY_QUANTIZED,
                 f"{field}: a quantized model cannot be trained; put this step before int8 and int4",
             )
         rows, fill = batch_rows(info.inputs, BATCH_ROWS, field)
@@ -86,7 +87,7 @@ class Network:
         self._constants = {name: value for name, value in known.items() if name not in self.weights}
         if not self.weights:
             raise bad_input(
-                "TrainingUnsupported",
+                Reason.TRAINING_UNSUPPORTED,
                 f"{field}: the model has no float32 weights to train; give it in float32",
             )
         self._compare(part, outputs[index])
@@ -115,7 +116,7 @@ class Network:
         )
         if unknown:
             raise bad_input(
-                "TrainingUnsupported",
+                Reason.TRAINING_UNSUPPORTED,
                 f"{self._field}: this operator cannot train through {', '.join(unknown)}; train the model"
                 " where it was made, or leave the step out",
             )
@@ -151,13 +152,13 @@ class Network:
         except (UnsupportedError, TypeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
             line = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise bad_input(
-                "TrainingUnsupported",
+                Reason.TRAINING_UNSUPPORTED,
                 f"{self._field}: {line}; train the model where it was made, or leave the step out",
             ) from None
         scale = float(np.abs(expected).max()) or 1.0
         if found.shape != expected.shape or float(np.abs(found - expected).max()) > PARITY * scale:
             raise bad_input(
-                "TrainingUnsupported",
+                Reason.TRAINING_UNSUPPORTED,
                 f"{self._field}: the training framework and ONNX Runtime give different scores for this"
                 " model; train it where it was made",
             )
@@ -191,6 +192,6 @@ def _modern(model: onnx.ModelProto, field: str) -> onnx.ModelProto:
     except (RuntimeError, onnx.version_converter.ConvertError) as error:
         line = (str(error).splitlines() or [""])[0][:200]
         raise bad_input(
-            "TrainingUnsupported",
+            Reason.TRAINING_UNSUPPORTED,
             f"{field}: opset {opset} is too old, and cannot be converted: {line}; export with opset 17",
         ) from None

@@ -11,6 +11,7 @@ from modelrollout.api.v1alpha1 import (
     RolloutStatus,
     StepStatus,
 )
+from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.policy.slot_limits import pods_covered_by_slot, waiting_replicas
@@ -175,7 +176,7 @@ def scaling_problem(s: InFlight) -> Problem:
     if problem := waiting_replicas(s):
         return problem
     return Problem(
-        "ScalingUp",
+        Reason.SCALING_UP,
         f"{server.ready} of {server.desired_replicas} pods of {s.rollout.revision} are ready;"
         " more of the traffic waits for the others",
     )

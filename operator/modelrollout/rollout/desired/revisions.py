@@ -10,6 +10,7 @@ from modelrollout.api.v1alpha1 import (
     Outcome,
     RolloutStatus,
 )
+from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import NewRevision
 from modelrollout.rollout.snapshot import (
     SERVED,
@@ -50,12 +51,12 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
         wanted = revision.status
         if rollout and rollout.revision == revision.name and rollout.stage in _PASSING:
             continue
-        if rollout and rollout.revision == revision.name and rollout.reason != "Quarantined":
+        if rollout and rollout.revision == revision.name and rollout.reason != Reason.QUARANTINED:
             wanted = _of_rollout(revision, rollout)
         elif revision.name == stable and revision.status.outcome not in SERVED:
             # Recovered from the route after status was lost during its promotion: without this
             # record neither recovery nor a rollback would find it again.
-            wanted = revision.status.model_copy(update={"outcome": "Stable", "reason": "StateRebuilt"})
+            wanted = revision.status.model_copy(update={"outcome": "Stable", "reason": Reason.STATE_REBUILT})
         elif revision.name != stable and revision.status.outcome in ("Stable", "Promoted"):
             # A person rolled back from it: a spec that returns to it is judged like a new version.
             by_hand = rollout is not None and rollout.mode == "Rollback" and rollout.revision == stable

@@ -15,6 +15,7 @@ from pydantic.alias_generators import to_camel
 
 from modelrollout.api.v1alpha1 import ApiModel, LocalName, ModelDeploymentSpec, SecretKey
 from modelrollout.config import OperatorConfig
+from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.rules import Rules
 from modelrollout.rollout.snapshot import Problem
 
@@ -63,7 +64,7 @@ def keeps_others_off(spec: ModelDeploymentSpec, namespace: str) -> Problem | Non
             field = f"spec.serving.affinity.podAntiAffinity.{_ANTI_AFFINITY}[{index}]"
             which = f"namespaces: {', '.join(others)}" if others else "namespaceSelector"
             return Problem(
-                "AffinityNotAllowed",
+                Reason.AFFINITY_NOT_ALLOWED,
                 f"{field}.{which}: required anti-affinity would keep pods of other namespaces off the node;"
                 " leave namespaces and namespaceSelector out, or write it as"
                 " preferredDuringSchedulingIgnoredDuringExecution",
@@ -75,11 +76,11 @@ def _image(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> P
     allowed = [(name, sources.images) for name, sources in rules.sources if sources.images is not None]
     for field, image in _images(spec):
         if not allowed and config.workloads.only_by_policy:
-            return _needs_policy("ImageNotAllowed", f"{field}: {image}", "allowedSources.images")
+            return _needs_policy(Reason.IMAGE_NOT_ALLOWED, f"{field}: {image}", "allowedSources.images")
         for name, prefixes in allowed:
             if not any(_holds(prefix, image) for prefix in prefixes):
                 return Problem(
-                    "ImageNotAllowed",
+                    Reason.IMAGE_NOT_ALLOWED,
                     f"{field}: {image}: RolloutPolicy {name} allows only {', '.join(prefixes)}; push it"
                     " there",
                 )
@@ -90,12 +91,14 @@ def _account(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) ->
     """No token is mounted, but a cloud grants an account's identity to pods by name alone."""
     field, named = "spec.serving.serviceAccountName", spec.serving.service_account_name
     if not rules.accounts and named not in (None, DEFAULT_ACCOUNT) and config.workloads.only_by_policy:
-        return _needs_policy("ServiceAccountNotAllowed", f"{field}: {named}", "allowedServiceAccounts")
+        return _needs_policy(
+            Reason.SERVICE_ACCOUNT_NOT_ALLOWED, f"{field}: {named}", "allowedServiceAccounts"
+        )
     for name, patterns in rules.accounts:
         if not _fits(named or DEFAULT_ACCOUNT, patterns):
             what = named or f"it is left out, so pods run as {DEFAULT_ACCOUNT}"
             return Problem(
-                "ServiceAccountNotAllowed",
+                Reason.SERVICE_ACCOUNT_NOT_ALLOWED,
                 f"{field}: {what}: RolloutPolicy {name} allows only {', '.join(patterns)}; name one of them",
             )
     return None
@@ -108,7 +111,7 @@ def _secret(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> 
         if store is not None and store.secret_name == secret:
             continue
         if not rules.secrets and config.workloads.only_by_policy:
-            return _needs_policy("SecretNotAllowed", f"{field}: {secret}", "allowedSecrets")
+            return _needs_policy(Reason.SECRET_NOT_ALLOWED, f"{field}: {secret}", "allowedSecrets")
         for name, patterns in rules.secrets:
             if not _fits(secret, patterns):
                 known = (
@@ -120,7 +123,8 @@ def _secret(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> 
                     f"{field}: {secret}: RolloutPolicy {name} allows only {', '.join(known) or 'none'}"
                 )
                 return Problem(
-                    "SecretNotAllowed", f"{violation}; name one of them, leave it out, or have it allowed"
+                    Reason.SECRET_NOT_ALLOWED,
+                    f"{violation}; name one of them, leave it out, or have it allowed",
                 )
     return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
+from modelrollout.reasons import Reason
 from modelrollout.rollout.desired.pods import has_all_pods, has_pods_for
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.rules import active_freeze
@@ -44,7 +45,7 @@ def block_while_frozen(s: Specified, move: Transition, now: datetime) -> Transit
     if by_hand:
         return Transition(
             move.status,
-            (*move.events, Event("FreezeOverridden", f"by hand: {freeze.message}", "Warning")),
+            (*move.events, Event(Reason.FREEZE_OVERRIDDEN, f"by hand: {freeze.message}", "Warning")),
             move.requeue_after,
         )
     return Transition(s.status, requeue_after=min(freeze.left(now), CHECK_SECONDS))
@@ -64,7 +65,7 @@ def _is_pending_rise(s: Specified, move: Transition) -> bool:
     ):
         return False
     step, last_reason = rollout.step, rollout.history[-1].reason if rollout.history else None
-    if step.override is not None or (rollout.stage == "Promote" and last_reason == "PromotedByUser"):
+    if step.override is not None or (rollout.stage == "Promote" and last_reason == Reason.PROMOTED_BY_USER):
         return False
     if rollout.stage == "Promote":
         return not has_all_pods(s)

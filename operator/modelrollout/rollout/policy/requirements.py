@@ -12,6 +12,7 @@ from modelrollout.analysis.providers.prometheus.custom_queries import own_query_
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.api.v1alpha1.policy import PolicyGates, Queries
 from modelrollout.config import lies_in
+from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.rules import Limit, Rules
 from modelrollout.rollout.snapshot import Problem
 from modelrollout.rollout.strategy import strategy_of
@@ -31,7 +32,7 @@ def first_violation(
     """
     for name, why in rules.broken:
         return Problem(
-            "PolicyInvalid",
+            Reason.POLICY_INVALID,
             f"RolloutPolicy {name} cannot be read, so no rollout begins until it is corrected: {why}",
         )
     if problem := source_violation(rules, uris):
@@ -40,7 +41,7 @@ def first_violation(
         return problem
     for name, gates in rules.gates:
         if missing := next(chain(_golden_missing(gates, spec), _missing(gates, spec)), None):
-            return Problem("GateRequired", f"{missing}; RolloutPolicy {name} demands it")
+            return Problem(Reason.GATE_REQUIRED, f"{missing}; RolloutPolicy {name} demands it")
     if not returns and (problem := _undivided(rules, spec)):
         return problem
     for limit in rules.limits:
@@ -56,7 +57,7 @@ def source_violation(rules: Rules, uris: Sequence[tuple[str, str]]) -> Problem |
             prefixes = sources.models if field == "spec.model.uri" else sources.data
             if prefixes is not None and not any(lies_in(uri, prefix) for prefix in prefixes):
                 return Problem(
-                    "SourceNotAllowed",
+                    Reason.SOURCE_NOT_ALLOWED,
                     f"{field}: {uri}: RolloutPolicy {name} allows only {', '.join(prefixes)}; copy it there",
                 )
     return None
@@ -73,7 +74,8 @@ def _undivided(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
     demand = f"RolloutPolicy {policy} (gates.metrics) gives a new version {most} % at first"
     if spec.rollout.ab_test:
         return Problem(
-            "GateRequired", f"spec.rollout.abTest: a header may choose all requests, and {demand}; use canary"
+            Reason.GATE_REQUIRED,
+            f"spec.rollout.abTest: a header may choose all requests, and {demand}; use canary",
         )
     pods = max(1, spec.serving.replicas)
     if spec.traffic.gateway is not None or (
@@ -85,7 +87,8 @@ def _undivided(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
         f"name a gateway, or use canary with at least {fewest} replicas, or have gates.maxFirstWeight raised"
     )
     return Problem(
-        "GateRequired", f"spec.traffic.gateway: without one whole pods are the weight, and {demand}; {remedy}"
+        Reason.GATE_REQUIRED,
+        f"spec.traffic.gateway: without one whole pods are the weight, and {demand}; {remedy}",
     )
 
 
@@ -108,7 +111,7 @@ def query_violation(
             why = next(strict, "no RolloutPolicy says gates.queries: Own")
             known = ", ".join(sorted(rules.templates)) or "none yet"
             return Problem(
-                "QueryNotAllowed",
+                Reason.QUERY_NOT_ALLOWED,
                 f"{field}: PromQL of a spec's own is not allowed here ({why}); {USE_A_TEMPLATE}, of which"
                 f" there are: {known}; or have the platform team write one, or allow own queries",
             )
@@ -125,7 +128,7 @@ def too_small(limit: Limit, gpus: int) -> Problem | None:
         f"spec.serving: the pods of a new revision ask for {gpus} GPUs, RolloutPolicy {limit.policy} allows"
         f" {limit.gpus} to all rollouts"
     )
-    return Problem("LimitTooSmall", f"{text} together: ask for fewer, or have limits.gpus raised")
+    return Problem(Reason.LIMIT_TOO_SMALL, f"{text} together: ask for fewer, or have limits.gpus raised")
 
 
 def _code(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
@@ -142,11 +145,11 @@ def _code(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
             "have the platform team name its place in allowedSources.code of a RolloutPolicy, or serve a"
             " format without code"
         )
-        return Problem("CodeNotAllowed", f"{text}no RolloutPolicy allows; {remedy}")
+        return Problem(Reason.CODE_NOT_ALLOWED, f"{text}no RolloutPolicy allows; {remedy}")
     for name, prefixes in places:
         if not any(lies_in(spec.model.uri, prefix) for prefix in prefixes):
             return Problem(
-                "CodeNotAllowed",
+                Reason.CODE_NOT_ALLOWED,
                 f"{text}RolloutPolicy {name} allows only in {', '.join(prefixes)}; copy it there, or serve"
                 " another format",
             )
@@ -159,7 +162,7 @@ def golden_violation(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
     """
     for name, gates in rules.gates:
         if missing := next(_golden_missing(gates, spec), None):
-            return Problem("GateRequired", f"{missing}; RolloutPolicy {name} demands it")
+            return Problem(Reason.GATE_REQUIRED, f"{missing}; RolloutPolicy {name} demands it")
     return None
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import SlotStatus, seconds
+from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.requirements import gpus_of_pod, gpus_of_spec
 from modelrollout.rollout.policy.rules import Limit
 from modelrollout.rollout.snapshot import Problem, Snapshot, in_flight, since
 
-TOO_LONG = "SlotHeldTooLong"
+TOO_LONG = Reason.SLOT_HELD_TOO_LONG
 
 
 def slot_of(s: Snapshot) -> SlotStatus | None:
@@ -46,7 +47,7 @@ def waiting_replicas(s: Snapshot) -> Problem | None:
         f" RolloutPolicy {policies} has {slot.gpus}"
     )
     return Problem(
-        "WaitingForSlot",
+        Reason.WAITING_FOR_SLOT,
         f"{text}: the others wait until limits.gpus has room for them, or until the rollout is over",
     )
 

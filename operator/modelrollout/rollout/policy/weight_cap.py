@@ -6,14 +6,15 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import unproven_weight
 from modelrollout.rollout.snapshot import Snapshot
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from modelrollout.rollout.transitions import at_step, enter, reached, weight
 
-OVERRIDDEN = "MetricsOverridden"
-DEMANDED = "MetricsDemanded"
+OVERRIDDEN = Reason.METRICS_OVERRIDDEN
+DEMANDED = Reason.METRICS_DEMANDED
 
 
 def cap_unproven_weight(s: Snapshot, move: Transition, now: datetime) -> Transition:
@@ -29,7 +30,7 @@ def cap_unproven_weight(s: Snapshot, move: Transition, now: datetime) -> Transit
     by_hand = move.status.handled_verbs != s.status.handled_verbs
     last = before.history[-1] if before.history else None
     # a pause step lies between, during which the steps may have been edited
-    if last is not None and last.reason == "PromotedByUser":
+    if last is not None and last.reason == Reason.PROMOTED_BY_USER:
         by_hand = by_hand or weight(move.status) <= (last.next_weight or 0)
     if before.stage == "Shadow" and before.shadow is not None:
         # a person promoted it while the mirror still had to be removed

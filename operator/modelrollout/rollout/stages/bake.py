@@ -15,6 +15,7 @@ from modelrollout.api.v1alpha1 import (
     StepStatus,
     seconds,
 )
+from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
@@ -41,7 +42,7 @@ def begin_bake(s: InFlight, now: datetime) -> ModelDeploymentStatus:
     """
     reference = [
         MetricStatus(
-            name=name, verdict="Inconclusive", reason="NoData", message="bake begins", stable=counter
+            name=name, verdict="Inconclusive", reason=Reason.NO_DATA, message="bake begins", stable=counter
         )
         for name, counter in _stable_counts(s.rollout.history).items()
     ]
@@ -103,7 +104,9 @@ def _unmeasured(s: AtStep, assessment: Assessment, now: datetime) -> Transition:
     deadline = s.spec.rollout.progress_deadline
     text = f"not measured until progressDeadline {deadline} after bake: {assessment.message}"
     if s.spec.rollout.on_inconclusive == "Promote" and s.server(s.rollout.revision).ready > 0:
-        status = record(with_metrics(s.status, assessment, now), "Inconclusive", "PromotedByPolicy", now)
+        status = record(
+            with_metrics(s.status, assessment, now), "Inconclusive", Reason.PROMOTED_BY_POLICY, now
+        )
         return _over(s, status, f"as onInconclusive says: {text}", now)
     return handle_inconclusive(s, s.step, assessment.reason, text, now, may_promote=False)
 
@@ -111,7 +114,7 @@ def _unmeasured(s: AtStep, assessment: Assessment, now: datetime) -> Transition:
 def _over(s: AtStep, status: ModelDeploymentStatus, message: str, now: datetime) -> Transition:
     return Transition(
         succeed(s, status, now, "Promoted"),
-        (Event("Promoted", f"revision {rollout_of(status).revision} stays: {message}"),),
+        (Event(Reason.PROMOTED, f"revision {rollout_of(status).revision} stays: {message}"),),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import Step, StepStatus, seconds
+from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.desired.pods import has_pods_for, scaling_problem
 from modelrollout.rollout.plan import Event, Transition
@@ -35,7 +36,7 @@ def canary(s: AtStep, now: datetime) -> Transition:
     """First what ends the canary, then what keeps it where it is, then the next step."""
     step = s.step
     waits_for_a_person = s.rollout.paused_by_user or (
-        step.phase == "Paused" and s.rollout.reason != "PauseStep"
+        step.phase == "Paused" and s.rollout.reason != Reason.PAUSE_STEP
     )
     if step.strategy != stepping.strategy_of(s.spec.rollout) and not waits_for_a_person:
         # spec was edited: counts under the other strategy say nothing about this one
@@ -77,7 +78,7 @@ def _shifting(s: AtStep, now: datetime) -> Transition:
         # a pause must not give a weight that there are no pods for
         step = step if there else stepping.previous_step(step)
         return handle_inconclusive(
-            _at(s, step), step, "TrafficNotShifted", no_verdict(s, message), now, may_promote=False
+            _at(s, step), step, Reason.TRAFFIC_NOT_SHIFTED, no_verdict(s, message), now, may_promote=False
         )
     if there:
         return wait(
@@ -96,7 +97,7 @@ def _paused(s: AtStep, position: stepping.Position, now: datetime) -> Transition
     """
     step = s.step
     status = with_metric_events(s, step, s.assessment, now)
-    if s.rollout.reason != "PauseStep" or s.rollout.paused_by_user:
+    if s.rollout.reason != Reason.PAUSE_STEP or s.rollout.paused_by_user:
         # paused for a cause or by a person: only a person may raise the weight now
         return Transition(status, requeue_after=interval(s))
     pause = steps_of(s)[position.index].pause if position.exact else None
@@ -122,14 +123,14 @@ def _observing(s: AtStep, position: stepping.Position, now: datetime) -> Transit
         status = record(
             with_metrics(s.status, assessment, now),
             assessment.verdict,
-            assessment.reason if proven else "PreviewEnded",
+            assessment.reason if proven else Reason.PREVIEW_ENDED,
             now,
         )
         message = f"step {stepping.step_position(steps, position)} at {step.weight} %: {assessment.message}"
         override = None if proven else "spec.rollout.blueGreen.for"
         return Transition(
             advance(s, status, position, now, override),
-            (Event("StepPassed" if proven else "PreviewEnded", message),),
+            (Event(Reason.STEP_PASSED if proven else Reason.PREVIEW_ENDED, message),),
         )
     if not proven and remaining(s, now) <= 0 and not (soaks and stay > 0):
         return handle_inconclusive(s, step, assessment.reason, no_verdict(s, assessment.message), now)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import EvaluationEvidence
+from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.requirements import golden_violation
 from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
@@ -45,7 +46,8 @@ def evaluate(s: InFlight, now: datetime) -> Transition:
 def _event(evidence: EvaluationEvidence) -> Event:
     against = f", stable {evidence.stable_accuracy:.4f}" if evidence.stable_accuracy is not None else ""
     return Event(
-        "Evaluated", f"golden accuracy {evidence.accuracy or 0:.4f}{against} on {evidence.samples} samples"
+        Reason.EVALUATED,
+        f"golden accuracy {evidence.accuracy or 0:.4f}{against} on {evidence.samples} samples",
     )
 
 

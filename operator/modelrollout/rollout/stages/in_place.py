@@ -8,6 +8,7 @@ fits on no node.
 from __future__ import annotations
 
 from modelrollout.api.v1alpha1 import InPlaceStatus
+from modelrollout.reasons import Reason
 from modelrollout.rollout.desired.pods import canary_room, replicas_with_traffic, stable_floor
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.snapshot import baseline
@@ -15,7 +16,7 @@ from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from modelrollout.rollout.transitions import change
 from modelrollout.rollout.views import InFlight
 
-UNSCHEDULABLE = frozenset({"Unschedulable", "InsufficientGPU"})
+UNSCHEDULABLE = frozenset({Reason.UNSCHEDULABLE, Reason.INSUFFICIENT_GPU})
 
 
 def release_stable_pods(s: InFlight) -> Transition | None:
@@ -44,7 +45,7 @@ def release_stable_pods(s: InFlight) -> Transition | None:
         )
         return Transition(
             change(s.status, in_place=InPlaceStatus(previous_stable_replicas=of, stable_replicas=of)),
-            (Event("InPlace", text),),
+            (Event(Reason.IN_PLACE, text),),
             CHECK_SECONDS,
         )
     wanted = replicas_with_traffic(s)[rollout.revision or ""]
@@ -57,6 +58,6 @@ def release_stable_pods(s: InFlight) -> Transition | None:
     )
     return Transition(
         change(s.status, in_place=at.model_copy(update={"stable_replicas": keeps})),
-        (Event("InPlace", text),),
+        (Event(Reason.IN_PLACE, text),),
         CHECK_SECONDS,
     )

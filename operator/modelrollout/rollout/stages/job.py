@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.snapshot import JobState, Problem, since
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS, wait, wait_or_fail
@@ -21,7 +22,7 @@ SOON_SECONDS = 2.0  # until the next pass, for the reason why a Job was queued
 # harmless.
 LOST_SECONDS = 60.0
 RESULT_LOST = Problem(
-    "ResultLost", "the Job's result was lost with its pod; see what deletes pods in this namespace"
+    Reason.RESULT_LOST, "the Job's result was lost with its pod; see what deletes pods in this namespace"
 )
 
 
@@ -57,9 +58,9 @@ def failed_job(s: InFlight, work: JobState, now: datetime) -> Transition:
     outside, or whose pod is not its own, runs again.
     """
     result, problem = work.result, work.problem
-    if problem and problem.reason in ("Killed", "PodForeign"):
+    if problem and problem.reason in (Reason.KILLED, Reason.POD_FOREIGN):
         return retry_job(s, now, problem)
-    reason = result.reason if result else problem.reason if problem else "JobFailed"
+    reason = result.reason if result else problem.reason if problem else Reason.JOB_FAILED
     message = (
         result.message
         if result

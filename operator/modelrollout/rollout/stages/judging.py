@@ -11,6 +11,7 @@ from datetime import datetime
 from modelrollout.analysis.eta import counted_seconds, paces
 from modelrollout.analysis.judge import LIMIT_EXCEEDED
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Stage, StepStatus, seconds
+from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy as stepping
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of, unproven_weight
@@ -22,7 +23,7 @@ from modelrollout.rollout.views import AtStep, InFlight
 
 # An unchanged measurement is written to status at most this often.
 REWRITE_SECONDS = 60.0
-UNREACHABLE = "DeadlineUnreachable"
+UNREACHABLE = Reason.DEADLINE_UNREACHABLE
 # The rate of samples is trusted after this time, and this share of progressDeadline.
 PLAN_AFTER_SECONDS, PLAN_AFTER_SHARE = 60.0, 0.05
 PLAN_SLACK = 1.25  # a deadline counts as out of reach once the estimate exceeds it by this factor
@@ -36,7 +37,7 @@ def interval(s: InFlight) -> float:
 
 def assessment_of(s: InFlight, metrics: Iterable[MetricStatus]) -> Assessment:
     """The assessment of this pass; an Error that keeps ``metrics`` if nothing was measured."""
-    return s.assessment or Assessment("Error", "NoData", "nothing was measured", tuple(metrics))
+    return s.assessment or Assessment("Error", Reason.NO_DATA, "nothing was measured", tuple(metrics))
 
 
 def error_without_pods(s: InFlight, assessment: Assessment) -> Assessment:
@@ -117,14 +118,14 @@ def handle_inconclusive(
     """
     then, server = s.spec.rollout.on_inconclusive, s.server(s.rollout.revision)
     status = with_metrics(s.status, s.assessment, now) if s.assessment else s.status
-    event = Event("Inconclusive", text, "Warning")
+    event = Event(Reason.INCONCLUSIVE, text, "Warning")
     if then == "Promote" and may_promote and step.phase == "Observing" and server.ready > 0:
         steps = steps_of(s)
         position = stepping.locate(steps, step)
         label = stepping.step_position(steps, position)
         onward = advance(
             s,
-            record(status, "Inconclusive", "PromotedByPolicy", now),
+            record(status, "Inconclusive", Reason.PROMOTED_BY_POLICY, now),
             position,
             now,
             f"onInconclusive Promote at {label}",
@@ -132,10 +133,10 @@ def handle_inconclusive(
         why = unproven_weight(s, onward)
         if why is None:
             unproven = f"step {label} goes on unproven, as onInconclusive says: {reason}: {text}"
-            return Transition(onward, (Event("PromotedByPolicy", unproven, "Warning"),))
+            return Transition(onward, (Event(Reason.PROMOTED_BY_POLICY, unproven, "Warning"),))
         text = f"{text}; {why}"
         paused = _pause(record(status, "Inconclusive", reason, now), step, "Inconclusive", text)
-        return Transition(paused, (Event("Inconclusive", text, "Warning"),))
+        return Transition(paused, (Event(Reason.INCONCLUSIVE, text, "Warning"),))
     status = record(status, "Inconclusive", reason, now)
     if then == "Rollback":
         return Transition(revert(status, now, "RolledBack", reason, text), (event,))

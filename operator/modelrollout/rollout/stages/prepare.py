@@ -15,6 +15,7 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.results import Search, TaskResult
+from modelrollout.reasons import Reason
 from modelrollout.rollout.compatibility import interface_change, served_interface
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.snapshot import Problem, baseline, stamp
@@ -26,7 +27,7 @@ from modelrollout.rollout.stages.waiting import wait, wait_or_fail
 from modelrollout.rollout.transitions import change, enter, fail
 from modelrollout.rollout.views import InFlight
 
-_TOGETHER = "PreparedTogether"
+_TOGETHER = Reason.PREPARED_TOGETHER
 
 
 def prepare(s: InFlight, now: datetime) -> Transition:
@@ -56,7 +57,7 @@ def prepare(s: InFlight, now: datetime) -> Transition:
             s,
             taken,
             now,
-            Event("Prepared", f"reused from ModelDeployment {shared.by}, which requested the same"),
+            Event(Reason.PREPARED, f"reused from ModelDeployment {shared.by}, which requested the same"),
         )
     if shared.by is not None:
         text = (
@@ -93,7 +94,7 @@ def _onward(s: InFlight, artifact: ArtifactEvidence, now: datetime, *events: Eve
                 "inputs and outputs were not compared with those of stable, since an older operator prepared"
                 " one of the two"
             )
-            events = (*events, Event("SignatureUnknown", text))
+            events = (*events, Event(Reason.SIGNATURE_UNKNOWN, text))
     following: Stage = "Tune" if is_wanted(s) else "Provision"
     return Transition(enter(s.status, following, now, artifact=artifact, queue=queued(s, now)), events)
 
@@ -150,9 +151,9 @@ def _gate_event(evidence: ArtifactEvidence) -> Event:
         f" bytes{f', auto took {evidence.search.chosen}' if evidence.search else ''}"
     )
     if not evidence.metrics:
-        return Event("Prepared", f"{size}, no gate")
+        return Event(Reason.PREPARED, f"{size}, no gate")
     metrics = ", ".join(f"{m.name} {m.before:.4f} -> {m.after:.4f}" for m in evidence.metrics)
-    return Event("Prepared", f"{size}, {metrics} on {evidence.samples} samples")
+    return Event(Reason.PREPARED, f"{size}, {metrics} on {evidence.samples} samples")
 
 
 PREPARE = StageSpec(

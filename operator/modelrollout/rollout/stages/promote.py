@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import Outcome, RolloutStatus
+from modelrollout.reasons import Reason
 from modelrollout.rollout.desired.pods import has_all_pods, scaling_problem
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.snapshot import NOT_READY, Snapshot, baseline, since
@@ -33,7 +34,7 @@ def promote(s: InFlight, now: datetime) -> Transition:
     if s.spec.rollout.bake is not None and baseline(s) is not None and not proven:
         return Transition(
             begin_bake(s, now),
-            (Event("BakeStarted", f"revision {rollout.revision} has all traffic and is watched"),),
+            (Event(Reason.BAKE_STARTED, f"revision {rollout.revision} has all traffic and is watched"),),
         )
     outcome: Outcome = "Stable" if proven or s.status.stable is None else "Promoted"
     return Transition(
@@ -75,7 +76,7 @@ def end_revert(s: Snapshot, rollout: RolloutStatus, now: datetime) -> Transition
         return Transition(s.status, requeue_after=left)
     ended = enter(s.status, "Failed", now, reason=rollout.reason, message=rollout.message, step=None)
     event = Event(
-        rollout.outcome or "RolledBack",
+        rollout.outcome or Reason.ROLLED_BACK,
         f"revision {rollout.revision}: {rollout.message}; stable has all traffic",
         "Warning",
     )

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, SlotStatus, seconds
+from modelrollout.reasons import Reason
 from modelrollout.rollout.desired.pods import replicas_with_traffic
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.requirements import gpus_of_spec, too_small
@@ -46,11 +47,11 @@ def provision(s: InFlight, now: datetime) -> Transition:
     problem = server.problem
     if (
         problem is not None
-        and problem.reason == "Unschedulable"
+        and problem.reason == Reason.UNSCHEDULABLE
         and s.gpus is not None
         and s.gpus.free < s.gpus.needed
     ):
-        problem = Problem("InsufficientGPU", f"{_numbers(s.gpus)}; {problem.message}")
+        problem = Problem(Reason.INSUFFICIENT_GPU, f"{_numbers(s.gpus)}; {problem.message}")
     limit = s.spec.rollout.unscheduled_deadline
     if problem is not None and problem.reason in UNSCHEDULABLE and limit is not None:
         left = seconds(limit) - since(rollout.since, now)
@@ -94,7 +95,7 @@ def in_queue(s: InFlight, queue: QueueStatus, now: datetime) -> Transition:
     are free.
     """
     if freeze := active_freeze(s.rules, now):
-        return wait(s, Problem("Frozen", freeze.message), min(CHECK_SECONDS, freeze.left(now)))
+        return wait(s, Problem(Reason.FROZEN, freeze.message), min(CHECK_SECONDS, freeze.left(now)))
     gpus = sum(gpus_of_spec(s.spec).values())
     if gpus != queue.gpus:  # replicas were edited or scaled meanwhile
         return Transition(change(s.status, queue=queue.model_copy(update={"gpus": gpus})))
@@ -113,7 +114,7 @@ def in_queue(s: InFlight, queue: QueueStatus, now: datetime) -> Transition:
                 "spec.serving.surge is Wait, but the operator may not look at nodes (capacity.lookAtNodes):"
                 " the pods are made at once"
             )
-            events = (Event("CapacityUnknown", text, "Warning"),)
+            events = (Event(Reason.CAPACITY_UNKNOWN, text, "Warning"),)
         elif s.gpus.free < s.gpus.needed:
             return _short(s, queue, s.gpus, now)
     return Transition(
@@ -141,7 +142,7 @@ def _in_line(s: InFlight, queue: QueueStatus, slot: Slot) -> Transition:
     )
     holders = _holders(s.namespace, slot.holders)
     problem = Problem(
-        "WaitingForSlot", f"waiting for a slot of RolloutPolicy {slot.policy}: {place}; {holders}"
+        Reason.WAITING_FOR_SLOT, f"waiting for a slot of RolloutPolicy {slot.policy}: {place}; {holders}"
     )
     moved = wait(s, problem)
     if moved.status is s.status and position == queue.position:
@@ -167,7 +168,7 @@ def _ordinal(n: int) -> str:
 
 
 def _short(s: InFlight, queue: QueueStatus, gpus: Gpus, now: datetime) -> Transition:
-    problem = Problem("InsufficientGPU", _numbers(gpus))
+    problem = Problem(Reason.INSUFFICIENT_GPU, _numbers(gpus))
     limit = s.spec.rollout.unscheduled_deadline or s.spec.rollout.progress_deadline
     if queue.gpu_shortage_since is None:
         moved = wait(s, problem)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.snapshot import rollout_of
 from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
@@ -23,7 +24,7 @@ def resolve(s: InFlight, now: datetime) -> Transition:
             same = enter(s.status, "Done", now, outcome="Stable", sha256=work.result.sha256)
             return Transition(
                 same,
-                (Event("Unchanged", f"the source is still that of stable revision {revision}"),),
+                (Event(Reason.UNCHANGED, f"the source is still that of stable revision {revision}"),),
             )
         return Transition(status)
     if work.state == "Succeeded":

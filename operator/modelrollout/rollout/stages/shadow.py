@@ -12,6 +12,7 @@ from datetime import datetime
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, seconds
+from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.snapshot import Assessment, Problem, shadow_of, since, stamp
 from modelrollout.rollout.stages.judging import (
@@ -29,7 +30,7 @@ from modelrollout.rollout.stages.waiting import CHECK_SECONDS, remaining, wait
 from modelrollout.rollout.transitions import SHADOW_STEP, change, cut, revert
 from modelrollout.rollout.views import InShadow
 
-_NO_COMPARER = Problem("ComparerNotReady", "the comparer's pod is not ready yet")
+_NO_COMPARER = Problem(Reason.COMPARER_NOT_READY, "the comparer's pod is not ready yet")
 
 
 def shadow(s: InShadow, now: datetime) -> Transition:
@@ -61,7 +62,7 @@ def shadow(s: InShadow, now: datetime) -> Transition:
         return _observing(s, now)
     if remaining(s, now) <= 0:
         problem = _obstacle(s) or Problem(
-            "MirrorNotTakenUp", s.traffic.message or "the gateway has not taken the mirror up"
+            Reason.MIRROR_NOT_TAKEN_UP, s.traffic.message or "the gateway has not taken the mirror up"
         )
         return _inconclusive(s, problem.reason, no_verdict(s, problem.message), now)
     return {"Starting": _starting, "Accepted": _accepted, "Mirroring": _mirroring}[at.phase](s, now)
@@ -118,7 +119,7 @@ def _observing(s: InShadow, now: datetime) -> Transition:
     if assessment.verdict == "Successful" and stay <= 0:
         return Transition(
             in_shadow(_with_metric(s.status, assessment, now), "Leaving", now),
-            (Event("ShadowPassed", assessment.message),),
+            (Event(Reason.SHADOW_PASSED, assessment.message),),
         )
     if assessment.verdict != "Successful" and remaining(s, now) <= 0:
         ready = s.server(s.rollout.revision).ready > 0
@@ -151,14 +152,14 @@ def _inconclusive(
     status = _with_metric(s.status, s.assessment, now)
     if s.spec.rollout.on_inconclusive == "Promote" and may_promote:
         event = Event(
-            "PromotedByPolicy",
+            Reason.PROMOTED_BY_POLICY,
             f"the shadow ends unproven, as onInconclusive says: {reason}: {text}",
             "Warning",
         )
         return Transition(
             in_shadow(status, "Leaving", now, override=f"onInconclusive Promote at {SHADOW_STEP}"), (event,)
         )
-    event = Event("Inconclusive", text, "Warning")
+    event = Event(Reason.INCONCLUSIVE, text, "Warning")
     if s.spec.rollout.on_inconclusive == "Rollback":
         return Transition(revert(status, now, "Rejected", reason, text), (event,))
     return Transition(_paused(status, "Inconclusive", f"{text}; promote or abort", now), (event,))

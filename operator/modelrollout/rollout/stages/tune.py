@@ -7,6 +7,7 @@ from datetime import datetime
 from modelrollout.api.v1alpha1 import Tune, TuningEvidence, TuningTrial
 from modelrollout.contract.common import ServingConfig
 from modelrollout.contract.results import TaskResult, TrialResult, TuneResult
+from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.snapshot import SERVED
 from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
@@ -50,7 +51,9 @@ def tune(s: InFlight, now: datetime) -> Transition:
     evidence = _evidence(requested, work.result, work.result.tuned)
     unmet = evidence.configured is not None and evidence.chosen is None and not evidence.configured.within
     event = Event(
-        "ObjectiveUnmet" if unmet else "ServingTuned", evidence.message, "Warning" if unmet else "Normal"
+        Reason.OBJECTIVE_UNMET if unmet else Reason.SERVING_TUNED,
+        evidence.message,
+        "Warning" if unmet else "Normal",
     )
     return Transition(enter(s.status, "Provision", now, tuning=evidence), (event,))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import seconds
+from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.snapshot import Problem, since, stamp
 from modelrollout.rollout.transitions import change, cut, fail
@@ -62,7 +63,7 @@ def wait_or_fail(
     problem = problem or s.write_problem
     if left > 0:
         return wait(s, problem, min(CHECK_SECONDS, left))
-    reason = problem.reason if problem else "ProgressDeadlineExceeded"
+    reason = problem.reason if problem else Reason.PROGRESS_DEADLINE_EXCEEDED
     detail = problem.message if problem else f"still waiting for {waiting_for}"
     message = f"not done within progressDeadline {s.spec.rollout.progress_deadline}: {detail}"
     return Transition(fail(s.status, now, "Failed", reason, message), (Event(reason, message, "Warning"),))

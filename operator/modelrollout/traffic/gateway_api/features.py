@@ -10,6 +10,7 @@ from typing import Any
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.problem import Problem
+from modelrollout.reasons import Reason
 
 # Names of Gateway API features (sigs.k8s.io/gateway-api/pkg/features).
 REQUEST_MIRROR = "HTTPRouteRequestMirror"
@@ -96,4 +97,4 @@ def feature_missing(field: str, facts: GatewayFacts, missing: Iterable[str], rem
         f"{field}: GatewayClass {facts.gateway_class} of Gateway {facts.gateway} (controller"
         f" {facts.controller}) {listed}; {remedy}"
     )
-    return Problem("GatewayFeatureMissing", text)
+    return Problem(Reason.GATEWAY_FEATURE_MISSING, text)

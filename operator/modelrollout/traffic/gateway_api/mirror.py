@@ -21,6 +21,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import MirrorMethod, ModelDeploymentSpec, RevisionRef, Shadow
 from modelrollout.config import OperatorConfig
 from modelrollout.problem import Problem
+from modelrollout.reasons import Reason
 from modelrollout.resources.common import Object, Owner
 from modelrollout.resources.comparer import comparer, comparer_service
 from modelrollout.rollout.snapshot import Server, Snapshot, Split, Traffic, baseline
@@ -62,10 +63,10 @@ def mirror_method(
             "spec.rollout.shadow: only a gateway can mirror, and only HTTP: set spec.traffic.gateway and"
             " http, or leave rollout.shadow out"
         )
-        return Problem("GatewayRequired", text)
+        return Problem(Reason.GATEWAY_REQUIRED, text)
     if facts is None:
         return Problem(
-            "GatewayUnknown", "spec.rollout.shadow: what the gateway supports has not been read yet"
+            Reason.GATEWAY_UNKNOWN, "spec.rollout.shadow: what the gateway supports has not been read yet"
         )
     if isinstance(facts, Problem):
         return facts

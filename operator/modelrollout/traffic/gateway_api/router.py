@@ -13,6 +13,7 @@ from typing import Any
 from modelrollout.api.v1alpha1 import Rollout
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
 from modelrollout.problem import Problem
+from modelrollout.reasons import Reason
 from modelrollout.resources.common import Object, Owner
 from modelrollout.resources.endpoints import narrowed
 from modelrollout.rollout.snapshot import Server, Split, Traffic
@@ -271,6 +272,7 @@ def rejection(kind: str, route: Object) -> Problem | None:
             and c.get("observedGeneration", 0) >= generation
         ):
             return Problem(
-                "RouteNotAccepted", f"the gateway refuses {kind}: {c.get('reason')}: {c.get('message', '')}"
+                Reason.ROUTE_NOT_ACCEPTED,
+                f"the gateway refuses {kind}: {c.get('reason')}: {c.get('message', '')}",
             )
     return None

@@ -30,6 +30,7 @@ from modelrollout.analysis.providers.prometheus import namespace_queries
 from modelrollout.analysis.providers.prometheus.answers import Answer, Series
 from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, ScrapeTarget
 from modelrollout.config import PrometheusConfig
+from modelrollout.reasons import Reason
 
 # a user's query may match everything, and must not exhaust the operator's memory
 MAX_ANSWER_BYTES = 2 << 20
@@ -86,7 +87,11 @@ class PrometheusReader:
             return [self._outage[0] for _ in queries]
         answers = list(await asyncio.gather(*(self._ask(q) for q in queries)))
         outage = next(
-            (a for a in answers if isinstance(a, MeasurementProblem) and a.reason == "ProviderUnreachable"),
+            (
+                a
+                for a in answers
+                if isinstance(a, MeasurementProblem) and a.reason == Reason.PROVIDER_UNREACHABLE
+            ),
             None,
         )
         self._outage = (outage, loop.time() + self._provider.timeout_seconds) if outage else None
@@ -118,7 +123,7 @@ class PrometheusReader:
                 return await loop.run_in_executor(self._pool, self._ask_now, query)
         except TimeoutError:
             return self._problem(
-                "ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s"
+                Reason.PROVIDER_TIMEOUT, f"did not answer within {self._provider.timeout_seconds:g} s"
             )
 
     async def history(self, query: str, times: Sequence[int]) -> dict[int, Answer] | MeasurementProblem:
@@ -138,7 +143,7 @@ class PrometheusReader:
                     )
             except TimeoutError:
                 return self._problem(
-                    "ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s"
+                    Reason.PROVIDER_TIMEOUT, f"did not answer within {self._provider.timeout_seconds:g} s"
                 )
             if isinstance(answers, MeasurementProblem):
                 return answers
@@ -152,7 +157,7 @@ class PrometheusReader:
                 return await asyncio.get_running_loop().run_in_executor(self._pool, self._scrape_now)
         except TimeoutError:
             return self._problem(
-                "ProviderTimeout", f"did not answer within {2 * self._provider.timeout_seconds:g} s"
+                Reason.PROVIDER_TIMEOUT, f"did not answer within {2 * self._provider.timeout_seconds:g} s"
             )
 
     def _scrape_now(self) -> Scrape | MeasurementProblem:
@@ -168,7 +173,7 @@ class PrometheusReader:
                 for t in active
             )
         except (KeyError, TypeError, ValueError):
-            return self._problem("BadAnswer", "lists its targets in a form of its own")
+            return self._problem(Reason.BAD_ANSWER, "lists its targets in a form of its own")
         return Scrape(found, frozenset({t.pool for t in found} - jobs_without_honor_labels(configuration)))
 
     def _history_now(
@@ -191,7 +196,7 @@ class PrometheusReader:
                 for t, value in row["values"]:
                     at[round(float(t))].append(Series(row["metric"], float(value), float(t)))
         except (KeyError, TypeError, ValueError):
-            return self._problem("BadAnswer", "answers a range query with something else than a matrix")
+            return self._problem(Reason.BAD_ANSWER, "answers a range query with something else than a matrix")
         return {t: Answer(tuple(series)) for t, series in at.items()}
 
     def _ask_now(self, query: str) -> Answer | MeasurementProblem:
@@ -213,9 +218,9 @@ class PrometheusReader:
             lambda client: client.custom_query(query, params={"timeout": f"{limit:g}s"}, timeout=timeouts)
         )
         if isinstance(result, MeasurementProblem):
-            broken = result.reason == "ProviderUnreachable" and result.message.endswith(_BROKEN)
+            broken = result.reason == Reason.PROVIDER_UNREACHABLE and result.message.endswith(_BROKEN)
             return (
-                self._problem("ProviderError", f"broke off while it answered: {_BROKEN}")
+                self._problem(Reason.PROVIDER_ERROR, f"broke off while it answered: {_BROKEN}")
                 if broken
                 else result
             )
@@ -227,31 +232,33 @@ class PrometheusReader:
             credentials = self._credentials()
         except OSError as e:
             return self._problem(
-                "ProviderDenied",
+                Reason.PROVIDER_DENIED,
                 f"cannot be asked: its credentials in {e.filename} cannot be read ({e.strerror})",
             )
         try:
             return ask(self._connect(credentials))
         except requests.exceptions.ConnectTimeout:
             return self._problem(
-                "ProviderUnreachable", f"cannot be reached at {self._host()}: no answer to a connection"
+                Reason.PROVIDER_UNREACHABLE, f"cannot be reached at {self._host()}: no answer to a connection"
             )
         except requests.exceptions.Timeout:
             return self._problem(
-                "ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s"
+                Reason.PROVIDER_TIMEOUT, f"did not answer within {self._provider.timeout_seconds:g} s"
             )
         except PrometheusApiClientException as e:
             return self._http_problem(str(e))
         except _TooLargeError as e:
-            return self._problem("QueryRejected", str(e))
+            return self._problem(Reason.QUERY_REJECTED, str(e))
         except requests.exceptions.JSONDecodeError:
             return self._not_prometheus()
         except requests.exceptions.RequestException as e:
             if "ReadTimeoutError" in repr(e):  # while the body was read
                 return self._problem(
-                    "ProviderTimeout", f"did not answer within {self._provider.timeout_seconds:g} s"
+                    Reason.PROVIDER_TIMEOUT, f"did not answer within {self._provider.timeout_seconds:g} s"
                 )
-            return self._problem("ProviderUnreachable", f"cannot be reached at {self._host()}: {_cause(e)}")
+            return self._problem(
+                Reason.PROVIDER_UNREACHABLE, f"cannot be reached at {self._host()}: {_cause(e)}"
+            )
         except (ValueError, KeyError, TypeError, RecursionError):
             return self._not_prometheus()
 
@@ -262,14 +269,14 @@ class PrometheusReader:
                 return Answer((Series({}, float(result[1]), float(result[0])),))
             if len(result) > MAX_SERIES:
                 return self._problem(
-                    "QueryRejected", f"answers with {len(result)} series: aggregate the query to one"
+                    Reason.QUERY_REJECTED, f"answers with {len(result)} series: aggregate the query to one"
                 )
             return Answer(
                 tuple(Series(r["metric"], float(r["value"][1]), float(r["value"][0])) for r in result)
             )
         except (KeyError, IndexError, TypeError, ValueError):
             return self._problem(
-                "BadAnswer",
+                Reason.BAD_ANSWER,
                 "answers with something else than an instant vector or a number: leave range selectors out of"
                 " the query",
             )
@@ -278,20 +285,25 @@ class PrometheusReader:
         match = _STATUS.search(text)
         status = int(match[1]) if match else 0
         if status in (401, 403):
-            return self._problem("ProviderDenied", f"refuses the operator's credentials (HTTP {status})")
+            return self._problem(
+                Reason.PROVIDER_DENIED, f"refuses the operator's credentials (HTTP {status})"
+            )
         if status in (400, 422):
-            return self._problem("QueryRejected", f"rejects the query (HTTP {status}){_error_text(text)}")
+            return self._problem(
+                Reason.QUERY_REJECTED, f"rejects the query (HTTP {status}){_error_text(text)}"
+            )
         if status == 404:
             return self._problem(
-                "BadAnswer", f"has no query API at {self._host()} (HTTP 404): check the URL and its path"
+                Reason.BAD_ANSWER,
+                f"has no query API at {self._host()} (HTTP 404): check the URL and its path",
             )
         if status == 503 and "timed out" in _error_text(text):
-            return self._problem("ProviderTimeout", f"ended the query itself{_error_text(text)}")
-        return self._problem("ProviderError", f"fails (HTTP {status})")
+            return self._problem(Reason.PROVIDER_TIMEOUT, f"ended the query itself{_error_text(text)}")
+        return self._problem(Reason.PROVIDER_ERROR, f"fails (HTTP {status})")
 
     def _not_prometheus(self) -> MeasurementProblem:
         return self._problem(
-            "BadAnswer",
+            Reason.BAD_ANSWER,
             "does not answer in its own format: is the URL that of a Prometheus, or of a page before it?",
         )
 

@@ -16,6 +16,7 @@ from datetime import timedelta
 import promql_parser as promql
 
 from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.reasons import Reason
 
 NAMESPACE_LABEL = "namespace"  # as most scrapes set it (scrape.namespaceLabel)
 USE_A_TEMPLATE = "use a template (spec.rollout.analysis.templates)"
@@ -91,7 +92,7 @@ def confine(query: str, namespace: str, label: str = NAMESPACE_LABEL) -> str | M
         if not all(_bound(selector, namespace, label) for selector in _selectors(_parsed(text))):
             raise _RefusedError(f"it cannot be bound to namespace {namespace}: {USE_A_TEMPLATE}")
     except _RefusedError as e:
-        return MeasurementProblem("QueryNotAllowed", str(e))
+        return MeasurementProblem(Reason.QUERY_NOT_ALLOWED, str(e))
     return text
 
 

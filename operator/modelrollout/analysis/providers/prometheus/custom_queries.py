@@ -13,6 +13,7 @@ from modelrollout.analysis.providers.prometheus.target import ScrapedTarget
 from modelrollout.analysis.target import Target
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import RevisionRef
+from modelrollout.reasons import Reason
 
 PLACEHOLDERS = ("revision", "stable", "version", "stableVersion", "weight", "namespace", "name", "window")
 # seconds: {{window}} of an own query grows no further, so that a query that was accepted stays so
@@ -45,13 +46,14 @@ def custom_query(name: str, query: str, target: ScrapedTarget) -> Query | Measur
     own = query not in target.promql
     if own and target.queries == "Templates":
         return MeasurementProblem(
-            "QueryNotAllowed", f"metric {name}: PromQL of a spec's own is not allowed here; {USE_A_TEMPLATE}"
+            Reason.QUERY_NOT_ALLOWED,
+            f"metric {name}: PromQL of a spec's own is not allowed here; {USE_A_TEMPLATE}",
         )
     unknown = unknown_placeholders(query)
     if unknown:
         known = ", ".join(f"{{{{{p}}}}}" for p in PLACEHOLDERS)
         return MeasurementProblem(
-            "UnknownPlaceholder",
+            Reason.UNKNOWN_PLACEHOLDER,
             f"metric {name}: {{{{{unknown[0]}}}}} means nothing in a query; known are {known}",
         )
     values = _values(
@@ -60,7 +62,7 @@ def custom_query(name: str, query: str, target: ScrapedTarget) -> Query | Measur
     without = next((p for p in _PLACEHOLDER.findall(query) if values[p] is None), None)
     if without is not None:
         return MeasurementProblem(
-            "NoStableData",
+            Reason.NO_STABLE_DATA,
             f"metric {name}: its query names {{{{{without}}}}}, and no stable revision has traffic beside it",
         )
     promql = _substitute(query, values)

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.prometheus.answers import Answer
 from modelrollout.analysis.providers.prometheus.backoff import Pause, after_trouble
+from modelrollout.reasons import Reason
 
 LIMIT_SECONDS = 2.0  # for one query, also passed to Prometheus
 PATIENCE_SECONDS = 0.5  # of a reading: an answer that takes longer is for the next one
@@ -25,7 +26,7 @@ MOST_WAITING = 64  # queries of one namespace
 FRESH_SECONDS = 30.0  # an answer serves every reading for so long, and one reading if it is older
 KEPT_SECONDS = 600.0  # an answer that no reading takes
 KEPT_SERIES = 4  # of an answer: more than one is an error, and its message quotes a few
-_TROUBLE = ("ProviderTimeout", "ProviderError")
+_TROUBLE = (Reason.PROVIDER_TIMEOUT, Reason.PROVIDER_ERROR)
 
 
 class OwnQueries:
@@ -86,7 +87,7 @@ class OwnQueries:
             if (
                 before is not None
                 and isinstance(before[0], MeasurementProblem)
-                and before[0].reason == "QueriesPaused"
+                and before[0].reason == Reason.QUERIES_PAUSED
             ):
                 del self._answers[namespace][key]
             tasks[key] = asyncio.create_task(self._run(namespace, key, promql))
@@ -114,7 +115,7 @@ class OwnQueries:
                 del self._answers[namespace][key]
             return found[0]
         return MeasurementProblem(
-            "QueryPending",
+            Reason.QUERY_PENDING,
             f"Prometheus {self._provider} has not answered yet; own queries of namespace {namespace} are"
             " asked one at a time",
         )
@@ -125,7 +126,7 @@ class OwnQueries:
             return None
         until = datetime.fromtimestamp(pause.until, UTC)
         return MeasurementProblem(
-            "QueriesPaused",
+            Reason.QUERIES_PAUSED,
             f"own queries of namespace {namespace} to Prometheus {self._provider} are paused until"
             f" {until:%H:%M:%S} UTC: one was not answered within {LIMIT_SECONDS:g} s; make it cheaper (fewer"
             " series, shorter ranges), or ask the platform team for a template",

@@ -14,6 +14,7 @@ from modelrollout.analysis.providers.prometheus.promql import READING
 from modelrollout.analysis.providers.prometheus.sources.base import EvidenceSource, NoBoundError, Query
 from modelrollout.analysis.providers.prometheus.target import ScrapedTarget
 from modelrollout.analysis.reading import CounterReading, Reading, Side
+from modelrollout.reasons import Reason
 
 _SHOWN = 300  # characters of a user's query or labels in a message, which is stored in status
 
@@ -62,7 +63,7 @@ def read_counters(query: Query, answer: Answer, target: ScrapedTarget) -> Counte
         }
     except NoBoundError:
         return MeasurementProblem(
-            "NotABucketBound", f"{query.objective:g} s is no bucket bound of the gateway's histogram"
+            Reason.NOT_A_BUCKET_BOUND, f"{query.objective:g} s is no bucket bound of the gateway's histogram"
         )
     except ValueError as e:
         return impossible_counts(f"{query.metric}: {e}")
@@ -73,19 +74,19 @@ def read_value(query: Query, answer: Answer) -> float | MeasurementProblem:
     """The one number of a custom query."""
     if not answer.series:
         return MeasurementProblem(
-            "NoData", f"the query of {query.metric} found nothing: {query.promql[:_SHOWN]}"
+            Reason.NO_DATA, f"the query of {query.metric} found nothing: {query.promql[:_SHOWN]}"
         )
     if len(answer.series) > 1:
         shown = ", ".join(str(dict(s.labels)) for s in answer.series[:3])[:_SHOWN]
         return MeasurementProblem(
-            "SeveralSeries",
+            Reason.SEVERAL_SERIES,
             f"the query of {query.metric} gives {len(answer.series)} series ({shown}): aggregate it to one,"
             " e.g. with sum or max",
         )
     value = answer.series[0].value
     if not math.isfinite(value):
         return MeasurementProblem(
-            "NotANumber",
+            Reason.NOT_A_NUMBER,
             f"the query of {query.metric} gives {value}: often a division by 0; guard the divisor with  > 0",
         )
     return value

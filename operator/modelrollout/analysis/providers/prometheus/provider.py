@@ -28,6 +28,7 @@ from modelrollout.analysis.reading import CounterReading, Reading
 from modelrollout.analysis.target import Target
 from modelrollout.api.v1alpha1 import Counter, Metric
 from modelrollout.config import OperatorConfig, PrometheusConfig
+from modelrollout.reasons import Reason
 from modelrollout.statistics.dispersion import Spread
 
 
@@ -122,14 +123,14 @@ async def read_metrics(
         of_metric = read(plan, answers[metric.name], target)
         whole = of_metric[metric.name]
         if isinstance(whole, MeasurementProblem):
-            if whole.reason == "NotABucketBound":
+            if whole.reason == Reason.NOT_A_BUCKET_BOUND:
                 of_metric = {metric.name: await _with_bounds(reader, plan, whole)}
         elif metric in fresh and isinstance(whole, CounterReading) and _is_unscraped(plan, whole, target):
             text = (
                 f"{metric.name}: Prometheus has not scraped those that count requests yet; counting begins"
                 " when it has"
             )
-            of_metric = {metric.name: MeasurementProblem("NoData", text)}
+            of_metric = {metric.name: MeasurementProblem(Reason.NO_DATA, text)}
         readings |= of_metric
     return {name: _with_usual(reading, usual.get(name)) for name, reading in readings.items()}
 
@@ -152,7 +153,7 @@ async def read_past(
             for t, answer in answers.items():
                 of_metric = read(plan, answer, target)
                 whole = of_metric[metric.name]
-                if isinstance(whole, MeasurementProblem) and whole.reason == "NotABucketBound":
+                if isinstance(whole, MeasurementProblem) and whole.reason == Reason.NOT_A_BUCKET_BOUND:
                     explained = explained or await _with_bounds(reader, plan, whole)
                     of_metric = {metric.name: explained}
                 readings[t] |= of_metric

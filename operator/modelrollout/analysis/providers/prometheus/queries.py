@@ -8,6 +8,7 @@ from modelrollout.analysis.providers.prometheus.sources import source_of
 from modelrollout.analysis.providers.prometheus.sources.base import Query
 from modelrollout.analysis.providers.prometheus.target import ScrapedTarget
 from modelrollout.api.v1alpha1 import Metric
+from modelrollout.reasons import Reason
 
 
 def build(metric: Metric, target: ScrapedTarget, *, baseline: bool) -> Query | MeasurementProblem:
@@ -21,7 +22,7 @@ def build(metric: Metric, target: ScrapedTarget, *, baseline: bool) -> Query | M
     source = source_of(metric.name, target.profile)
     if source is None:
         return MeasurementProblem(
-            "NoSource",
+            Reason.NO_SOURCE,
             f"nothing measures {metric.name}: built in are accuracy, errors and latency; any other metric"
             " needs query: PROMQL",
         )

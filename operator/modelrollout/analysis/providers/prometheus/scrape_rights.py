@@ -11,6 +11,7 @@ from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.base import CountedBy, Doubt
 from modelrollout.api.selectors import fit, parse
 from modelrollout.config import OperatorConfig
+from modelrollout.reasons import Reason
 
 _NAMED = 10  # targets in a line of the log
 _READ = "docs/how-to/install.md, Who may count"
@@ -67,15 +68,15 @@ def doubt(
     }[source]
     if field and not selector:
         return Doubt(
-            "Unverified",
+            Reason.UNVERIFIED,
             f"{field} is not set: whoever Prometheus scrapes may write the counters that this is judged by"
             f" ({_READ})",
         )
     if scrape is None:
-        return Doubt("Unverified", "no Prometheus is configured")
+        return Doubt(Reason.UNVERIFIED, "no Prometheus is configured")
     if isinstance(scrape, MeasurementProblem):
         return Doubt(
-            "Unverified",
+            Reason.UNVERIFIED,
             f"nobody knows whether others count: {scrape.message} when asked for its targets ({_READ})",
         )
     trusted = {*config.scrape.trusted_namespaces, *gateway.namespaces, *feedback.namespaces}
@@ -107,7 +108,7 @@ def doubt(
     fitting = [t for t in scrape.targets if fit(matchers, t.labels)]
     if not fitting:
         return Doubt(
-            "Unverified",
+            Reason.UNVERIFIED,
             f"no target of Prometheus fits {field} {selector}, so nothing is counted: correct it, or have it"
             f" scraped ({_READ})",
         )
@@ -130,4 +131,4 @@ def _foreign(targets: Iterable[ScrapeTarget], what: str, remedy: str) -> Doubt:
         f"targets of Prometheus that {what} ({len(found)}, which the operator's log names): {remedy}"
         f" ({_READ})"
     )
-    return Doubt("ForeignTargets", message, ", ".join(found[:_NAMED]) + more)
+    return Doubt(Reason.FOREIGN_TARGETS, message, ", ".join(found[:_NAMED]) + more)

@@ -33,6 +33,7 @@ from modelrollout.optimizer.steps.auto.plan import SOURCE, Candidate, Means, Out
 from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.steps.definition import StepDefinition
 from modelrollout.optimizer.steps.distributions import INT4, TRAINING, installed
+from modelrollout.reasons import Reason
 from modelrollout.statistics.frontier import OBJECTIVES, Point, choose, cost_of, enough, frontier
 
 # set aside of the data where no calibration data is given, at most a quarter of it
@@ -100,7 +101,7 @@ class _Judge:
         untouched = self._judged(self._before)
         if untouched.decision.verdict != "Successful":
             raise bad_input(
-                "SelectionUnfit",
+                Reason.SELECTION_UNFIT,
                 f"{self._field}: on this data not even the model as it was given passes:"
                 f" {untouched.decision.message}",
             )
@@ -191,7 +192,7 @@ def auto(step: AutoStep, work: StepContext) -> dict[str, Any]:
             files.remove(target)
             outcomes[candidate.name] = "Refused"
             refused[candidate.name] = (
-                f"{error.reason}: {error.message}" if isinstance(error, JobError) else "OutOfMemory"
+                f"{error.reason}: {error.message}" if isinstance(error, JobError) else Reason.OUT_OF_MEMORY
             )
         else:
             made[candidate.name] = found
@@ -276,7 +277,7 @@ def _divided(work: StepContext) -> tuple[Data, Data]:
     count = min(CALIBRATION_SAMPLES, data.n // 4)
     if not count:
         raise bad_input(
-            "SelectionUnfit",
+            Reason.SELECTION_UNFIT,
             f"{work.field}.data: {data.n} samples are too few to search with; give hundreds, better"
             " thousands",
         )

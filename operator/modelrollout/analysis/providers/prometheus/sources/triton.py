@@ -20,6 +20,7 @@ from modelrollout.analysis.providers.prometheus.sources.base import Query, Sides
 from modelrollout.analysis.providers.prometheus.target import ScrapedTarget
 from modelrollout.analysis.reading import CounterReading
 from modelrollout.api.v1alpha1 import Metric
+from modelrollout.reasons import Reason
 
 _SUCCESS, _FAILURE = "nv_inference_request_success", "nv_inference_request_failure"
 _LABELS = ("revision", "model", "version")
@@ -34,7 +35,7 @@ class Triton:
         """Successes and failures for errors; Triton has no histogram for latency."""
         if metric.name != "errors":
             return MeasurementProblem(
-                "NoSource",
+                Reason.NO_SOURCE,
                 "latency needs a gateway with a request histogram: set spec.traffic.gateway, or leave the"
                 " metric out",
             )
