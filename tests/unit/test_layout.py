@@ -60,14 +60,6 @@ def test_layers_stay_apart() -> None:
         sys.path.remove(str(ROOT / "operator"))
 
 
-def test_only_the_handlers_import_kopf() -> None:
-    imports = re.compile(r"^\s*(import|from) kopf\b", re.MULTILINE)
-    importing = [
-        p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if imports.search(p.read_text())
-    ]
-    assert importing == ["controller/watch.py"]
-
-
 def test_the_state_machine_reads_no_clock_and_does_no_io() -> None:
     forbidden = (
         "import asyncio",

@@ -22,7 +22,7 @@ _METADATA = (
     "ownerReferences",
 )  # fmt: skip
 _CONTAINER = ("name", "image", "command", "args", "resources", "restartPolicy")
-# Of a Job's template and its pods: all by which they are compared (``controller.apply.diff``).
+# Of a Job's template and its pods: all by which they are compared (``kube.diff``).
 _OF_JOB = (
     *_CONTAINER, "workingDir", "env", "envFrom", "volumeMounts", "volumeDevices", "lifecycle",
     "securityContext", "livenessProbe", "readinessProbe",

@@ -26,7 +26,7 @@ def run(task: AnyTask, progress: Progress) -> TaskResult:
 
             return prepare(task, progress)
         case FetchTask():
-            from modelrollout.optimizer.store.load_artifact import fetch_repository
+            from modelrollout.optimizer.pipeline.load_artifact import fetch_repository
 
             return fetch_repository(task, progress)
         case CleanTask():

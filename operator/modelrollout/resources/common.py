@@ -5,15 +5,13 @@ a URI.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
-
-from kubernetes.utils.quantity import parse_quantity
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Credentials
 from modelrollout.config import OperatorConfig, StoreConfig
 from modelrollout.contract.common import CREDENTIALS_DIR, Location
+from modelrollout.quantity import quantity
 from modelrollout.telemetry.redaction import mask_uri
 
 Object = dict[str, Any]
@@ -100,7 +98,7 @@ def on_disk(resources: Object, most: str) -> Object:
     placed on nodes that do not report their disk.
     """
     limits, requests = dict(resources.get("limits") or {}), dict(resources.get("requests") or {})
-    limits.setdefault(DISK, max(most, str(requests.get(DISK, most)), key=_quantity))
+    limits.setdefault(DISK, max(most, str(requests.get(DISK, most)), key=quantity))
     requests.setdefault(DISK, "0")
     return resources | {"limits": limits, "requests": requests}
 
@@ -111,10 +109,6 @@ def bounded(volumes: list[Object], most: str) -> list[Object]:
         v if v.get("emptyDir") is None else v | {"emptyDir": {"sizeLimit": most} | v["emptyDir"]}
         for v in volumes
     ]
-
-
-def _quantity(text: str) -> Decimal:
-    return Decimal(parse_quantity(text))  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

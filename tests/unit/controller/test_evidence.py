@@ -17,8 +17,8 @@ from modelrollout.api.v1alpha1 import Optimization, Tune
 from modelrollout.contract.common import CONTAINER_STEP, TASK_ENV
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.results import TaskResult
-from modelrollout.controller.apply.diff import foreign_changes
 from modelrollout.controller.observe.job_state import job_state
+from modelrollout.kube.diff import foreign_changes
 from modelrollout.kube.kinds import JOB, POD
 from modelrollout.kube.objects import Object
 from modelrollout.kube.projection import project

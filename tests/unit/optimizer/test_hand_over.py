@@ -22,8 +22,8 @@ from modelrollout.contract.tasks import FetchTask, PrepareTask
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer.__main__ import run
+from modelrollout.optimizer.passthrough.servable import expect_servable
 from modelrollout.optimizer.pipeline import prepare
-from modelrollout.optimizer.pipeline.servable import expect_servable
 from modelrollout.optimizer.store import artifact
 from modelrollout.optimizer.store.object_store import ObjectStore as Store
 from modelrollout.testing.object_store import SALT, ObjectStore, classifier, dataset, labelled, object_store

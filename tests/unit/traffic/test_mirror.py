@@ -11,7 +11,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import MirrorMethod, RevisionRef, Shadow
 from modelrollout.config import OperatorConfig
 from modelrollout.contract.tasks import CompareTask
-from modelrollout.controller.apply.diff import is_up_to_date
+from modelrollout.kube.diff import is_up_to_date
 from modelrollout.resources.common import Owner
 from modelrollout.rollout.snapshot import Problem, Server
 from modelrollout.testing import builders as b

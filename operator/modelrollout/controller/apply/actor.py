@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelRevisionStatus
 from modelrollout.config import OperatorConfig
-from modelrollout.controller.apply.diff import is_up_to_date
 from modelrollout.controller.apply.prune import no_longer_desired, queued_for_outdated_request
 from modelrollout.controller.apply.render import (
     owner_of,
@@ -28,6 +27,7 @@ from modelrollout.controller.observe.observation import Observation
 from modelrollout.controller.observe.validation import job_violation
 from modelrollout.kube.cache import ObjectCache, revisions_of
 from modelrollout.kube.client import Kube
+from modelrollout.kube.diff import is_up_to_date
 from modelrollout.kube.errors import (
     AlreadyExists,
     Conflict,

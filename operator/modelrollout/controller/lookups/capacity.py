@@ -14,8 +14,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from kubernetes.utils.quantity import parse_quantity
-
 from modelrollout.config import OperatorConfig
 from modelrollout.controller.observe.pods import has_ended
 from modelrollout.kube.client import Kube
@@ -23,6 +21,7 @@ from modelrollout.kube.errors import Forbidden
 from modelrollout.kube.kinds import NODE, POD
 from modelrollout.kube.objects import Object, is_true, labels_of
 from modelrollout.kube.projection import node_for_capacity, pod_for_capacity
+from modelrollout.quantity import quantity
 from modelrollout.rollout.snapshot import Gpus
 
 log = logging.getLogger(__name__)
@@ -110,7 +109,7 @@ def _asks(container: Mapping[str, Any]) -> dict[str, int]:
 
 def _count(quantities: Mapping[str, Any], kind: str) -> int:
     try:
-        return int(parse_quantity(quantities.get(kind, 0)))  # type: ignore[no-untyped-call]
+        return int(quantity(quantities.get(kind, 0)))
     except ValueError:
         return 0
 

@@ -11,7 +11,6 @@ from modelrollout.api import names
 from modelrollout.api.uris import lies_below
 from modelrollout.api.v1alpha1 import EvaluationEvidence
 from modelrollout.contract.exit_codes import ExitCode
-from modelrollout.controller.apply.diff import foreign_changes
 from modelrollout.controller.observe.pods import (
     Ending,
     any_running,
@@ -22,6 +21,7 @@ from modelrollout.controller.observe.pods import (
     starting_since,
     stuck_pod,
 )
+from modelrollout.kube.diff import foreign_changes
 from modelrollout.kube.objects import Object, condition, is_true, label
 from modelrollout.reasons import Reason
 from modelrollout.resources.jobs.common import LABEL_QUEUE, RETRIES

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from modelrollout.contract.results import TaskResult
 from modelrollout.contract.steps import ContainerStep, Step
 from modelrollout.contract.tasks import HANDED_MODEL, IN_DIR
-from modelrollout.optimizer.pipeline.servable import refused
+from modelrollout.optimizer.passthrough.servable import refused
 from modelrollout.optimizer.steps.container import lay_out
 from modelrollout.optimizer.steps.run import Applied, field_of
 from modelrollout.optimizer.store.artifact import REPORT_LIMIT_BYTES, is_name

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 from modelrollout.contract.results import TaskResult
+from modelrollout.optimizer.passthrough.servable import expect_servable, refused
 from modelrollout.optimizer.pipeline import hand_over
 from modelrollout.optimizer.pipeline.report import summary_of
-from modelrollout.optimizer.pipeline.servable import expect_servable, refused
 from modelrollout.optimizer.pipeline.state import (
     Phase,
     PrepareState,

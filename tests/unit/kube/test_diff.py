@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.controller.apply.diff import is_up_to_date
+from modelrollout.kube.diff import is_up_to_date
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def _expect_served(serves: str, config: bytes, files: Collection[str]) -> None:
     """Raise OutputRefused for what this server was not made for, whatever the revision records.
     ``serves``: JSON of Served.
     """
-    from modelrollout.optimizer.pipeline.servable import expect_servable
+    from modelrollout.optimizer.passthrough.servable import expect_servable
 
     try:
         served = None if serves == "{}" else Served.model_validate_json(serves)

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kubernetes.utils.quantity import parse_quantity
-
 from modelrollout.kube.objects import Object
+from modelrollout.quantity import quantity
 
 _EXACT = frozenset({"selector", "matchLabels", "matches"})
 # Fields of a container that decide which program runs. If the template leaves one out, it must not
@@ -51,7 +50,7 @@ def is_up_to_date(live: Any, wanted: Any) -> bool:
         return True
     if isinstance(wanted, int | str) and isinstance(live, int | str) and not isinstance(wanted, bool):
         try:
-            return bool(parse_quantity(live) == parse_quantity(wanted))  # type: ignore[no-untyped-call]
+            return quantity(live) == quantity(wanted)
         except ValueError:
             return False
     return False
