@@ -11,6 +11,7 @@ import pytest
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.snapshot import JobState, Problem
 from modelrollout.rollout.stages.job import LOST_SECONDS, MAX_LOST, job_in_progress
+from modelrollout.rollout.views import InFlight
 from modelrollout.testing import builders as b
 
 STAGES = ("Resolve", "Prepare", "Evaluate")
@@ -63,7 +64,7 @@ def test_a_pod_whose_node_does_not_answer_is_given_up_for_another_job(stage: str
     """
     stuck = (b.at(100).isoformat(), Problem("NodeLost", "pod p on node n"))
     s = at_work(stage, JobState("Running", stuck=stuck))
-    waits = job_in_progress(s, b.at(100 + LOST_SECONDS - 7), "the Job")
+    waits = job_in_progress(InFlight.of(s), b.at(100 + LOST_SECONDS - 7), "the Job")
     assert waits.status == s.status and waits.requeue_after == 7
     after = b.moved(decide(s, b.at(100 + LOST_SECONDS)))
     assert (after.stage, after.attempt) == (stage, 1)

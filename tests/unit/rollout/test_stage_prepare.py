@@ -121,7 +121,7 @@ def test_the_same_work_of_another_is_waited_for_and_taken() -> None:
         "Failed",
         "Rejected",
         "AccuracyLow",
-    ) and "done for other" in (refused.message or "")
+    ) and "ModelDeployment other did" in (refused.message or "")
 
 
 def test_how_long_it_waited_for_another_counts_for_no_deadline_of_its_own() -> None:
