@@ -348,7 +348,7 @@ def test_a_webhook_that_changes_them_is_told_and_not_fought_without_end() -> Non
         operator = Operator(cluster, config())
         assert await operator.settle() == 60.0
         told = isolated(cluster)
-        assert told and "something changes it" in told[2] and ready(cluster) == "True"
+        assert told and "something alters it" in told[2] and ready(cluster) == "True"
 
     run(main())
 

@@ -81,7 +81,7 @@ def test_a_job_without_a_field_for_its_queue_names_what_took_it() -> None:
         job(names.COMPONENT_EVALUATE),
         workload(pending("LocalQueue default is stopped", "Inadmissible"), queue="default"),
     )
-    assert default.message.endswith("have the queue put right") and "spec.optimization" not in default.message
+    assert default.message.endswith("have the queue corrected") and "spec.optimization" not in default.message
     every = queue_reason(
         job(names.COMPONENT_RESOLVE),
         workload(pending("LocalQueue  doesn't exist", "Inadmissible"), queue=None),
