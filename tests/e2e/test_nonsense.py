@@ -131,6 +131,6 @@ def test_where_a_weight_divides_requests_nonsense_fails_on_both_sides_and_a_limi
 
     stage.until("it is paused", paused, 60)
     stalled = stage.condition(NAME, "Stalled")
-    assert stalled["reason"] == "LimitExceeded" and "stable does not keep either" in stalled["message"]
+    assert stalled["reason"] == "LimitExceeded" and "which stable exceeds too" in stalled["message"]
     stage.cluster.modelrollout("abort", NAME, "-n", stage.namespace)
     stage.until("stable has all", lambda: stage.get(NAME)["status"]["rollout"]["stage"] == "Failed")

@@ -95,7 +95,8 @@ def test_labels_own_nothing_and_a_name_that_is_taken_is_told(stage: Stage) -> No
     stage.apply(model(stage))
     message = stage.until_stalled(NAME, "NameTaken")
     assert message.startswith(
-        f"Service {NAME} exists and is not this model's: nothing controls it, and labels do not count;"
+        f"Service {NAME} exists and is not this model's: no controller owns it, and labels do not"
+        " establish ownership;"
         " delete it"
     )
     ready = stage.condition(NAME, "Ready")

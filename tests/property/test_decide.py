@@ -224,7 +224,7 @@ class RolloutMachine(RuleBasedStateMachine):
                 assert former.version != self.world.version
         elif (
             isinstance(plan, Converge)
-            and s.gateway
+            and s.exact_weights
             and plan.desired.split
             and former.route_version == self.world.route_version
         ):

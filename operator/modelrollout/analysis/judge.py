@@ -35,13 +35,13 @@ from modelrollout.statistics.sequential import (
 )
 
 TOLERANCE = 0.1  # of the margin
-# no proof against the canary: stable did not keep the limit at the same time either
+# no proof against the canary: stable exceeded the limit at the same time
 LIMIT_EXCEEDED = Reason.LIMIT_EXCEEDED
 _FAILURE = {"accuracy": Reason.ACCURACY_LOW, "errors": Reason.ERRORS_HIGH, "latency": Reason.LATENCY_HIGH}
 _BAD = {"accuracy": "wrong answers", "errors": "failed requests", "latency": "slow requests"}
 # every other problem is an Error
 _INCONCLUSIVE_PROBLEMS = (Reason.NO_DATA, Reason.NO_STABLE_DATA, Reason.QUERY_PENDING)
-_AT_NOTHING = 2.0  # nats, about: what the mixture of bets costs before evidence grows
+_BASE_COST_NATS = 2.0  # about what the mixture of bets costs before evidence grows
 _LARGEST_PLAN = 10_000_000  # samples; more than this is "never" for a rollout
 
 
@@ -80,21 +80,21 @@ class _Criterion:
         """
         if self.estimate >= self.pass_at:
             return None
-        goal, most = self._enough + _AT_NOTHING, max(_LARGEST_PLAN / total, 2.0)
+        goal, most = self._enough + _BASE_COST_NATS, max(_LARGEST_PLAN / total, 2.0)
         low, high = 1.0, most
         evidence = self.harmless(low)
         while high > 1.05 * low:  # evidence grows about as the counts do, from a little below 0
-            guess = 1.02 * low * goal / max(evidence + _AT_NOTHING, 0.02 * goal)
+            guess = 1.02 * low * goal / max(evidence + _BASE_COST_NATS, 0.02 * goal)
             middle = (
                 min(max(guess, 1.03 * low), 0.98 * high) if high < most else min(max(guess, 1.03 * low), most)
             )
-            found = self.harmless(middle)
-            if found >= self._enough:
+            evidence_at_middle = self.harmless(middle)
+            if evidence_at_middle >= self._enough:
                 high = middle
             elif middle >= most:
                 return None
             else:
-                low, evidence = middle, found
+                low, evidence = middle, evidence_at_middle
         return max(1, ceil((high - 1) * total))
 
 
@@ -109,14 +109,14 @@ def judge(
     alpha: float,
     carried: Sequence[float] = (),
     *,
-    at_once: bool = True,
+    simultaneous: bool = True,
 ) -> MetricStatus:
     """The verdict on one metric. ``weight`` and ``next_weight`` in percent (100 after the last
     step).
 
     ``alpha`` is the metric's share of the rollout's false-alarm budget; ``carried`` the
-    ``log_evidence`` with which its earlier steps ended. ``at_once``: stable was counted at the same
-    time as the canary.
+    ``log_evidence`` with which its earlier steps ended. ``simultaneous``: stable was counted at the
+    same time as the canary.
     """
     if problem is not None:
         verdict: VerdictName = "Inconclusive" if problem.reason in _INCONCLUSIVE_PROBLEMS else "Error"
@@ -130,7 +130,9 @@ def judge(
         )
     if metric.query is not None:
         return _judge_value(metric, value)
-    return _judge_counts(metric, canary or Counter(), stable, weight, next_weight, alpha, carried, at_once)
+    return _judge_counts(
+        metric, canary or Counter(), stable, weight, next_weight, alpha, carried, simultaneous
+    )
 
 
 def _judge_value(metric: Metric, value: float | None) -> MetricStatus:
@@ -158,7 +160,7 @@ def _judge_counts(
     next_weight: int,
     alpha: float,
     carried: Sequence[float],
-    at_once: bool,
+    simultaneous: bool,
 ) -> MetricStatus:
     margin, limit = _margin(metric), _limit(metric)
     compared = stable if margin is not None and stable is not None and stable.total > 0 else None
@@ -191,7 +193,7 @@ def _judge_counts(
     if (
         proven is not None
         and not proven.versus_stable
-        and (why := _no_proof(proven.fail_above, stable, at_once))
+        and (why := _no_proof(proven.fail_above, stable, simultaneous))
     ):
         return status(
             "Failed", LIMIT_EXCEEDED, f"beyond the limit of {_percent(proven.fail_above)}, {why}: {counted}"
@@ -221,14 +223,14 @@ def _judge_counts(
     open_ones = [c for c in criteria if not c.ruled_out]
     if not open_ones:
         reason = Reason.PROVEN_NOT_WORSE if compared is not None else Reason.PROVEN_WITHIN_LIMIT
-        return status("Successful", reason, f"no more harm than allowed at weight {next_weight}: {counted}")
+        return status("Successful", reason, f"excess harm ruled out at weight {next_weight}: {counted}")
     needed = [c.needed(canary.total) for c in open_ones]
     more = None if None in needed else max(n for n in needed if n is not None)
     wanted = "; ".join(f"{_percent(c.pass_at)} must be ruled out" for c in open_ones)
     how = (
-        f"about {more} more samples at the present rates"
+        f"about {more} more samples at the current rates"
         if more is not None
-        else "at the present rates no number of samples will do"
+        else "cannot pass at the current rates, however many samples arrive"
     )
     return status(
         "Inconclusive", Reason.NOT_YET_PROVEN, f"{how}: {counted}; {wanted} for weight {next_weight}", more
@@ -252,18 +254,18 @@ def _criteria(
     # Stable shows how requests fail together here. A canary that starts to fail would look like one
     # large cluster.
     usual = canary if stable is None else stable
-    apart = dispersion(spread_of(usual))
-    bad, total = canary.bad / apart, canary.total / apart
-    found = []
+    dispersion_factor = dispersion(spread_of(usual))
+    bad, total = canary.bad / dispersion_factor, canary.total / dispersion_factor
+    criteria = []
     if stable is not None and margin is not None:
         other_bad, other_total, above, at = (
-            stable.bad / apart,
-            stable.total / apart,
+            stable.bad / dispersion_factor,
+            stable.total / dispersion_factor,
             TOLERANCE * margin,
             min(1.0, margin * scale),
         )
         worse = log_evidence(bad, total, other_bad, other_total, above)
-        found.append(
+        criteria.append(
             _Criterion(
                 worse,
                 over_steps(worse, carried),
@@ -279,7 +281,7 @@ def _criteria(
     if limit is not None:
         largest = min(1.0, limit * scale)
         worse = share_log_evidence(bad, total, limit)
-        found.append(
+        criteria.append(
             _Criterion(
                 worse,
                 over_steps(worse, carried if margin is None else ()),
@@ -292,16 +294,16 @@ def _criteria(
                 False,
             )
         )
-    return found
+    return criteria
 
 
-def _no_proof(limit: float, stable: Counter | None, at_once: bool) -> str | None:
+def _no_proof(limit: float, stable: Counter | None, simultaneous: bool) -> str | None:
     """Why exceeding an absolute limit is no proof against the canary: what clients send may exceed
     it on both sides.
     """
-    if stable is None or not stable.total or not at_once:
+    if stable is None or not stable.total or not simultaneous:
         return "and nothing of stable was counted at the same time"
-    return "which stable does not keep either" if stable.bad / stable.total > limit else None
+    return "which stable exceeds too" if stable.bad / stable.total > limit else None
 
 
 def _margin(metric: Metric) -> float | None:
@@ -345,4 +347,4 @@ def _percent(share: float) -> str:
 
 
 def _points(share: float) -> str:
-    return f"{100 * share:.2g} points"
+    return f"{100 * share:.2g} percentage points"

@@ -101,10 +101,10 @@ def judge_all(
     next_weight: int,
     now: datetime,
     *,
-    at_once: bool = True,
+    simultaneous: bool = True,
 ) -> list[MetricStatus]:
     """A verdict on each part. ``before``: the metrics as the step's status has them; weights in
-    percent; ``at_once`` as of ``judge``.
+    percent; ``simultaneous`` as of ``judge``.
     """
     known = {m.name: m for m in before}
 
@@ -121,7 +121,7 @@ def judge_all(
             next_weight,
             part.alpha,
             earlier,
-            at_once=at_once,
+            simultaneous=simultaneous,
         )
         return _as_part(part, judged, known.get(part.name), now)
 

@@ -74,9 +74,9 @@ def judge_agreement(
         return status("Successful", Reason.SHADOW_AGREES, counted)
     needed = _needed(pairs, limit, alpha)
     how = (
-        f"about {needed} more samples at the present rates"
+        f"about {needed} more samples at the current rates"
         if needed is not None
-        else "at the present rates no number of samples will do"
+        else "cannot pass at the current rates, however many samples arrive"
     )
     return status("Inconclusive", Reason.NOT_YET_PROVEN, f"{how}: {counted}", needed)
 

@@ -13,7 +13,7 @@ Flavour = Literal["trees", "tensorflow", "pytorch"]
 
 
 # The image, of the operator's configuration, that a model of this format is converted in.
-FLAVOURS: dict[str, Flavour] = {
+FLAVOUR_BY_FORMAT: dict[str, Flavour] = {
     "SKLearn": "trees",
     "XGBoost": "trees",
     "LightGBM": "trees",

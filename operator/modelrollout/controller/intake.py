@@ -39,12 +39,12 @@ class Intake:
     def __init__(
         self,
         kube: Kube,
-        store: ObjectCache,
+        cache: ObjectCache,
         unread: UnreadableObjects,
         resources: Iterable[Resource],
         wake: Callable[[Key], None],
     ) -> None:
-        self._kube, self._store, self._unread, self._wake = kube, store, unread, wake
+        self._kube, self._cache, self._unread, self._wake = kube, cache, unread, wake
         self._resources = {r.path(None): r for r in resources}
 
     def watched(self, path: str) -> tuple[Resource, str | None] | None:
@@ -90,7 +90,7 @@ class Intake:
         try:
             if type_ != "DELETED" and (problem := unfit(resource, body)):
                 raise UnreadableError(problem)
-            due = self._store.observe(resource, {"type": type_, "object": body})
+            due = self._cache.observe(resource, {"type": type_, "object": body})
             key = owner(resource, body)
         except Exception as e:  # whatever it is: all others go on
             if not isinstance(e, UnreadableError):
@@ -99,7 +99,7 @@ class Intake:
             self._unreadable(resource, decoding.named(body, why), gone=False)
             return
         # otherwise the cache has reported why not
-        if type_ == "DELETED" or self._store.get(resource, namespace, name) is not None:
+        if type_ == "DELETED" or self._cache.get(resource, namespace, name) is not None:
             self._unread.clear(resource, namespace, name, metadata.get("resourceVersion") or "")
         if due and key is not None:
             self._wake(key)
@@ -111,7 +111,7 @@ class Intake:
         The resourceVersion of the list. Raises KubeError.
         """
         asked = self._unread.now()
-        selector = "" if resource.unlabelled else OURS
+        selector = "" if resource.watch_all else OURS
         listing = await self._kube.list(
             resource, namespace, label_selector=selector, keep=partial(project, resource)
         )
@@ -124,11 +124,11 @@ class Intake:
                 unread.add((unfit_object.namespace, unfit_object.name))
             else:
                 items.append(o)
-        for key in self._store.resync(resource, items, listing.resource_version, namespace):
+        for key in self._cache.resync(resource, items, listing.resource_version, namespace):
             self._wake(key)
         places = ((o["metadata"].get("namespace") or "", o["metadata"]["name"]) for o in items)
         # for want of memory; or it went meanwhile
-        left_out = {place for place in places if self._store.get(resource, *place) is None}
+        left_out = {place for place in places if self._cache.get(resource, *place) is None}
         self._unread.listed(resource, namespace, unread | left_out, asked, listing.resource_version)
         return listing.resource_version
 
@@ -138,7 +138,7 @@ class Intake:
             self._unread.clear(resource, unread.namespace, unread.name, unread.version)
         else:
             self._unread.note(resource, unread)
-        if (key := self._store.forget(resource, unread.namespace, unread.name)) is not None:
+        if (key := self._cache.forget(resource, unread.namespace, unread.name)) is not None:
             self._wake(key)
 
 

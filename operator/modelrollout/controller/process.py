@@ -92,11 +92,11 @@ class Operator:
         self._events = Events(kube, instance=identity)
         self._unread = UnreadableObjects(self._events, self._elector.is_leader)
         kube.on_unread = self._unread.note
-        self._store = ObjectCache(self._unread.note)
+        self._cache = ObjectCache(self._unread.note)
         self._assessor = MetricsAssessor(config)
         self._lookups = Lookups(
             kube,
-            self._store,
+            self._cache,
             config,
             lease_namespace,
             self._queue.add_after,
@@ -106,7 +106,7 @@ class Operator:
         self._leading_since: datetime | None = None
         self._reconciler = Reconciler(
             kube=kube,
-            store=self._store,
+            cache=self._cache,
             config=config,
             assessor=self._assessor,
             reporter=self,
@@ -151,7 +151,7 @@ class Operator:
         )
         port = await health.start("0.0.0.0", health_port)
         log.info("health and metrics on port %d", port)
-        self._intake = Intake(self._kube, self._store, self._unread, watched, self._queue.add)
+        self._intake = Intake(self._kube, self._cache, self._unread, watched, self._queue.add)
         registry = watch.registry(self._intake, watched, kubeconfig, context)
         ready = asyncio.Event()
         watching = asyncio.create_task(watch.run(registry, self._config.namespaces, ready, self._identity))
@@ -186,10 +186,10 @@ class Operator:
             return False
         return not resource.optional or await self._kube.has_kind(resource)
 
-    async def post(self, observed: Observation, event: Event) -> None:
+    async def post(self, observation: Observation, event: Event) -> None:
         """An event on the ModelDeployment."""
-        self._metrics.event_posted(observed.snapshot.namespace, event.type, event.reason)
-        await self._events.post(observed.deployment, event.type, event.reason, event.message)
+        self._metrics.event_posted(observation.snapshot.namespace, event.type, event.reason)
+        await self._events.post(observation.deployment, event.type, event.reason, event.message)
 
     async def _contend(self, ready: asyncio.Event) -> None:
         await ready.wait()
@@ -199,7 +199,7 @@ class Operator:
     async def _lead(self) -> None:
         self._leading_since = datetime.now(UTC)
         await self._resync()
-        for o in self._store.all(MODEL_DEPLOYMENT):
+        for o in self._cache.all(MODEL_DEPLOYMENT):
             self._queue.add((o["metadata"]["namespace"], o["metadata"]["name"]))
         self._lookups.policies.mark_as_known()
         self._queue.resume()
@@ -285,9 +285,9 @@ class Operator:
     async def _report_failure(self, key: Key, error: Exception) -> None:
         """Post an Event about a pass that failed unexpectedly."""
         obj = (
-            self._store.get(MODEL_DEPLOYMENT, *key)
+            self._cache.get(MODEL_DEPLOYMENT, *key)
             if key[0]
-            else self._store.get(ROLLOUT_POLICY, None, key[1])
+            else self._cache.get(ROLLOUT_POLICY, None, key[1])
         )
         if obj is not None:
             text = (
@@ -300,13 +300,13 @@ class Operator:
         return dict(
             Counter(
                 (o["metadata"]["namespace"], (o.get("status") or {}).get("phase", "Pending"))
-                for o in self._store.all(MODEL_DEPLOYMENT)
+                for o in self._cache.all(MODEL_DEPLOYMENT)
             )
         )
 
     def _conditions(self) -> dict[tuple[str, str, str], int]:
         return dict(
-            Counter(counted for o in self._store.all(MODEL_DEPLOYMENT) for counted in counted_conditions(o))
+            Counter(counted for o in self._cache.all(MODEL_DEPLOYMENT) for counted in counted_conditions(o))
         )
 
 

@@ -27,15 +27,15 @@ from modelrollout.rollout.desired.traffic import needs_measurement
 from modelrollout.rollout.plan import Converge, Event, Wait, Write
 from modelrollout.rollout.policy.rules import NO_RULES
 from modelrollout.rollout.snapshot import Assessment, Problem, Snapshot
-from modelrollout.rollout.status import exposure_message
+from modelrollout.rollout.status import recorded_network_policy_problem
 
 log = logging.getLogger(__name__)
 LOST_SECONDS = 30.0  # until a status that the API server dropped is written again
 # until a refused write that blocks nothing (NetworkPolicies, names that are taken) is retried
 REFUSED_SECONDS = 60.0
 ROUTES_NARROWED = (
-    "clients now reach what docs/reference/endpoints.md lists and nothing else of the servers; paths that"
-    " name a version, and what manages a server, answer 404"
+    "the routes now let through only the requests that docs/reference/endpoints.md lists; paths that name"
+    " a version, and those that manage a server, answer 404"
 )
 
 
@@ -50,7 +50,7 @@ class Assessor(Protocol):
 class Reporter(Protocol):
     """Posts Kubernetes events; never raises."""
 
-    async def post(self, seen: Observation, event: Event) -> None: ...
+    async def post(self, observation: Observation, event: Event) -> None: ...
 
 
 class Reconciler:
@@ -60,7 +60,7 @@ class Reconciler:
         self,
         *,
         kube: Kube,
-        store: ObjectCache,
+        cache: ObjectCache,
         config: OperatorConfig,
         assessor: Assessor,
         reporter: Reporter,
@@ -69,15 +69,15 @@ class Reconciler:
         may_write: Callable[[], bool],
         leading_since: Callable[[], datetime | None] = lambda: None,
     ) -> None:
-        self._kube, self._store, self._config = kube, store, config
+        self._kube, self._cache, self._config = kube, cache, config
         self._assessor, self._reporter, self._lookups = assessor, reporter, lookups
         self._now, self._may_write, self._leading_since = now, may_write, leading_since
-        self._actor = Actor(kube, store, config, may_write)
+        self._actor = Actor(kube, cache, config, may_write)
         self._gateways = Gateways(kube)
-        # What the last pass could not write, for status. In memory only: the next attempt finds it
-        # again.
+        # Why the last pass could not write a child, or a NetworkPolicy, for status. In memory only:
+        # the next attempt finds it again.
         self._refused: dict[Key, Problem] = {}
-        self._exposed: dict[Key, Problem | None] = {}  # the same of NetworkPolicies
+        self._network_policy_problems: dict[Key, Problem | None] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a ModelDeployment, or over a RolloutPolicy (its key has no namespace).
@@ -87,12 +87,12 @@ class Reconciler:
         if not key[0]:
             return await self._lookups.policies.reconcile(key[1])
         kinds = frozenset([r.kind for r in (HTTP_ROUTE, GRPC_ROUTE) if await self._kube.has_kind(r)])
-        deployment = self._store.get(MODEL_DEPLOYMENT, *key)
+        deployment = self._cache.get(MODEL_DEPLOYMENT, *key)
         await self._lookups.policies.look(key[0])
         rules = self._lookups.policies.rules(deployment) if deployment else NO_RULES
         gateway = await self._gateways.of(deployment)
-        seen = observe(
-            self._store,
+        observation = observe(
+            self._cache,
             key,
             self._config,
             kinds,
@@ -101,9 +101,9 @@ class Reconciler:
             rules,
             self._now(),
         )
-        if seen is None:
+        if observation is None:
             self._refused.pop(key, None)
-            self._exposed.pop(key, None)
+            self._network_policy_problems.pop(key, None)
             self._lookups.slots.forget(key)
             self._lookups.shared_preparations.forget(key)
             if deployment is None:
@@ -111,63 +111,68 @@ class Reconciler:
             return None
         refused = self._refused.get(key)
         try:
-            if self._may_write() and await self._actor.adopt(seen):
+            if self._may_write() and await self._actor.adopt(observation):
                 return 0.0
         except ChildRefused as e:  # the children count as our own nevertheless
             refused = refused or Problem(e.reason, e.message)
         try:
-            if await self._lookups.hostnames.settle(seen):
+            if await self._lookups.hostnames.settle(observation):
                 return 0.0
-            enriched = await self._lookups.enrich(seen)
+            enriched = await self._lookups.enrich(observation)
         except Forbidden as e:
-            enriched = seen.snapshot
+            enriched = observation.snapshot
             refused = Problem(Reason.CHILD_REFUSED, f"Leases of slots and host names: {e.message}")
         s = replace(
             enriched,
             write_problem=refused,
-            exposed=self._exposed.get(key, exposure_message(enriched.status)),
+            network_policy_problem=self._network_policy_problems.get(
+                key, recorded_network_policy_problem(enriched.status)
+            ),
             leading_since=self._leading_since(),
         )
         s = await self._measured(s)
-        seen = replace(seen, snapshot=s)
+        observation = replace(observation, snapshot=s)
         plan = decide(s, self._now())
         if not self._may_write():
             return None  # another replica took the lease during this pass
         match plan:
             case Write():
-                if not await self._transition(seen, plan.status):
+                if not await self._transition(observation, plan.status):
                     return LOST_SECONDS
                 for event in plan.events:
-                    await self._reporter.post(seen, event)
+                    await self._reporter.post(observation, event)
                 return 0.0
             case Converge():
-                return await self._converge(key, seen, plan)
+                return await self._converge(key, observation, plan)
             case Wait():
                 return plan.requeue_after
 
-    async def _converge(self, key: Key, seen: Observation, plan: Converge) -> float | None:
+    async def _converge(self, key: Key, observation: Observation, plan: Converge) -> float | None:
         """Makes the children match; returns the seconds until the next pass."""
         try:
-            narrowed, kept = await self._actor.narrow(seen) if plan.desired.narrow else (False, None)
+            narrowed, first_refusal = (
+                await self._actor.narrow(observation) if plan.desired.narrow else (False, None)
+            )
             if narrowed:
                 await self._reporter.post(
-                    seen,
+                    observation,
                     Event(
-                        Reason.ROUTES_NARROWED, f"{', '.join(seen.snapshot.overly_open)}: {ROUTES_NARROWED}"
+                        Reason.ROUTES_NARROWED,
+                        f"{', '.join(observation.snapshot.overly_open)}: {ROUTES_NARROWED}",
                     ),
                 )
                 return 0.0
-            wrote = await self._isolate(key, seen)
-            acted, refusal = await self._actor.act(seen, plan.desired)
-            wrote, refusal = wrote | acted, kept or refusal
-            wrote |= await self._lookups.slots.acquire_or_release(seen)
+            wrote = await self._isolate(key, observation)
+            acted, refusal = await self._actor.converge(observation, plan.desired)
+            wrote, refusal = wrote | acted, first_refusal or refusal
+            wrote |= await self._lookups.slots.acquire_or_release(observation)
         except ChildRefused as e:
             self._refused[key] = Problem(e.reason, e.message)
             raise
         except Conflict:
             # A child differs from what was observed, so the state may too: no write with a fresh
             # resourceVersion may follow from the old state.
-            await self._look_again(key)
+            await self._refresh(key)
             raise
         news = self._refused.pop(key, None) != refusal
         if refusal is not None:
@@ -176,51 +181,54 @@ class Reconciler:
             return 0.0
         waits = [
             w
-            for w in (plan.requeue_after, REFUSED_SECONDS if refusal or self._exposed.get(key) else None)
+            for w in (
+                plan.requeue_after,
+                REFUSED_SECONDS if refusal or self._network_policy_problems.get(key) else None,
+            )
             if w is not None
         ]
         return min(waits, default=None)
 
-    async def _isolate(self, key: Key, seen: Observation) -> bool:
+    async def _isolate(self, key: Key, observation: Observation) -> bool:
         """Write NetworkPolicies. Also True when the status has to change: the next pass writes
         it.
         """
-        if seen.snapshot.spec is None:  # whom to let in is unknown: the policies stay
+        if observation.snapshot.spec is None:  # whom to let in is unknown: the policies stay
             return False
-        wrote, self._exposed[key] = await self._actor.isolate(seen)
-        return wrote or self._exposed[key] != seen.snapshot.exposed
+        wrote, self._network_policy_problems[key] = await self._actor.isolate(observation)
+        return wrote or self._network_policy_problems[key] != observation.snapshot.network_policy_problem
 
     async def _measured(self, s: Snapshot) -> Snapshot:
         return replace(s, assessment=await self._assessor.assess(s)) if needs_measurement(s) else s
 
-    async def _transition(self, seen: Observation, status: ModelDeploymentStatus) -> bool:
+    async def _transition(self, observation: Observation, status: ModelDeploymentStatus) -> bool:
         """Write the new state, if the object is still as observed. False when the API server
         dropped everything new in it.
         """
-        key = (seen.snapshot.namespace, seen.snapshot.name)
+        key = (observation.snapshot.namespace, observation.snapshot.name)
         try:
             answer = await self._kube.replace_status(
-                MODEL_DEPLOYMENT, {**seen.deployment, "status": status.wire()}
+                MODEL_DEPLOYMENT, {**observation.deployment, "status": status.wire()}
             )
         except Conflict:
-            await self._look_again(key)
+            await self._refresh(key)
             raise
         except NotFound:
-            self._store.gone(MODEL_DEPLOYMENT, *key, seen.deployment["metadata"]["uid"])
+            self._cache.gone(MODEL_DEPLOYMENT, *key, observation.deployment["metadata"]["uid"])
             return True
-        if answer["metadata"]["resourceVersion"] == seen.deployment["metadata"]["resourceVersion"]:
+        if answer["metadata"]["resourceVersion"] == observation.deployment["metadata"]["resourceVersion"]:
             log.error(
-                "the definition of ModelDeployment drops fields of status that this operator writes: install"
-                " the definitions of its release"
+                "the ModelDeployment CRD is older than this operator and drops status fields; apply crds/ of"
+                " this release"
             )
             return False
-        self._store.written(MODEL_DEPLOYMENT, answer, guarded=True)
+        self._cache.written(MODEL_DEPLOYMENT, answer, guarded=True)
         log.info("state: %s", _describe(status))
         return True
 
-    async def _look_again(self, key: Key) -> None:
+    async def _refresh(self, key: Key) -> None:
         with contextlib.suppress(NotFound):  # the watch reports its deletion
-            self._store.read(MODEL_DEPLOYMENT, await self._kube.get(MODEL_DEPLOYMENT, *key))
+            self._cache.read(MODEL_DEPLOYMENT, await self._kube.get(MODEL_DEPLOYMENT, *key))
 
 
 def _describe(status: ModelDeploymentStatus) -> str:

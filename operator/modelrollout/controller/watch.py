@@ -53,7 +53,7 @@ def registry(
         settings.watching.connect_timeout = 10
         settings.watching.chunk_size = 1  # what it would list is listed by the intake, page by page
         for resource in resources:
-            if not resource.unlabelled:
+            if not resource.watch_all:
                 settings.watching.label_selectors[resource.group, resource.version, resource.plural] = OURS
 
     return made

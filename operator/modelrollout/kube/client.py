@@ -1,5 +1,5 @@
-"""A narrow adapter over ``kubernetes.aio``: plain dicts in and out, time-outs on every request, and
-errors with names.
+"""A narrow adapter over ``kubernetes.aio``: plain dicts in and out, a timeout on every request, and
+typed errors.
 
 Bodies and tokens are never logged; the exceptions of ``kubernetes.aio`` (whose text holds body and
 headers) do not leave this module.
@@ -122,7 +122,8 @@ class Kube:
                     raise KubeError(
                         0,
                         "NoCredentials",
-                        f"no kubeconfig at {path}" + ("" if kubeconfig else ", and this is no pod"),
+                        f"no kubeconfig at {path}"
+                        + ("" if kubeconfig else ", and this process does not run in a pod"),
                     )
                 await aio_config.load_kube_config(  # type: ignore[no-untyped-call]
                     config_file=path,
@@ -393,7 +394,7 @@ class Kube:
     ) -> Object:
         raw = await self._request_raw(verb, resource, path, body=body, query=query, content_type=content_type)
         if verb == "delete":
-            return {}  # a Status, or the object as it was: deleted it is in either case
+            return {}  # the answer is a Status or the former object; either way it is deleted
         try:
             return decoding.object_of(_parsed(raw), len(raw))
         except UnreadableError as e:

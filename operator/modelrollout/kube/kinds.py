@@ -1,4 +1,6 @@
-"""The kinds that the operator deals with, one row each: every list of kinds is derived from it."""
+"""The kinds that the operator reads and writes, one row each; its lists of kinds, and its rights,
+follow from this table. The feedback endpoint has the kinds of its reviews in ``feedback.auth``.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ class Resource:
     # not every cluster serves it
     optional: bool = field(default=False, compare=False)
     # watched whole; of other kinds only objects that carry our label
-    unlabelled: bool = field(default=False, compare=False)
+    watch_all: bool = field(default=False, compare=False)
     # belongs to a ModelDeployment, and the operator writes it
     child: bool = field(default=False, compare=False)
     # deleted once it is no longer desired
@@ -65,7 +67,7 @@ ROLLOUT_POLICY = Resource(
     verbs=_READ,
     watched=True,
     optional=True,
-    unlabelled=True,
+    watch_all=True,
 )
 MODEL_DEPLOYMENT = Resource(
     names.GROUP,
@@ -74,7 +76,7 @@ MODEL_DEPLOYMENT = Resource(
     "ModelDeployment",
     verbs=_READ,
     watched=True,
-    unlabelled=True,
+    watch_all=True,
 )
 MODEL_REVISION = Resource(
     names.GROUP,
@@ -83,7 +85,7 @@ MODEL_REVISION = Resource(
     "ModelRevision",
     verbs=_WRITE,
     watched=True,
-    unlabelled=True,
+    watch_all=True,
     child=True,
 )
 # Jobs that have ended stay until their time to live is over.

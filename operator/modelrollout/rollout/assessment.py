@@ -14,7 +14,7 @@ from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.reading import Reading
 from modelrollout.analysis.verdict import combine, parts_of
 from modelrollout.api.v1alpha1 import Metric, MetricStatus
-from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout import strategy
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of
 from modelrollout.rollout.snapshot import Assessment, Snapshot, baseline, since
 from modelrollout.rollout.views import AtStep
@@ -25,7 +25,7 @@ def metrics_due(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
     if a template is missing.
     """
     at = AtStep.of(s)
-    step, analysis = stepping.with_traffic(at.step), at.spec.rollout.analysis
+    step, analysis = strategy.with_traffic(at.step), at.spec.rollout.analysis
     metrics = effective_metrics(analysis, s.templates, s.mandatory)
     if isinstance(metrics, MeasurementProblem):
         return Assessment("Error", metrics.reason, metrics.message, tuple(step.metrics))
@@ -52,7 +52,7 @@ def assess(
     unknown for a replay.
     """
     at = AtStep.of(s)
-    rollout, step, steps = at.rollout, stepping.with_traffic(at.step), steps_of(at)
+    rollout, step, steps = at.rollout, strategy.with_traffic(at.step), steps_of(at)
     bakes = rollout.stage == "Bake"
     counted = counts_of(step.metrics)
     measured = fold_in(readings, counted, stable=baseline(s) is not None and not bakes)
@@ -73,9 +73,9 @@ def assess(
             )
             for name, m in measured.items()
         }
-    onward = stepping.next_weight(steps, stepping.locate(steps, step))
+    onward = strategy.next_weight(steps, strategy.locate(steps, step))
     statuses = judge_all(
-        parts_of(metrics), measured, step.metrics, carried, step.weight, onward, now, at_once=not bakes
+        parts_of(metrics), measured, step.metrics, carried, step.weight, onward, now, simultaneous=not bakes
     )
     verdict = combine(statuses)
     waits = {

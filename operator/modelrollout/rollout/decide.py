@@ -43,15 +43,20 @@ def decide(s: Snapshot, now: datetime) -> Plan:
     if s.spec is None:
         return _without_spec(s, now)
     specified = Specified.of(s)
-    moves = (move for check in CHECKS if (move := check(specified, now)) is not None)
-    move = next(moves, Transition(s.status))
-    move = cap_unproven_weight(s, block_while_frozen(specified, move, now), now)
-    if _replaces_unrecorded(s, move):
+    transitions = (transition for check in CHECKS if (transition := check(specified, now)) is not None)
+    transition = next(transitions, Transition(s.status))
+    transition = cap_unproven_weight(s, block_while_frozen(specified, transition, now), now)
+    if _would_lose_evidence(s, transition):
         return Converge(s.status, desired(specified, now), requeue_after=0.0)
-    status = derive_status(s, move.status, now)
+    status = derive_status(s, transition.status, now)
     if status != s.status:
-        return Write(status, tuple(dict.fromkeys((*move.events, *changed_condition_events(s, status, now)))))
-    waits = [*still_draining(s, now).values(), *([] if move.requeue_after is None else [move.requeue_after])]
+        return Write(
+            status, tuple(dict.fromkeys((*transition.events, *changed_condition_events(s, status, now))))
+        )
+    waits = [
+        *still_draining(s, now).values(),
+        *([] if transition.requeue_after is None else [transition.requeue_after]),
+    ]
     if (not waits and s.spec_problem) or waiting_restart(s, s.status) is not None:
         # the cause may lie in another object, whose events do not wake this ModelDeployment
         waits.append(CHECK_SECONDS)
@@ -64,21 +69,25 @@ def _without_spec(s: Snapshot, now: datetime) -> Plan:
     rollout, with ``abort``.
     """
     verb = verbs.unhandled(s, only=("abort",))
-    move = verbs.carry_out(s, verb, now) if verb else None
+    transition = verbs.carry_out(s, verb, now) if verb else None
     rollout = s.status.rollout
-    if move is None and rollout is not None and rollout.stage == "Revert":
-        move = end_revert(s, rollout, now)
-    status = derive_status(s, move.status if move else s.status, now)
+    if transition is None and rollout is not None and rollout.stage == "Revert":
+        transition = end_revert(s, rollout, now)
+    status = derive_status(s, transition.status if transition else s.status, now)
     if status != s.status:
-        return Write(status, (*(move.events if move else ()), *changed_condition_events(s, status, now)))
+        return Write(
+            status, (*(transition.events if transition else ()), *changed_condition_events(s, status, now))
+        )
     if rollout is not None and rollout.stage == "Revert":
-        return Converge(status, desired_traffic_only(s), requeue_after=move.requeue_after if move else None)
+        return Converge(
+            status, desired_traffic_only(s), requeue_after=transition.requeue_after if transition else None
+        )
     return Converge(status, Desired(narrow=True)) if s.overly_open else Wait(status)
 
 
-def _replaces_unrecorded(s: Snapshot, move: Transition) -> bool:
+def _would_lose_evidence(s: Snapshot, transition: Transition) -> bool:
     """Whether a new rollout would replace one whose evidence its revision does not have yet."""
-    old, new = s.status.rollout, move.status.rollout
+    old, new = s.status.rollout, transition.status.rollout
     return old is not None and new is not None and old.started != new.started and bool(revision_status(s))
 
 
@@ -122,12 +131,12 @@ def end_superseded(s: Specified, now: datetime) -> Transition | None:
         return None
     revision = s.revision(rollout.revision)
     if rollout.mode == "Rollback":
-        same = is_pinned(s) if s.status.pinned else rollout.generation == s.generation
+        still_requested = is_pinned(s) if s.status.pinned else rollout.generation == s.generation
     elif revision is not None:
-        same = revision.is_version(s.spec)
+        still_requested = revision.is_version(s.spec)
     else:
-        same = rollout.input_hash == input_hash(s)
-    if same:
+        still_requested = rollout.input_hash == input_hash(s)
+    if still_requested:
         return None
     message = f"spec (generation {s.generation}) requests another version"
     end = revert if STAGES[rollout.stage].carries_weight else fail
@@ -201,12 +210,12 @@ def start_rollout(s: Specified, now: datetime) -> Transition | None:
     known = known_version(s)
     rollout = status.rollout
     if rollout is not None and rollout.stage == "Failed" and rollout.outcome != "Superseded":
-        same = (
+        still_requested = (
             known is not None and rollout.revision == known.name
             if rollout.revision
             else rollout.input_hash == input_hash(s)
         )
-        if same and not is_declared(s, rollout.reason):
+        if still_requested and not is_declared(s, rollout.reason):
             return None
     if s.spec_problem:
         # No rollout begins, so that one begins by itself once the reason is gone.

@@ -27,7 +27,7 @@ from modelrollout.api.v1alpha1 import (
     RolloutStatus,
 )
 from modelrollout.reasons import Reason
-from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout import strategy
 from modelrollout.rollout.assessment import assess, metrics_due
 from modelrollout.rollout.snapshot import (
     Assessment,
@@ -127,8 +127,8 @@ def replay(
     metrics = effective_metrics(spec.rollout.analysis, {}, ())
     if isinstance(metrics, MeasurementProblem):
         raise ValueError(metrics.message)
-    if stepping.strategy_of(spec.rollout) == "Canary" and not any(
-        s.weight for s in stepping.steps_of(spec.rollout)
+    if strategy.strategy_of(spec.rollout) == "Canary" and not any(
+        s.weight for s in strategy.steps_of(spec.rollout)
     ):
         raise ValueError("spec.rollout.canary.steps: a canary needs at least one weight")
     run = _Run(spec, [p.name for p in parts_of(metrics)], stable, settle_seconds)
@@ -149,7 +149,7 @@ def _unattended(spec: ModelDeploymentSpec) -> ModelDeploymentSpec:
                 "rollout": rollout.model_copy(update={field: trial.model_copy(update={"auto_promote": True})})
             }
         )
-    steps = [s for s in stepping.steps_of(rollout) if s.pause is None or s.pause.duration]
+    steps = [s for s in strategy.steps_of(rollout) if s.pause is None or s.pause.duration]
     canary = (rollout.canary or Canary()).model_copy(update={"steps": steps})
     return spec.model_copy(update={"rollout": rollout.model_copy(update={"canary": canary})})
 
@@ -224,14 +224,14 @@ class _Run:
         # A first revision has nothing to compare with, which the state machine knows as the
         # revision in flight being stable itself.
         stable = RevisionRef(revision="stable" if self._stable else "canary", number=1, since=stamp(now))
-        first = stepping.steps_of(self._spec.rollout)[0]
+        first = strategy.steps_of(self._spec.rollout)[0]
         status = ModelDeploymentStatus(stable=stable, rollout=rollout)
         return at_step(
             status,
             0,
             first.weight or 0,
             now,
-            strategy=stepping.strategy_of(self._spec.rollout),
+            strategy=strategy.strategy_of(self._spec.rollout),
             pause=first.pause is not None,
         )
 
@@ -279,8 +279,8 @@ class _Run:
         metrics: tuple[MetricStatus, ...],
     ) -> None:
         assert self._began is not None
-        steps, step = stepping.steps_of(self._spec.rollout), step_of(status)
-        label = stepping.step_position(steps, stepping.locate(steps, step))
+        steps, step = strategy.steps_of(self._spec.rollout), step_of(status)
+        label = strategy.step_position(steps, strategy.locate(steps, step))
         self._timeline.append(
             Entry(now, (now - self._began).total_seconds(), label, step.weight, what, message, metrics)
         )

@@ -213,7 +213,7 @@ class Slot:
 class Gpus:
     """GPUs of the nodes that a new revision's pods fit on, counted in whole pods."""
 
-    kind: str  # resource name, for example nvidia.com/gpu
+    resource: str  # for example nvidia.com/gpu
     needed: int
     free: int
     total: int
@@ -259,13 +259,15 @@ class Snapshot:
     parse_error: str | None = None  # why spec cannot be read
     # why the last pass could not write a child: quota, admission, a taken name
     write_problem: Problem | None = None
-    exposed: Problem | None = None  # why the last pass could not write or remove a NetworkPolicy
+    # why the last pass could not write or remove a NetworkPolicy
+    network_policy_problem: Problem | None = None
     # weights of the live route (or stable Service), to recover a lost status from
     live_split: Split = ()
     # routes that open more of the servers than clients may use, as "HTTPRoute digits"
     overly_open: tuple[str, ...] = ()
     settle_seconds: float = 3.0
-    gateway: bool = False
+    # whether requests follow the weights; else they follow the numbers of ready pods
+    exact_weights: bool = False
     # when this operator became leader: deadlines must not count time without a leader
     leading_since: datetime | None = None
     rules: Rules = NO_RULES  # of all RolloutPolicies that match
@@ -286,7 +288,7 @@ class Snapshot:
         return self.servers.get(name or "", Server())
 
     @property
-    def candidate(self) -> Server:
+    def candidate_server(self) -> Server:
         """The pods of the latest rollout's revision; zero of zero if there are none."""
         return self.server(self.status.rollout.revision if self.status.rollout else None)
 

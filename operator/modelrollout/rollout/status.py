@@ -20,7 +20,7 @@ from modelrollout.api.v1alpha1 import (
     Strategy,
 )
 from modelrollout.reasons import Reason
-from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout import strategy
 from modelrollout.rollout.desired.pods import real_share
 from modelrollout.rollout.plan import Event
 from modelrollout.rollout.pod_restarts import (
@@ -78,7 +78,7 @@ def derive_status(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> 
     label: str | None = None
     weight: int | None = None
     if rollout and rollout.stage in ("Canary", "Bake") and step and s.spec:
-        label = stepping.step_label(rollout.stage, step, steps_of(Specified.of(s)))
+        label = strategy.step_label(rollout.stage, step, steps_of(Specified.of(s)))
         weight = step.weight
         verdict = rollout.reason or "in progress"
     elif rollout and rollout.stage == "Shadow":
@@ -319,26 +319,26 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
                     ),
                 )
             )
-    if s.exposed:
-        rows.append((ISOLATED, "False", s.exposed.reason, s.exposed.message))
+    if s.network_policy_problem:
+        rows.append((ISOLATED, "False", s.network_policy_problem.reason, s.network_policy_problem.message))
     if flawed := next(
-        ((name, found) for name in alive if (v := s.server(name).version) and (found := known_flaws(v))), None
+        ((name, flaws) for name in alive if (v := s.server(name).version) and (flaws := known_flaws(v))), None
     ):
         rows.append((PATCHED, "False", flawed[1].reason, f"revision {flawed[0]}: {flawed[1].message}"))
     if late := waiting_restart(s, status):
         name, problem = late
         # in these stages s.gpus counts for other pods
-        looked = status.rollout is None or status.rollout.stage not in ("Tune", "Provision")
+        gpus_count = status.rollout is None or status.rollout.stage not in ("Tune", "Provision")
         if (
             problem is not None
             and problem.reason == Reason.UNSCHEDULABLE
-            and looked
+            and gpus_count
             and s.gpus is not None
             and s.gpus.free < s.gpus.needed
         ):
             numbers = (
-                f"{s.gpus.needed} {s.gpus.kind} is needed, {s.gpus.free} of {s.gpus.total} are free on the"
-                f" {s.gpus.nodes} nodes that fit"
+                f"{s.gpus.needed} {s.gpus.resource} is needed, {s.gpus.free} of {s.gpus.total} are free on"
+                f" the {s.gpus.nodes} nodes that fit"
             )
             problem = Problem(
                 Reason.INSUFFICIENT_GPU,
@@ -353,7 +353,7 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
     return rows
 
 
-def exposure_message(status: ModelDeploymentStatus) -> Problem | None:
+def recorded_network_policy_problem(status: ModelDeploymentStatus) -> Problem | None:
     """The NetworkPolicy problem in status, for a new leader that has not written them yet."""
     return next(
         (

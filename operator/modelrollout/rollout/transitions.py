@@ -256,12 +256,12 @@ def record(
     ``next_weight``: the weight that a person approved with it.
     """
     rollout, step = rollout_of(status), step_of(status)
-    bare: dict[str, Any] = {"last": {}, "scraped": None}
+    without_counters: dict[str, Any] = {"last": {}, "scraped": None}
     metrics = [
         m.model_copy(
             update={
-                "canary": m.canary.model_copy(update=bare | {"spread": []}) if m.canary else None,
-                "stable": m.stable.model_copy(update=bare) if m.stable else None,
+                "canary": m.canary.model_copy(update=without_counters | {"spread": []}) if m.canary else None,
+                "stable": m.stable.model_copy(update=without_counters) if m.stable else None,
             }
         )
         for m in step.metrics
@@ -287,7 +287,7 @@ def _within_bounds(history: list[StepEvidence]) -> list[StepEvidence]:
     for evidence in reversed(history):
         room -= _size(evidence)
         if room < 0 and kept:
-            evidence = evidence.model_copy(update={"metrics": _bare(evidence.metrics)})
+            evidence = evidence.model_copy(update={"metrics": _evidence_only(evidence.metrics)})
             more -= _size(evidence)
         kept.append(evidence if more >= 0 else evidence.model_copy(update={"metrics": []}))
     return kept[::-1]
@@ -297,7 +297,7 @@ def _size(evidence: StepEvidence) -> int:
     return len(evidence.model_dump_json(by_alias=True, exclude_none=True))
 
 
-def _bare(metrics: list[MetricStatus]) -> list[MetricStatus]:
+def _evidence_only(metrics: list[MetricStatus]) -> list[MetricStatus]:
     return [
         MetricStatus(name=m.name, verdict=m.verdict, reason=m.reason, log_evidence=m.log_evidence)
         for m in metrics

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RestartStatus, UserPause
 from modelrollout.reasons import Reason
-from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout import strategy
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of, within_window
 from modelrollout.rollout.policy.rules import active_freeze
@@ -95,13 +95,13 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     if full and bakes:
         return f"{verb.revision} has all traffic already; promote ends its bake", None
     steps = steps_of(at)
-    present, position = step_label(at.rollout.stage, at.step, steps), stepping.locate(steps, at.step)
+    present, position = step_label(at.rollout.stage, at.step, steps), strategy.locate(steps, at.step)
     status = record(
         s.status,
         "Inconclusive",
         Reason.PROMOTED_BY_USER,
         now,
-        100 if full else stepping.next_weight(steps, position),
+        100 if full else strategy.next_weight(steps, position),
     )
     if full:
         step = step_of(status).model_copy(update={"override": _override(verb, present)})
@@ -124,7 +124,7 @@ def _is_in_shadow(s: Snapshot, verb: Verb) -> bool:
 def _past_shadow(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     """Remove the mirror from the route; then come the steps, or all traffic."""
     if verb.step != SHADOW_STEP:
-        return f"it means step {verb.step or '(none)'}, the rollout is at step {SHADOW_STEP}", None
+        return f"it names step {verb.step or '(none)'}, but the rollout is at step {SHADOW_STEP}", None
     if shadow_of(s.status).phase == "Leaving":
         return "the shadow has ended already", None
     full = verb.verb == "promote-full"
@@ -146,8 +146,8 @@ def _not_at(s: Snapshot, verb: Verb, *, any_step: bool = False) -> str | None:
     rollout = s.status.rollout
     if _is_in_shadow(s, verb):
         return (
-            f"{verb.revision} is in its shadow, where no client gets its answers, so there is nothing to"
-            " pause: promote or abort"
+            f"{verb.revision} is in its shadow, so no client gets its answers and there is nothing to pause;"
+            " promote or abort it"
         )
     if (
         rollout is None
@@ -159,7 +159,7 @@ def _not_at(s: Snapshot, verb: Verb, *, any_step: bool = False) -> str | None:
     present = step_label(rollout.stage, rollout.step, steps_of(Specified.of(s)))
     if verb.step == present or (any_step and verb.step is None):
         return None
-    return f"it means step {verb.step or '(none)'}, the rollout is at step {present}"
+    return f"it names step {verb.step or '(none)'}, but the rollout is at step {present}"
 
 
 def _pause(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
@@ -208,9 +208,9 @@ def _restart(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
         if before and not (before.done or before.triton_too_old)
         else s.server(verb.revision).restarted
     )
-    asked = RestartStatus(at=stamp(now), previous_at=previous, allow_downtime=downtime)
+    restart = RestartStatus(at=stamp(now), previous_at=previous, allow_downtime=downtime)
     restarts = {name: record for name, record in s.status.restarts.items() if name in s.servers} | {
-        verb.revision: asked
+        verb.revision: restart
     }
     how = "each ends before its successor is there" if downtime else "each ends when its successor is ready"
     text = f"the pods of {verb.revision} are replaced one after the other, {how}"

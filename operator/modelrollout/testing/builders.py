@@ -160,7 +160,9 @@ def snapshot(
     wanted: ModelDeploymentSpec | None, state: ModelDeploymentStatus | None = None, **changes: Any
 ) -> Snapshot:
     """Generation 1 of the ModelDeployment ``ml/digits``."""
-    fields: dict[str, Any] = {"gateway": wanted is not None and wanted.traffic.gateway is not None} | changes
+    fields: dict[str, Any] = {
+        "exact_weights": wanted is not None and wanted.traffic.gateway is not None
+    } | changes
     return Snapshot(
         name=NAME,
         namespace=NAMESPACE,

@@ -482,7 +482,7 @@ class Operator:
         )
         self.reconciler = Reconciler(
             kube=cluster,  # type: ignore[arg-type]
-            store=self.store,
+            cache=self.store,
             config=config,
             assessor=self,
             reporter=self,
@@ -498,7 +498,7 @@ class Operator:
             self._missed.append((resource, event, obj))
             return
         unlabelled = names.LABEL_NAME not in (obj["metadata"].get("labels") or {})
-        if not resource.unlabelled and unlabelled:
+        if not resource.watch_all and unlabelled:
             if self.store.get(resource, obj["metadata"]["namespace"], obj["metadata"]["name"]) is None:
                 return
             event = "DELETED"  # what loses the label leaves the watch
@@ -514,7 +514,7 @@ class Operator:
     async def assess(self, s: Snapshot) -> Assessment | None:
         return self.assessment
 
-    async def post(self, seen: Observation, event: Event) -> None:
+    async def post(self, observation: Observation, event: Event) -> None:
         self.events.append(event)
 
     async def once(self) -> float | None:

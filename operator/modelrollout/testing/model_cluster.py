@@ -30,7 +30,7 @@ from modelrollout.config import OperatorConfig
 from modelrollout.contract.common import ServingConfig
 from modelrollout.contract.results import TaskResult, TrialResult, TuneResult
 from modelrollout.resources.endpoints import matches
-from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout import strategy
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.jobs import stage_job
 from modelrollout.rollout.desired.pods import has_pods_for, replicas_with_traffic, stable_floor
@@ -179,7 +179,7 @@ class ModelCluster:
             ),
             verbs=tuple(v for v in self.verbs.values() if not v.revision or v.revision in self.revisions),
             settle_seconds=SETTLE,
-            gateway=self.spec is not None and self.spec.traffic.gateway is not None,
+            exact_weights=self.spec is not None and self.spec.traffic.gateway is not None,
             spec_problem=self.refusal,
             names_since=self.names_since,
             leading_since=self.leading_since,
@@ -210,12 +210,12 @@ class ModelCluster:
             GatewayRouter(
                 s.name, self.spec.traffic, self.spec.rollout, header_revision(s), preview_revision(s)
             )
-            if s.gateway
+            if s.exact_weights
             else ServiceRouter(
                 s.name, replicas_with_traffic(Specified.of(s)), service_selector(Specified.of(s))
             )
         )
-        if s.gateway:
+        if s.exact_weights:
             router = mirroring = MirrorRouter(router, s.name, self.spec, mirror_of(s), CONFIG)
             missing = (
                 Problem("GatewayFeatureMissing", "it cannot mirror")
@@ -360,14 +360,14 @@ class ModelCluster:
         if revision is not None and self.mirror != revision:
             yield lambda: self._make_mirror(revision)
         if (
-            s.gateway
+            s.exact_weights
             and desired.split
             and (self.route, self.matched, self.route_mirror) != (desired.split, aside, routed)
         ):
             yield lambda: self._apply_route(desired.split, aside, routed)
         if self.preview is not None and desired.preview is None:
             yield lambda: self._show(None)
-        if self.route is not None and (not s.gateway or not desired.split):
+        if self.route is not None and (not s.exact_weights or not desired.split):
             yield self._delete_route
         for name in [n for n in self.servers if n not in desired.servers]:
             yield lambda name=name: self._delete_server(name)  # type: ignore[misc]
@@ -392,10 +392,10 @@ class ModelCluster:
             yield lambda: self.jobs.update({desired.work[1]: JobState("Running")} if desired.work else {})
 
     def wanted_mirror(self, s: Snapshot) -> MirrorTarget | None:
-        return mirror_of(s) if s.gateway else None
+        return mirror_of(s) if s.exact_weights else None
 
     def aside(self, s: Snapshot, desired: Desired) -> tuple[str, str] | None:
-        if desired.matched is None or s.spec is None or s.spec.rollout.ab_test is None or not s.gateway:
+        if desired.matched is None or s.spec is None or s.spec.rollout.ab_test is None or not s.exact_weights:
             return None
         return json.dumps([h.wire() for h in s.spec.rollout.ab_test.headers]), desired.matched
 
@@ -789,7 +789,7 @@ class ModelCluster:
                 else None
             )
             # edited: the trial starts over
-            if old.step.strategy != stepping.strategy_of(self.spec.rollout):
+            if old.step.strategy != strategy.strategy_of(self.spec.rollout):
                 assert (
                     old.step.phase != "Paused"
                     or old.reason == "PauseStep"

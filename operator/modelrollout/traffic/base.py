@@ -10,7 +10,7 @@ from modelrollout.config import OperatorConfig
 from modelrollout.resources.common import Object, Owner
 from modelrollout.rollout.snapshot import Server, Snapshot, Split, Traffic
 
-Seen = Mapping[tuple[str, str], Object]  # objects as last observed, by kind and name
+LiveObjects = Mapping[tuple[str, str], Object]  # objects as last observed, by kind and name
 
 
 class SplitWriter(Protocol):
@@ -21,14 +21,14 @@ class SplitWriter(Protocol):
         them.
         """
 
-    def programmed(self, split: Split, seen: Seen, servers: Mapping[str, Server]) -> Traffic:
-        """Whether the objects ``seen`` carry the split, and the data plane has accepted them."""
+    def programmed(self, split: Split, live: LiveObjects, servers: Mapping[str, Server]) -> Traffic:
+        """Whether the ``live`` objects carry the split, and the data plane has accepted them."""
 
 
 class Router(SplitWriter, Protocol):
     """A ``SplitWriter`` that also mirrors requests to the comparer of a shadow, where it can."""
 
-    def mirror_accepted(self, seen: Seen) -> Traffic:
+    def mirror_accepted(self, live: LiveObjects) -> Traffic:
         """Whether the data plane would take up the mirror that was made."""
 
 
@@ -42,23 +42,29 @@ class RouterKind(Protocol):
     def divides(self, traffic: TrafficSpec) -> bool:
         """Whether this kind divides the requests of such a spec."""
 
-    def live_split(self, name: str, seen: Seen) -> Split | None:
-        """The split that the objects ``seen`` of the ModelDeployment carry now; None where this
-        kind has no objects there.
+    def live_split(self, name: str, live: LiveObjects) -> Split | None:
+        """The split that the ModelDeployment's ``live`` objects carry; None where this kind has no
+        objects there.
         """
 
     def router(
-        self, s: Snapshot, seen: Seen, config: OperatorConfig, *, granted: bool, withheld: frozenset[str]
+        self,
+        s: Snapshot,
+        live: LiveObjects,
+        config: OperatorConfig,
+        *,
+        granted: bool,
+        withheld: frozenset[str],
     ) -> Router:
         """The router for the spec of ``s``.
 
-        ``granted``: spec is valid and owns its host names; without that the objects ``seen`` stay
-        as they are but for weights, and host names in ``withheld`` are taken out.
+        ``granted``: spec is valid and owns its host names; without that only the weights of the
+        ``live`` objects change, and host names in ``withheld`` are taken out.
         """
 
     def frozen(
-        self, s: Snapshot, seen: Seen, config: OperatorConfig, withheld: frozenset[str]
+        self, s: Snapshot, live: LiveObjects, config: OperatorConfig, withheld: frozenset[str]
     ) -> Router | None:
-        """The router where spec is unreadable: the objects ``seen``, with the stable revision. None
+        """The router where spec is unreadable: the ``live`` objects, with the stable revision. None
         where this kind has no objects there.
         """

@@ -12,7 +12,7 @@ from modelrollout.rollout.desired.pods import replicas_with_traffic
 from modelrollout.rollout.desired.traffic import ALL_REVISIONS, service_selector
 from modelrollout.rollout.snapshot import Server, Snapshot, Split, Traffic
 from modelrollout.rollout.views import Specified
-from modelrollout.traffic.base import Router, Seen
+from modelrollout.traffic.base import LiveObjects, Router
 
 
 class ServiceRouter:
@@ -25,9 +25,9 @@ class ServiceRouter:
         """None: every ModelDeployment has the Service."""
         return []
 
-    def programmed(self, split: Split, seen: Seen, servers: Mapping[str, Server]) -> Traffic:
+    def programmed(self, split: Split, live: LiveObjects, servers: Mapping[str, Server]) -> Traffic:
         """The Service selects what it should, and the pods of the split are ready."""
-        service = seen.get(("Service", self._name))
+        service = live.get(("Service", self._name))
         selector = (service or {}).get("spec", {}).get("selector", {})
         if service is None or selector.get(names.LABEL_REVISION) != (
             None if self._selector == ALL_REVISIONS else self._selector
@@ -41,7 +41,7 @@ class ServiceRouter:
             return Traffic(False, "the new revision's pods are not all ready yet")
         return Traffic(True)
 
-    def mirror_accepted(self, seen: Seen) -> Traffic:
+    def mirror_accepted(self, live: LiveObjects) -> Traffic:
         """A Service cannot mirror."""
         return Traffic(False)
 
@@ -55,20 +55,28 @@ class Replicas:
         """Any."""
         return True
 
-    def live_split(self, name: str, seen: Seen) -> Split:
+    def live_split(self, name: str, live: LiveObjects) -> Split:
         """The one revision that the Service selects; none while it selects both."""
-        selector = ((seen.get(("Service", name)) or {}).get("spec") or {}).get("selector") or {}
+        selector = ((live.get(("Service", name)) or {}).get("spec") or {}).get("selector") or {}
         revision = selector.get(names.LABEL_REVISION)
         return ((revision, 100),) if revision else ()
 
     def router(
-        self, s: Snapshot, seen: Seen, config: OperatorConfig, *, granted: bool, withheld: frozenset[str]
+        self,
+        s: Snapshot,
+        live: LiveObjects,
+        config: OperatorConfig,
+        *,
+        granted: bool,
+        withheld: frozenset[str],
     ) -> Router:
         """The Service needs neither a grant nor host names."""
         specified = Specified.of(s)
         return ServiceRouter(s.name, replicas_with_traffic(specified), service_selector(specified))
 
-    def frozen(self, s: Snapshot, seen: Seen, config: OperatorConfig, withheld: frozenset[str]) -> Router:
+    def frozen(
+        self, s: Snapshot, live: LiveObjects, config: OperatorConfig, withheld: frozenset[str]
+    ) -> Router:
         """The Service selects stable."""
         return ServiceRouter(s.name, {}, s.status.stable.revision if s.status.stable else None)
 

@@ -244,11 +244,11 @@ class TestWait:
         assert result.stdout.startswith("done: promote digits-8d1b")
 
     def test_until_it_is_refused_with_the_operators_words(self, cli: Cli, kube: FakeKube) -> None:
-        self.handle(kube, ":refused it means step 2/4, the rollout is at step 3/4: late")
+        self.handle(kube, ":refused it names step 2/4, but the rollout is at step 3/4: late")
         refused(
             cli("promote", "digits", "--wait"),
             "the operator refused",
-            "it means step 2/4, the rollout is at step 3/4: late",
+            "it names step 2/4, but the rollout is at step 3/4: late",
         )
 
     def test_no_longer_than_the_timeout(self, cli: Cli) -> None:

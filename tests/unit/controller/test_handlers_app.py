@@ -84,7 +84,7 @@ def test_an_error_that_nobody_foresaw_is_told_on_the_object(error: Exception) ->
         "kind": "ModelDeployment",
         "metadata": {"namespace": KEY[0], "name": KEY[1], "uid": "u", "resourceVersion": "1"},
     }
-    operator._store.observe(MODEL_DEPLOYMENT, {"type": "ADDED", "object": body})
+    operator._cache.observe(MODEL_DEPLOYMENT, {"type": "ADDED", "object": body})
     with pytest.raises(type(error)):
         asyncio.run(operator._work(KEY))
     ((about, kind, reason, text),) = told

@@ -234,7 +234,7 @@ def test_without_the_right_rollouts_and_rollbacks_go_on_and_it_is_told_until_it_
             told
             and told[:2] == ("False", "ChildRefused")
             and "networkpolicies is forbidden" in told[2]
-            and "can be reached" in told[2]
+            and "are unprotected" in told[2]
         )
         assert [(e.type, e.reason) for e in operator.events if "NetworkPolicy" in e.message] == [
             ("Warning", "ChildRefused")

@@ -161,7 +161,7 @@ def test_a_name_that_is_taken_is_told_and_holds_up_nothing_else(
         told = [e for e in operator.events if e.reason == "NameTaken"]
         assert (
             told
-            and f"{resource.kind} {name} exists and is not this model's: nothing controls it"
+            and f"{resource.kind} {name} exists and is not this model's: no controller owns it"
             in told[0].message
         )
         assert (

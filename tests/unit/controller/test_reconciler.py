@@ -1033,7 +1033,7 @@ def test_a_state_that_the_api_server_does_not_keep_is_no_reason_to_write_for_eve
         cluster.replace_status = pruned  # type: ignore[method-assign]
         assert await operator.once() == 0.0, "it has claimed its host name"
         assert await operator.once() == 30.0
-        assert "install the definitions" in caplog.text and operator.events == []
+        assert "apply crds/" in caplog.text and operator.events == []
 
     asyncio.run(main())
 

@@ -520,7 +520,7 @@ async def test_without_credentials_the_message_says_where_it_looked(
 ) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
-    with pytest.raises(KubeError, match="absent, and this is no pod"):
+    with pytest.raises(KubeError, match="absent, and this process does not run in a pod"):
         await Kube.connect()
     (tmp_path / "broken").write_text("[]")
     with pytest.raises(KubeError):

@@ -33,5 +33,5 @@ def test_every_watched_kind_may_be_listed_and_watched() -> None:
 
 
 def test_all_that_is_watched_is_ours_a_child_or_a_pod() -> None:
-    assert all(r.unlabelled or r.child or r == POD for r in WATCHED)
+    assert all(r.watch_all or r.child or r == POD for r in WATCHED)
     assert all(r.child for r in KINDS if r.pruned or r.guarded)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import get_args
 
 from modelrollout.config import ImagesConfig
-from modelrollout.contract.formats import FLAVOURS, Flavour, SourceFormat
+from modelrollout.contract.formats import FLAVOUR_BY_FORMAT, Flavour, SourceFormat
 from modelrollout.optimizer.formats.registry import BY_NAME, FORMATS
 
 
 def test_every_format_but_onnx_is_in_the_table_once() -> None:
     assert sorted(f.name for f in FORMATS) == sorted(set(get_args(SourceFormat)) - {"ONNX"})
-    assert BY_NAME.keys() == FLAVOURS.keys()
+    assert BY_NAME.keys() == FLAVOUR_BY_FORMAT.keys()
 
 
 def test_every_flavour_has_an_image_and_a_format() -> None:

@@ -732,7 +732,7 @@ def test_time_in_which_nobody_looked_takes_no_stage_its_deadline() -> None:
 
 
 def unreadable(s: Snapshot, **changes: Any) -> Snapshot:
-    return replace(s, spec=None, parse_error="spec.rollout: not valid", gateway=False, **changes)
+    return replace(s, spec=None, parse_error="spec.rollout: not valid", exact_weights=False, **changes)
 
 
 def test_with_an_unreadable_spec_abort_gives_stable_everything() -> None:

@@ -61,7 +61,7 @@ def test_what_is_proven_worse_goes_back_in_a_pause_too() -> None:
 
 
 def test_pause_of_another_step_revision_or_stage_is_refused() -> None:
-    assert "it means step 2/3" in refusal(b.in_canary(verbs=say("pause", "2/3")))
+    assert "it names step 2/3" in refusal(b.in_canary(verbs=say("pause", "2/3")))
     assert "not in a step of a trial" in refusal(b.in_canary(verbs=say("pause", revision=V1)))
     assert "not in a step of a trial" in refusal(b.second("Provision", verbs=say("pause")))
     assert "paused already" in refusal(replace(held(), verbs=say("pause")))
@@ -109,8 +109,8 @@ def test_promote_full_skips_all_steps_and_leaves_a_trace() -> None:
 
 
 def test_it_names_the_step_that_it_means() -> None:
-    assert "it means step 3/3" in refusal(b.in_canary(verbs=say("promote-full", "3/3")))
-    assert "it means step (none)" in refusal(b.in_canary(verbs=say("promote-full")))
+    assert "it names step 3/3" in refusal(b.in_canary(verbs=say("promote-full", "3/3")))
+    assert "it names step (none)" in refusal(b.in_canary(verbs=say("promote-full")))
 
 
 def test_promote_ends_a_bake_and_promote_full_does_not() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from modelrollout.api.v1alpha1.schema import KEYS, ApiModel, LocalName, Name, Sha256, Uri
-from modelrollout.contract.formats import FLAVOURS, Flavour, SourceFormat
+from modelrollout.contract.formats import FLAVOUR_BY_FORMAT, Flavour, SourceFormat
 
 Lineage = Annotated[dict[str, Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=32), KEYS]
 ArrayName = Annotated[str, StringConstraints(max_length=128)]
@@ -93,7 +93,7 @@ class Model(ApiModel):
     @property
     def flavour(self) -> Flavour | None:
         """The image with the libraries that the format is converted with; None: the usual one."""
-        return FLAVOURS.get(self.format or "ONNX")
+        return FLAVOUR_BY_FORMAT.get(self.format or "ONNX")
 
 
 class Data(ApiModel):

@@ -66,7 +66,7 @@ from modelrollout.traffic.gateway_api.routes import backends_of
 
 log = logging.getLogger(__name__)
 
-_UNWRITTEN = "until it is written its pods can be reached as if it were not wanted"
+_UNWRITTEN = "until it is written, its pods are unprotected"
 _UNREMOVED = "it stays in force; grant the right, or delete it by hand"
 
 
@@ -85,49 +85,49 @@ class Actor:
     """Carries out ``Desired``."""
 
     kube: Kube
-    store: ObjectCache
+    cache: ObjectCache
     config: OperatorConfig
     may_write: Callable[[], bool]
 
-    async def narrow(self, observed: Observation) -> tuple[bool, Problem | None]:
+    async def narrow(self, observation: Observation) -> tuple[bool, Problem | None]:
         """Narrow the routes that open more of the servers than clients may request, before any
         write that may be refused. Returns whether something was written, and the first refusal (a
-        route may contain what the operator must not write). A refusal blocks nothing: ``act``
+        route may contain what the operator must not write). A refusal blocks nothing: ``converge``
         rewrites the whole route.
         """
-        wrote, kept = False, None
-        for obj in observed.open_routes:
+        wrote, first_refusal = False, None
+        for obj in observation.open_routes:
             try:
-                wrote |= await self._match(observed, obj)
+                wrote |= await self._match(observation, obj)
             except ChildRefused as e:
-                kept = kept or Problem(e.reason, e.message)
-        return wrote, kept
+                first_refusal = first_refusal or Problem(e.reason, e.message)
+        return wrote, first_refusal
 
-    async def isolate(self, observed: Observation) -> tuple[bool, Problem | None]:
+    async def isolate(self, observation: Observation) -> tuple[bool, Problem | None]:
         """Make the NetworkPolicies match, before the pods that they are for. Returns whether
         something was written, and the first refusal.
 
         A refusal blocks nothing: the cluster may not enforce policies at all, and a rollback must
         not wait for a policy that a webhook or a finalizer blocks.
         """
-        if self.config.network_policies is None or observed.snapshot.spec is None:
+        if self.config.network_policies is None or observation.snapshot.spec is None:
             return False, None
-        wanted = render_network_policies(observed, self.config)
+        wanted = render_network_policies(observation, self.config)
         expected = {o["metadata"]["name"] for o in wanted}
         # Only our own: deleting another owner's policy would open what it closes.
         left = [
             o
-            for (kind, name), o in observed.children.items()
+            for (kind, name), o in observation.children.items()
             if kind == NETWORK_POLICY.kind
             and name not in expected
-            and controller_of(o) == observed.deployment["metadata"]["uid"]
+            and controller_of(o) == observation.deployment["metadata"]["uid"]
         ]
         wrote, problems = False, []
         for obj in (*wanted, *left):
             is_wanted = obj["metadata"]["name"] in expected
             try:
-                if is_wanted and await self._match(observed, obj):
-                    self._is_as_written(obj)
+                if is_wanted and await self._match(observation, obj):
+                    self._expect_stored_unchanged(obj)
                     wrote = True
                 elif not is_wanted:
                     wrote |= await self._delete(NETWORK_POLICY, obj)
@@ -143,12 +143,12 @@ class Actor:
                     break
         return wrote, next(iter(problems), None)
 
-    def _is_as_written(self, policy: Object) -> None:
-        """Raises ChildRefused if something alters the policy: it would be rewritten in every
-        pass.
+    def _expect_stored_unchanged(self, policy: Object) -> None:
+        """Raises ChildRefused if something altered the policy on write: every pass would write it
+        again.
         """
         name = policy["metadata"]["name"]
-        live = self.store.get(NETWORK_POLICY, policy["metadata"]["namespace"], name)
+        live = self.cache.get(NETWORK_POLICY, policy["metadata"]["namespace"], name)
         if live is not None and not network_policies.is_equivalent(live, policy):
             raise ChildRefused(
                 0,
@@ -156,13 +156,14 @@ class Actor:
                 f"NetworkPolicy {name}: something alters it on write (an admission webhook?)",
             )
 
-    async def adopt(self, observed: Observation) -> bool:
+    async def adopt(self, observation: Observation) -> bool:
         """Add the ownerReference to children that are our own by record only
         (``controller.observe.revisions``), and change nothing else of them. Returns whether
         something was written. Raises ChildRefused when everything left to adopt is refused.
         """
-        owner, wrote, refused = owner_of(observed.deployment, MODEL_DEPLOYMENT.kind).reference(), False, None
-        for (kind, name), live in observed.children.items():
+        owner = owner_of(observation.deployment, MODEL_DEPLOYMENT.kind).reference()
+        wrote, refused = False, None
+        for (kind, name), live in observation.children.items():
             if kind == POD.kind or controller_of(live) is not None:
                 continue
             resource, metadata = CHILDREN[kind], live["metadata"]
@@ -174,69 +175,71 @@ class Actor:
             try:
                 answer = await self.kube.merge_patch(resource, metadata["namespace"], name, patch)
             except (Conflict, NotFound):
-                await self._look_again(resource, live)
+                await self._refresh(resource, live)
                 raise
             except (Forbidden, Invalid) as e:
                 refused = refused or _refused(resource, live, e)
                 continue
-            self.store.written(resource, answer, guarded=True)
+            self.cache.written(resource, answer, guarded=True)
             log.info("adopted %s %s", kind, name)
             wrote = True
         if refused is not None and not wrote:
             raise refused
         return wrote
 
-    async def act(self, observed: Observation, desired: Desired) -> tuple[bool, Problem | None]:
-        """Returns whether something was written, and the first refusal that blocks nothing else: a
-        name that is taken, a change of existing servers. Raises KubeError; the next pass continues
-        from what was written.
+    async def converge(self, observation: Observation, desired: Desired) -> tuple[bool, Problem | None]:
+        """Make the children match ``desired``. Returns whether something was written, and the first
+        refusal that blocks nothing else: a name that is taken, a change of existing servers. Raises
+        KubeError; the next pass continues from what was written.
         """
-        matched = _Matched(self, observed)
-        if observed.snapshot.spec is None:
-            for obj in render_traffic(observed, desired) if desired.split else []:
-                await matched.add(obj)
-            return matched.wrote, matched.refused
+        writer = ChildWriter(self, observation)
+        if observation.snapshot.spec is None:
+            for obj in render_traffic(observation, desired) if desired.split else []:
+                await writer.add(obj)
+            return writer.wrote, writer.refused
         if desired.new_revision is not None:
-            await self._create(MODEL_REVISION, render_revision(observed, desired.new_revision, self.config))
+            await self._create(
+                MODEL_REVISION, render_revision(observation, desired.new_revision, self.config)
+            )
             return True, None  # its uid owns the rest
-        rendered = render_children(observed, desired, self.config)
+        rendered = render_children(observation, desired, self.config)
         for obj in rendered:
-            await matched.add(obj)
+            await writer.add(obj)
         wrote = False
         # Deletion comes after: a backend goes only once the route that named it has been rewritten.
-        if not matched.unrouted:
-            for live in list(no_longer_desired(observed, desired, rendered)):
+        if not writer.routes_incomplete:
+            for live in list(no_longer_desired(observation, desired, rendered)):
                 wrote |= await self._delete(CHILDREN[live["kind"]], live)
         for name, status in desired.revision_status.items():
-            wrote |= await self._record(observed, name, status)
+            wrote |= await self._record(observation, name, status)
         for name in desired.forget:
-            wrote |= await self._delete(MODEL_REVISION, observed.children[(MODEL_REVISION.kind, name)])
+            wrote |= await self._delete(MODEL_REVISION, observation.children[(MODEL_REVISION.kind, name)])
         # last: a Job that cannot be created holds up nothing else
-        if desired.work is not None and (job := self._job(observed, *desired.work)) is not None:
-            await matched.add(job)
-        return wrote or matched.wrote, matched.refused
+        if desired.work is not None and (job := self._job(observation, *desired.work)) is not None:
+            await writer.add(job)
+        return wrote or writer.wrote, writer.refused
 
-    def _job(self, observed: Observation, component: str, name: str) -> Object | None:
-        s = observed.snapshot
-        if (JOB.kind, name) not in observed.children and (
+    def _job(self, observation: Observation, component: str, name: str) -> Object | None:
+        s = observation.snapshot
+        if (JOB.kind, name) not in observation.children and (
             problem := job_violation(s, component, self.config)
         ):
             raise ChildRefused(0, problem.reason, problem.message)
         try:
             return render_job(
-                observed,
+                observation,
                 component,
                 name,
                 self.config,
-                of_same_source=lambda sha256: self.store.marked(revisions_of(s.namespace, sha256)),
+                of_same_source=lambda sha256: self.cache.marked(revisions_of(s.namespace, sha256)),
                 salt=secrets.token_hex(8),
             )
         except NotAllowedError as e:
             raise ChildRefused(0, Reason.STORE_NOT_ALLOWED, str(e)) from e
         except ValidationError as e:
             text = (
-                f"the revision was made by another version of the operator: {e.error_count()} fields cannot"
-                " be read; change spec, or go back to it"
+                f"the revision was made by another version of the operator: {e.error_count()} of its fields"
+                " cannot be read; change spec, or install that version again"
             )
             raise ChildRefused(0, Reason.REVISION_UNREADABLE, text) from e
 
@@ -247,13 +250,13 @@ class Actor:
         if not self.may_write():
             raise NotLeading(0, "NotLeading", "another replica leads")
 
-    async def _match(self, observed: Observation, obj: Object) -> bool:
+    async def _match(self, observation: Observation, obj: Object) -> bool:
         kind, name = obj["kind"], obj["metadata"]["name"]
         resource = CHILDREN[kind]
-        live = observed.children.get((kind, name))
+        live = observation.children.get((kind, name))
         if live is not None and kind == JOB.kind:  # immutable, and its name says what it is for
             # it exists, but does not count (controller.observe.job_state)
-            void = observed.snapshot.work.state == "Absent"
+            void = observation.snapshot.work.state == "Absent"
             outdated = void or queued_for_outdated_request(live, obj)
             return await self._delete(resource, live) if outdated else False
         if (
@@ -274,11 +277,11 @@ class Actor:
         try:
             answer = await self._applied(resource, obj, uid, version)
         except Conflict:
-            await self._look_again(resource, obj)
+            await self._refresh(resource, obj)
             raise
         except (Forbidden, Invalid) as e:
             raise _refused(resource, obj, e) from e
-        self.store.written(resource, answer, guarded=guarded)
+        self.cache.written(resource, answer, guarded=guarded)
         log.info("applied %s %s", resource.kind, obj["metadata"]["name"])
 
     async def _applied(self, resource: Resource, obj: Object, uid: str, version: str | None) -> Object:
@@ -304,12 +307,12 @@ class Actor:
         what a newer leader has written.
         """
         name = obj["metadata"]["name"]
-        known = self.store.get(resource, obj["metadata"]["namespace"], name)
+        known = self.cache.get(resource, obj["metadata"]["namespace"], name)
         self._fence()
         try:
             answer = await self.kube.create(resource, obj)
         except AlreadyExists as e:
-            live = await self._look_again(resource, obj)
+            live = await self._refresh(resource, obj)
             if live is not None and not is_deleting(live):
                 if controller_of(live) != controller_of(obj):
                     # otherwise its owner has changed, which the next pass observes
@@ -320,7 +323,7 @@ class Actor:
                     # restore no more than the watch needs.
                     guards = preconditions(live)
                     patch = {"metadata": {"labels": obj["metadata"]["labels"], **guards}}
-                    self.store.written(
+                    self.cache.written(
                         resource,
                         await self.kube.merge_patch(resource, obj["metadata"]["namespace"], name, patch),
                         guarded=True,
@@ -329,27 +332,29 @@ class Actor:
                     # it lost our label, and thus the watch
                     await self._apply(resource, obj, live, guarded=True)
                     return
-            raise Conflict(e.status, "StaleRead", f"{resource.kind} {name} was not in the store") from e
+            raise Conflict(
+                e.status, "StaleRead", f"{resource.kind} {name} was missing from the watch cache"
+            ) from e
         except (Forbidden, Invalid) as e:
             raise _refused(resource, obj, e) from e
-        self.store.written(resource, answer, guarded=True)
+        self.cache.written(resource, answer, guarded=True)
         log.info("created %s %s", resource.kind, name)
 
-    async def _look_again(self, resource: Resource, obj: Object) -> Object | None:
-        """The cache was stale: read the object itself."""
+    async def _refresh(self, resource: Resource, obj: Object) -> Object | None:
+        """Read the object itself into the cache, which was stale."""
         metadata = obj["metadata"]
         try:
             live = await self.kube.get(resource, metadata["namespace"], metadata["name"])
         except NotFound:
-            stored = self.store.get(resource, metadata["namespace"], metadata["name"])
+            stored = self.cache.get(resource, metadata["namespace"], metadata["name"])
             if stored is not None:
-                self.store.gone(resource, metadata["namespace"], metadata["name"], stored["metadata"]["uid"])
+                self.cache.gone(resource, metadata["namespace"], metadata["name"], stored["metadata"]["uid"])
             return None
         except Unreadable as e:
             raise ChildRefused(
                 e.status, Reason.CHILD_UNREADABLE, f"{e.message}; delete it, and it is recreated"
             ) from e
-        self.store.read(resource, live)
+        self.cache.read(resource, live)
         return live
 
     async def _delete(self, resource: Resource, live: Object) -> bool:
@@ -360,20 +365,20 @@ class Actor:
         except NotFound:
             pass
         except Conflict:  # another object has that name by now
-            await self._look_again(resource, live)
+            await self._refresh(resource, live)
             return True
-        self.store.gone(resource, metadata["namespace"], metadata["name"], metadata["uid"])
+        self.cache.gone(resource, metadata["namespace"], metadata["name"], metadata["uid"])
         log.info("deleted %s %s", resource.kind, metadata["name"])
         return True
 
-    async def _record(self, observed: Observation, name: str, status: ModelRevisionStatus) -> bool:
+    async def _record(self, observation: Observation, name: str, status: ModelRevisionStatus) -> bool:
         """Write a revision's status, and copy a final outcome into its annotations, because a
         backup restores no status.
 
         The copy comes first: if only that is written, the status still differs, and the next pass
         does both.
         """
-        before = observed.children.get((MODEL_REVISION.kind, name))
+        before = observation.children.get((MODEL_REVISION.kind, name))
         if before is None:
             return False
         live = before
@@ -388,12 +393,12 @@ class Actor:
                 guards = preconditions(live)
                 patch = {"metadata": {"annotations": annotations, **guards}}
                 live = await self.kube.merge_patch(MODEL_REVISION, live["metadata"]["namespace"], name, patch)
-                self.store.written(MODEL_REVISION, live, guarded=True)
+                self.cache.written(MODEL_REVISION, live, guarded=True)
             answer = await self.kube.replace_status(MODEL_REVISION, {**live, "status": status.wire()})
         except (Conflict, NotFound):
-            await self._look_again(MODEL_REVISION, before)
+            await self._refresh(MODEL_REVISION, before)
             raise
-        self.store.written(MODEL_REVISION, answer, guarded=True)
+        self.cache.written(MODEL_REVISION, answer, guarded=True)
         return True
 
 
@@ -408,43 +413,43 @@ def _taken(live: Object, wanted: Object) -> str:
     holder = controller_reference(live)
     mine = controller_reference(wanted)
     if not holder:
-        who = "nothing controls it, and labels do not count"
+        ownership = "no controller owns it, and labels do not establish ownership"
     elif (holder.get("kind"), holder.get("name")) == (mine["kind"], mine["name"]):
-        who = (
+        ownership = (
             f"an earlier {mine['kind']} of the name {mine['name']} controls it, and the garbage collector may"
             " be about to delete it"
         )
     else:
-        who = f"{holder.get('kind')} {holder.get('name')} controls it"
+        ownership = f"{holder.get('kind')} {holder.get('name')} controls it"
     return (
-        f"{wanted['kind']} {wanted['metadata']['name']} exists and is not this model's: {who}; delete it, and"
-        " the operator makes its own, or choose another name for the ModelDeployment"
+        f"{wanted['kind']} {wanted['metadata']['name']} exists and is not this model's: {ownership}; delete"
+        " it, and the operator makes its own, or choose another name for the ModelDeployment"
     )
 
 
 @dataclass
-class _Matched:
-    """Children are made to match one after the other. A name that is taken, or servers that cannot
-    be changed, block only what needs that very object.
+class ChildWriter:
+    """Writes children one after the other. A name that is taken, or servers that cannot be changed,
+    block only what needs that very object.
     """
 
     actor: Actor
-    observed: Observation
+    observation: Observation
     wrote: bool = False
     refused: Problem | None = None  # the first
     # what directs traffic is not as desired, so nothing that it may lead to may be deleted
-    unrouted: bool = False
+    routes_incomplete: bool = False
     # (kind, name) of backends that are not ours
     _backends: set[tuple[str, str]] = field(default_factory=set)
 
     async def add(self, obj: Object) -> None:
         kind, name = obj["kind"], obj["metadata"]["name"]
-        live = self.observed.children.get((kind, name))
+        live = self.observation.children.get((kind, name))
         if self._backends & (backends_of(obj) - (backends_of(live) if live is not None else set())):
-            self.unrouted = True  # it would newly send clients to an unrelated object
+            self.routes_incomplete = True  # it would newly send clients to an unrelated object
             return
         try:
-            self.wrote |= await self.actor._match(self.observed, obj)
+            self.wrote |= await self.actor._match(self.observation, obj)
         except ChildRefused as e:
             # Existing servers that cannot be changed keep running: weights follow the ready pods.
             if e.reason != NAME_TAKEN and not (kind == DEPLOYMENT.kind and live is not None):
@@ -452,6 +457,6 @@ class _Matched:
             self.refused = self.refused or Problem(e.reason, e.message)
             if CHILDREN[kind].guarded:
                 self._backends.add((kind, name))
-                self.unrouted |= kind != SERVICE.kind or (
-                    name == self.observed.snapshot.name and not self.observed.snapshot.gateway
+                self.routes_incomplete |= kind != SERVICE.kind or (
+                    name == self.observation.snapshot.name and not self.observation.snapshot.exact_weights
                 )

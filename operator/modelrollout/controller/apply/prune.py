@@ -16,7 +16,7 @@ from modelrollout.traffic.gateway_api.router import accepted
 from modelrollout.traffic.gateway_api.routes import is_of_clients
 
 
-def no_longer_desired(observed: Observation, desired: Desired, rendered: list[Object]) -> Iterator[Object]:
+def no_longer_desired(observation: Observation, desired: Desired, rendered: list[Object]) -> Iterator[Object]:
     """Children to delete. A desired server stays even if it could not be rendered because its
     revision's evidence was lost.
     """
@@ -24,16 +24,18 @@ def no_longer_desired(observed: Observation, desired: Desired, rendered: list[Ob
     keep |= {(kind, name) for name in desired.servers for kind in (DEPLOYMENT.kind, SERVICE.kind)}
     if desired.work is not None:
         keep.add((JOB.kind, desired.work[1]))
-    for (kind, name), live in observed.children.items():
+    for (kind, name), live in observation.children.items():
         resource = CHILDREN.get(kind)
         if resource is None or not resource.pruned or (kind, name) in keep:
             continue
-        if (kind == JOB.kind and _has_finished(live, observed)) or _may_be_mirrored(live, observed, desired):
+        if (kind == JOB.kind and _has_finished(live, observation)) or _may_be_mirrored(
+            live, observation, desired
+        ):
             continue
         yield live
 
 
-def _has_finished(job: Object, observed: Observation) -> bool:
+def _has_finished(job: Object, observation: Observation) -> bool:
     """A finished Job stays, with its pods and their logs, until its time to live is over.
 
     Ended pods count before the Job controller has drawn its conclusion. Should it try again, the
@@ -41,11 +43,11 @@ def _has_finished(job: Object, observed: Observation) -> bool:
     """
     if is_true(job, "Complete") or is_true(job, "Failed"):
         return True
-    pods = pods_of_job((o for (kind, _), o in observed.children.items() if kind == POD.kind), job)
+    pods = pods_of_job((o for (kind, _), o in observation.children.items() if kind == POD.kind), job)
     return bool(pods) and all(has_ended(p) for p in pods)
 
 
-def _may_be_mirrored(live: Object, observed: Observation, desired: Desired) -> bool:
+def _may_be_mirrored(live: Object, observation: Observation, desired: Desired) -> bool:
     """Whether ``live`` belongs to a mirror that the gateway may still have in the clients' route,
     for example because the status was lost meanwhile.
 
@@ -58,8 +60,8 @@ def _may_be_mirrored(live: Object, observed: Observation, desired: Desired) -> b
         return True
     routes = [
         o
-        for (kind, name), o in observed.children.items()
-        if kind == HTTP_ROUTE.kind and is_of_clients(name, observed.snapshot.name)
+        for (kind, name), o in observation.children.items()
+        if kind == HTTP_ROUTE.kind and is_of_clients(name, observation.snapshot.name)
     ]
     return live not in routes and any(is_mirrored(o) or not accepted(o) for o in routes)
 

@@ -34,9 +34,9 @@ def owner_of(o: Object, kind: str) -> Owner:
     return Owner(kind, m["name"], m["namespace"], m["uid"])
 
 
-def render_revision(observed: Observation, new: NewRevision, config: OperatorConfig) -> Object:
+def render_revision(observation: Observation, new: NewRevision, config: OperatorConfig) -> Object:
     """The ModelRevision, with the pod template that it freezes."""
-    s, spec = observed.snapshot, observed.snapshot.spec
+    s, spec = observation.snapshot, observation.snapshot.spec
     assert spec is not None
     version = server.Version(s.name, new.name, new.number, s.namespace)
     body: dict[str, Any] = {
@@ -60,32 +60,32 @@ def render_revision(observed: Observation, new: NewRevision, config: OperatorCon
                 names.LABEL_NUMBER: str(new.number),
                 names.LABEL_MANAGED_BY: names.FIELD_MANAGER,
             },
-            "ownerReferences": [owner_of(observed.deployment, MODEL_DEPLOYMENT.kind).reference()],
+            "ownerReferences": [owner_of(observation.deployment, MODEL_DEPLOYMENT.kind).reference()],
         },
         "spec": body,
     }
 
 
-def render_children(observed: Observation, desired: Desired, config: OperatorConfig) -> list[Object]:
+def render_children(observation: Observation, desired: Desired, config: OperatorConfig) -> list[Object]:
     """Servers, Services, budget and routes, in the order in which they are written: what carries
     traffic before what sends it there.
     """
-    owner = owner_of(observed.deployment, MODEL_DEPLOYMENT.kind)
+    owner = owner_of(observation.deployment, MODEL_DEPLOYMENT.kind)
     objects: list[Object] = []
     for name in desired.servers:
-        objects += _render_server(observed, desired, name, config)
+        objects += _render_server(observation, desired, name, config)
     if desired.preview is not None:
         objects.append(server.preview_service(owner, desired.preview))
     if desired.budget is not None:
         objects.append(server.disruption_budget(owner, desired.budget))
-    return objects + render_traffic(observed, desired)
+    return objects + render_traffic(observation, desired)
 
 
 def _render_server(
-    observed: Observation, desired: Desired, name: str, config: OperatorConfig
+    observation: Observation, desired: Desired, name: str, config: OperatorConfig
 ) -> list[Object]:
     """Deployment and Service of a revision; nothing while its artifact is not known."""
-    s, live = observed.snapshot, observed.children.get((MODEL_REVISION.kind, name))
+    s, live = observation.snapshot, observation.children.get((MODEL_REVISION.kind, name))
     revision = s.revision(name)
     artifact, tuning = _evidence(s, name)
     if revision is None or live is None or artifact is None or not artifact.digest:
@@ -104,7 +104,7 @@ def _render_server(
         serving=serving_of(tuning),
         ends_first=name in desired.ends_first,
     )
-    running = observed.children.get((DEPLOYMENT.kind, name))
+    running = observation.children.get((DEPLOYMENT.kind, name))
     # a newer operator hardened its pods: they keep running
     if running is not None and not is_known(desired.hardened.get(name)):
         deployment["spec"]["template"] = running["spec"]["template"]
@@ -123,27 +123,27 @@ def _evidence(s: Snapshot, name: str) -> tuple[ArtifactEvidence | None, TuningEv
     return artifact, tuning
 
 
-def render_traffic(observed: Observation, desired: Desired) -> list[Object]:
+def render_traffic(observation: Observation, desired: Desired) -> list[Object]:
     """The stable Service and the routes."""
-    assert observed.router is not None
-    owner = owner_of(observed.deployment, MODEL_DEPLOYMENT.kind)
+    assert observation.router is not None
+    owner = owner_of(observation.deployment, MODEL_DEPLOYMENT.kind)
     selector = None if desired.selector == ALL_REVISIONS else desired.selector
     service = [server.stable_service(owner, selector)] if desired.selector is not None else []
-    return service + observed.router.children(owner, desired.split)
+    return service + observation.router.children(owner, desired.split)
 
 
-def render_network_policies(observed: Observation, config: OperatorConfig) -> list[Object]:
+def render_network_policies(observation: Observation, config: OperatorConfig) -> list[Object]:
     """The NetworkPolicies of the ModelDeployment; none where they are not configured."""
-    s, configured = observed.snapshot, config.network_policies
+    s, configured = observation.snapshot, config.network_policies
     if s.spec is None or configured is None or not configured.written_in(s.namespace):
         return []
     clients = s.spec.traffic.clients.namespaces if s.spec.traffic.clients else ()
-    owner = owner_of(observed.deployment, MODEL_DEPLOYMENT.kind)
+    owner = owner_of(observation.deployment, MODEL_DEPLOYMENT.kind)
     return network_policies.policies(owner, clients, configured)
 
 
 def render_job(
-    observed: Observation,
+    observation: Observation,
     component: str,
     name: str,
     config: OperatorConfig,
@@ -157,12 +157,12 @@ def render_job(
     ``salt``: random, kept by the Job for all of its pods. Raises NotAllowedError, and
     ValidationError if another version of the operator wrote the revision.
     """
-    s, spec = observed.snapshot, observed.snapshot.spec
+    s, spec = observation.snapshot, observation.snapshot.spec
     assert spec is not None and s.status.rollout is not None
     if component == names.COMPONENT_RESOLVE:
-        owner = owner_of(observed.deployment, MODEL_DEPLOYMENT.kind)
+        owner = owner_of(observation.deployment, MODEL_DEPLOYMENT.kind)
         return resolve_job(JobContext(owner, s.name, None, name, spec.model, spec.serving, config))
-    live = observed.children.get((MODEL_REVISION.kind, s.status.rollout.revision or ""))
+    live = observation.children.get((MODEL_REVISION.kind, s.status.rollout.revision or ""))
     if live is None:
         return None
     frozen = live["spec"]["input"]

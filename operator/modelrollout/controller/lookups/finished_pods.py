@@ -17,11 +17,11 @@ from modelrollout.reasons import Reason
 from modelrollout.rollout.snapshot import JobState
 
 
-async def reread_finished_job(kube: Kube, store: ObjectCache, observed: Observation) -> JobState:
+async def reread_finished_job(kube: Kube, cache: ObjectCache, observation: Observation) -> JobState:
     """Re-reads the pods of a Job that finished without a result. Raises KubeError: a failed read
     does not mean that the result is lost.
     """
-    s, job = observed.snapshot, observed.job
+    s, job = observation.snapshot, observation.job
     no_result = s.work.result is None and (
         s.work.state == "Succeeded"
         or (s.work.problem is not None and s.work.problem.reason == Reason.JOB_FAILED)
@@ -37,5 +37,5 @@ async def reread_finished_job(kube: Kube, store: ObjectCache, observed: Observat
         )
     ).items
     for pod in pods:
-        store.read(POD, pod)
-    return job_state(job, pods, observed.folder)
+        cache.read(POD, pod)
+    return job_state(job, pods, observation.folder)

@@ -54,13 +54,13 @@ class HostClaims:
     def __init__(
         self,
         kube: Kube,
-        store: ObjectCache,
+        cache: ObjectCache,
         config: OperatorConfig,
         namespace: str,
         may_write: Callable[[], bool],
         now: Callable[[], datetime],
     ) -> None:
-        self._kube, self._store, self._config, self._namespace = kube, store, config, namespace
+        self._kube, self._cache, self._config, self._namespace = kube, cache, config, namespace
         self._may_write, self._now = may_write, now
         self._claims, self._foreign = Claims(), ForeignRoutes()
         # foreign routes that take a host name, as logged, by holder
@@ -81,15 +81,15 @@ class HostClaims:
         for claim in self._claims.all():
             if claim.until is not None and claim.until > self._now():
                 continue
-            live = self._store.get(MODEL_DEPLOYMENT, *claim.key)
+            live = self._cache.get(MODEL_DEPLOYMENT, *claim.key)
             if live is None or holder_of(live) != claim.holder or claim.released:
                 await self._look(claim)
 
-    async def settle(self, observed: Observation) -> bool:
+    async def settle(self, observation: Observation) -> bool:
         """Claim what is free, give back what is not needed, look whether what is in the way still
         is; True when anything is not as it was known.
         """
-        stands, holder, changed = observed.hostnames, holder_of(observed.deployment), False
+        stands, holder, changed = observation.hostnames, holder_of(observation.deployment), False
         self._log_taker(holder, stands.taker)
         former = {claim.host: claim for claim in stands.former}
         for host in stands.free:
@@ -228,7 +228,7 @@ class HostClaims:
             return False
         if claim.host == names.own_name(*claim.key):
             return True
-        routes = (o for r in (HTTP_ROUTE, GRPC_ROUTE) for o in self._store.children(claim.key, r))
+        routes = (o for r in (HTTP_ROUTE, GRPC_ROUTE) for o in self._cache.children(claim.key, r))
         return claim.host in stored_requested_hosts(live.get("spec")) or claim.host in hosts_of_routes(
             o for o in routes if controller_of(o) == live["metadata"]["uid"]
         )
@@ -282,7 +282,7 @@ class HostClaims:
         self._takers[holder] = taker
 
     def _routes(self) -> Iterable[Object]:
-        return (o for r in (HTTP_ROUTE, GRPC_ROUTE) for o in self._store.all(r))
+        return (o for r in (HTTP_ROUTE, GRPC_ROUTE) for o in self._cache.all(r))
 
     def _own_routes(self) -> Iterable[Object]:
         return filter(self._is_ours, self._routes())
@@ -314,7 +314,7 @@ class HostClaims:
         self._foreign = ForeignRoutes(route for o in foreign if (route := foreign_route(o)))
 
     def _is_ours(self, route: Object) -> bool:
-        owner = self._store.get(
+        owner = self._cache.get(
             MODEL_DEPLOYMENT, route["metadata"].get("namespace"), label(route, names.LABEL_NAME) or ""
         )
         return owner is not None and controller_of(route) == owner["metadata"]["uid"]

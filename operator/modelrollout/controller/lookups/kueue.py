@@ -31,9 +31,9 @@ PATIENCE_SECONDS = 10.0
 _UNFIT = frozenset({"Inadmissible", "Misconfigured", "Suspended", "NoMatchingFlavor", "ExceedsMaxQuota"})
 
 
-async def with_queue_reason(kube: Kube, observed: Observation, work: JobState, now: datetime) -> JobState:
+async def with_queue_reason(kube: Kube, observation: Observation, work: JobState, now: datetime) -> JobState:
     """The state of the Job, with Kueue's own words on why it waits."""
-    job = observed.job
+    job = observation.job
     if job is None or work.queued is None:
         return work
     try:
@@ -42,7 +42,7 @@ async def with_queue_reason(kube: Kube, observed: Observation, work: JobState, n
             return work
         uid = job["metadata"]["uid"]
         listed = (
-            await kube.list(kind, observed.snapshot.namespace, label_selector=f"{LABEL_JOB_UID}={uid}")
+            await kube.list(kind, observation.snapshot.namespace, label_selector=f"{LABEL_JOB_UID}={uid}")
         ).items
         workloads = [w for w in listed if controller_of(w) == uid]
     except KubeError as e:  # it only explains

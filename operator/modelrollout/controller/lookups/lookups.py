@@ -42,7 +42,7 @@ class Lookups:
     def __init__(
         self,
         kube: Kube,
-        store: ObjectCache,
+        cache: ObjectCache,
         config: OperatorConfig,
         namespace: str,
         wake: Callable[[Key, float], None],
@@ -50,73 +50,75 @@ class Lookups:
         may_write: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._kube, self._store, self._now = kube, store, now
-        self.policies = Policies(kube, store, wake, now)
-        self.slots = SlotLeases(kube, store, self.policies, namespace, wake, clock)
-        self.hostnames = HostClaims(kube, store, config, namespace, may_write, now)
-        self.shared_preparations = SharedPreparations(store, wake, clock)
+        self._kube, self._cache, self._now = kube, cache, now
+        self.policies = Policies(kube, cache, wake, now)
+        self.slots = SlotLeases(kube, cache, self.policies, namespace, wake, clock)
+        self.hostnames = HostClaims(kube, cache, config, namespace, may_write, now)
+        self.shared_preparations = SharedPreparations(cache, wake, clock)
         self._versions = ServerVersions(wake, clock)
         self._capacity = Capacity(kube, config, clock)
 
-    async def enrich(self, observed: Observation) -> Snapshot:
+    async def enrich(self, observation: Observation) -> Snapshot:
         """The observed snapshot, plus what the present state needs to know. Raises KubeError."""
-        s = observed.snapshot
-        servers = self._versions.with_versions((s.namespace, s.name), s.servers, _server_pods(observed))
-        shared = self.shared_preparations.lookup(observed)
-        work = await reread_finished_job(self._kube, self._store, observed)
+        s = observation.snapshot
+        servers = self._versions.with_versions((s.namespace, s.name), s.servers, _server_pods(observation))
+        shared = self.shared_preparations.lookup(observation)
+        work = await reread_finished_job(self._kube, self._cache, observation)
         evaluation = s.evaluation if work is s.work else golden_evaluation(s, work)
-        slots = await self.slots.larger(observed) if waiting_replicas(s) else s.slots
+        slots = await self.slots.larger(observation) if waiting_replicas(s) else s.slots
         gpus = None
         if work.queued:
-            work = await with_queue_reason(self._kube, observed, work, self._now())
+            work = await with_queue_reason(self._kube, observation, work, self._now())
         elif work.no_pod_created:
-            work = await explain_missing_pod(self._kube, observed, work, self._now())
+            work = await explain_missing_pod(self._kube, observation, work, self._now())
         elif s.spec is not None:
-            slots, gpus = await self._slots_and_gpus(observed, slots)
+            slots, gpus = await self._slots_and_gpus(observation, slots)
         return replace(
             s, servers=servers, shared=shared, work=work, evaluation=evaluation, slots=slots, gpus=gpus
         )
 
     async def _slots_and_gpus(
-        self, observed: Observation, slots: tuple[Slot, ...]
+        self, observation: Observation, slots: tuple[Slot, ...]
     ) -> tuple[tuple[Slot, ...], Gpus | None]:
         """The slots of a queued rollout (of others the given ``slots``), and the free GPUs if
         anything waits for some.
         """
-        s = observed.snapshot
+        s = observation.snapshot
         assert s.spec is not None
         rollout = s.status.rollout
         if rollout is None or rollout.revision is None or rollout.stage not in ("Tune", "Provision"):
             late = restart_without_gpu(s)
-            return slots, await self._gpus(observed, late, 1) if late else None
+            return slots, await self._gpus(observation, late, 1) if late else None
         if rollout.queue is None:
             problem = s.server(rollout.revision).problem
             unschedulable = problem is not None and problem.reason == Reason.UNSCHEDULABLE
-            return slots, await self._for_all(observed, rollout.revision) if unschedulable else None
+            return slots, await self._for_all(observation, rollout.revision) if unschedulable else None
         if active_freeze(s.rules, self._now()):
             return slots, None
-        slots = await self.slots.view(observed)
+        slots = await self.slots.view(observation)
         if not all(slot.held for slot in slots) or s.spec.serving.surge != "Wait":
             return slots, None
-        return slots, await self._for_all(observed, rollout.revision)
+        return slots, await self._for_all(observation, rollout.revision)
 
-    async def _for_all(self, observed: Observation, revision: str) -> Gpus | None:
+    async def _for_all(self, observation: Observation, revision: str) -> Gpus | None:
         """For the pods of a revision that have no node yet."""
-        assert observed.snapshot.spec is not None
+        assert observation.snapshot.spec is not None
         placed = sum(
             bool((o.get("spec") or {}).get("nodeName"))
-            for (kind, _), o in observed.children.items()
+            for (kind, _), o in observation.children.items()
             if kind == POD.kind and label(o, names.LABEL_REVISION) == revision
         )
-        return await self._gpus(observed, revision, max(1, observed.snapshot.spec.serving.replicas) - placed)
+        return await self._gpus(
+            observation, revision, max(1, observation.snapshot.spec.serving.replicas) - placed
+        )
 
-    async def _gpus(self, observed: Observation, revision: str, count: int) -> Gpus | None:
-        live = observed.children.get((MODEL_REVISION.kind, revision))
+    async def _gpus(self, observation: Observation, revision: str, count: int) -> Gpus | None:
+        live = observation.children.get((MODEL_REVISION.kind, revision))
         pod = ((live or {}).get("spec") or {}).get("template", {}).get("spec") or {}
         return await self._capacity.look(pod, count)
 
 
-def _server_pods(observed: Observation) -> list[Object]:
-    children = observed.children.items()
+def _server_pods(observation: Observation) -> list[Object]:
+    children = observation.children.items()
     pods = [o for (kind, _), o in children if kind == POD.kind]
     return [p for (kind, _), o in children if kind == DEPLOYMENT.kind for p in pods_of_server(pods, o)]

@@ -130,7 +130,7 @@ class MetricsAssessor:
             name=s.name,
             canary=RevisionRef(revision=rollout.revision, number=rollout.number),
             stable=None if rollout.stage == "Bake" else baseline(s),
-            profile=self._config.gateway_metrics.profile if s.gateway else "none",
+            profile=self._config.gateway_metrics.profile if s.exact_weights else "none",
             window_seconds=max(MIN_WINDOW_SECONDS, counted_seconds(step, analysis, now)),
             weight=step.weight,
             rows_seconds=_rows_seconds(s, now),

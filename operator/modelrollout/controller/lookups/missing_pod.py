@@ -22,9 +22,11 @@ log = logging.getLogger(__name__)
 PATIENCE_SECONDS = 5.0
 
 
-async def explain_missing_pod(kube: Kube, observed: Observation, work: JobState, now: datetime) -> JobState:
+async def explain_missing_pod(
+    kube: Kube, observation: Observation, work: JobState, now: datetime
+) -> JobState:
     """The state of the Job, with what kept its pod from being created."""
-    job = observed.job
+    job = observation.job
     if (
         job is None
         or not work.no_pod_created
@@ -36,7 +38,7 @@ async def explain_missing_pod(kube: Kube, observed: Observation, work: JobState,
     try:
         events = (
             await kube.list(
-                EVENT, observed.snapshot.namespace, field_selector=selector, keep=event_for_message
+                EVENT, observation.snapshot.namespace, field_selector=selector, keep=event_for_message
             )
         ).items
     except KubeError as e:  # it only explains

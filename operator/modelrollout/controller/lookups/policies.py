@@ -32,19 +32,19 @@ LOOK_SECONDS = 60.0  # how often a policy with freeze windows looks whether one 
 
 
 class Policies:
-    """Reads the store, and of the API server the labels of namespaces; writes only the policies'
+    """Reads the cache, and of the API server the labels of namespaces; writes only the policies'
     own status.
     """
 
     def __init__(
         self,
         kube: Kube,
-        store: ObjectCache,
+        cache: ObjectCache,
         wake: Callable[[Key, float], None],
         now: Callable[[], datetime],
         uniform: Callable[[], float] = random.random,
     ) -> None:
-        self._kube, self._store, self._wake, self._now, self._uniform = kube, store, wake, now, uniform
+        self._kube, self._cache, self._wake, self._now, self._uniform = kube, cache, wake, now, uniform
         self._namespaces = Namespaces(kube, now)
         self._read: dict[str, tuple[tuple[Any, ...], Policy]] = {}
         self._rules: dict[tuple[Any, ...], Rules] = {}
@@ -83,7 +83,7 @@ class Policies:
         """Every policy, read once for each generation; one that is being deleted counts until it is
         gone.
         """
-        objects = self._store.all(ROLLOUT_POLICY)
+        objects = self._cache.all(ROLLOUT_POLICY)
         state = tuple(
             (o["metadata"]["name"], o["metadata"].get("uid"), o["metadata"].get("generation"))
             for o in objects
@@ -110,7 +110,7 @@ class Policies:
         policy = next((p for p in self.all() if p.name == name), None)
         before = self._known.get(name)
         if policy is not None and policy.selector and policy.selector.namespace_labels:
-            for namespace in {self._about(o)[0] for o in self._store.all(MODEL_DEPLOYMENT)}:
+            for namespace in {self._about(o)[0] for o in self._cache.all(MODEL_DEPLOYMENT)}:
                 await self.look(namespace)
         if policy != before:
             self._wake_all(p for p in (before, policy) if p is not None)
@@ -118,7 +118,7 @@ class Policies:
                 del self._known[name]
             else:
                 self._known[name] = policy
-        obj = self._store.get(ROLLOUT_POLICY, None, name)
+        obj = self._cache.get(ROLLOUT_POLICY, None, name)
         if policy is None or obj is None or obj["metadata"].get("deletionTimestamp"):
             return None
         status = self._status(policy, obj)
@@ -126,15 +126,15 @@ class Policies:
             try:
                 answer = await self._kube.replace_status(ROLLOUT_POLICY, {**obj, "status": status.wire()})
             except NotFound:
-                self._store.gone(ROLLOUT_POLICY, None, name, obj["metadata"]["uid"])
+                self._cache.gone(ROLLOUT_POLICY, None, name, obj["metadata"]["uid"])
                 return None
-            self._store.written(ROLLOUT_POLICY, answer, guarded=True)
+            self._cache.written(ROLLOUT_POLICY, answer, guarded=True)
         return LOOK_SECONDS if policy.spec.freeze_windows else None
 
     def _wake_all(self, policies: Iterable[Policy]) -> None:
         changed = list(policies)
         matched = [
-            o for o in self._store.all(MODEL_DEPLOYMENT) if any(p.matches(*self._about(o)) for p in changed)
+            o for o in self._cache.all(MODEL_DEPLOYMENT) if any(p.matches(*self._about(o)) for p in changed)
         ]
         for o in matched:
             self._wake(
@@ -154,7 +154,7 @@ class Policies:
         generation = obj["metadata"].get("generation")
         accepted = policy.error is None
         blind = bool(policy.selector and policy.selector.namespace_labels) and any(
-            self._about(o)[2] is None for o in self._store.all(MODEL_DEPLOYMENT)
+            self._about(o)[2] is None for o in self._cache.all(MODEL_DEPLOYMENT)
         )
         unseen = (
             "; the operator may not read all namespaces, and selector.namespaceLabels counts as met there:"
@@ -180,6 +180,6 @@ class Policies:
             observed_generation=generation,
             conditions=[condition],
             accepted=str(accepted),
-            matches=sum(policy.matches(*self._about(o)) for o in self._store.all(MODEL_DEPLOYMENT)),
+            matches=sum(policy.matches(*self._about(o)) for o in self._cache.all(MODEL_DEPLOYMENT)),
             frozen_until=stamp(freeze.until) if freeze and freeze.until else None,
         )

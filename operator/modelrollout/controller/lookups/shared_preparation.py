@@ -34,19 +34,19 @@ class SharedPreparations:
     """``clock`` is monotonic, in seconds."""
 
     def __init__(
-        self, store: ObjectCache, wake: Callable[[Key, float], None], clock: Callable[[], float]
+        self, cache: ObjectCache, wake: Callable[[Key, float], None], clock: Callable[[], float]
     ) -> None:
-        self._store, self._wake, self._clock = store, wake, clock
+        self._cache, self._wake, self._clock = cache, wake, clock
         self._chosen: dict[tuple[str, str], _Chosen] = {}  # by namespace and work
         # namespace and work of those who were in Prepare at their last pass
         self._works: dict[Key, tuple[str, str]] = {}
         self._waiting: dict[tuple[str, str], set[str]] = {}
 
-    def lookup(self, observed: Observation) -> SharedPreparation:
+    def lookup(self, observation: Observation) -> SharedPreparation:
         """The same work of another ModelDeployment, as long as there is no Job of its own."""
-        s = observed.snapshot
+        s = observation.snapshot
         key, rollout = (s.namespace, s.name), s.status.rollout
-        work = _work(self._store, observed.deployment) if rollout and rollout.stage == "Prepare" else None
+        work = _work(self._cache, observation.deployment) if rollout and rollout.stage == "Prepare" else None
         revision = s.revision(rollout.revision) if rollout else None
         if (
             work is None
@@ -66,10 +66,10 @@ class SharedPreparations:
             return s.shared
         asking = (
             o
-            for o in self._store.marked(rollouts_of(s.namespace, rollout.sha256))
+            for o in self._cache.marked(rollouts_of(s.namespace, rollout.sha256))
             if _counts(o, rollout.started)
         )
-        members = [m for o in asking if _work(self._store, o) == work and (m := _member(self._store, o))]
+        members = [m for o in asking if _work(self._cache, o) == work and (m := _member(self._cache, o))]
         mine = next((m for m in members if m.name == s.name), None)
         # a Job that does not count exists: it is replaced first
         if mine is None or mine.works:
@@ -122,10 +122,10 @@ def _counts(deployment: Object, began: str) -> bool:
     return rollout.get("stage") == "Prepare" or (isinstance(prepared, str) and prepared >= began)
 
 
-def _work(store: ObjectCache, deployment: Object) -> str | None:
+def _work(cache: ObjectCache, deployment: Object) -> str | None:
     """The work that its last rollout asks for; None where its revision is not there."""
     metadata, rollout = deployment["metadata"], _rollout(deployment)
-    revision = store.get(MODEL_REVISION, metadata["namespace"], str(rollout.get("revision")))
+    revision = cache.get(MODEL_REVISION, metadata["namespace"], str(rollout.get("revision")))
     if revision is None or is_deleting(deployment):
         return None
     spec = revision["spec"]
@@ -139,7 +139,7 @@ def _is_over(job: Object) -> bool:
     return is_deleting(job) or is_true(job, "Complete") or is_true(job, "Failed")
 
 
-def _member(store: ObjectCache, deployment: Object) -> Member | None:
+def _member(cache: ObjectCache, deployment: Object) -> Member | None:
     """A ModelDeployment as one that asks for some work; None where its status was not written by an
     operator of today.
     """
@@ -147,10 +147,10 @@ def _member(store: ObjectCache, deployment: Object) -> Member | None:
     try:
         artifact = ArtifactEvidence.model_validate(rollout["artifact"]) if rollout.get("artifact") else None
         run = names.short_hash([rollout["started"], rollout.get("attempt", 0)], 4)
-        job = store.get(
+        job = cache.get(
             JOB, metadata["namespace"], names.stage_job_name(str(rollout["revision"]), "prepare", run)
         )
-        revision = store.get(MODEL_REVISION, metadata["namespace"], str(rollout["revision"]))
+        revision = cache.get(MODEL_REVISION, metadata["namespace"], str(rollout["revision"]))
         refused = (
             Problem(str(rollout.get("reason")), str(rollout.get("message")))
             if rollout.get("outcome") == "Rejected"

@@ -48,25 +48,25 @@ class SlotLeases:
     def __init__(
         self,
         kube: Kube,
-        store: ObjectCache,
+        cache: ObjectCache,
         policies: Policies,
         namespace: str,
         wake: Callable[[Key, float], None],
         clock: Callable[[], float],
     ) -> None:
-        self._kube, self._store, self._policies, self._namespace = kube, store, policies, namespace
+        self._kube, self._cache, self._policies, self._namespace = kube, cache, policies, namespace
         self._wake, self._clock = wake, clock
         self._lists: dict[str, tuple[float, list[Object]]] = {}
         # policies of which a ModelDeployment holds slots, as far as this process knows
         self._mine: dict[Key, set[str]] = {}
 
-    async def view(self, observed: Observation) -> tuple[Slot, ...]:
+    async def view(self, observation: Observation) -> tuple[Slot, ...]:
         """How a queued rollout stands with each limit, in order, up to the first that it does not
         hold.
         """
-        claim = _claim(observed.deployment)
+        claim = _claim(observation.deployment)
         slots: list[Slot] = []
-        for limit in observed.snapshot.rules.limits:
+        for limit in observation.snapshot.rules.limits:
             if claim is None or not limit.concerns(claim.gpus):
                 continue
             held = [h for _, h in self._held(await self._list(limit.policy))]
@@ -74,15 +74,15 @@ class SlotLeases:
             slots.append(slot)
             if not slot.held:
                 break
-            self._mine.setdefault(_key(observed.deployment), set()).add(limit.policy)
+            self._mine.setdefault(_key(observation.deployment), set()).add(limit.policy)
         return tuple(slots)
 
-    async def larger(self, observed: Observation) -> tuple[Slot, ...]:
+    async def larger(self, observation: Observation) -> tuple[Slot, ...]:
         """How a rollout that asks for more GPUs than its slot has stands with each limit of
         GPUs.
         """
-        claim = _larger_claim(observed)
-        limits = gpu_limits(observed.snapshot) if claim is not None else []
+        claim = _larger_claim(observation)
+        limits = gpu_limits(observation.snapshot) if claim is not None else []
         listed = [(limit, [h for _, h in self._held(await self._list(limit.policy))]) for limit in limits]
         return tuple(
             standing_enlarged(limit, held, self._queue(limit), claim)
@@ -90,20 +90,20 @@ class SlotLeases:
             if claim is not None
         )
 
-    async def acquire_or_release(self, observed: Observation) -> bool:
+    async def acquire_or_release(self, observation: Observation) -> bool:
         """Take the slot if it is this rollout's turn, or release what a finished rollout still
         holds. True when something was written.
         """
-        rollout = observed.snapshot.status.rollout
-        if not in_flight(rollout) and _key(observed.deployment) in self._mine:
-            return await self._release(observed)
+        rollout = observation.snapshot.status.rollout
+        if not in_flight(rollout) and _key(observation.deployment) in self._mine:
+            return await self._release(observation)
         if rollout is not None and rollout.slot is not None and rollout.queue is None:
-            return await self._resize(observed, rollout.slot.gpus)
-        slot = observed.snapshot.slots[-1] if observed.snapshot.slots else None
+            return await self._resize(observation, rollout.slot.gpus)
+        slot = observation.snapshot.slots[-1] if observation.snapshot.slots else None
         if slot is None or slot.held or rollout is None or rollout.queue is None:
             return False
-        claim = _claim(observed.deployment)
-        limit = next((x for x in observed.snapshot.rules.limits if x.policy == slot.policy), None)
+        claim = _claim(observation.deployment)
+        limit = next((x for x in observation.snapshot.rules.limits if x.policy == slot.policy), None)
         if claim is None or limit is None:
             return False
         if slot.turn:
@@ -156,7 +156,7 @@ class SlotLeases:
 
     def _seems_over(self, claim: SlotRequest) -> bool:
         namespace, name, uid = claim.holder.split("/")
-        return _is_over(self._store.get(MODEL_DEPLOYMENT, namespace, name), uid, claim.rollout)
+        return _is_over(self._cache.get(MODEL_DEPLOYMENT, namespace, name), uid, claim.rollout)
 
     def _queue(self, limit: Limit) -> list[SlotRequest]:
         """The queued rollouts for a slot of this limit, longest wait first. Not among them: frozen
@@ -164,7 +164,7 @@ class SlotLeases:
         invalid.
         """
         queued: list[tuple[str, str, SlotRequest]] = []
-        for o in self._store.marked(QUEUED):
+        for o in self._cache.marked(QUEUED):
             rollout, claim = _rollout(o), _claim(o)
             if (
                 claim is None
@@ -201,15 +201,15 @@ class SlotLeases:
             return True
         return False
 
-    async def _resize(self, observed: Observation, granted: int) -> bool:
+    async def _resize(self, observation: Observation, granted: int) -> bool:
         """Have the slot count what is asked by now where there is room; where two grew at once
         beyond the limit they shrink back.
         """
         claim, limits = (
-            _larger_claim(observed),
-            {limit.policy: limit for limit in gpu_limits(observed.snapshot)},
+            _larger_claim(observation),
+            {limit.policy: limit for limit in gpu_limits(observation.snapshot)},
         )
-        for slot in observed.snapshot.slots:
+        for slot in observation.snapshot.slots:
             if (
                 claim is None
                 or slot.policy not in limits
@@ -300,14 +300,14 @@ class SlotLeases:
             return False
         return _is_over(live, uid, claim.rollout)
 
-    async def _release(self, observed: Observation) -> bool:
+    async def _release(self, observation: Observation) -> bool:
         """The slots of the rollout that this very status shows as over; those of any other are left
         to ``_clear_ended``.
         """
         rollout, key, uid = (
-            observed.snapshot.status.rollout,
-            _key(observed.deployment),
-            observed.deployment["metadata"]["uid"],
+            observation.snapshot.status.rollout,
+            _key(observation.deployment),
+            observation.deployment["metadata"]["uid"],
         )
         freed = False
         for policy in sorted(self._mine.get(key, ())):
@@ -332,7 +332,7 @@ class SlotLeases:
 
     def _wake_waiting(self) -> None:
         waiting = [
-            (r.queue.since, _key(o)) for o in self._store.marked(QUEUED) if (r := _rollout(o)) and r.queue
+            (r.queue.since, _key(o)) for o in self._cache.marked(QUEUED) if (r := _rollout(o)) and r.queue
         ]
         for _, key in sorted(waiting)[:WOKEN]:
             self._wake(key, 0.0)
@@ -366,11 +366,11 @@ def _claim(deployment: Object) -> SlotRequest | None:
     return SlotRequest(holder_of(deployment), rollout.started, rollout.queue.gpus)
 
 
-def _larger_claim(observed: Observation) -> SlotRequest | None:
+def _larger_claim(observation: Observation) -> SlotRequest | None:
     """What a rollout that holds a slot asks for by now."""
-    rollout = observed.snapshot.status.rollout
+    rollout = observation.snapshot.status.rollout
     return (
-        SlotRequest(holder_of(observed.deployment), rollout.started, gpus_requested(observed.snapshot))
+        SlotRequest(holder_of(observation.deployment), rollout.started, gpus_requested(observation.snapshot))
         if rollout is not None
         else None
     )

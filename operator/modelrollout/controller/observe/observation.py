@@ -1,4 +1,4 @@
-"""Gathers what the store holds of one ModelDeployment, and makes a Snapshot of it. Sends no
+"""Gathers what the cache holds of one ModelDeployment, and makes a Snapshot of it. Sends no
 request.
 """
 
@@ -65,8 +65,8 @@ from modelrollout.traffic.hostnames import (
 )
 from modelrollout.traffic.router import kind_for, live_split, router_for
 
-# characters of a field's path, and of what is wrong with it; users choose the keys of maps
-_FIELD = 500
+# of a field's path, and of the error in it, since users choose the keys of maps
+_MAX_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Observation:
 
 
 def observe(
-    store: ObjectCache,
+    cache: ObjectCache,
     key: Key,
     config: OperatorConfig,
     gateway_kinds: frozenset[str],
@@ -105,10 +105,10 @@ def observe(
     ``known``: about host names (``controller.lookups.host_names``). ``gateway``: facts on its
     Gateway (``controller.lookups.gateways``). ``rules``: of the RolloutPolicies that match it.
     """
-    deployment = store.get(MODEL_DEPLOYMENT, *key)
+    deployment = cache.get(MODEL_DEPLOYMENT, *key)
     if deployment is None or is_deleting(deployment):
         return None
-    labelled = store.children(key)
+    labelled = cache.children(key)
     pods = [o for o in labelled if o["kind"] == POD.kind]
     children = own_children(
         deployment, {(o["kind"], o["metadata"]["name"]): o for o in labelled if not is_deleting(o)}
@@ -132,7 +132,7 @@ def observe(
         live_split=live_split(key[1], children) if spec is not None else (),
         overly_open=tuple(f"{o['kind']} {o['metadata']['name']}" for o in open_routes),
         settle_seconds=config.gateway_metrics.settle_seconds,
-        gateway=spec is not None and kind_for(spec.traffic).exact,
+        exact_weights=spec is not None and kind_for(spec.traffic).exact,
         rules=rules,
         templates=rules.templates,
         mandatory=rules.mandatory,
@@ -151,9 +151,9 @@ def observe(
         router = router_for(objects, children, config, withheld=stands.lost)
         snapshot = replace(objects, traffic=router.programmed(split(objects), children, objects.servers))
         return Observation(deployment, children, snapshot, router, stands, folder, open_routes)
-    back = now is not None and is_return(objects, known_version(Specified.of(objects)), now)
-    violation = spec_violation(key, spec, config, gateway_kinds, gateway, rules, returns=back)
-    as_asked = stands.settled and (violation is None or violation.reason not in TRAFFIC_REFUSALS)
+    returns = now is not None and is_return(objects, known_version(Specified.of(objects)), now)
+    violation = spec_violation(key, spec, config, gateway_kinds, gateway, rules, returns=returns)
+    granted = stands.settled and (violation is None or violation.reason not in TRAFFIC_REFUSALS)
     # only an accepted spec claims names, except for the one that no other ModelDeployment can have
     if violation is not None:
         stands = replace(stands, free=tuple(h for h in stands.free if h == names.own_name(*key)))
@@ -170,7 +170,7 @@ def observe(
         work=work,
         evaluation=golden_evaluation(objects, work),
     )
-    router = router_for(snapshot, children, config, granted=as_asked, withheld=stands.lost)
+    router = router_for(snapshot, children, config, granted=granted, withheld=stands.lost)
     mirror = replace(mirror, tried=router.mirror_accepted(children))
     traffic = router.programmed(split(snapshot), children, snapshot.servers)
     if (
@@ -199,10 +199,10 @@ def _versions(s: Snapshot) -> tuple[str | None, str | None]:
             else None
         )
 
-    flying = (
+    in_flight_revision = (
         s.status.rollout.revision if s.status.rollout is not None and in_flight(s.status.rollout) else None
     )
-    return (of(s.status.stable.revision) or "unknown") if s.status.stable else None, of(flying)
+    return (of(s.status.stable.revision) or "unknown") if s.status.stable else None, of(in_flight_revision)
 
 
 def _mirror(
@@ -225,7 +225,8 @@ def parse_spec(deployment: Object, rules: Rules) -> tuple[ModelDeploymentSpec | 
         )
     except ValidationError as e:
         problems = "; ".join(
-            f"spec.{'.'.join(map(str, err['loc']))[:_FIELD]}: {err['msg'][:_FIELD]}" for err in e.errors()[:5]
+            f"spec.{'.'.join(map(str, err['loc']))[:_MAX_CHARACTERS]}: {err['msg'][:_MAX_CHARACTERS]}"
+            for err in e.errors()[:5]
         )
         # a map's key is part of a field's path, and the user's
         return None, mask_uris(f"{problems}; correct these fields")

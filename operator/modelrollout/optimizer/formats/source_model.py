@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from modelrollout.contract.formats import FLAVOURS, Flavour, SourceFormat, Tensors
+from modelrollout.contract.formats import FLAVOUR_BY_FORMAT, Flavour, SourceFormat, Tensors
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.model.data import Arrays
 from modelrollout.reasons import Reason
@@ -70,7 +70,7 @@ class Format:
     @property
     def flavour(self) -> Flavour:
         """The image that has the libraries; the operator chooses it, so the contract says it."""
-        return FLAVOURS[self.name]
+        return FLAVOUR_BY_FORMAT[self.name]
 
 
 def invalid(message: str, remedy: str = REMEDY) -> JobError:

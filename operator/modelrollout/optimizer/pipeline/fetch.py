@@ -22,8 +22,8 @@ from modelrollout.reasons import Reason
 
 
 def fetch_data(s: PrepareState) -> None:
-    """Data sets and further models. Raises SelectionIsHeldOut for a search that would choose by
-    what its choice is judged on.
+    """Data sets and further models. Raises SelectionIsHeldOut if a search would choose a model by
+    the samples that the gate judges it on.
     """
     sources = sources_of(s.task)
     s.files = {}
@@ -40,9 +40,9 @@ def fetch_data(s: PrepareState) -> None:
         if source.step and source.judges and s.files[field] == held_out:
             raise bad_input(
                 Reason.SELECTION_IS_HELD_OUT,
-                f"{field}.uri: the file is that of {FIELD_GATE}: a model chosen by its held-out samples would"
-                " be judged too well; give auto samples of its own, for example a part of the validation"
-                " data",
+                f"{field}.uri: this is the file of {FIELD_GATE}, so the search would choose a model by the"
+                " samples that the gate judges it on; give auto samples of its own, for example a part of the"
+                " validation data",
             )
 
 

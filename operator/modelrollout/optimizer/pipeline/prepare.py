@@ -1,11 +1,11 @@
 """Prepare: fetch and verify data and source, check the model, optimize it, gate it on held-out
 data, and publish it.
 
-A prepare Job has containers that share this work, because the source is an untrusted file: those
-with Secrets (FETCH, PUBLISH) do not open it, and the one that opens it (CONVERT) has none. Each
-container runs its phases in the order of its list. The artifact goes by the key of everything that
-it depends on; an artifact with this key that a ModelRevision of the namespace records is taken
-again, and nothing else that lies in the store.
+The containers of a prepare Job share this work because the source is an untrusted file: those with
+Secrets (FETCH, PUBLISH) do not open it, and the one that opens it (CONVERT) has none. Each
+container runs its phases in the order of its list. An artifact's key is a hash of everything that
+the artifact depends on. The Job reuses an artifact only if a ModelRevision of the namespace records
+it under this key; whatever else lies in the store counts for nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from modelrollout.optimizer.pipeline.state import PrepareState, run_phases
 
 
 def prepare(task: PrepareTask, progress: Progress) -> TaskResult:
-    """Do the part of this container, or all of it; raises JobError. GATE_FAILED and
-    GATE_INCONCLUSIVE carry the numbers, and nothing is published.
+    """Run the phases of this container, or of all. Raises JobError; that of a gate that did not
+    pass (GATE_FAILED, GATE_INCONCLUSIVE) carries its numbers, and nothing is published.
     """
     if task.part == "Whole":
         with tempfile.TemporaryDirectory() as folder:

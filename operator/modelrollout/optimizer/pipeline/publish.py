@@ -1,4 +1,4 @@
-"""PUBLISH: put what was made into the store, once it is seen to have the right form."""
+"""PUBLISH: put the version into the store, once its form is verified."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from modelrollout.triton.layout import CONFIG_FILE
 
 
 def verify_made(s: PrepareState) -> None:
-    """What was made has the form that was asked for: whoever made it has opened an untrusted file.
+    """Check that the version has the form that the task requests: the container that made it has
+    opened an untrusted file.
 
-    Names, configuration and sizes are checked. The gate's numbers cannot be: they are the word of
-    the container that measured them.
+    Checks names, configuration and sizes. The gate's numbers cannot be checked; they are taken on
+    trust from the container that measured them.
     """
     with s.progress.stage("verify"):
         fetched = hand_over.read_fetched(s.work)

@@ -30,14 +30,14 @@ class DataFile(NamedTuple):
 
 @dataclass
 class PrepareState:
-    """The task, and what the phases so far found out. A field below a phase's name is there from
+    """The task, and the results of the phases so far. A field below a phase's name is there from
     that phase on; to read it earlier is an AttributeError.
     """
 
     task: PrepareTask
     progress: Progress
-    work: Path  # the folder of what was fetched
-    made: Path  # the folder of what was made of it
+    work: Path  # folder of the fetched files
+    made: Path  # folder of the version made from them
     warnings: list[str] = field(default_factory=list)
 
     # fetch_data, compute_key
@@ -49,14 +49,14 @@ class PrepareState:
     source: Fetched = field(init=False)
     # read_fetched
     data_files: dict[str, DataFile] = field(init=False)
-    # recognize, convert_or_unpack
-    folder: Path = field(init=False)  # for what is on its way; it is removed afterwards
+    # convert
+    folder: Path = field(init=False)  # for intermediate files; it is removed afterwards
+    # convert_or_unpack
     format: SourceFormat = field(init=False)
     onnx: Path = field(init=False)  # the source model in ONNX
     # check_model
     info: ModelInfo = field(init=False)
     config: str = field(init=False)  # config.pbtxt
-    # check_data
     data: dict[str, Data] = field(init=False)
     models: dict[str, Path] = field(init=False)
     # check_parity

@@ -12,7 +12,7 @@ from modelrollout.api.v1alpha1 import (
     StepStatus,
 )
 from modelrollout.reasons import Reason
-from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout import strategy
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.policy.slot_limits import pods_covered_by_slot, waiting_replicas
 from modelrollout.rollout.snapshot import (
@@ -31,7 +31,7 @@ from modelrollout.rollout.views import InFlight, Specified
 _SERVING_STAGES = ("Provision", "Evaluate", "Shadow", "Canary", "Promote", "Bake", "Revert")
 
 
-def candidate(rollout: RolloutStatus | None) -> str | None:
+def candidate_revision(rollout: RolloutStatus | None) -> str | None:
     """The revision in flight if it has pods; one that is queued has none yet."""
     return (
         rollout.revision if rollout and rollout.stage in _SERVING_STAGES and rollout.queue is None else None
@@ -49,7 +49,7 @@ def replicas_with_traffic(s: Specified) -> dict[str, int]:
     counts: dict[str, int] = {}
     status, rollout = s.status, s.status.rollout
     stable = status.stable.revision if status.stable else None
-    new = candidate(rollout)
+    new = candidate_revision(rollout)
     divided = rollout is not None and rollout.stage in ("Canary", "Promote", "Bake", "Revert")
     shared = active_in_place(status)
     if stable:
@@ -60,9 +60,9 @@ def replicas_with_traffic(s: Specified) -> dict[str, int]:
         counts[new] = max(1, full) if shared is None or rollout.stage == "Bake" else canary_room(s.spec)
         if rollout.stage == "Revert":
             counts[new] = s.server(new).desired_replicas or counts[new]
-        elif s.gateway and rollout.stage in ("Provision", "Evaluate", "Shadow"):
+        elif s.exact_weights and rollout.stage in ("Provision", "Evaluate", "Shadow"):
             counts[new] = trial_pods(s)
-        elif s.gateway and rollout.stage in ("Canary", "Promote"):
+        elif s.exact_weights and rollout.stage in ("Canary", "Promote"):
             # Pods that counts no GPU are not requested again.
             kept = (
                 s.server(new).desired_replicas
@@ -125,13 +125,13 @@ def trial_pods(s: Specified) -> int:
     rollout, full = s.status.rollout, max(1, s.spec.serving.replicas)
     shared = active_in_place(s.status)
     if (
-        stepping.strategy_of(s.spec.rollout) != "Canary"
+        strategy.strategy_of(s.spec.rollout) != "Canary"
         or (rollout and rollout.mode == "Rollback" and rollout.proven)
         or baseline(s) is None
     ):
         return full if shared is None else canary_room(s.spec)
     steps, step = steps_of(s), rollout.step if rollout else None
-    index = stepping.locate(steps, step).index if step else 0
+    index = strategy.locate(steps, step).index if step else 0
     named = [x.replicas for x in steps[: index + 1] if x.replicas is not None]
     most = full if shared is None else canary_room(s.spec)
     if named:
@@ -149,8 +149,8 @@ def pods_for(weight: int, full: int) -> int:
 
 def has_pods_for(s: Specified, step: StepStatus) -> bool:
     """Whether enough pods are ready for the step's weight, or as many as spec allows the step."""
-    ready = s.candidate.ready
-    if not s.gateway:
+    ready = s.candidate_server.ready
+    if not s.exact_weights:
         return ready > 0 or (step.weight == 0 and step.strategy == "Canary")
     return ready >= min(trial_pods(s), pods_for(step.weight, max(1, s.spec.serving.replicas)))
 
@@ -159,8 +159,8 @@ def has_all_pods(s: Snapshot) -> bool:
     """Whether the revision in flight can carry all traffic. Behind a gateway that takes all its
     pods; without one stable's pods help until then.
     """
-    enough = pods_for_everything(Specified.of(s)) if s.gateway and s.spec is not None else 1
-    return s.candidate.ready >= enough
+    enough = pods_for_everything(Specified.of(s)) if s.exact_weights and s.spec is not None else 1
+    return s.candidate_server.ready >= enough
 
 
 def pods_for_everything(s: Specified) -> int:
@@ -170,7 +170,7 @@ def pods_for_everything(s: Specified) -> int:
 
 def scaling_problem(s: InFlight) -> Problem:
     """Why the weight waits for pods."""
-    server = s.candidate
+    server = s.candidate_server
     if server.problem or server.ready == 0:
         return server.problem or NOT_READY
     if problem := waiting_replicas(s):
@@ -194,7 +194,7 @@ def real_share(s: Snapshot) -> int | None:
     the share of connections that it gets.
     """
     rollout, stable = s.status.rollout, s.status.stable
-    if s.gateway or stable is None or rollout is None or rollout.stage != "Canary":
+    if s.exact_weights or stable is None or rollout is None or rollout.stage != "Canary":
         return None
     old, new = s.server(stable.revision).ready, s.server(rollout.revision).ready
     return round(100 * new / (old + new)) if old + new else None

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from modelrollout.rollout import strategy as stepping
-from modelrollout.rollout.desired.pods import candidate, has_all_pods, has_pods_for, pods_for_everything
+from modelrollout.rollout import strategy
+from modelrollout.rollout.desired.pods import (
+    candidate_revision,
+    has_all_pods,
+    has_pods_for,
+    pods_for_everything,
+)
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, too_coarse
 from modelrollout.rollout.snapshot import (
     Snapshot,
@@ -32,7 +37,7 @@ def needs_measurement(s: Snapshot) -> bool:
         return s.status.stable is not None and rollout.step.phase != "Shifting" and not has_all_pods(s)
     return rollout.stage == "Bake" or (
         rollout.stage == "Canary"
-        and (stepping.with_traffic(rollout.step).phase != "Shifting" or s.traffic.programmed)
+        and (strategy.with_traffic(rollout.step).phase != "Shifting" or s.traffic.programmed)
     )
 
 
@@ -57,7 +62,7 @@ def split(s: Snapshot) -> Split:
 def _granted(s: Snapshot) -> int:
     """Percent of the requests for the revision in flight."""
     rollout = rollout_of(s.status)
-    if s.candidate.ready == 0:
+    if s.candidate_server.ready == 0:
         return 0
     # after it lost all pods, traffic returns when all are ready again, not with the first one
     if rollout.stage == "Bake":
@@ -135,14 +140,14 @@ def service_selector(s: Specified) -> str | None:
     weights = split(s)
     if not weights:
         return None
-    if s.gateway:
+    if s.exact_weights:
         return weights[0][0]
     arriving = (
         s.status.rollout is not None and s.status.rollout.stage == "Promote" and s.status.stable is not None
     )
     if len(weights) > 1 or (
         arriving
-        and weights[0][0] == candidate(s.status.rollout)
+        and weights[0][0] == candidate_revision(s.status.rollout)
         and s.server(weights[0][0]).ready < pods_for_everything(s)
     ):
         return ALL_REVISIONS

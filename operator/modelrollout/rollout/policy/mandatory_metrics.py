@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Step, seconds
-from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout import strategy
 from modelrollout.rollout.snapshot import Revision, Snapshot, baseline, in_flight, since
 from modelrollout.rollout.transitions import weight
 from modelrollout.rollout.views import Specified
@@ -50,7 +50,7 @@ def within_window(s: Snapshot, target: Revision, now: datetime) -> bool:
 
 def steps_of(s: Specified) -> list[Step]:
     """The steps of the strategy, with one of the first weight before any larger one."""
-    return stepping.steps_of(s.spec.rollout, first_weight(s))
+    return strategy.steps_of(s.spec.rollout, first_weight(s))
 
 
 def unproven_weight(s: Snapshot, status: ModelDeploymentStatus) -> str | None:
@@ -89,7 +89,7 @@ def too_coarse(s: Snapshot) -> bool:
     """Without a gateway: whether the share of ready pods would exceed the first weight."""
     rollout, stable, most = s.status.rollout, s.status.stable, first_weight(s)
     if (
-        s.gateway
+        s.exact_weights
         or most is None
         or stable is None
         or rollout is None

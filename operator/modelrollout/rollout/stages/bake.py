@@ -16,7 +16,7 @@ from modelrollout.api.v1alpha1 import (
     seconds,
 )
 from modelrollout.reasons import Reason
-from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout import strategy
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.snapshot import Assessment, rollout_of, since, stamp
@@ -26,8 +26,8 @@ from modelrollout.rollout.stages.judging import (
     handle_inconclusive,
     interval,
     proven_worse,
-    step_rewritten,
-    with_metric_events,
+    stay_at_step,
+    with_fresh_measurement,
     with_metrics,
 )
 from modelrollout.rollout.stages.spec import StageSpec
@@ -49,7 +49,7 @@ def begin_bake(s: InFlight, now: datetime) -> ModelDeploymentStatus:
     step = StepStatus(
         index=len(steps_of(s)),
         weight=100,
-        strategy=stepping.strategy_of(s.spec.rollout),
+        strategy=strategy.strategy_of(s.spec.rollout),
         previous_weight=100,
         phase="Observing",
         since=stamp(now),
@@ -86,7 +86,7 @@ def bake(s: AtStep, now: datetime) -> Transition:
         return _over(s, s.status, "bake was removed from spec", now)
     assessment = error_without_pods(s, assessment)
     if step.phase == "Paused":  # for a cause: a person promotes or aborts
-        return Transition(with_metric_events(s, step, s.assessment, now), requeue_after=interval(s))
+        return Transition(with_fresh_measurement(s, step, s.assessment, now), requeue_after=interval(s))
     left = seconds(s.spec.rollout.bake) - since(step.since, now)
     if left <= 0 and s.rollout.paused_by_user is None:
         if assessment.verdict != "Error":
@@ -97,12 +97,12 @@ def bake(s: AtStep, now: datetime) -> Transition:
         if remaining(s, now) <= 0:
             return _unmeasured(s, assessment, now)
     requeue = max(0.2, min(interval(s), left)) if left > 0 else interval(s)
-    return step_rewritten(s, step, assessment, now, requeue, on_time=True)
+    return stay_at_step(s, step, assessment, now, requeue, ignore_deadline=True)
 
 
 def _unmeasured(s: AtStep, assessment: Assessment, now: datetime) -> Transition:
     deadline = s.spec.rollout.progress_deadline
-    text = f"not measured until progressDeadline {deadline} after bake: {assessment.message}"
+    text = f"nothing was measured within progressDeadline {deadline} after bake: {assessment.message}"
     if s.spec.rollout.on_inconclusive == "Promote" and s.server(s.rollout.revision).ready > 0:
         status = record(
             with_metrics(s.status, assessment, now), "Inconclusive", Reason.PROMOTED_BY_POLICY, now

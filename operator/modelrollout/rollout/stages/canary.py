@@ -7,7 +7,7 @@ from datetime import datetime
 
 from modelrollout.api.v1alpha1 import Step, StepStatus, seconds
 from modelrollout.reasons import Reason
-from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout import strategy
 from modelrollout.rollout.desired.pods import has_pods_for, scaling_problem
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
@@ -15,15 +15,15 @@ from modelrollout.rollout.snapshot import Assessment, since, stamp
 from modelrollout.rollout.stages.in_place import release_stable_pods
 from modelrollout.rollout.stages.judging import (
     assessment_of,
-    brief,
     error_without_pods,
     handle_inconclusive,
     interval,
     no_verdict,
     proven_worse,
-    step_rewritten,
-    with_metric_events,
+    stay_at_step,
+    with_fresh_measurement,
     with_metrics,
+    with_truncated_messages,
 )
 from modelrollout.rollout.stages.next_stage import advance, begin_trial
 from modelrollout.rollout.stages.spec import StageSpec
@@ -38,13 +38,13 @@ def canary(s: AtStep, now: datetime) -> Transition:
     waits_for_a_person = s.rollout.paused_by_user or (
         step.phase == "Paused" and s.rollout.reason != Reason.PAUSE_STEP
     )
-    if step.strategy != stepping.strategy_of(s.spec.rollout) and not waits_for_a_person:
+    if step.strategy != strategy.strategy_of(s.spec.rollout) and not waits_for_a_person:
         # spec was edited: counts under the other strategy say nothing about this one
         return Transition(begin_trial(s, s.status, now))
-    position = stepping.locate(steps_of(s), step)
-    given = stepping.with_traffic(step)
-    if s.assessment and s.assessment.verdict == "Failed" and given.phase != "Shifting":
-        return proven_worse(_at(s, given), s.assessment, now)
+    position = strategy.locate(steps_of(s), step)
+    effective_step = strategy.with_traffic(step)
+    if s.assessment and s.assessment.verdict == "Failed" and effective_step.phase != "Shifting":
+        return proven_worse(_at(s, effective_step), s.assessment, now)
     if step.phase == "Shifting":
         return _shifting(s, now)
     if step.phase == "Paused":
@@ -59,13 +59,13 @@ def _at(s: AtStep, step: StepStatus) -> AtStep:
 def _shifting(s: AtStep, now: datetime) -> Transition:
     step = s.step
     waited = since(step.since, now)
-    there = has_pods_for(s, step)
-    if there and step.metrics:  # counted at the previous weight
+    has_pods = has_pods_for(s, step)
+    if has_pods and step.metrics:  # counted at the previous weight
         fresh = step.model_copy(update={"metrics": [], "measured": None, "observed_since": None})
         return Transition(change(s.status, step=fresh))
-    if s.traffic.programmed and there and waited >= s.settle_seconds:
+    if s.traffic.programmed and has_pods and waited >= s.settle_seconds:
         # The first measurement is the baseline; what came before belongs to another weight.
-        metrics = brief(s.assessment.metrics) if s.assessment else []
+        metrics = with_truncated_messages(s.assessment.metrics) if s.assessment else []
         observing = step.model_copy(
             update={"phase": "Observing", "observed_since": stamp(now), "metrics": metrics}
         )
@@ -76,27 +76,27 @@ def _shifting(s: AtStep, now: datetime) -> Transition:
             f" {s.traffic.message or 'too few pods of the canary are ready for it'}"
         )
         # a pause must not give a weight that there are no pods for
-        step = step if there else stepping.previous_step(step)
+        step = step if has_pods else strategy.previous_step(step)
         return handle_inconclusive(
             _at(s, step), step, Reason.TRAFFIC_NOT_SHIFTED, no_verdict(s, message), now, may_promote=False
         )
-    if there:
+    if has_pods:
         return wait(
             s, s.traffic.problem, max(0.2, s.settle_seconds - waited) if s.traffic.programmed else 5.0
         )
     if released := release_stable_pods(s):
         return released
     # The split does not have this weight yet, so the previous one is still being measured.
-    measured = replace(s, status=with_metric_events(s, step, s.assessment, now)) if step.metrics else s
+    measured = replace(s, status=with_fresh_measurement(s, step, s.assessment, now)) if step.metrics else s
     return wait(measured, scaling_problem(s), min(5.0, interval(s)))
 
 
-def _paused(s: AtStep, position: stepping.Position, now: datetime) -> Transition:
+def _paused(s: AtStep, position: strategy.Position, now: datetime) -> Transition:
     """Wait for promote, or for the end of a pause step. The canary keeps its traffic and is judged
     all the same.
     """
     step = s.step
-    status = with_metric_events(s, step, s.assessment, now)
+    status = with_fresh_measurement(s, step, s.assessment, now)
     if s.rollout.reason != Reason.PAUSE_STEP or s.rollout.paused_by_user:
         # paused for a cause or by a person: only a person may raise the weight now
         return Transition(status, requeue_after=interval(s))
@@ -107,7 +107,7 @@ def _paused(s: AtStep, position: stepping.Position, now: datetime) -> Transition
     return Transition(status, requeue_after=interval(s) if left is None else min(interval(s), left))
 
 
-def _observing(s: AtStep, position: stepping.Position, now: datetime) -> Transition:
+def _observing(s: AtStep, position: strategy.Position, now: datetime) -> Transition:
     step = s.step
     assessment = error_without_pods(s, assessment_of(s, step.metrics))
     proven = assessment.verdict == "Successful"
@@ -118,30 +118,30 @@ def _observing(s: AtStep, position: stepping.Position, now: datetime) -> Transit
         if present and present.for_
         else 0.0
     )
-    soaks, paused = _soaks(step, present), s.rollout.paused_by_user is not None
-    if (proven or (soaks and assessment.verdict == "Inconclusive")) and stay <= 0 and not paused:
+    ends_by_time, paused = _ends_by_time(step, present), s.rollout.paused_by_user is not None
+    if (proven or (ends_by_time and assessment.verdict == "Inconclusive")) and stay <= 0 and not paused:
         status = record(
             with_metrics(s.status, assessment, now),
             assessment.verdict,
             assessment.reason if proven else Reason.PREVIEW_ENDED,
             now,
         )
-        message = f"step {stepping.step_position(steps, position)} at {step.weight} %: {assessment.message}"
+        message = f"step {strategy.step_position(steps, position)} at {step.weight} %: {assessment.message}"
         override = None if proven else "spec.rollout.blueGreen.for"
         return Transition(
             advance(s, status, position, now, override),
             (Event(Reason.STEP_PASSED if proven else Reason.PREVIEW_ENDED, message),),
         )
-    if not proven and remaining(s, now) <= 0 and not (soaks and stay > 0):
+    if not proven and remaining(s, now) <= 0 and not (ends_by_time and stay > 0):
         return handle_inconclusive(s, step, assessment.reason, no_verdict(s, assessment.message), now)
     if assessment.verdict == "Error" and not paused and (limit := _errors_too_long(s, assessment, now)):
         text = f"errors for longer than errorLimit {limit}: {assessment.message}"
         return handle_inconclusive(s, step, assessment.reason, text, now)
     requeue = min(interval(s), stay) if stay > 0 else interval(s)
-    return step_rewritten(s, step, assessment, now, max(0.2, requeue), on_time=soaks or paused)
+    return stay_at_step(s, step, assessment, now, max(0.2, requeue), ignore_deadline=ends_by_time or paused)
 
 
-def _soaks(step: StepStatus, present: Step | None) -> bool:
+def _ends_by_time(step: StepStatus, present: Step | None) -> bool:
     """Whether the time is the criterion: a preview gets few requests, so it may never be proven,
     and it passes unless something speaks against it.
     """

@@ -26,7 +26,7 @@ def release_stable_pods(s: InFlight) -> Transition | None:
     either does stable release as many pods.
     """
     rollout, stable = s.rollout, baseline(s)
-    server, at = s.server(rollout.revision), rollout.in_place
+    server, progress = s.server(rollout.revision), rollout.in_place
     if (
         s.spec.serving.surge != "InPlace"
         or stable is None
@@ -35,29 +35,31 @@ def release_stable_pods(s: InFlight) -> Transition | None:
     ):
         return None
     least = stable_floor(s.spec)
-    if at is None:
-        of = max(s.server(stable.revision).desired_replicas, s.spec.serving.replicas)
-        if least >= of:
+    if progress is None:
+        previous = max(s.server(stable.revision).desired_replicas, s.spec.serving.replicas)
+        if least >= previous:
             return None
         text = (
             f"no node has room for all pods of {rollout.revision}: it makes do with"
-            f" {canary_room(s.spec)}, stable keeps at least {least} of {of}"
+            f" {canary_room(s.spec)}, stable keeps at least {least} of {previous}"
         )
         return Transition(
-            change(s.status, in_place=InPlaceStatus(previous_stable_replicas=of, stable_replicas=of)),
+            change(
+                s.status, in_place=InPlaceStatus(previous_stable_replicas=previous, stable_replicas=previous)
+            ),
             (Event(Reason.IN_PLACE, text),),
             CHECK_SECONDS,
         )
     wanted = replicas_with_traffic(s)[rollout.revision or ""]
-    keeps = max(least, at.previous_stable_replicas - wanted)
-    if server.desired_replicas != wanted or keeps >= at.stable_replicas:
+    keeps = max(least, progress.previous_stable_replicas - wanted)
+    if server.desired_replicas != wanted or keeps >= progress.stable_replicas:
         return None
     text = (
-        f"stable {stable.revision} keeps {keeps} of {at.previous_stable_replicas} pods and releases the"
+        f"stable {stable.revision} keeps {keeps} of {progress.previous_stable_replicas} pods and releases the"
         f" others for {rollout.revision}"
     )
     return Transition(
-        change(s.status, in_place=at.model_copy(update={"stable_replicas": keeps})),
+        change(s.status, in_place=progress.model_copy(update={"stable_replicas": keeps})),
         (Event(Reason.IN_PLACE, text),),
         CHECK_SECONDS,
     )

@@ -12,7 +12,7 @@ from modelrollout.analysis.eta import counted_seconds, paces
 from modelrollout.analysis.judge import LIMIT_EXCEEDED
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Stage, StepStatus, seconds
 from modelrollout.reasons import Reason
-from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout import strategy
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of, unproven_weight
 from modelrollout.rollout.snapshot import NOT_READY, Assessment, Problem, since, stamp, step_of
@@ -104,7 +104,7 @@ def _caused_by_clients(stage: Stage, step: StepStatus, assessment: Assessment) -
     if not failed or not all(m.reason == LIMIT_EXCEEDED or (chosen and m.name == "errors") for m in failed):
         return None
     if any(m.reason == LIMIT_EXCEEDED for m in failed):
-        return "a limit alone reverts nothing unless stable keeps it"
+        return "exceeding a limit reverts nothing unless stable keeps within it"
     which = "with all requests on this revision" if stage == "Bake" else "where clients choose the revision"
     return f"{which}, errors alone revert nothing, since malformed requests fail too"
 
@@ -121,8 +121,8 @@ def handle_inconclusive(
     event = Event(Reason.INCONCLUSIVE, text, "Warning")
     if then == "Promote" and may_promote and step.phase == "Observing" and server.ready > 0:
         steps = steps_of(s)
-        position = stepping.locate(steps, step)
-        label = stepping.step_position(steps, position)
+        position = strategy.locate(steps, step)
+        label = strategy.step_position(steps, position)
         onward = advance(
             s,
             record(status, "Inconclusive", Reason.PROMOTED_BY_POLICY, now),
@@ -153,20 +153,20 @@ def _pause(
 # --- measurements in status
 
 
-def step_rewritten(
+def stay_at_step(
     s: AtStep,
     step: StepStatus,
     assessment: Assessment,
     now: datetime,
     requeue: float,
     *,
-    on_time: bool = False,
+    ignore_deadline: bool = False,
 ) -> Transition:
     """Stay at the step, and write the measurement if it is news; otherwise a pass costs no write.
 
-    ``on_time``: no deadline applies, or the time itself decides.
+    ``ignore_deadline``: none applies, or the time itself decides.
     """
-    problem = error_of(assessment) or (None if on_time else _unreachable(s, step, assessment, now))
+    problem = error_of(assessment) or (None if ignore_deadline else _unreachable(s, step, assessment, now))
     reason = problem.reason if problem else None
     if s.rollout.reason == reason and not _is_news(step, assessment, now):
         return Transition(s.status, requeue_after=requeue)
@@ -195,9 +195,8 @@ def _unreachable(s: AtStep, step: StepStatus, assessment: Assessment, now: datet
     if slowest is None or slowest.seconds <= left * slack:
         return None
     says = s.spec.rollout.on_inconclusive
-    then = (
-        f"then onInconclusive {'Pause' if says == 'Promote' and first_weight(s) is not None else says} holds"
-    )
+    applies = "Pause" if says == "Promote" and first_weight(s) is not None else says
+    then = f"then onInconclusive: {applies} applies"
     remedy = "send more traffic, or give more weight, a larger margin or a longer progressDeadline"
     return Problem(
         UNREACHABLE,
@@ -205,11 +204,11 @@ def _unreachable(s: AtStep, step: StepStatus, assessment: Assessment, now: datet
     )
 
 
-def with_metric_events(
+def with_fresh_measurement(
     s: AtStep, step: StepStatus, assessment: Assessment | None, now: datetime
 ) -> ModelDeploymentStatus:
-    """The status with the measurement of a pause, if it is news: counts need a baseline in status,
-    or a regression during the pause would never show. The reason of the pause stands.
+    """The status with the measurement of this pass, if it is news: counts need a baseline in
+    status, or a regression during a pause would never show. A pause keeps its reason.
     """
     if assessment is None or not _is_news(step, assessment, now):
         return s.status
@@ -224,7 +223,7 @@ def _is_news(step: StepStatus, assessment: Assessment, now: datetime) -> bool:
     moves the rollout.
     """
 
-    def gist(metrics: Iterable[MetricStatus]) -> dict[str, tuple[str | None, bool, bool, bool]]:
+    def significant_fields(metrics: Iterable[MetricStatus]) -> dict[str, tuple[str | None, bool, bool, bool]]:
         return {
             m.name: (
                 m.reason if m.verdict == "Error" else None,
@@ -235,7 +234,9 @@ def _is_news(step: StepStatus, assessment: Assessment, now: datetime) -> bool:
             for m in metrics
         }
 
-    return gist(step.metrics) != gist(assessment.metrics) or is_outdated(step.measured, now)
+    return significant_fields(step.metrics) != significant_fields(assessment.metrics) or is_outdated(
+        step.measured, now
+    )
 
 
 def is_outdated(measured: str | None, now: datetime) -> bool:
@@ -247,11 +248,11 @@ def with_metrics(
     status: ModelDeploymentStatus, assessment: Assessment, now: datetime
 ) -> ModelDeploymentStatus:
     """The status with this measurement."""
-    measurement = {"metrics": brief(assessment.metrics), "measured": stamp(now)}
+    measurement = {"metrics": with_truncated_messages(assessment.metrics), "measured": stamp(now)}
     return change(status, step=step_of(status).model_copy(update=measurement))
 
 
-def brief(metrics: Iterable[MetricStatus]) -> list[MetricStatus]:
+def with_truncated_messages(metrics: Iterable[MetricStatus]) -> list[MetricStatus]:
     """The metrics, with messages cut to the room that status has."""
     kept = list(metrics)
     room = max(128, MESSAGES_BYTES // max(1, len(kept)))

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Shadow, ShadowStatus, StepStatus
-from modelrollout.rollout import strategy as stepping
+from modelrollout.rollout import strategy
 from modelrollout.rollout.desired.pods import has_pods_for
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.snapshot import baseline, rollout_of, shadow_of, stamp, step_of
@@ -67,7 +67,7 @@ def begin_trial(s: Specified, status: ModelDeploymentStatus, now: datetime) -> M
         0,
         first.weight or 0,
         now,
-        strategy=stepping.strategy_of(s.spec.rollout),
+        strategy=strategy.strategy_of(s.spec.rollout),
         pause=first.pause is not None,
     )
 
@@ -75,7 +75,7 @@ def begin_trial(s: Specified, status: ModelDeploymentStatus, now: datetime) -> M
 def advance(
     s: Specified,
     status: ModelDeploymentStatus,
-    position: stepping.Position,
+    position: strategy.Position,
     now: datetime,
     override: str | None = None,
 ) -> ModelDeploymentStatus:
@@ -83,9 +83,9 @@ def advance(
     override (invariant 1).
     """
     before, steps = step_of(status), steps_of(s)
-    if before.strategy != stepping.strategy_of(s.spec.rollout):
+    if before.strategy != strategy.strategy_of(s.spec.rollout):
         return begin_trial(s, status, now)
-    index = stepping.next_index(steps, position)
+    index = strategy.next_index(steps, position)
     if index is None:
         return enter(status, "Promote", now, paused_by_user=None)
     step = steps[index]

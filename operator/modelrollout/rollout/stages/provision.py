@@ -42,8 +42,8 @@ def provision(s: InFlight, now: datetime) -> Transition:
         if demanding := next((name for name, gates in s.rules.gates if gates.patched_servers), None):
             return _if_patched(s, demanding, server.version, now)
         return Transition(enter(s.status, "Evaluate", now))
-    if given := release_stable_pods(s):
-        return given
+    if released := release_stable_pods(s):
+        return released
     problem = server.problem
     if (
         problem is not None
@@ -65,12 +65,12 @@ def provision(s: InFlight, now: datetime) -> Transition:
 
 def _if_patched(s: InFlight, policy: str, version: str | None, now: datetime) -> Transition:
     if version is None:
-        asks = "the operator reads GET /v2 of a pod, which a network policy may forbid"
+        hint = "the operator reads it with GET /v2 of a pod, which a network policy may forbid"
         return wait_or_fail(
             s,
             now,
             None,
-            f"the version of Triton, which RolloutPolicy {policy} requires to have no known flaws: {asks}",
+            f"the version of Triton (RolloutPolicy {policy} requires one without known flaws): {hint}",
         )
     if problem := known_flaws(version):
         message = f"{problem.message}; RolloutPolicy {policy} demands it"
@@ -184,8 +184,8 @@ def _short(s: InFlight, queue: QueueStatus, gpus: Gpus, now: datetime) -> Transi
 
 def _numbers(gpus: Gpus) -> str:
     return (
-        f"the pods of the new revision need {gpus.needed} {gpus.kind}, {gpus.free} of {gpus.total} are free"
-        f" on the {gpus.nodes} nodes that fit"
+        f"the pods of the new revision need {gpus.needed} {gpus.resource}, {gpus.free} of {gpus.total} are"
+        f" free on the {gpus.nodes} nodes that fit"
     )
 
 

@@ -25,7 +25,7 @@ from modelrollout.reasons import Reason
 from modelrollout.resources.common import Object, Owner
 from modelrollout.resources.comparer import comparer, comparer_service
 from modelrollout.rollout.snapshot import Server, Snapshot, Split, Traffic, baseline
-from modelrollout.traffic.base import Seen, SplitWriter
+from modelrollout.traffic.base import LiveObjects, SplitWriter
 from modelrollout.traffic.gateway_api.features import (
     PERCENTAGE_MIRROR,
     REQUEST_MIRROR,
@@ -93,8 +93,8 @@ def mirror_method(
 
 
 def mirror_of(s: Snapshot) -> MirrorTarget | None:
-    """The mirror that the written state asks for. After Revert what belongs to it is left where it
-    is while the canary drains (``act``).
+    """The mirror that the written state calls for. After Revert its objects stay while the canary
+    drains (``controller.apply.prune``).
     """
     rollout, stable = s.status.rollout, baseline(s)
     if (
@@ -201,23 +201,23 @@ class MirrorRouter:
             return with_request_mirror(route, mirror.canary, mirror.shadow.percent)
         return without_mirror(with_traefik_mirror(route, mirror.stable))
 
-    def programmed(self, split: Split, seen: Seen, servers: Mapping[str, Server]) -> Traffic:
+    def programmed(self, split: Split, live: LiveObjects, servers: Mapping[str, Server]) -> Traffic:
         """As ``inner`` says, once the clients' route has the mirror exactly where it should."""
         routed = self._mirror is not None and self._mirror.routed
         if any(
             kind == "HTTPRoute" and is_of_clients(n, self._name) and is_mirrored(route) != routed
-            for (kind, n), route in seen.items()
+            for (kind, n), route in live.items()
         ):
-            return Traffic(False, "the mirror of the HTTPRoute is not as it is to be yet")
-        return self._inner.programmed(split, seen, servers)
+            return Traffic(False, "the HTTPRoute does not have the desired mirror yet")
+        return self._inner.programmed(split, live, servers)
 
-    def mirror_accepted(self, seen: Seen) -> Traffic:
+    def mirror_accepted(self, live: LiveObjects) -> Traffic:
         """As the gateway says of the route that no client calls."""
         if self._mirror is None:
             return Traffic(False)
         if self._mirror.method == "RequestMirror":
             return Traffic(True)
-        route = seen.get(("HTTPRoute", names.shadow_name(self._mirror.canary.revision)))
+        route = live.get(("HTTPRoute", names.shadow_name(self._mirror.canary.revision)))
         if route is None:
             return Traffic(False, "the route that tries the mirror out is not written yet")
         problem = rejection("HTTPRoute", route)

@@ -17,7 +17,7 @@ from modelrollout.reasons import Reason
 from modelrollout.resources.common import Object, Owner
 from modelrollout.resources.endpoints import narrowed
 from modelrollout.rollout.snapshot import Server, Split, Traffic
-from modelrollout.traffic.base import Seen
+from modelrollout.traffic.base import LiveObjects
 from modelrollout.traffic.gateway_api.routes import (
     ROUTE_KINDS,
     Rule,
@@ -45,22 +45,22 @@ class GatewayRouter:
         preview: str | None = None,
     ) -> None:
         self._name, self._spec = name, spec
-        self._aim = _Aim(rollout, matched, preview)
+        self._exceptions = _Exceptions(rollout, matched, preview)
         self._preview = rollout.blue_green.preview if rollout and rollout.blue_green else None
 
     def children(self, owner: Owner, split: Split) -> list[Object]:
         """The routes; none while nothing serves."""
         if not split:
             return []
-        shown, gateway = self._aim.preview, self._spec.gateway
+        shown, gateway = self._exceptions.preview, self._spec.gateway
         aside = (
             preview_routes(owner, gateway, self._preview, shown)
             if gateway and self._preview and shown
             else []
         )
-        return routes(owner, self._spec, self._aim.rules(split)) + aside
+        return routes(owner, self._spec, self._exceptions.rules(split)) + aside
 
-    def programmed(self, split: Split, seen: Seen, servers: Mapping[str, Server]) -> Traffic:
+    def programmed(self, split: Split, live: LiveObjects, servers: Mapping[str, Server]) -> Traffic:
         """Every route has these rules, and its gateway has accepted this generation with all
         references resolved.
 
@@ -70,8 +70,8 @@ class GatewayRouter:
         return _all_carried(
             self._name,
             self.children(Owner("", self._name, "", ""), split),
-            seen,
-            on_trial=self._aim.on_trial(split),
+            live,
+            with_preview=self._exceptions.only_previewed(split),
         )
 
 
@@ -85,19 +85,19 @@ class FrozenRoutes:
     def __init__(
         self,
         name: str,
-        seen: Seen,
+        live: LiveObjects,
         rollout: Rollout | None = None,
         matched: str | None = None,
         preview: str | None = None,
         withheld: frozenset[str] = frozenset(),
     ) -> None:
         self._name, self._withheld = name, withheld
-        self._aim = _Aim(rollout, matched, preview)
-        self._routes = [o for (kind, n), o in seen.items() if kind in ROUTE_KINDS and self._is_kept(n)]
+        self._exceptions = _Exceptions(rollout, matched, preview)
+        self._routes = [o for (kind, n), o in live.items() if kind in ROUTE_KINDS and self._is_kept(n)]
 
     def _is_kept(self, route: str) -> bool:
         return is_of_clients(route, self._name) or (
-            self._aim.preview is not None and is_of_preview(route, self._name)
+            self._exceptions.preview is not None and is_of_preview(route, self._name)
         )
 
     def children(self, owner: Owner, split: Split) -> list[Object]:
@@ -109,23 +109,23 @@ class FrozenRoutes:
         left = [h for h in hosts if h not in self._withheld]
         if hosts and not left:
             return None
-        shown = self._aim.preview if is_of_preview(route["metadata"]["name"], self._name) else None
-        rules = preview_rules(shown) if shown else self._aim.rules(split)
+        shown = self._exceptions.preview if is_of_preview(route["metadata"]["name"], self._name) else None
+        rules = preview_rules(shown) if shown else self._exceptions.rules(split)
         return route | {
             "spec": (
                 route["spec"] | {"hostnames": left, "rules": rendered_rules(route["kind"], self._name, rules)}
             )
         }
 
-    def programmed(self, split: Split, seen: Seen, servers: Mapping[str, Server]) -> Traffic:
+    def programmed(self, split: Split, live: LiveObjects, servers: Mapping[str, Server]) -> Traffic:
         """As of ``GatewayRouter``."""
-        wanted = [found for route in self._routes if (found := self._wanted(route, split))]
-        return _all_carried(self._name, wanted, seen, on_trial=self._aim.on_trial(split))
+        wanted = [desired for route in self._routes if (desired := self._wanted(route, split))]
+        return _all_carried(self._name, wanted, live, with_preview=self._exceptions.only_previewed(split))
 
 
-class _Aim:
-    """Where requests go that the split does not divide: those with the headers of a test, and those
-    to a preview.
+class _Exceptions:
+    """Requests that the split does not divide: those with the headers of a test go to the revision
+    ``matched``, and those to a preview's host names to the revision ``preview``.
     """
 
     def __init__(self, rollout: Rollout | None, matched: str | None, preview: str | None) -> None:
@@ -135,34 +135,37 @@ class _Aim:
     def rules(self, split: Split) -> list[Rule]:
         return client_rules(split, self._headers, self._matched)
 
-    def on_trial(self, split: Split) -> bool:
+    def only_previewed(self, split: Split) -> bool:
+        """Whether the preview's revision gets no other traffic, so that its trial waits for the
+        preview's routes.
+        """
         return self.preview is not None and self.preview not in dict(split)
 
 
-def _all_carried(model: str, wanted: Iterable[Object], seen: Seen, *, on_trial: bool) -> Traffic:
-    traffic = Traffic(False, "no route is there to carry requests yet")
+def _all_carried(model: str, wanted: Iterable[Object], live: LiveObjects, *, with_preview: bool) -> Traffic:
+    traffic = Traffic(False, "no route exists yet")
     for route in wanted:
         kind, name = route["kind"], route["metadata"]["name"]
-        if is_of_preview(name, model) and not on_trial:
+        if is_of_preview(name, model) and not with_preview:
             continue
-        traffic = _carried(kind, seen.get((kind, name)), _rules(route))
+        traffic = _carried(kind, live.get((kind, name)), _rules(route))
         if not traffic.programmed:
             return traffic
     return traffic
 
 
-def overly_open_routes(seen: Seen, model: str) -> list[Object]:
+def overly_open_routes(live: LiveObjects, model: str) -> list[Object]:
     """The routes of clients and of a preview that let through more than clients may request, as
     they should be, with their present backends.
 
     An earlier operator wrote such routes, or a user edited them.
     """
-    found = [
+    routes = [
         o
-        for (kind, n), o in seen.items()
+        for (kind, n), o in live.items()
         if kind in ROUTE_KINDS and (is_of_clients(n, model) or is_of_preview(n, model))
     ]
-    pairs = [(o, narrowed(o, model)) for o in found]
+    pairs = [(o, narrowed(o, model)) for o in routes]
     return [_written(o, narrow) for o, narrow in pairs if _rules(o) != _rules(narrow)]
 
 
@@ -179,11 +182,12 @@ def _written(live: Object, wanted: Object) -> Object:
     return {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata, "spec": spec}
 
 
-# (what a rule lets through, each match as sorted (field, type, name, value); weights by Service)
-_Rule = tuple[frozenset[tuple[tuple[str, str, str, str], ...]], dict[str, int]]
+# A rule of a live or rendered route in a form that compares: what it lets through, each match as
+# sorted (field, type, name, value); weights by Service.
+_ComparableRule = tuple[frozenset[tuple[tuple[str, str, str, str], ...]], dict[str, int]]
 
 
-def _carried(kind: str, route: Object | None, wanted: list[_Rule]) -> Traffic:
+def _carried(kind: str, route: Object | None, wanted: list[_ComparableRule]) -> Traffic:
     if route is None or _rules(route) != wanted:
         return Traffic(False, f"{kind} is not written yet")
     problem = rejection(kind, route)
@@ -197,7 +201,7 @@ def _carried(kind: str, route: Object | None, wanted: list[_Rule]) -> Traffic:
     return Traffic(True)
 
 
-def _rules(route: Object) -> list[_Rule]:
+def _rules(route: Object) -> list[_ComparableRule]:
     return [
         (_opens(route["kind"], rule), _weights(rule)) for rule in (route.get("spec") or {}).get("rules") or []
     ]
@@ -220,15 +224,15 @@ def _opens(kind: str, rule: Object) -> frozenset[tuple[tuple[str, str, str, str]
 
 def _match(kind: str, match: Object) -> Iterator[tuple[str, str, str, str]]:
     for field in ("headers", "queryParams"):
-        for found in match.get(field) or []:
-            yield field, found.get("type", "Exact"), found["name"], found["value"]
+        for condition in match.get(field) or []:
+            yield field, condition.get("type", "Exact"), condition["name"], condition["value"]
     if kind == "HTTPRoute":
         path = match.get("path") or {}
         yield "path", path.get("type", "PathPrefix"), "", path.get("value", "/")
         yield "method", "Exact", "", match.get("method") or "*"
     else:
-        called = match.get("method") or {}
-        yield "method", called.get("type", "Exact"), called.get("service") or "*", called.get("method") or "*"
+        call = match.get("method") or {}
+        yield "method", call.get("type", "Exact"), call.get("service") or "*", call.get("method") or "*"
 
 
 def _weights(rule: Object) -> dict[str, int]:

@@ -17,10 +17,10 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import GatewayRef, HeaderMatch, Hostnames, Preview, Traffic
 from modelrollout.resources.common import Object, Owner, labels, metadata
 from modelrollout.resources.endpoints import matches
+from modelrollout.rollout.snapshot import Split
 
 ROUTE_KINDS = ("HTTPRoute", "GRPCRoute")
 _DIGITS = 8  # of the hash of a host name in the name of a further route
-Split = tuple[tuple[str, int], ...]  # (revision, weight in percent), 0 left out
 Rule = tuple[list[dict[str, str]], Split]  # (headers that a request must carry, backends)
 
 
@@ -28,12 +28,12 @@ def client_rules(split: Split, headers: Iterable[HeaderMatch] = (), matched: str
     """Requests with all of ``headers`` go to the revision ``matched``, if any; the others by
     ``split``.
     """
-    apart = (
+    test = (
         [([{"type": h.type, "name": h.name, "value": h.value} for h in headers], ((matched, 100),))]
         if matched
         else []
     )
-    return [*apart, ([], split)]
+    return [*test, ([], split)]
 
 
 def preview_rules(revision: str) -> list[Rule]:
@@ -95,7 +95,7 @@ def is_of_clients(name: str, model: str) -> bool:
 
 
 def is_of_preview(name: str, model: str) -> bool:
-    """Whether it is one of its preview."""
+    """Whether a route of that name is one of the preview of ``model``."""
     return _is_of(names.preview_name(model), name)
 
 
