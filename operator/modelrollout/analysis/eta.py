@@ -55,12 +55,12 @@ def paces(metrics: Iterable[MetricStatus], counted: float) -> list[Pace]:
     """The pace of every deciding metric that waits for samples, slowest first. Without samples so
     far, as if one came now.
     """
-    found = []
+    waiting = []
     for m in metrics:
         if m.needed and m.canary is not None and not m.dry_run and m.slice is None and counted > 0:
             rate = max(1.0, m.canary.total) / counted
-            found.append(Pace(m.name, m.needed, rate, m.needed / rate))
-    return sorted(found, key=lambda p: -p.seconds)
+            waiting.append(Pace(m.name, m.needed, rate, m.needed / rate))
+    return sorted(waiting, key=lambda p: -p.seconds)
 
 
 def _span(value: float) -> str:

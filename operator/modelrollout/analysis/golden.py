@@ -82,10 +82,10 @@ def judge_golden(golden: Golden, result: TaskResult, stable: str | None) -> Eval
 def _slices(result: TaskResult) -> list[SliceEvidence]:
     """The slices that lost most first, with intervals that hold for all slices together."""
     z = z_of(result.slices_compared)
-    found = []
+    slices = []
     for name, n, gained, lost in result.slices:
         interval = drop_interval(n, lost, gained, z)
-        found.append(
+        slices.append(
             SliceEvidence(
                 name=name,
                 samples=n,
@@ -93,7 +93,7 @@ def _slices(result: TaskResult) -> list[SliceEvidence]:
                 interval=[round(v, 6) for v in interval],
             )
         )
-    return sorted(found, key=lambda s: -s.interval[0])
+    return sorted(slices, key=lambda s: -s.interval[0])
 
 
 def _alone(

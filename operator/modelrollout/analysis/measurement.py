@@ -52,19 +52,19 @@ def fold_in(
     """Add readings to the counts. The first reading sets the baseline and counts nothing.
     ``stable``: whether there is a stable revision to compare with.
     """
-    found: dict[str, Measurement] = {}
+    measurements: dict[str, Measurement] = {}
     for name, reading in readings.items():
         before = counters.get(name) or Counts()
         if isinstance(reading, MeasurementProblem):
-            found[name] = Measurement(before.canary, before.stable, problem=reading)
+            measurements[name] = Measurement(before.canary, before.stable, problem=reading)
         elif isinstance(reading, CounterReading):
-            found[name] = Measurement(
+            measurements[name] = Measurement(
                 fold_all(before.canary, reading.canary),
                 _of_stable(before.stable, reading) if stable else None,
             )
         else:
-            found[name] = Measurement(value=reading)
-    return found
+            measurements[name] = Measurement(value=reading)
+    return measurements
 
 
 def _of_stable(before: Counter | None, reading: CounterReading) -> Counter:
@@ -84,17 +84,17 @@ def carried_of(history: Iterable[StepEvidence], step: StepStatus) -> dict[str, l
     """
     last = {(e.index, e.weight): e for e in history}
     last.pop((step.index, step.weight), None)
-    found: dict[str, list[float]] = {}
+    carried: dict[str, list[float]] = {}
     for evidence in last.values():
         for m in evidence.metrics:
             if m.log_evidence is not None:
-                found.setdefault(m.name, []).append(m.log_evidence)
-    return found
+                carried.setdefault(m.name, []).append(m.log_evidence)
+    return carried
 
 
 def judge_all(
     parts: Sequence[Part],
-    found: Mapping[str, Measurement],
+    measurements: Mapping[str, Measurement],
     before: Iterable[MetricStatus],
     carried: Mapping[str, Sequence[float]],
     weight: int,
@@ -109,7 +109,7 @@ def judge_all(
     known = {m.name: m for m in before}
 
     def one(part: Part) -> MetricStatus:
-        m = found[part.name]
+        m = measurements[part.name]
         earlier = carried.get(part.name, ())
         judged = judge(
             part.metric,

@@ -69,14 +69,14 @@ def _slices(own: Metric, mandatory: Metric) -> list[Slice] | None:
     """Every slice of either; for a slice in both, the smaller margin. A slice without a margin has
     its metric's.
     """
-    found: dict[str, Slice] = {}
+    slices: dict[str, Slice] = {}
     for metric in (mandatory, own):
         for part in metric.slices or ():
             margin = _least(
-                part.max_drop or metric.max_drop, found[part.name].max_drop if part.name in found else None
+                part.max_drop or metric.max_drop, slices[part.name].max_drop if part.name in slices else None
             )
-            found[part.name] = Slice(name=part.name, max_drop=margin)
-    return list(found.values())[:16] or None
+            slices[part.name] = Slice(name=part.name, max_drop=margin)
+    return list(slices.values())[:16] or None
 
 
 def _seconds(duration: str | None) -> float | None:

@@ -39,11 +39,11 @@ def share_off_weight(
     """
     if canary is None or stable is None or not 0 < weight < 100:
         return None
-    seen, odds = canary.total + stable.total, TIMES * weight / (100 - weight)
-    if share_log_evidence(canary.total, seen, odds / (1 + odds)) < -log(_ALPHA):
+    total, odds = canary.total + stable.total, TIMES * weight / (100 - weight)
+    if share_log_evidence(canary.total, total, odds / (1 + odds)) < -log(_ALPHA):
         return None
     counted = (
-        f"{canary.total:.0f} of {seen:.0f} requests ({100 * canary.total / seen:.1f} %) were counted on the"
+        f"{canary.total:.0f} of {total:.0f} requests ({100 * canary.total / total:.1f} %) were counted on the"
         f" canary at weight {weight}"
     )
     return MeasurementProblem(

@@ -65,18 +65,18 @@ def encode(at: datetime, readings: Mapping[str, Reading]) -> str:
 
 def read_header(line: str) -> Header:
     """Raises RecordingError."""
-    found = _object(line, 1)
-    if found.get("recording") != FORMAT:
+    header = _object(line, 1)
+    if header.get("recording") != FORMAT:
         raise RecordingError(
             f'line 1: a recording begins with {{"recording": {FORMAT}, ...}}; make one with: modelrollout'
             " analyze --record FILE"
         )
     try:
-        stable = found["stable"]
+        stable = header["stable"]
         return Header(
-            str(found["namespace"]),
-            str(found["name"]),
-            str(found["canary"]),
+            str(header["namespace"]),
+            str(header["name"]),
+            str(header["canary"]),
             None if stable is None else str(stable),
         )
     except KeyError as e:
@@ -89,17 +89,17 @@ def read_looks(lines: Iterable[str]) -> Iterator[tuple[datetime, dict[str, Readi
     for number, line in enumerate(lines, start=2):
         if not line.strip():
             continue
-        found = _object(line, number)
+        entry = _object(line, number)
         try:
-            at = datetime.fromisoformat(found["at"])
-            readings = {str(name): _reading(value) for name, value in found["readings"].items()}
+            at = datetime.fromisoformat(entry["at"])
+            readings = {str(name): _reading(value) for name, value in entry["readings"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise RecordingError(
                 f'line {number}: not {{"at": TIME, "readings": {{METRIC: ...}}}}: {e}'
             ) from None
         if at.tzinfo is None or (last is not None and at <= last):
             raise RecordingError(
-                f"line {number}: at {found['at']} needs a time zone and must be later than the line before"
+                f"line {number}: at {entry['at']} needs a time zone and must be later than the line before"
             )
         last = at
         yield at, readings
@@ -107,12 +107,12 @@ def read_looks(lines: Iterable[str]) -> Iterator[tuple[datetime, dict[str, Readi
 
 def _object(line: str, number: int) -> dict[str, Any]:
     try:
-        found = json.loads(line)
+        entry = json.loads(line)
     except ValueError as e:
         raise RecordingError(f"line {number}: not JSON: {e}") from None
-    if not isinstance(found, dict):
+    if not isinstance(entry, dict):
         raise RecordingError(f"line {number}: not a JSON object")
-    return found
+    return entry
 
 
 def _wire(reading: Reading) -> object:

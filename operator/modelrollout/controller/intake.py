@@ -110,7 +110,7 @@ class Intake:
 
         The resourceVersion of the list. Raises KubeError.
         """
-        asked = self._unread.now()
+        listed_at = self._unread.now()
         selector = "" if resource.watch_all else OURS
         listing = await self._kube.list(
             resource, namespace, label_selector=selector, keep=partial(project, resource)
@@ -129,7 +129,7 @@ class Intake:
         places = ((o["metadata"].get("namespace") or "", o["metadata"]["name"]) for o in items)
         # for want of memory; or it went meanwhile
         left_out = {place for place in places if self._cache.get(resource, *place) is None}
-        self._unread.listed(resource, namespace, unread | left_out, asked, listing.resource_version)
+        self._unread.listed(resource, namespace, unread | left_out, listed_at, listing.resource_version)
         return listing.resource_version
 
     def _unreadable(self, resource: Resource, unread: UnreadableObject, *, gone: bool) -> None:

@@ -101,9 +101,9 @@ def _differences(pod: Mapping[str, Any], template: Mapping[str, Any]) -> Iterato
 
 
 def _changes(container: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    image, asked = container.get("image") or "", wanted.get("image") or ""
+    image, desired = container.get("image") or "", wanted.get("image") or ""
     # admission may pin a tag by its digest
-    if image != asked and not image.startswith((f"{asked}@sha256:", f"{_repository(asked)}@sha256:")):
+    if image != desired and not image.startswith((f"{desired}@sha256:", f"{_repository(desired)}@sha256:")):
         yield f"the image {image}"
     for field in _PROGRAM:
         if not container.get(field) and not wanted.get(field):

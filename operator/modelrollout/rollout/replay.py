@@ -88,7 +88,7 @@ class _Known:
     """
 
     usual: dict[str, Spread[float]] = field(default_factory=dict)
-    seen: dict[tuple[str, str, str], tuple[datetime, Sample]] = field(default_factory=dict)
+    last_samples: dict[tuple[str, str, str], tuple[datetime, Sample]] = field(default_factory=dict)
 
     def add(self, moment: Moment) -> None:
         for name, reading in moment.readings.items():
@@ -97,13 +97,13 @@ class _Known:
                     self.usual[name] = reading.usual
                 for side, raw in (("canary", reading.canary), ("stable", reading.stable)):
                     for process, sample in raw.processes.items():
-                        self.seen[name, side, process] = (moment.at, sample)
+                        self.last_samples[name, side, process] = (moment.at, sample)
 
     def completed(self, name: str, look: CounterReading, now: datetime) -> CounterReading:
         def side(which: str, raw: Raw) -> Raw:
             gone = {
                 p: sample
-                for (metric, s, p), (at, sample) in self.seen.items()
+                for (metric, s, p), (at, sample) in self.last_samples.items()
                 if metric == name
                 and s == which
                 and p not in raw.processes

@@ -287,7 +287,7 @@ def _crash(s: Snapshot, status: ModelDeploymentStatus) -> CrashStatus | None:
         for name in _watched(status)
         if (crash := s.server(name).crash) and not (name == tried[0] and crash.at < tried[1])
     ]
-    name, last = max(crashes, key=lambda found: found[1].at, default=("", None))
+    name, last = max(crashes, key=lambda crash: crash[1].at, default=("", None))
     if last is None or (status.crash is not None and last.at <= status.crash.at):
         return status.crash
     return CrashStatus(revision=name, at=last.at, reason=last.reason, message=cut(last.message))

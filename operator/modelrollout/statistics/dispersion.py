@@ -72,9 +72,9 @@ def dispersion(spread: Spread[N]) -> N:
     expected = share * (1 - share)
     looks = spread.differences
     j = xp.maximum(looks, 1.0)
-    found = spread.squares / xp.maximum(expected, 1e-12) / j
+    ratio = spread.squares / xp.maximum(expected, 1e-12) / j
     clearly = 1 + _CLEARLY * xp.sqrt(3 / j + 1 / xp.maximum(xp.minimum(bad, total - bad), 1.0))
     return xp.maximum(
-        xp.where((expected > 0) & (looks > 0) & (found > clearly), found, total * 0.0),
+        xp.where((expected > 0) & (looks > 0) & (ratio > clearly), ratio, total * 0.0),
         1 + 1 / ((1 + looks) * (1 + looks)),
     )

@@ -118,7 +118,7 @@ class Claims:
             else iter(())
         )
         return next(
-            (c for found in (over, below) for c in found if c.host != host and c.holder != holder), None
+            (c for claims in (over, below) for c in claims if c.host != host and c.holder != holder), None
         )
 
 
@@ -163,8 +163,8 @@ class ForeignRoutes:
         routes that are not foreign any more.
         """
         listed = list(paths)
-        found = (r for name in (host, *wildcards_over(host)) for r in self._by_host.get(name, ()))
-        return next((r for r in found if r.title not in own and r.takes(host, gateway, listed)), None)
+        routes = (r for name in (host, *wildcards_over(host)) for r in self._by_host.get(name, ()))
+        return next((r for r in routes if r.title not in own and r.takes(host, gateway, listed)), None)
 
 
 NO_FOREIGN = ForeignRoutes()
@@ -222,18 +222,18 @@ def version_of(user_input: Mapping[str, Any], sha256: str, artifact: str = "") -
     """Names a version, the same in every ModelDeployment. ``artifact``: its digest, part of the
     name where the input does not determine it.
     """
-    found = dict(user_input)
+    model_input = dict(user_input)
     # an input of a newer operator is taken as it is
     with contextlib.suppress(ValidationError, KeyError):
-        found = as_today(found)  # an older one did not write every field that there is now
-    return names.short_hash([found, sha256, *([artifact] if _reads_data(user_input) else [])], 16)
+        model_input = as_today(model_input)  # an older one did not write every field that there is now
+    return names.short_hash([model_input, sha256, *([artifact] if _reads_data(user_input) else [])], 16)
 
 
 def _reads_data(user_input: Mapping[str, Any]) -> bool:
     """Whether steps read data. No digest pins data: if it changes, the same input makes another
     model.
     """
-    return any("uri" in found for found in _maps((user_input.get("optimization") or {}).get("steps")))
+    return any("uri" in mapping for mapping in _maps((user_input.get("optimization") or {}).get("steps")))
 
 
 def _maps(value: Any) -> Iterator[Mapping[str, Any]]:
@@ -246,8 +246,10 @@ def _maps(value: Any) -> Iterator[Mapping[str, Any]]:
 
 def _known_before_it_is_made(spec: ModelDeploymentSpec) -> str | None:
     """The version of the spec, where spec determines it."""
-    found = spec.user_input()
-    return version_of(found, spec.model.sha256) if spec.model.sha256 and not _reads_data(found) else None
+    user_input = spec.user_input()
+    if spec.model.sha256 is None or _reads_data(user_input):
+        return None
+    return version_of(user_input, spec.model.sha256)
 
 
 def requested_hosts(spec: ModelDeploymentSpec) -> list[RequestedHost]:
@@ -266,7 +268,7 @@ def stored_requested_hosts(spec: Any) -> set[str]:
     """The same of a spec as it is stored, whatever it holds."""
     parts = [_field(spec, "traffic"), _field(_field(_field(spec, "rollout"), "blueGreen"), "preview")]
     listed = (_field(_field(part, kind), "hostnames") for part in parts for kind in ("http", "grpc"))
-    return {host for found in listed if isinstance(found, list) for host in found if isinstance(host, str)}
+    return {host for hosts in listed if isinstance(hosts, list) for host in hosts if isinstance(host, str)}
 
 
 def _field(value: Any, name: str) -> Any:
@@ -425,11 +427,10 @@ def _not_allowed(name: RequestedHost, namespace: str, known: Known, rules: Rules
     """Why policies do not allow a new claim: every policy with host names has to."""
     for policy, patterns in rules.hostnames:
         if not allowed(patterns, namespace, name.host):
-            told = ", ".join(patterns)
             return Problem(
                 Reason.HOSTNAME_NOT_ALLOWED,
-                f"{name.field}: {name.host}: RolloutPolicy {policy} allows only {told}; choose a name among"
-                " them",
+                f"{name.field}: {name.host}: RolloutPolicy {policy} allows only {', '.join(patterns)}; choose"
+                " a name among them",
             )
     if rules.hostnames:
         return None

@@ -62,7 +62,7 @@ def test_another_version_begins() -> None:
 )
 def test_what_changes_no_answer_is_no_other_version(wanted: Any) -> None:
     assert not begins(
-        replace(at_rest(), spec=wanted, generation=2, gateway=wanted.traffic.gateway is not None)
+        replace(at_rest(), spec=wanted, generation=2, exact_weights=wanted.traffic.gateway is not None)
     )
 
 

@@ -87,18 +87,18 @@ def extended(pod: Mapping[str, Any]) -> dict[str, int]:
     """Extended resources that a pod asks for, such as nvidia.com/gpu. Init containers run one after
     the other, sidecars beside the others.
     """
-    asked: defaultdict[str, int] = defaultdict(int)
+    requested: defaultdict[str, int] = defaultdict(int)
     largest: defaultdict[str, int] = defaultdict(int)
     for container in pod.get("containers") or []:
         for kind, value in _asks(container).items():
-            asked[kind] += value
+            requested[kind] += value
     for container in pod.get("initContainers") or []:
         for kind, value in _asks(container).items():
             if container.get("restartPolicy") == "Always":
-                asked[kind] += value
+                requested[kind] += value
             else:
                 largest[kind] = max(largest[kind], value)
-    return {kind: max(asked[kind], largest[kind]) for kind in asked.keys() | largest.keys()}
+    return {kind: max(requested[kind], largest[kind]) for kind in requested.keys() | largest.keys()}
 
 
 def _asks(container: Mapping[str, Any]) -> dict[str, int]:

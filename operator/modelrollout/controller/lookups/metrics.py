@@ -97,8 +97,8 @@ class MetricsAssessor:
         self.doubts = doubts
 
     def _doubt(self, sources: Iterable[CountedBy]) -> snapshot.Problem | None:
-        told = next((d for s in sources if (d := self.doubts.get(s))), None)
-        return snapshot.Problem(told.reason, told.message) if told else None
+        doubt = next((d for s in sources if (d := self.doubts.get(s))), None)
+        return snapshot.Problem(doubt.reason, doubt.message) if doubt else None
 
     def _open_to_all(self, namespace: str) -> snapshot.Problem | None:
         """What there is to say against a comparer that no policy of ours keeps strangers from."""

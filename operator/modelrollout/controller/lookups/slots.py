@@ -131,11 +131,11 @@ class SlotLeases:
     async def _list(self, policy: str, *, fresh: bool = False) -> list[Object]:
         at, leases = self._lists.get(policy, (float("-inf"), []))
         if fresh or self._clock() - at >= REMEMBER_SECONDS:
-            asked = self._clock()
+            listed_at = self._clock()
             leases = (
                 await self._kube.list(LEASE, self._namespace, label_selector=f"{names.LABEL_POLICY}={policy}")
             ).items
-            self._lists[policy] = (asked, leases)
+            self._lists[policy] = (listed_at, leases)
         return leases
 
     def _held(self, leases: list[Object]) -> list[tuple[Object, TakenSlot]]:

@@ -113,7 +113,7 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> SourceModel:
         # dimensions, one of them dynamic.
         with torch.no_grad(), enable_python_dispatcher():
             try:
-                found = torch.onnx.export(
+                exported = torch.onnx.export(
                     program,
                     dynamo=True,
                     input_names=names,
@@ -124,7 +124,7 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> SourceModel:
             except torch.onnx.OnnxExporterError as error:
                 # a page of advice around what it is about
                 raise error.__cause__ or error from None
-        model: ModelProto = onnx.inliner.inline_local_functions(found.model_proto)
+        model: ModelProto = onnx.inliner.inline_local_functions(exported.model_proto)
         return model
 
     return SourceModel(convert, predict)
@@ -135,12 +135,12 @@ def checked_copy(path: Path, folder: Path) -> Path:
     OperatorRefused, those of ``pt2_archive.parts`` and ``archive.extract``.
     """
     root = folder / "archive"
-    found = pt2_archive.parts(root, extract(path, root, UNPACKED_LIMIT_BYTES))
+    parts = pt2_archive.parts(root, extract(path, root, UNPACKED_LIMIT_BYTES))
     copied = folder / "source.pt2"
     with zipfile.ZipFile(copied, "w") as archive:
-        archive.writestr(pt2_archive.PROGRAM, json.dumps(checked_program(found.program.read_bytes())))
+        archive.writestr(pt2_archive.PROGRAM, json.dumps(checked_program(parts.program.read_bytes())))
         archive.writestr(pt2_archive.VERSION, f"{pt2_archive.MAJOR}.0")
-        for name, tensors in ((pt2_archive.WEIGHTS, found.weights), (pt2_archive.CONSTANTS, found.constants)):
+        for name, tensors in ((pt2_archive.WEIGHTS, parts.weights), (pt2_archive.CONSTANTS, parts.constants)):
             if isinstance(tensors, Path):
                 archive.write(tensors, name)
             else:

@@ -46,31 +46,31 @@ def expect_format(path: Path, wanted: SourceFormat | None) -> SourceFormat:
     """The format of the file; raises JobError: FormatNotSet (the image of the Job was chosen
     without knowing it), FormatMismatch.
     """
-    found = sniff(path) or "ONNX"
-    if wanted is None and found != "ONNX":
+    detected = sniff(path) or "ONNX"
+    if wanted is None and detected != "ONNX":
         raise bad_input(
             Reason.FORMAT_NOT_SET,
-            f"{FIELD}.format: the file is a model of {found}: set spec.model.format: {found}, which chooses"
-            " the image",
+            f"{FIELD}.format: the file is a model of {detected}: set spec.model.format: {detected}, which"
+            " chooses the image",
         )
     if (
         wanted == "PyTorch"
-        and found == "ONNX"
+        and detected == "ONNX"
         and (refusal := inspect.sniff(path, f"{FIELD}.uri"))
         and refusal.reason == Reason.PICKLE_REFUSED
     ):
         raise refusal  # a checkpoint: PyTorch's, but no program
-    if wanted is not None and wanted != found:
+    if wanted is not None and wanted != detected:
         what = (
-            f"is a model of {found}"
-            if found != "ONNX"
+            f"is a model of {detected}"
+            if detected != "ONNX"
             else f"is not what is read of it ({BY_NAME[wanted].saved_as})"
         )
         raise bad_input(
             Reason.FORMAT_MISMATCH,
             f"{FIELD}.format: {wanted}, but the file {what}; correct the format, or export the model again",
         )
-    return found
+    return detected
 
 
 def versions(kind: SourceFormat) -> dict[str, str]:
@@ -105,21 +105,21 @@ def expect_tensors(declared: Tensors, info: inspect.ModelInfo) -> None:
     """Raise TensorMismatch unless the converted model takes and gives what its owner declared. A
     size may be dynamic where a fixed one was declared.
     """
-    for field, wanted, found in (
+    for field, wanted, tensors in (
         ("inputs", declared.inputs, info.inputs),
         ("outputs", declared.outputs, info.outputs),
     ):
         specs = [TensorSpec(t.name, t.data_type, t.shape) for t in wanted]
-        fits = len(specs) == len(found) and all(
+        fits = len(specs) == len(tensors) and all(
             (s.name, s.datatype, len(s.shape)) == (f.name, f.datatype, len(f.shape))
             and all(a == b or b < 0 for a, b in zip(s.shape, f.shape, strict=True))
-            for s, f in zip(sorted(specs, key=_name), sorted(found, key=_name), strict=True)
+            for s, f in zip(sorted(specs, key=_name), sorted(tensors, key=_name), strict=True)
         )
         if not fits:
             raise bad_input(
                 Reason.TENSOR_MISMATCH,
                 f"spec.serving.triton.{field}: {'; '.join(map(str, specs))[:400]}, but the model has "
-                f"{'; '.join(map(str, found))[:400]}; correct the field",
+                f"{'; '.join(map(str, tensors))[:400]}; correct the field",
             )
 
 
@@ -259,12 +259,12 @@ def _generated(specs: Sequence[TensorSpec], *, trees: bool) -> Arrays:
     n = max(
         1, min(PARITY_SAMPLES, PARITY_ELEMENTS // max(1, *(math.prod(shape) for shape in shapes.values())))
     )
-    found: Arrays = {}
+    inputs: Arrays = {}
     for spec in specs:
         dtype, shape = NUMPY[spec.datatype], (n, *shapes[spec.name])
         if dtype.kind != "f":
-            found[spec.name] = rng.integers(0, 2, shape).astype(dtype)
+            inputs[spec.name] = rng.integers(0, 2, shape).astype(dtype)
             continue
         scales = 10.0 ** rng.uniform(-1, 3, (n, *(1 for _ in shape[1:]))) if trees else 1.0
-        found[spec.name] = (rng.normal(size=shape) * scales).astype(dtype)
-    return found
+        inputs[spec.name] = (rng.normal(size=shape) * scales).astype(dtype)
+    return inputs

@@ -94,12 +94,12 @@ def _original(model: Any) -> SourceModel:
 
     def answer(*tensors: Any) -> dict[str, Any]:
         given = tree.pack_sequence_as(model.input, list(tensors))
-        found = tree.flatten(model(given, training=False))
-        return {name: tf.identity(tensor, name=name) for name, tensor in zip(outputs, found, strict=True)}
+        results = tree.flatten(model(given, training=False))
+        return {name: tf.identity(tensor, name=name) for name, tensor in zip(outputs, results, strict=True)}
 
     def predict(arrays: Arrays) -> list[NDArray[Any]]:
-        found = answer(*(tf.constant(arrays[name].astype(types[name])) for name in names))
-        return [np.asarray(found[name]) for name in outputs]
+        answers = answer(*(tf.constant(arrays[name].astype(types[name])) for name in names))
+        return [np.asarray(answers[name]) for name in outputs]
 
     return SourceModel(lambda: to_onnx(answer, signature, outputs), predict)
 
@@ -180,15 +180,15 @@ def _check_weights(file: Any) -> None:
             link = group.get(name, getlink=True)
             if not isinstance(link, h5py.HardLink):
                 raise _untrusted(f"{name} in the weights, a link to elsewhere")
-            found = group[name]
-            if isinstance(found, h5py.Group):
-                if hash(found.id) not in seen:
-                    seen.add(hash(found.id))
-                    waiting.append(found)
-            elif isinstance(found, h5py.Dataset):
-                if found.external or found.is_virtual:
+            entry = group[name]
+            if isinstance(entry, h5py.Group):
+                if hash(entry.id) not in seen:
+                    seen.add(hash(entry.id))
+                    waiting.append(entry)
+            elif isinstance(entry, h5py.Dataset):
+                if entry.external or entry.is_virtual:
                     raise _untrusted(f"{name} in the weights, which lies in another file")
-                total += found.size * found.dtype.itemsize
+                total += entry.size * entry.dtype.itemsize
                 if total > UNPACKED_LIMIT_BYTES:
                     raise bad_input(
                         Reason.TOO_LARGE,

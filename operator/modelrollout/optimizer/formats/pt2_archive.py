@@ -112,15 +112,15 @@ def parts(root: Path, names: Sequence[str]) -> Parts:
     inside = {name.partition("/")[2]: root / name for name in names}
     if {PROGRAM, VERSION, WEIGHTS, CONSTANTS} <= set(names):
         _check_major((root / VERSION).read_bytes()[:20].decode(errors="replace").partition(".")[0])
-        found = Parts(root / PROGRAM, _saved(root / WEIGHTS), _saved(root / CONSTANTS))
+        layout = Parts(root / PROGRAM, _saved(root / WEIGHTS), _saved(root / CONSTANTS))
     elif "archive_format" in inside and len({name.partition("/")[0] for name in names}) == 1:
-        found = _in_one_folder(inside)
+        layout = _in_one_folder(inside)
     else:
         raise invalid(
             "the archive is not laid out as torch.export.save of PyTorch 2.6 and later does it", RESAVE
         )
-    _check_size(found.program)
-    return found
+    _check_size(layout.program)
+    return layout
 
 
 def in_first_terms(program: Any) -> Any:
@@ -162,13 +162,13 @@ def save(tensors: Mapping[str, Stored], file: IO[bytes]) -> None:
         for t in tensors.values()
         if t.file.stat().st_size
     }
-    found = {}
+    parameters = {}
     for name, stored in tensors.items():
         empty = torch.empty(0, dtype=getattr(torch, stored.dtype))
         storage = storages.get(stored.file, empty.untyped_storage())
         tensor = empty.set_(storage, stored.offset, stored.sizes, stored.strides)
-        found[name] = torch.nn.Parameter(tensor, stored.requires_grad) if stored.parameter else tensor
-    torch.save(found, file)
+        parameters[name] = torch.nn.Parameter(tensor, stored.requires_grad) if stored.parameter else tensor
+    torch.save(parameters, file)
 
 
 def _check_major(version: str) -> None:
@@ -224,10 +224,10 @@ def _tensors(files: Mapping[str, Path], model: str, kind: str) -> Path | dict[st
         raise invalid(
             f"what it says of its {kind} is not read ({where[:100]}: {first['msg'][:100]})", RESAVE
         ) from None
-    found = {name: _stored(name, payload, files, f"data/{kind}/") for name, payload in config.items()}
+    stored = {name: _stored(name, payload, files, f"data/{kind}/") for name, payload in config.items()}
     repeated = sum(
         max(0, math.prod(tensor.sizes) * tensor.width - tensor.file.stat().st_size)
-        for tensor in found.values()
+        for tensor in stored.values()
     )
     if repeated > REPEATED_LIMIT_BYTES:
         raise bad_input(
@@ -235,7 +235,7 @@ def _tensors(files: Mapping[str, Path], model: str, kind: str) -> Path | dict[st
             f"{FIELD}.uri: its {kind} repeat {repeated} bytes more than lie in their files; make them"
             " .contiguous() first",
         )
-    return found
+    return stored
 
 
 def _stored(name: str, payload: _Payload, files: Mapping[str, Path], folder: str) -> Stored:

@@ -76,10 +76,12 @@ def load(path: Path, folder: Path, _: Tensors | None) -> SourceModel:
 
         def served(*tensors: Any) -> dict[str, Any]:
             given = {inputs[name]: tensor for name, tensor in zip(inputs, tensors, strict=True)}
-            found = tf.graph_util.import_graph_def(
+            results = tf.graph_util.import_graph_def(
                 frozen, input_map=given, return_elements=list(outputs.values()), name=""
             )
-            return {name: tf.identity(tensor, name=name) for name, tensor in zip(outputs, found, strict=True)}
+            return {
+                name: tf.identity(tensor, name=name) for name, tensor in zip(outputs, results, strict=True)
+            }
 
         return to_onnx(
             served,
@@ -102,7 +104,9 @@ def _signature(path: Path) -> tuple[Any, Any]:
     graphs = [graph for graph in message.meta_graphs if TAG in graph.meta_info_def.tags]
     if not graphs:
         raise invalid(f"{MARKER} holds no graph for serving (tag {TAG!r})", _RESAVE)
-    signatures = {name: found for name, found in graphs[0].signature_def.items() if not name.startswith("__")}
+    signatures = {
+        name: signature for name, signature in graphs[0].signature_def.items() if not name.startswith("__")
+    }
     chosen = signatures.get(SIGNATURE) or (next(iter(signatures.values())) if len(signatures) == 1 else None)
     if chosen is None:
         raise bad_input(
@@ -140,16 +144,16 @@ def _needed(graph: Any, tensors: Iterable[str]) -> Any:
         if name in functions and name not in called:
             called.add(name)
             calls += [inner for node in functions[name].node_def for inner in functions_of(node)]
-    found = type(graph)(versions=graph.versions)
-    found.node.extend(node for node in graph.node if node.name in kept)
-    found.library.function.extend(functions[name] for name in sorted(called))
+    needed = type(graph)(versions=graph.versions)
+    needed.node.extend(node for node in graph.node if node.name in kept)
+    needed.library.function.extend(functions[name] for name in sorted(called))
     # freezing reads a variable by the node of this name
-    for variable in [node for node in found.node if node.op == "VarHandleOp"]:
+    for variable in [node for node in needed.node if node.op == "VarHandleOp"]:
         read = f"{variable.name}/Read/ReadVariableOp"
         if read not in kept:
-            added = found.node.add(name=read, op="ReadVariableOp", input=[variable.name])
+            added = needed.node.add(name=read, op="ReadVariableOp", input=[variable.name])
             added.attr["dtype"].CopyFrom(variable.attr["dtype"])
-    return found
+    return needed
 
 
 def _node_of(tensor: str) -> str:

@@ -166,14 +166,14 @@ def arranged(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -
             Reason.CONVERSION_FAILED, f"{FIELD}.uri: tf2onnx does not convert operator {left!r}; {REMEDY}"
         )
     for values, names in ((model.graph.input, inputs), (model.graph.output, outputs)):
-        found = {value.name: value for value in values}
-        if set(found) != set(names):
+        by_name = {value.name: value for value in values}
+        if set(by_name) != set(names):
             raise bad_input(
                 Reason.CONVERSION_FAILED,
-                f"{FIELD}.uri: of the tensors {sorted(names)} tf2onnx keeps {sorted(found)}; export the model"
-                " without the others",
+                f"{FIELD}.uri: of the tensors {sorted(names)} tf2onnx keeps {sorted(by_name)}; export the"
+                " model without the others",
             )
-        ordered = [found[name] for name in names]
+        ordered = [by_name[name] for name in names]
         del values[:]
         values.extend(ordered)
     if model.ByteSize() > PROTOBUF_LIMIT:

@@ -78,8 +78,8 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> SourceModel:
 
     def predict(arrays: Arrays) -> list[NDArray[Any]]:
         with torch.no_grad():
-            found = module(*(torch.from_numpy(arrays[name].astype(types[name])) for name in names))
-        return [tensor.numpy() for tensor in flat(found)]
+            answer = module(*(torch.from_numpy(arrays[name].astype(types[name])) for name in names))
+        return [tensor.numpy() for tensor in flat(answer)]
 
     def convert() -> ModelProto:
         file = io.BytesIO()
@@ -133,9 +133,9 @@ def checked_copy(path: Path, folder: Path) -> Path:
 
 
 def _check_code(code: bytes, name: str) -> None:
-    found = next((word for word in _RUNS if word in code), None)
-    if found is not None:
-        raise _code_refused(f"{name} has {found.decode()}")
+    forbidden = next((word for word in _RUNS if word in code), None)
+    if forbidden is not None:
+        raise _code_refused(f"{name} has {forbidden.decode()}")
 
 
 def _check_pickle(content: bytes, name: str) -> None:
@@ -188,30 +188,30 @@ def in_order(arguments: Sequence[str], required: Sequence[str], given: Sequence[
     """
     by_name = {tensor.name: tensor for tensor in given}
     if by_name.keys().isdisjoint(arguments):
-        found = list(given)
+        ordered = list(given)
         whole = len(required) <= len(given) <= len(arguments)
     else:
-        found = [by_name[name] for name in arguments[: len(given)] if name in by_name]
-        whole = len(found) == len(given) and by_name.keys() >= set(required)
+        ordered = [by_name[name] for name in arguments[: len(given)] if name in by_name]
+        whole = len(ordered) == len(given) and by_name.keys() >= set(required)
     if not whole:
         raise bad_input(
             Reason.TENSOR_UNKNOWN,
             f"spec.serving.triton.inputs: the program takes {list(arguments)[:16]}, and the inputs are"
             f" {list(by_name)[:16]}; name all that it takes",
         )
-    return found
+    return ordered
 
 
 def numpy_type(tensor: Tensor) -> Any:
     """Raises JobError: TypeUnsupported."""
-    found = NUMPY.get(tensor.data_type)
-    if found is None or found.kind == "O":
+    dtype = NUMPY.get(tensor.data_type)
+    if dtype is None or dtype.kind == "O":
         raise bad_input(
             Reason.TYPE_UNSUPPORTED,
             f"spec.serving.triton: tensor {tensor.name!r} is {tensor.data_type}, which is not converted; take"
             " numbers, and cast",
         )
-    return found
+    return dtype
 
 
 def dynamic(tensor: Tensor) -> dict[int, str]:

@@ -129,20 +129,22 @@ def _converted(kind: SourceFormat, model: Any, features: int) -> ModelProto:
         )
         options = {"zipmap": False} if hasattr(model, "predict_proba") else None
         inputs = [(INPUT, types.FloatTensorType([None, features]))]
-        found: ModelProto = skl2onnx.to_onnx(model, initial_types=inputs, options=options, target_opset=OPSET)
+        converted: ModelProto = skl2onnx.to_onnx(
+            model, initial_types=inputs, options=options, target_opset=OPSET
+        )
     else:
         tools, types = (
             importlib.import_module(name) for name in ("onnxmltools", "onnxmltools.convert.common.data_types")
         )
         inputs = [(INPUT, types.FloatTensorType([None, features]))]
         if kind == "XGBoost":
-            found = tools.convert_xgboost(model, initial_types=inputs, target_opset=OPSET)
+            converted = tools.convert_xgboost(model, initial_types=inputs, target_opset=OPSET)
         else:
-            found = tools.convert_lightgbm(model, initial_types=inputs, zipmap=False, target_opset=OPSET)
-    for output in found.graph.output:  # onnxmltools says [1] of LightGBM's labels
+            converted = tools.convert_lightgbm(model, initial_types=inputs, zipmap=False, target_opset=OPSET)
+    for output in converted.graph.output:  # onnxmltools says [1] of LightGBM's labels
         if output.type.tensor_type.shape.dim:
             output.type.tensor_type.shape.dim[0].ClearField("dim_value")
-    return found
+    return converted
 
 
 LIGHTGBM = Format(

@@ -79,12 +79,12 @@ def _answer(original: SourceModel, kind: SourceFormat, folder: Path) -> None:
     answers: dict[str, NDArray[Any]] = {}
     for number, arrays in batches.items():
         try:
-            found = original.predict(arrays)
+            outputs = original.predict(arrays)
         except Exception as error:  # as in load
             raise bad_input(
                 Reason.MODEL_INVALID, describe_failure(kind, "does not run the model", error, REMEDY)
             ) from None
-        answers |= {f"{number}/{position}": array for position, array in enumerate(found)}
+        answers |= {f"{number}/{position}": array for position, array in enumerate(outputs)}
     np.savez(folder / OUTPUTS, **answers)  # type: ignore[arg-type]
 
 

@@ -107,12 +107,12 @@ def compare_answers(
         if names - {"auc", "topK"}:
             classes, known = scores_or_classes(outputs, named, count, field)
         if names & {"auc", "topK"}:
-            found = scores_of(outputs, named, count, field, least=2 if "topK" in names else 1)
-            known = max(2, found.shape[1])
-            scores = found if "auc" in names else None
+            class_scores = scores_of(outputs, named, count, field, least=2 if "topK" in names else 1)
+            known = max(2, class_scores.shape[1])
+            scores = class_scores if "auc" in names else None
             if "topK" in names:
                 assert held_out.labels is not None
-                ranks = _ranks(found, held_out.labels[start : start + count])
+                ranks = _ranks(class_scores, held_out.labels[start : start + count])
         parts.append(Answers(classes, ranks, scores))
     return (
         Answers(
@@ -168,9 +168,11 @@ def judge_gate(
             if metric.name in ("precision", "recall", "f1") and held_out.labels is not None
             else None
         )
-        found = list(_judged_parts(metric, average, field, data_field, labels, held_out, before, after, same))
+        judged = list(
+            _judged_parts(metric, average, field, data_field, labels, held_out, before, after, same)
+        )
         # the whole comes first, so it wins among equals
-        worst = max(found, key=lambda part: _ORDER.index(part.decision.verdict))
+        worst = max(judged, key=lambda part: _ORDER.index(part.decision.verdict))
         results.append(worst.result(metric.name))
         decisions.append((worst.decision, f"{field}.slices" if worst.slice else field))
         entries.append(
@@ -178,7 +180,7 @@ def judge_gate(
                 "name": metric.name,
                 "average": average,
                 "k": metric.k,
-                "judged": [part.report() for part in found],
+                "judged": [part.report() for part in judged],
             }
         )
     decision, field = max(decisions, key=lambda d: _ORDER.index(d[0].verdict))

@@ -122,15 +122,15 @@ def estimate(
         )
     if name in ERRORS:
         with np.errstate(over="ignore", invalid="ignore"):
-            found = _errors(name, labels.astype(np.float64), before, after)
+            mean_error = _errors(name, labels.astype(np.float64), before, after)
         # no comparison with a budget would be true: it would pass
-        if not np.isfinite((found.squares, found.spread, found.added)).all():
+        if not np.isfinite((mean_error.squares, mean_error.spread, mean_error.added)).all():
             raise bad_input(
                 Reason.OUTPUT_NOT_FINITE,
                 f"{field}: errors of this size ({name}) are beyond what float64 holds; scale labels and"
                 " outputs",
             )
-        return found
+        return mean_error
     classes = labels.astype(np.int64)
     if name == "auc":
         assert before.scores is not None and after.scores is not None
@@ -222,8 +222,8 @@ def _midranks(values: Floats) -> Floats:
     """Ranks from 1; equal values share the mean of theirs."""
     _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
-    found: Floats = (ends - (counts - 1) / 2)[where]
-    return found
+    ranks: Floats = (ends - (counts - 1) / 2)[where]
+    return ranks
 
 
 def _auc(labels: Classes, scores: Floats, field: str) -> _Measured:

@@ -124,13 +124,13 @@ def unpack_folder(path: Path, folder: Path, marker: str) -> Path:
     ``unpack`` does.
     """
     with _told():
-        found = _unpack_around(path, folder / "archive", f"/{marker}", UNPACKED_LIMIT_BYTES)
-    if found is None:
+        marker_file = _unpack_around(path, folder / "archive", f"/{marker}", UNPACKED_LIMIT_BYTES)
+    if marker_file is None:
         raise bad_input(
             Reason.MODEL_INVALID,
             f"{_FIELD}: the archive holds no file {marker!r}; pack the model's folder whole",
         )
-    return found.parent
+    return marker_file.parent
 
 
 def _unpack_around(path: Path, root: Path, ending: str, limit: int) -> Path | None:
@@ -210,14 +210,14 @@ class _Entry(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        found = super().frombuf(buf, encoding, errors)
-        if found.type in _LONG_HEADERS and found.size > _HEADER_LIMIT_BYTES:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _LONG_HEADERS and member.size > _HEADER_LIMIT_BYTES:
             raise bad_input(
                 Reason.TOO_LARGE,
-                f"{_FIELD}: a header in the archive has {found.size} bytes, more than {_HEADER_LIMIT_BYTES};"
+                f"{_FIELD}: a header in the archive has {member.size} bytes, more than {_HEADER_LIMIT_BYTES};"
                 " pack it again",
             )
-        return found
+        return member
 
 
 class _Tar:
@@ -241,9 +241,9 @@ class _Tar:
                 yield _Member(entry.name, entry.size, entry.isreg())
 
     def open(self, name: str) -> IO[bytes]:
-        found = self._tar.extractfile(self._entries[name])
-        assert found is not None  # a regular file
-        return found
+        file = self._tar.extractfile(self._entries[name])
+        assert file is not None  # a regular file
+        return file
 
 
 @contextmanager
@@ -336,14 +336,14 @@ def gather(
     share bytes, and be more than the files).
     """
     root = root.resolve()
-    found = [
+    external = [
         (tensor, _part(tensor, folder, root)) for tensor in all_tensors(model) if files.is_external(tensor)
     ]
-    if (total := sum(part.length for _, part in found)) > limit:
+    if (total := sum(part.length for _, part in external)) > limit:
         raise _too_large(total, limit)
-    outside = {tensor.name: part for tensor, part in found}
+    outside = {tensor.name: part for tensor, part in external}
     movable = {tensor.name for tensor in model.graph.initializer}
-    inside = [(tensor, part) for tensor, part in found if total <= one_file or tensor.name not in movable]
+    inside = [(tensor, part) for tensor, part in external if total <= one_file or tensor.name not in movable]
     if sum(part.length for _, part in inside) > files.PROTOBUF_LIMIT:
         raise files.graph_too_large()
     for tensor, part in inside:

@@ -303,10 +303,10 @@ def match(
     slices = dataset.slices if (labelled if sliced is None else sliced) else ()
     for name in slices:
         if name not in arrays or arrays[name].shape != (n,):
-            found = f"has shape {list(arrays[name].shape)}" if name in arrays else "is missing"
+            problem = f"has shape {list(arrays[name].shape)}" if name in arrays else "is missing"
             raise bad_input(
                 Reason.SLICE_INVALID,
-                f"{field}.slices: array {name!r} {found}; it needs shape [{n}], one value a sample",
+                f"{field}.slices: array {name!r} {problem}; it needs shape [{n}], one value a sample",
             )
         if arrays[name].dtype.kind == "f" and np.isnan(arrays[name]).any():
             raise bad_input(

@@ -212,6 +212,6 @@ def inferred(model: Path) -> ModelProto:
     """
     if not is_split(model):
         return onnx.shape_inference.infer_shapes(onnx.load(model))
-    found = onnx.shape_inference.infer_shapes(onnx.load(model, load_external_data=False))
-    onnx.load_external_data_for_model(found, str(model.parent))
-    return found
+    with_shapes = onnx.shape_inference.infer_shapes(onnx.load(model, load_external_data=False))
+    onnx.load_external_data_for_model(with_shapes, str(model.parent))
+    return with_shapes

@@ -514,19 +514,19 @@ def _check_size(tensor: TensorProto, field: str) -> None:
 
 
 def _element_bits() -> dict[int, int]:
-    found = {}
+    bits_by_type = {}
     for kind in TensorProto.DataType.values():
         try:
-            found[kind] = onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize * 8
+            bits_by_type[kind] = onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize * 8
         except (KeyError, TypeError):
             continue
     known = set(TensorProto.DataType.keys())
     half = ("UINT4", "INT4", "FLOAT4E2M1")
     quarter = ("UINT2", "INT2")
     for names, bits in ((half, 4), (quarter, 2)):
-        found |= {TensorProto.DataType.Value(name): bits for name in names if name in known}
-    found.pop(TensorProto.STRING, None)
-    return found
+        bits_by_type |= {TensorProto.DataType.Value(name): bits for name in names if name in known}
+    bits_by_type.pop(TensorProto.STRING, None)
+    return bits_by_type
 
 
 _BITS = _element_bits()

@@ -12,13 +12,13 @@ def memory_limit() -> int | None:
     """Bytes that this process may use: the container's limit (cgroup v2, then v1) or that of its
     address space; None: none is set.
     """
-    found = [resource.getrlimit(resource.RLIMIT_AS)[0]]
+    limits = [resource.getrlimit(resource.RLIMIT_AS)[0]]
     for path in _CGROUP:
         try:
             text = path.read_text().strip()
         except OSError:
             continue
         if text.isdigit():
-            found.append(int(text))
+            limits.append(int(text))
     # v1 writes "no limit" as a number near 2^63.
-    return min((limit for limit in found if 0 < limit < 1 << 60), default=None)
+    return min((limit for limit in limits if 0 < limit < 1 << 60), default=None)

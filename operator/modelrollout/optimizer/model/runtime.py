@@ -247,9 +247,9 @@ def predict(
     """([n] classes, number of classes or None) for all samples; raises JobError: OutputNotClasses,
     InferenceFailed, NoBatchDimension.
     """
-    found: list[NDArray[np.int64]] = []
+    parts: list[NDArray[np.int64]] = []
     classes: int | None = None
     for _, count, outputs, names in outputs_of(session, specs, inputs, field, advance):
         part_classes, classes = scores_or_classes(outputs, names, count, field)
-        found.append(part_classes)
-    return np.concatenate(found), classes
+        parts.append(part_classes)
+    return np.concatenate(parts), classes

@@ -32,12 +32,12 @@ def in_turns(sessions: Sequence[Any], requests: Sequence[Arrays], runs: int) -> 
     """[sessions, runs] seconds of CPU time; run i asks every session ``requests[i %
     len(requests)]``. A tenth as many runs before warm up.
     """
-    found = np.zeros((len(sessions), runs))
+    seconds = np.zeros((len(sessions), runs))
     for run in range(-(runs // 10) - 1, runs):
         request = requests[run % len(requests)]
         for number, session in enumerate(sessions):
             started = time.thread_time()
             session.run(None, request)
             if run >= 0:
-                found[number, run] = time.thread_time() - started
-    return found
+                seconds[number, run] = time.thread_time() - started
+    return seconds

@@ -159,8 +159,8 @@ def kept(config: Any, served: Served) -> Any:
         ("platform", {kind.platform}),
         ("default_model_filename", {kind.file}),
     ):
-        found = getattr(config, field)
-        if found and found not in want:
+        value = getattr(config, field)
+        if value and value not in want:
             remedy = (
                 f"rename the file to {kind.file}"
                 if field == "default_model_filename"
@@ -169,7 +169,7 @@ def kept(config: Any, served: Served) -> Any:
             raise bad_input(
                 Reason.CONFIG_MISMATCH,
                 f"spec.serving.triton.backend: {served.backend}, but config.pbtxt says {field}:"
-                f" {found[:100]!r}; {remedy}",
+                f" {value[:100]!r}; {remedy}",
             )
     for descriptor, _ in config.ListFields():
         if descriptor.name not in _KEPT | _OURS:

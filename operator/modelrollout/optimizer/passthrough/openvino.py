@@ -20,7 +20,7 @@ _CHUNK = 1 << 20
 
 
 @dataclass
-class _Seen:
+class _Network:
     root: str = ""
     layer: str = ""  # type of the one that is open
     inputs: set[str] = field(default_factory=set)
@@ -40,17 +40,17 @@ def check(path: Path, weights: int, inputs: Sequence[TensorSpec], outputs: Seque
     """A network whose weights lie within ``weights`` bytes, with these tensors; raises JobError:
     BackendFileInvalid, TensorUnknown.
     """
-    seen = _read(path)
-    if seen.root != "net" or not seen.parameters or not seen.results:
+    network = _read(path)
+    if network.root != "net" or not network.parameters or not network.results:
         _invalid("this is no OpenVINO model (net, with Parameter and Result layers)")
-    if seen.end > weights:
+    if network.end > weights:
         _invalid(
-            f"its weights end at byte {seen.end} of model.bin, which has {weights}: one of the two files is"
-            " cut off, or of another model"
+            f"its weights end at byte {network.end} of model.bin, which has {weights}: one of the two files"
+            " is cut off, or of another model"
         )
     for what, named, known, count in (
-        ("inputs", inputs, seen.inputs, seen.parameters),
-        ("outputs", outputs, seen.outputs, seen.results),
+        ("inputs", inputs, network.inputs, network.parameters),
+        ("outputs", outputs, network.outputs, network.results),
     ):
         unknown = sorted({t.name for t in named} - known)
         if unknown:
@@ -67,26 +67,28 @@ def check(path: Path, weights: int, inputs: Sequence[TensorSpec], outputs: Seque
             )
 
 
-def _read(path: Path) -> _Seen:
+def _read(path: Path) -> _Network:
     if path.stat().st_size > XML_LIMIT_BYTES:
         _invalid(f"it has more than {XML_LIMIT_BYTES} bytes")
-    seen = _Seen()
+    network = _Network()
     parser = expat.ParserCreate()
 
     def start(tag: str, attributes: dict[str, str]) -> None:
-        seen.root = seen.root or tag
+        network.root = network.root or tag
         if tag == "layer":
-            seen.layer = attributes.get("type", "")
-            seen.parameters += seen.layer == "Parameter"
-            seen.results += seen.layer == "Result"
-            seen.outputs |= _names(attributes, "output_names")
+            network.layer = attributes.get("type", "")
+            network.parameters += network.layer == "Parameter"
+            network.results += network.layer == "Result"
+            network.outputs |= _names(attributes, "output_names")
         elif tag == "data" and "offset" in attributes:
-            seen.end = max(seen.end, _number(attributes["offset"]) + _number(attributes.get("size", "0")))
+            network.end = max(
+                network.end, _number(attributes["offset"]) + _number(attributes.get("size", "0"))
+            )
         elif tag == "port":
-            found = _names(attributes, "names")
-            seen.outputs |= found
-            if seen.layer == "Parameter":
-                seen.inputs |= found
+            port_names = _names(attributes, "names")
+            network.outputs |= port_names
+            if network.layer == "Parameter":
+                network.inputs |= port_names
 
     def doctype(*_: object) -> NoReturn:
         _invalid(
@@ -103,7 +105,7 @@ def _read(path: Path) -> _Seen:
             parser.Parse(b"", True)
     except expat.ExpatError as error:
         _invalid(f"it is no whole XML ({error})")
-    return seen
+    return network
 
 
 def _names(attributes: dict[str, str], key: str) -> set[str]:

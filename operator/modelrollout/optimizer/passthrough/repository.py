@@ -90,9 +90,9 @@ def pass_through(
             "spec.serving.triton.backend: Python runs the model's own code; say code: Allowed, or serve"
             " another format",
         )
-    found, own, outside = _found(source, served.backend, folder, limit)
-    files = servable(found, served)
-    left = sorted(outside | found.keys() - files.keys())
+    members, own, outside = _archive_files(source, served.backend, folder, limit)
+    files = servable(members, served)
+    left = sorted(outside | members.keys() - files.keys())
     config = written(served, own, batching, instance_kind)
     _check(files, served, config, folder)
     warning = (
@@ -102,7 +102,7 @@ def pass_through(
     return PassedThrough(files, config.text, config.inputs, config.outputs, (warning,) if left else ())
 
 
-def _found(
+def _archive_files(
     source: Path, backend: Backend, folder: Path, limit: int
 ) -> tuple[dict[str, Path], bytes | None, set[str]]:
     """(the files of the version's folder by their names there, config.pbtxt if there is one, names
@@ -146,23 +146,23 @@ def _entry(names: Sequence[str], backend: Backend, model: PurePosixPath | None) 
     which it must be, as in Triton's repository.
     """
     wanted = _GRAPH_FILE if backend == "SavedModel" else KINDS[backend].file
-    found = [PurePosixPath(n).parent for n in names if PurePosixPath(n).name == wanted]
+    folders = [PurePosixPath(n).parent for n in names if PurePosixPath(n).name == wanted]
     if model is not None:
-        versions = [p.parent if p.name == KINDS[backend].file else p for p in found]
-        found = [p for p, v in zip(found, versions, strict=True) if v == model or v.parent == model]
-    elif found:
-        depth = min(len(p.parts) for p in found)
-        found = [p for p in found if len(p.parts) == depth]
-    if not found:
+        versions = [p.parent if p.name == KINDS[backend].file else p for p in folders]
+        folders = [p for p, v in zip(folders, versions, strict=True) if v == model or v.parent == model]
+    elif folders:
+        depth = min(len(p.parts) for p in folders)
+        folders = [p for p in folders if len(p.parts) == depth]
+    if not folders:
         where = f" beside {CONFIG_FILE} or in a folder below it" if model is not None else ""
         raise bad_input(
             Reason.BACKEND_FILE_MISSING,
             f"{FIELD}: {backend} serves {wanted}, which the archive does not hold{where}; pack it, or"
             " rename it",
         )
-    if len(found) > 1:
-        raise _ambiguous(f"{len(found)} files {wanted}", [p.as_posix() for p in found])
-    return found[0]
+    if len(folders) > 1:
+        raise _ambiguous(f"{len(folders)} files {wanted}", [p.as_posix() for p in folders])
+    return folders[0]
 
 
 def _ambiguous(what: str, where: Sequence[str]) -> JobError:

@@ -39,19 +39,21 @@ def expect_servable(served: Served | None, names: Collection[str], config: str) 
     if len(config.encode()) > CONFIG_LIMIT_BYTES:
         raise refused("its config.pbtxt is too large")
     try:
-        found = parse(config)
+        message = parse(config)
     except (ParseError, RecursionError):
         raise refused("Triton does not read its config.pbtxt") from None
     kind = _ONNX if served is None else KINDS[served.backend]
-    if (found.backend, found.platform, found.default_model_filename) != (
+    if (message.backend, message.platform, message.default_model_filename) != (
         kind.backend,
         kind.platform,
         kind.file,
     ):
-        given = f"{found.backend or found.platform or 'no backend'!r} and {found.default_model_filename!r}"
+        given = (
+            f"{message.backend or message.platform or 'no backend'!r} and {message.default_model_filename!r}"
+        )
         raise refused(f"its config.pbtxt is for {given}, not for {kind.backend} and {kind.file}")
     if served is None:
-        if extra := sorted({field.name for field, _ in found.ListFields()} - _OURS):
+        if extra := sorted({field.name for field, _ in message.ListFields()} - _OURS):
             raise refused(f"its config.pbtxt says {extra[0]}")
         if MODEL_FILE not in names or not set(names) <= {MODEL_FILE, DATA_FILE}:
             raise refused(f"its files are {', '.join(sorted(names)[:5])}, not {MODEL_FILE}")
@@ -60,7 +62,7 @@ def expect_servable(served: Served | None, names: Collection[str], config: str) 
     from modelrollout.optimizer.passthrough.repository import servable
 
     try:
-        kept(found, served)
+        kept(message, served)
         read = servable({name: Path(name) for name in names}, served)
     except JobError as error:
         raise refused(error.message) from None

@@ -59,12 +59,12 @@ def _read(path: Path) -> dict[str, Any]:
     if path.stat().st_size > LIMIT_BYTES:
         raise _invalid(f"it has more than {LIMIT_BYTES} bytes")
     try:
-        found = json.loads(path.read_bytes())
+        engine = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        engine = None
+    if not isinstance(engine, dict):
         raise _invalid("it is no JSON object with the arguments of vLLM's engine")
-    return found
+    return engine
 
 
 def _refuse_code(arguments: dict[str, Any]) -> None:

@@ -108,20 +108,20 @@ def read_made(work: Path, made: Path, limit: int) -> tuple[dict[str, Path], str,
     (OutputRefused).
     """
     try:
-        found = _Made.model_validate_json(_plain(made / _MADE, REPORT_LIMIT_BYTES).read_bytes())
+        record = _Made.model_validate_json(_plain(made / _MADE, REPORT_LIMIT_BYTES).read_bytes())
     except (ValidationError, RecursionError):
         raise refused("it does not say what was made") from None
-    if not found.files or any(not is_name(name) for name in found.files):
+    if not record.files or any(not is_name(name) for name in record.files):
         raise refused("it names no files, or files that cannot be served")
-    if any(place is not None and not _PLACE.fullmatch(place) for place in found.files.values()):
+    if any(place is not None and not _PLACE.fullmatch(place) for place in record.files.values()):
         raise refused("it names files elsewhere")
     files = {
         name: work / SOURCE if place is None else _plain(made / place, limit)
-        for name, place in found.files.items()
+        for name, place in record.files.items()
     }
     if sum(path.stat().st_size for path in files.values()) > limit:
         raise refused(f"its files have more than {limit} bytes")
-    return files, found.config, found.report
+    return files, record.config, record.report
 
 
 def _plain(path: Path, limit: int) -> Path:
@@ -129,9 +129,9 @@ def _plain(path: Path, limit: int) -> Path:
     is.
     """
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except OSError as error:
         raise refused(f"{path.name} cannot be read ({error.strerror})") from None
-    if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
+    if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
         raise refused(f"{path.name} is no plain file of at most {limit} bytes")
     return path

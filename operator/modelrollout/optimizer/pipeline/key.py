@@ -45,14 +45,14 @@ def sources_of(task: PrepareTask) -> dict[str, Source]:
     """
     for index, step in enumerate(task.steps):
         definition_of(step).check_options(step, field_of(index, step))
-    found = {
+    sources = {
         f"{field_of(index, step)}.{name}": Source(wanted, step, name)
         for index, step in enumerate(task.steps)
         for name, wanted in step.sources().items()
     }
     if task.gate:
-        found[FIELD_GATE] = Source(task.gate.data, None, "data")
-    return found
+        sources[FIELD_GATE] = Source(task.gate.data, None, "data")
+    return sources
 
 
 def tools(recipe: Sequence[Step]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from modelrollout.optimizer.store.object_store import ObjectStore
 def resolve(task: ResolveTask, progress: Progress) -> TaskResult:
     """Read the source once and keep nothing; raises JobError."""
     with progress.stage("resolve"):
-        found = ObjectStore(task.source, "spec.model.uri").digest(
+        source = ObjectStore(task.source, "spec.model.uri").digest(
             max_bytes=task.max_bytes, advance=progress.update
         )
-    return TaskResult(sha256=found.sha256, size_bytes=found.size)
+    return TaskResult(sha256=source.sha256, size_bytes=source.size)

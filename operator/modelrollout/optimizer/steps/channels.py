@@ -371,12 +371,12 @@ class Channels:
     # -- cutting
 
     def _features(self, parts: Sequence[tuple[int, int]], keep: Keep) -> NDArray[np.intp]:
-        found, offset = [], 0
+        features, offset = [], 0
         for space, block in parts:
             kept = keep.get(self._root(space), np.arange(self._sizes[space]))
-            found.append((offset + kept[:, None] * block + np.arange(block)).ravel())
+            features.append((offset + kept[:, None] * block + np.arange(block)).ravel())
             offset += self._sizes[space] * block
-        return np.concatenate(found)
+        return np.concatenate(features)
 
     def weights_left(self, counts: Mapping[int, int]) -> int:
         """Numbers in all float constants when each space keeps so many channels."""

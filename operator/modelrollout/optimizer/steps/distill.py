@@ -73,12 +73,12 @@ def teacher_scores(path: Path, info: ModelInfo, data: Data, work: StepContext) -
     session = open_session(path, work.field)
     names = [output.name for output in session.get_outputs()]
     rows, fill = batch_rows(info.inputs, BATCH_ROWS, work.field)
-    found = []
+    parts = []
     for count, part in batches(data.inputs, rows, fill):
         outputs = session.run(None, part)
-        found.append(outputs[score_output(outputs, names, count, work.field)][:count].reshape(count, -1))
-        work.advance(sum(map(len, found)), data.n)
-    scores = np.concatenate(found).astype(np.float32)
+        parts.append(outputs[score_output(outputs, names, count, work.field)][:count].reshape(count, -1))
+        work.advance(sum(map(len, parts)), data.n)
+    scores = np.concatenate(parts).astype(np.float32)
     if scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-3):
         scores = np.log(np.maximum(scores, np.float32(_LEAST)))
     return scores

@@ -55,15 +55,15 @@ def int4(step: Int4Step, work: StepContext) -> dict[str, Any]:
         quantizer.process()
     except _ERRORS as error:
         raise refused(Reason.QUANTIZATION_FAILED, work.field, error, "remove the step, or use int8") from None
-    found: ModelProto = quantizer.model.model
-    done = sum(node.op_type == OPERATOR for node in found.graph.node)
+    quantized: ModelProto = quantizer.model.model
+    done = sum(node.op_type == OPERATOR for node in quantized.graph.node)
     if not done:
         raise bad_input(
             Reason.NOTHING_TO_QUANTIZE,
             f"{work.field}: the model has no matrix of {step.min_weights} weights or more in a MatMul; lower"
             " minWeights or use int8",
         )
-    files.save(found, work.target, work.one_file)
+    files.save(quantized, work.target, work.one_file)
     return {"blockSize": step.block_size, "operators": {OPERATOR: done}}
 
 

@@ -118,14 +118,14 @@ def _sensitivity(quantizer: Quantizer, work: StepContext, calibration: Data) -> 
 
     def outputs(path: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
         session = open_session(path, work.field)
-        found = []
+        parts = []
         for count, part in batches(sample, rows, fill):
-            found += [
+            parts += [
                 a[:count].astype(np.float64).ravel()
                 for a in session.run(None, part)
                 if a.dtype.kind == "f" and a.ndim
             ]
-        return np.concatenate(found)
+        return np.concatenate(parts)
 
     float_outputs = outputs(quantizer.prepared)
     power = float(np.mean(float_outputs**2)) or 1.0

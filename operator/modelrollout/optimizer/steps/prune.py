@@ -139,7 +139,7 @@ def _importance(channels: Channels, activations: Activations) -> dict[int, NDArr
     """By space: of each channel. Its filter's norm; or, with activations, what it sends times the
     norm of the weights that take it.
     """
-    found: dict[int, NDArray[np.float64]] = defaultdict(lambda: np.zeros(1))
+    importance: dict[int, NDArray[np.float64]] = defaultdict(lambda: np.zeros(1))
     for product in channels.products:
         weight = channels.weights[product.weight].astype(np.float64)
         if activations:
@@ -150,12 +150,12 @@ def _importance(channels: Channels, activations: Activations) -> dict[int, NDArr
                 size = channels.size(space)
                 if root is not None:
                     part = taken[at : at + size * block].reshape(size, block).sum(axis=1)
-                    found[root] = found[root] + part / (part.mean() or 1)
+                    importance[root] = importance[root] + part / (part.mean() or 1)
                 at += size * block
         elif (root := channels.root(product.space)) is not None:
             norms = _norms(weight, product.outputs_axis)
-            found[root] = found[root] + norms / (norms.mean() or 1)
-    return {space: found[space] + np.zeros(size) for space, size in channels.free().items()}
+            importance[root] = importance[root] + norms / (norms.mean() or 1)
+    return {space: importance[space] + np.zeros(size) for space, size in channels.free().items()}
 
 
 def _norms(weight: NDArray[np.float64], axis: int) -> NDArray[np.float64]:

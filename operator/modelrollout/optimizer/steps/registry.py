@@ -28,5 +28,5 @@ MODULES: dict[str, str] = {  # by the field of spec.optimization.steps[], which 
 
 def definition_of(step: StepBase) -> StepDefinition[Any]:
     """How the pipeline carries out ``step``."""
-    found: StepDefinition[Any] = import_module(MODULES[step.kind]).STEP
-    return found
+    step_definition: StepDefinition[Any] = import_module(MODULES[step.kind]).STEP
+    return step_definition

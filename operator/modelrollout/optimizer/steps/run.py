@@ -140,10 +140,10 @@ def _prepare_source(model: Path, folder: Path, one_file: int) -> Path:
     No graph input repeats a constant, and a model beyond ``one_file`` bytes is split into graph and
     weights: a library that adds to a message of nearly 2 GiB would exceed protobuf's limit.
     """
-    found = constants_inside(model, _place_in(folder))
-    if files.is_split(found) or files.size_of(found) <= one_file:
-        return found
-    files.save(onnx.load(found), _place_in(folder), one_file)
+    prepared = constants_inside(model, _place_in(folder))
+    if files.is_split(prepared) or files.size_of(prepared) <= one_file:
+        return prepared
+    files.save(onnx.load(prepared), _place_in(folder), one_file)
     return _place_in(folder)
 
 

@@ -87,15 +87,15 @@ def parse_manifest(content: bytes, what: str) -> Manifest:
 def parse_report(content: bytes, what: str) -> dict[str, Any]:
     """The report; raises JobError (ArtifactCorrupt) unless it is a JSON object."""
     try:
-        found = json.loads(content)
+        report = json.loads(content)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        report = None
+    if not isinstance(report, dict):
         raise bad_input(
             Reason.ARTIFACT_CORRUPT,
             f"{what}: report.json is no JSON object; delete the folder, and it is prepared again",
         )
-    return found
+    return report
 
 
 def is_name(name: str) -> bool:

@@ -53,13 +53,13 @@ def doomed(
     ``untouched``: whose stay. Objects that are not named like an artifact are not ours, and stay.
     """
     folders: defaultdict[str, Folder] = defaultdict(lambda: Folder(datetime.min.replace(tzinfo=UTC)))
-    for found in objects:
-        named = _FOLDER.match(found.name)
+    for file in objects:
+        named = _FOLDER.match(file.name)
         if named is None or (namespaces and named[1] not in namespaces) or named[1] in untouched:
             continue
         folder = folders[f"{named[1]}/{named[2]}"]
-        folder.newest = max(folder.newest, found.modified)
-        folder.size += found.size
+        folder.newest = max(folder.newest, file.modified)
+        folder.size += file.size
     base = root.rstrip("/")
     return {
         name: folder
@@ -74,11 +74,13 @@ def clean(task: CleanTask, progress: Progress) -> TaskResult:
     store = ObjectStore(task.artifacts, FIELD, bucket=True)
     before = datetime.now(UTC) - timedelta(seconds=task.older_than_seconds)
     with progress.stage("list"):
-        found = doomed(store.list(), task.artifacts.uri, kept, frozenset(task.namespaces), before, untouched)
+        unreferenced = doomed(
+            store.list(), task.artifacts.uri, kept, frozenset(task.namespaces), before, untouched
+        )
     freed = 0
     with progress.stage("delete"):
-        for number, (name, folder) in enumerate(sorted(found.items())):
-            progress.update(number, len(found))
+        for number, (name, folder) in enumerate(sorted(unreferenced.items())):
+            progress.update(number, len(unreferenced))
             say(
                 "would delete" if task.dry_run else "delete",
                 artifact=name,
@@ -89,7 +91,8 @@ def clean(task: CleanTask, progress: Progress) -> TaskResult:
                 freed += folder.size
     verb = "would free" if task.dry_run else "freed"
     return TaskResult(
-        message=f"{len(found)} artifacts, {verb} {freed} bytes; {len(kept)} are referred to", size_bytes=freed
+        message=f"{len(unreferenced)} artifacts, {verb} {freed} bytes; {len(kept)} are referred to",
+        size_bytes=freed,
     )
 
 
@@ -98,11 +101,11 @@ def _delete(task: CleanTask, name: str, before: datetime) -> bool:
     store = ObjectStore(
         task.artifacts.model_copy(update={"uri": f"{task.artifacts.uri.rstrip('/')}/{name}"}), FIELD
     )
-    found = [file for file in store.list() if "/" not in file.name]
-    if any(file.modified >= before for file in found):
+    files = [file for file in store.list() if "/" not in file.name]
+    if any(file.modified >= before for file in files):
         LOGGER.info("written meanwhile", extra={"fields": {"artifact": name}})
         return False
-    for file in sorted(found, key=lambda f: (f.name != MANIFEST, f.name)):
+    for file in sorted(files, key=lambda f: (f.name != MANIFEST, f.name)):
         store.delete(file.name)
     return True
 
@@ -114,9 +117,9 @@ def _references(path: Path) -> tuple[frozenset[str], frozenset[str]]:
     An unread list must never look like an empty one.
     """
     try:
-        found = json.loads(path.read_text())
-        uris = frozenset(str(uri).rstrip("/") for uri in found["artifacts"])
-        untouched = frozenset(map(str, found["untouched"]))
+        references = json.loads(path.read_text())
+        uris = frozenset(str(uri).rstrip("/") for uri in references["artifacts"])
+        untouched = frozenset(map(str, references["untouched"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise bad_input(
             Reason.REFERENCES_INVALID,

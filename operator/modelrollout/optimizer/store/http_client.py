@@ -327,10 +327,10 @@ def _literal(host: str) -> bool:
 def _looked_up(host: str, port: int) -> str:
     """An address of the name, none of which is this machine's or only its node's; raises Fault."""
     try:
-        found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        addresses = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     except (OSError, UnicodeError):
         raise Fault("NotResolved") from None
-    for address in found:
+    for address in addresses:
         if near(address):
             raise Fault(
                 "Redirected",
@@ -338,7 +338,7 @@ def _looked_up(host: str, port: int) -> str:
                     f"redirects to {host}, whose address {address} belongs to a node or a metadata service"
                 ),
             )
-    return random.choice(found)
+    return random.choice(addresses)
 
 
 def near(address: str) -> bool:

@@ -72,9 +72,9 @@ class _S3:
     def list(self, path: str) -> Iterator[Listed]:
         with _faults():
             for chunk in obstore.list(self._store, prefix=path or None):
-                for found in chunk:
-                    name = found["path"].removeprefix(path).lstrip("/")
-                    yield Listed(name, found["size"], found["last_modified"])
+                for entry in chunk:
+                    name = entry["path"].removeprefix(path).lstrip("/")
+                    yield Listed(name, entry["size"], entry["last_modified"])
 
     def delete(self, path: str) -> None:
         with _faults():

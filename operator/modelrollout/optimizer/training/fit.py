@@ -83,7 +83,7 @@ def fit(
     rng = np.random.default_rng(SEED)
     for epoch in range(recipe.epochs):
         order = rng.permutation(data.n)
-        seen = []
+        batch_losses = []
         for at in range(in_epoch):
             chosen = order[at * rows : (at + 1) * rows]
             batch: dict[str, Any] = {"inputs": {name: array[chosen] for name, array in data.inputs.items()}}
@@ -92,9 +92,9 @@ def fit(
             if soft is not None:
                 batch["scores"] = soft.scores[chosen]
             weights, state, value = step(weights, state, batch)
-            seen.append(value)
+            batch_losses.append(value)
             advance(epoch * in_epoch + at + 1, total)
-        losses.append(float(f"{float(jnp.mean(jnp.stack(seen))):.4g}"))
+        losses.append(float(f"{float(jnp.mean(jnp.stack(batch_losses))):.4g}"))
     if losses and not np.isfinite(losses[-1]):
         raise bad_input(
             Reason.TRAINING_DIVERGED,

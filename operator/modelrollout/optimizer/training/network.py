@@ -136,15 +136,15 @@ class Network:
                 values[node.output[0]] = OPERATORS[node.op_type](
                     attributes, *(values[name] for name in node.input)
                 )
-        found = values[target]
-        return found.reshape((found.shape[0], -1)) if wanted is None else found
+        value = values[target]
+        return value.reshape((value.shape[0], -1)) if wanted is None else value
 
     def _compare(self, inputs: Arrays, expected: NDArray[Any]) -> None:
         """ONNX Runtime's scores must come out: an operator that is understood otherwise would be
         trained wrongly without a word.
         """
         try:
-            found = np.asarray(
+            scores = np.asarray(
                 jax.jit(partial(self.run, wanted=self.scores))(
                     self.weights, {k: jnp.asarray(v) for k, v in inputs.items()}
                 )
@@ -156,7 +156,7 @@ class Network:
                 f"{self._field}: {line}; train the model where it was made, or leave the step out",
             ) from None
         scale = float(np.abs(expected).max()) or 1.0
-        if found.shape != expected.shape or float(np.abs(found - expected).max()) > PARITY * scale:
+        if scores.shape != expected.shape or float(np.abs(scores - expected).max()) > PARITY * scale:
             raise bad_input(
                 Reason.TRAINING_UNSUPPORTED,
                 f"{self._field}: the training framework and ONNX Runtime give different scores for this"

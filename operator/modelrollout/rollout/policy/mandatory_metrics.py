@@ -66,9 +66,13 @@ def unproven_weight(s: Snapshot, status: ModelDeploymentStatus) -> str | None:
     last = rollout.history[-1] if rollout.history else None
     # requests to a preview prove nothing about all requests
     shared = last is not None and last.weight > 0
-    asked = weight(status)
+    requested = weight(status)
     proven = (
-        {m.name for m in last.metrics if m.verdict == "Successful" and (m.next_weight or asked) >= asked}
+        {
+            m.name
+            for m in last.metrics
+            if m.verdict == "Successful" and (m.next_weight or requested) >= requested
+        }
         if last and shared
         else set()
     )

@@ -60,7 +60,7 @@ def held_too_long(s: Snapshot, now: datetime) -> Problem | None:
     longest = [
         (seconds(x.max_hold), x) for x in s.rules.limits if x.max_hold is not None and x.concerns(slot.gpus)
     ]
-    least, limit = min(longest, key=lambda found: found[0], default=(0.0, None))
+    least, limit = min(longest, key=lambda entry: entry[0], default=(0.0, None))
     if limit is None or since(slot.since, now) <= least:
         return None
     text = (

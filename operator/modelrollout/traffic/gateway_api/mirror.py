@@ -167,15 +167,15 @@ class MirrorRouter:
 
     def children(self, owner: Owner, split: Split) -> list[Object]:
         """The mirror's own objects before the routes that name them."""
-        found: list[Object] = []
+        objects: list[Object] = []
         mirror, routes = self._mirror, self._inner.children(owner, split)
         if mirror is not None and self._spec is not None:
-            found.append(
+            objects.append(
                 comparer(owner, mirror.canary, mirror.stable, mirror.shadow, self._spec.serving, self._config)
             )
-            found.append(comparer_service(owner, mirror.canary))
+            objects.append(comparer_service(owner, mirror.canary))
             if mirror.method == "TraefikService":
-                found.append(
+                objects.append(
                     traefik_mirror(
                         owner,
                         mirror.canary,
@@ -188,8 +188,8 @@ class MirrorRouter:
                     (r for r in routes if r["kind"] == "HTTPRoute" and r["metadata"]["name"] == self._name),
                     None,
                 ):
-                    found.append(trial_route(owner, of_clients, mirror.canary, mirror.stable))
-        return found + [self._mirrored(route) for route in routes]
+                    objects.append(trial_route(owner, of_clients, mirror.canary, mirror.stable))
+        return objects + [self._mirrored(route) for route in routes]
 
     def _mirrored(self, route: Object) -> Object:
         mirror = self._mirror

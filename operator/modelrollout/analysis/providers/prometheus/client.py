@@ -130,7 +130,7 @@ class PrometheusReader:
         """The query's answer at each time: evenly spaced Unix seconds, growing. Each request has
         the provider's time-out.
         """
-        found: dict[int, Answer] = {}
+        answers_by_time: dict[int, Answer] = {}
         if self._outage is not None and asyncio.get_running_loop().time() < self._outage[1]:
             return self._outage[0]
         step = times[1] - times[0] if len(times) > 1 else 1
@@ -147,8 +147,8 @@ class PrometheusReader:
                 )
             if isinstance(answers, MeasurementProblem):
                 return answers
-            found |= answers
-        return found
+            answers_by_time |= answers
+        return answers_by_time
 
     async def scrape(self) -> Scrape | MeasurementProblem:
         """The targets, and the jobs whose targets may overwrite labels of the scrape."""
@@ -168,13 +168,15 @@ class PrometheusReader:
             return result
         active, configuration = result
         try:
-            found = tuple(
+            targets = tuple(
                 ScrapeTarget(str(t["scrapePool"]), dict(t["labels"]), dict(t["discoveredLabels"]))
                 for t in active
             )
         except (KeyError, TypeError, ValueError):
             return self._problem(Reason.BAD_ANSWER, "lists its targets in a form of its own")
-        return Scrape(found, frozenset({t.pool for t in found} - jobs_without_honor_labels(configuration)))
+        return Scrape(
+            targets, frozenset({t.pool for t in targets} - jobs_without_honor_labels(configuration))
+        )
 
     def _history_now(
         self, query: str, times: Sequence[int], step: int
@@ -367,15 +369,15 @@ def jobs_without_honor_labels(configuration: str) -> frozenset[str]:
 
     Reads the lines as Prometheus writes them: parsing the YAML of a large cluster takes a minute.
     """
-    found: dict[str, bool] = {}
+    obeys_by_job: dict[str, bool] = {}
     job = None
     for line in configuration.splitlines():
         if match := _JOB.fullmatch(line):
             job = match[match.lastindex or 0]
-            found[job] = True
+            obeys_by_job[job] = True
         elif line == _HONORS and job is not None:
-            found[job] = False
-    return frozenset(name for name, obeys in found.items() if obeys)
+            obeys_by_job[job] = False
+    return frozenset(name for name, obeys in obeys_by_job.items() if obeys)
 
 
 def _bounded(limit_seconds: float) -> Any:
@@ -422,7 +424,7 @@ def _error_text(text: str) -> str:
     """Prometheus's own message about a bad query, which quotes the query only."""
     with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, AttributeError):
         body = re.search(r"\(b(['\"])(.*)\1\)", text, re.S)
-        said = json.loads(body[2].encode().decode("unicode_escape"))["error"] if body else None
-        if isinstance(said, str):
-            return f": {said[:300]}"
+        error = json.loads(body[2].encode().decode("unicode_escape"))["error"] if body else None
+        if isinstance(error, str):
+            return f": {error[:300]}"
     return ""

@@ -274,16 +274,16 @@ def _name(name: str) -> str:
 
 
 def _selectors(e: promql.Expr) -> Iterator[promql.VectorSelector]:
-    found: list[promql.VectorSelector] = []
+    selectors: list[promql.VectorSelector] = []
 
     def visit(node: promql.Expr) -> None:
         if isinstance(node, promql.VectorSelector):
-            found.append(node)
+            selectors.append(node)
         elif isinstance(node, promql.MatrixSelector):
-            found.append(node.vector_selector)
+            selectors.append(node.vector_selector)
 
     promql.walk(e, visit)
-    return iter(found)
+    return iter(selectors)
 
 
 def _bound(selector: promql.VectorSelector, namespace: str, label: str) -> bool:

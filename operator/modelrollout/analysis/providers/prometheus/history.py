@@ -43,7 +43,7 @@ def increments(looks: Iterable[Raw]) -> list[tuple[float, float]]:
     """(requests, bad requests) between each two readings. A process that starts or restarts sets
     its baseline and counts nothing: its counts up to then belong to no minute.
     """
-    found: list[tuple[float, float]] = []
+    counts: list[tuple[float, float]] = []
     last: dict[str, Sample] = {}
     for raw in looks:
         total = bad = 0.0
@@ -53,8 +53,8 @@ def increments(looks: Iterable[Raw]) -> list[tuple[float, float]]:
             more, wrong = sample.total - before.total, sample.bad - before.bad
             if more >= wrong >= 0:
                 total, bad = total + more, bad + wrong
-        found.append((total, bad))
-    return found[1:]
+        counts.append((total, bad))
+    return counts[1:]
 
 
 def spread(minutes: Sequence[tuple[float, float]]) -> Spread[float]:
@@ -64,8 +64,8 @@ def spread(minutes: Sequence[tuple[float, float]]) -> Spread[float]:
     busy = [(n, bad) for n, bad in minutes if n > 0]
     total, wrong = sum(n for n, _ in busy), sum(bad for _, bad in busy)
     centre = (median(bad / n for n, bad in busy) or wrong / total) if busy else 0.0
-    found = NO_SPREAD
+    usual = NO_SPREAD
     for n, bad in busy:
         if (bad / n - centre) ** 2 * n <= _OUTAGE * centre * (1 - centre):
-            found = widened(found, n, bad)
-    return found
+            usual = widened(usual, n, bad)
+    return usual

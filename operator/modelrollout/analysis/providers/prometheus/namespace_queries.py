@@ -109,11 +109,11 @@ class OwnQueries:
             del self._tasks[namespace][key]
 
     def _known(self, namespace: str, key: str) -> Answer | MeasurementProblem:
-        found = self._answers[namespace].get(key)
-        if found is not None:
-            if abs(self._now() - found[1]) > FRESH_SECONDS:
+        entry = self._answers[namespace].get(key)
+        if entry is not None:
+            if abs(self._now() - entry[1]) > FRESH_SECONDS:
                 del self._answers[namespace][key]
-            return found[0]
+            return entry[0]
         return MeasurementProblem(
             Reason.QUERY_PENDING,
             f"Prometheus {self._provider} has not answered yet; own queries of namespace {namespace} are"

@@ -125,10 +125,10 @@ def doubt(
 
 
 def _foreign(targets: Iterable[ScrapeTarget], what: str, remedy: str) -> Doubt:
-    found = sorted({t.name for t in targets})
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    target_names = sorted({t.name for t in targets})
+    more = f" and {len(target_names) - _NAMED} more" if len(target_names) > _NAMED else ""
     message = (
-        f"targets of Prometheus that {what} ({len(found)}, which the operator's log names): {remedy}"
+        f"targets of Prometheus that {what} ({len(target_names)}, which the operator's log names): {remedy}"
         f" ({_READ})"
     )
-    return Doubt(Reason.FOREIGN_TARGETS, message, ", ".join(found[:_NAMED]) + more)
+    return Doubt(Reason.FOREIGN_TARGETS, message, ", ".join(target_names[:_NAMED]) + more)

@@ -179,7 +179,7 @@ def auto(step: AutoStep, work: StepContext) -> dict[str, Any]:
         target = work.target.parent / f"candidate-{len(outcomes)}" / work.target.name
         target.parent.mkdir()
         try:
-            found = _make(candidate, made[candidate.base], target, given, judge, ends)
+            trial = _make(candidate, made[candidate.base], target, given, judge, ends)
         except _TimeIsUpError:
             cut = candidate.name
             break
@@ -195,8 +195,8 @@ def auto(step: AutoStep, work: StepContext) -> dict[str, Any]:
                 f"{error.reason}: {error.message}" if isinstance(error, JobError) else Reason.OUT_OF_MEMORY
             )
         else:
-            made[candidate.name] = found
-            outcomes[candidate.name] = "Within" if found.point.within else "Beyond"
+            made[candidate.name] = trial
+            outcomes[candidate.name] = "Within" if trial.point.within else "Beyond"
             best = made[
                 choose(source.point, [m.point for m in made.values() if m is not source], step.objective).name
             ]
@@ -327,7 +327,7 @@ def _findings(
 ) -> list[str]:
     """Warnings about the search."""
     source, others = made[0], made[1:]
-    found = []
+    warnings = []
     if best is source:
         better = [
             m for m in others if cost_of(step.objective)(m.point) <= enough(source.point, step.objective)
@@ -342,21 +342,21 @@ def _findings(
         else:
             reasons = [f"{name} ({text.split(':')[0]})" for name, text in refused.items()]
             why = f"{len(others)} candidates could be made, not: {', '.join(reasons) or 'none'}"
-        found.append(
+        warnings.append(
             f"{work.field}: nothing that keeps the budget is at least 5 % {word}, so the model stays as it"
             f" was: {why}"
         )
     if cut:
-        found.append(
+        warnings.append(
             f"{work.field}: the time limit of {step.time_limit} ended the search at {cut}, after"
             f" {len(others)} candidates; a longer timeLimit may find a better one"
         )
     if step.objective == "Latency" and work.hardware != "any":
-        found.append(
+        warnings.append(
             f"{work.field}.objective: latency was measured on the Job's CPU, which is no proof for the GPU"
             " that will serve the model; Size says more"
         )
-    return found
+    return warnings
 
 
 STEP = StepDefinition(

@@ -128,8 +128,8 @@ def _in_order(means: Means, outcomes: Mapping[str, Outcome]) -> Iterator[Candida
 
     def fallback(first: list[Candidate], easier: list[Candidate]) -> Iterator[Candidate]:
         """Easier ones, until one keeps the budget, where the first rung lost too much."""
-        found = [outcomes.get(c.name) for c in first]
-        if "Beyond" in found and "Within" not in found:
+        results = [outcomes.get(c.name) for c in first]
+        if "Beyond" in results and "Within" not in results:
             for candidate in easier:
                 yield candidate
                 if outcomes.get(candidate.name) == "Within":
