@@ -1,5 +1,5 @@
-"""Impossible counts: they say that someone else counts, not how the model performs, so no verdict
-rests on them.
+"""Impossible counts: they show that another party writes the counters, not how the model performs,
+so no verdict rests on them.
 
 This is the second line of defence; the first is the rule of who may count
 (docs/design/0010-who-may-count.md). The limits are so wide that honest traffic never exceeds them,
@@ -27,7 +27,8 @@ REMEDY = "gatewayMetrics.selector says who may count (docs/how-to/install.md)"
 def impossible_counts(what: str) -> MeasurementProblem:
     """The problem of a counter that no process can have."""
     return MeasurementProblem(
-        Reason.EVIDENCE_IMPLAUSIBLE, f"{what}: nobody counts like that, and nothing is judged by it; {REMEDY}"
+        Reason.EVIDENCE_IMPLAUSIBLE,
+        f"{what}: no process counts like that, so no verdict rests on it; {REMEDY}",
     )
 
 
@@ -48,7 +49,7 @@ def share_off_weight(
     )
     return MeasurementProblem(
         Reason.EVIDENCE_IMPLAUSIBLE,
-        f"{counted}: the gateway does not keep to the weight, or somebody else counts; {REMEDY}",
+        f"{counted}: the gateway does not keep to the weight, or others write these counters; {REMEDY}",
     )
 
 
@@ -71,5 +72,5 @@ def more_labels_than_rows(
         " (docs/how-to/install.md)"
     )
     return MeasurementProblem(
-        Reason.EVIDENCE_IMPLAUSIBLE, f"{counted}: somebody else counts, or a row has several labels; {remedy}"
+        Reason.EVIDENCE_IMPLAUSIBLE, f"{counted}: others send labels, too, or a row has several; {remedy}"
     )

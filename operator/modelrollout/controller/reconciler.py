@@ -130,7 +130,7 @@ class Reconciler:
             ),
             leading_since=self._leading_since(),
         )
-        s = await self._measured(s)
+        s = await self._with_assessment(s)
         observation = replace(observation, snapshot=s)
         plan = decide(s, self._now())
         if not self._may_write():
@@ -198,7 +198,7 @@ class Reconciler:
         wrote, self._network_policy_problems[key] = await self._actor.isolate(observation)
         return wrote or self._network_policy_problems[key] != observation.snapshot.network_policy_problem
 
-    async def _measured(self, s: Snapshot) -> Snapshot:
+    async def _with_assessment(self, s: Snapshot) -> Snapshot:
         return replace(s, assessment=await self._assessor.assess(s)) if needs_measurement(s) else s
 
     async def _transition(self, observation: Observation, status: ModelDeploymentStatus) -> bool:

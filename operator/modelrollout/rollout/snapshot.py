@@ -202,7 +202,7 @@ class Slot:
 
     policy: str
     held: bool  # it has a slot, within the limit
-    turn: bool = False  # a slot is free and nobody has waited longer
+    turn: bool = False  # a slot is free, and no other rollout has waited longer
     position: int = 0  # in the queue, from 1
     waiting: int = 0
     holders: tuple[str, ...] = ()  # namespace/name

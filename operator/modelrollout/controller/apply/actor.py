@@ -275,7 +275,7 @@ class Actor:
         uid, version = live["metadata"]["uid"], live["metadata"]["resourceVersion"] if guarded else None
         self._fence()
         try:
-            answer = await self._applied(resource, obj, uid, version)
+            answer = await self._apply_owning_fields(resource, obj, uid, version)
         except Conflict:
             await self._refresh(resource, obj)
             raise
@@ -284,9 +284,11 @@ class Actor:
         self.cache.written(resource, answer, guarded=guarded)
         log.info("applied %s %s", resource.kind, obj["metadata"]["name"])
 
-    async def _applied(self, resource: Resource, obj: Object, uid: str, version: str | None) -> Object:
-        """An object that was created rather than applied, or edited by hand, may keep fields that
-        conflict with the desired ones. Then they are taken over first.
+    async def _apply_owning_fields(
+        self, resource: Resource, obj: Object, uid: str, version: str | None
+    ) -> Object:
+        """Apply, and if an object that was created rather than applied, or edited by hand, keeps
+        fields that conflict with the desired ones, take over its fields first.
         """
         try:
             return await self.kube.apply(resource, obj, uid=uid, resource_version=version)

@@ -202,7 +202,7 @@ class SlotLeases:
         return False
 
     async def _resize(self, observation: Observation, granted: int) -> bool:
-        """Have the slot count what is asked by now where there is room; where two grew at once
+        """Have the slot count what is requested by now where there is room; where two grew at once
         beyond the limit they shrink back.
         """
         claim, limits = (

@@ -1,7 +1,7 @@
 """A model that comes as an archive: one .onnx file with the files that its large tensors lie in, a
 SavedModel, or a folder for another backend of Triton. Nothing leaves the folder.
 
-Every member is looked at before the first byte is written: names that lead out of the folder,
+Every member is checked before the first byte is written: names that lead out of the folder,
 links, devices and archives larger than the limit are refused by name. External data is read from
 the archive's own files only, and put into the model or into one file beside it (``files``).
 """
@@ -90,7 +90,7 @@ def check_members(path: Path, limit: int = UNPACKED_LIMIT_BYTES) -> None:
     """Raise JobError (ArchiveBroken, ArchiveUnsafe, TooLarge) for an archive that another library
     will unpack.
     """
-    with _told(), _reader(path) as reader:
+    with _damage_reported(), _reader(path) as reader:
         _check(list(reader.members()), limit)
 
 
@@ -106,7 +106,7 @@ def unpack(
     ``model.parse`` and ``gather``.
     """
     root = folder / "archive"
-    with _told():
+    with _damage_reported():
         model = _unpack_around(path, root, ".onnx", limit)
         if model is None:
             return None
@@ -123,7 +123,7 @@ def unpack_folder(path: Path, folder: Path, marker: str) -> Path:
     """The folder in an archive that holds the one file named ``marker``; raises JobError as
     ``unpack`` does.
     """
-    with _told():
+    with _damage_reported():
         marker_file = _unpack_around(path, folder / "archive", f"/{marker}", UNPACKED_LIMIT_BYTES)
     if marker_file is None:
         raise bad_input(
@@ -160,7 +160,7 @@ def extract(path: Path, root: Path, limit: int) -> tuple[str, ...]:
     """All files of an archive, in ``root``; their names. Raises JobError: ArchiveBroken,
     ArchiveUnsafe, TooLarge.
     """
-    with _told(), _reader(path, limit) as reader:
+    with _damage_reported(), _reader(path, limit) as reader:
         members = list(reader.members())
         _check(members, limit)
         for member in members:
@@ -169,8 +169,8 @@ def extract(path: Path, root: Path, limit: int) -> tuple[str, ...]:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Trouble of the readers as a reason."""
+def _damage_reported() -> Iterator[None]:
+    """Raises JobError (ArchiveBroken) for errors of the readers."""
     try:
         yield
     except JobError:

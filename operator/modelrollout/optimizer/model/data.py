@@ -91,7 +91,7 @@ class Data:
 def read_archive(path: Path, field: str) -> Arrays:
     """All arrays of the archive; raises JobError: DataNotNpz, DataPickleRefused, TooLarge.
 
-    Nothing is allocated that the file does not hold: sizes are looked at before a byte is unpacked.
+    Allocates nothing that the file does not hold: it checks sizes before it unpacks a byte.
     """
     memory = memory_limit()
     limit = min(DATA_LIMIT_BYTES, memory // 2) if memory else DATA_LIMIT_BYTES

@@ -60,7 +60,7 @@ def _squeezed(outputs: Sequence[NDArray[Any]], n: int) -> list[NDArray[Any]]:
     ]
 
 
-def _told(outputs: Sequence[NDArray[Any]], names: Sequence[str]) -> str:
+def _describe(outputs: Sequence[NDArray[Any]], names: Sequence[str]) -> str:
     return ", ".join(f"{name}: {a.dtype} {list(a.shape)}" for name, a in zip(names, outputs, strict=True))
 
 
@@ -74,7 +74,7 @@ def score_output(outputs: Sequence[NDArray[Any]], names: Sequence[str], n: int, 
     raise bad_input(
         Reason.OUTPUT_NOT_CLASSES,
         f"{field}: accuracy needs a classifier: an output of class scores [n, k] with k at least 2, or a"
-        f" first output of integer classes [n]; the model gives {_told(outputs, names)}",
+        f" first output of integer classes [n]; the model gives {_describe(outputs, names)}",
     )
 
 
@@ -94,7 +94,7 @@ def scores_of(
     raise bad_input(
         Reason.OUTPUT_NOT_SCORES,
         f"{field}: auc and topK need scores: an output of floats [n, k], or [n] for auc; the model gives"
-        f" {_told(outputs, names)}",
+        f" {_describe(outputs, names)}",
     )
 
 
@@ -116,7 +116,7 @@ def values_of(
     raise bad_input(
         Reason.OUTPUT_NOT_NUMBERS,
         f"{field}: mae and mse need a regression: an output of floats [n] or [n, 1]; the model gives"
-        f" {_told(outputs, names)}",
+        f" {_describe(outputs, names)}",
     )
 
 

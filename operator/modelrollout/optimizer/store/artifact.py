@@ -164,7 +164,7 @@ def publish(store: ObjectStore, key: str, files: dict[str, tuple[bytes | Path, s
         raise bad_input(
             Reason.ARTIFACT_IN_THE_WAY,
             f"{store.uri}: another manifest.json lies where this Job was to write, and none of it is taken;"
-            " nobody but the operator's Jobs may write to the artifact store: see who has its keys, then"
+            " only the operator's Jobs may write to the artifact store: see who has its keys, then"
             " retry the revision",
         )
     return digest_of(content)

@@ -114,7 +114,7 @@ class Client:
 
         Raises Fault, also while it is read.
         """
-        answer = self._asked("GET", path)
+        answer = self._request("GET", path)
         try:
             size = _length(answer)
         except Fault:
@@ -166,7 +166,7 @@ class Client:
                 raise Fault("Unreachable")
             time.sleep(pause)
             try:
-                answer = self._asked("GET", path, {"Range": f"bytes={done}-", "If-Match": mark})
+                answer = self._request("GET", path, {"Range": f"bytes={done}-", "If-Match": mark})
             except Fault as fault:
                 raise Fault("Unreachable") if fault.status in (412, 416) else fault from None
             if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(
@@ -180,7 +180,7 @@ class Client:
     def _answer(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: Any = None
     ) -> Iterator[BaseHTTPResponse]:
-        with contextlib.closing(self._asked(method, path, headers, body)) as answer:
+        with contextlib.closing(self._request(method, path, headers, body)) as answer:
             yield answer
             with contextlib.suppress(HTTPError):
                 # whose connection was read to the end of the answer is used again
@@ -197,7 +197,7 @@ class Client:
                 min(pause, backoff["max_backoff"].total_seconds()) if backoff else pause
             )
 
-    def _asked(
+    def _request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: Any = None
     ) -> BaseHTTPResponse:
         """An answer of 2xx, after as many tries as it takes; raises Fault."""
@@ -206,7 +206,7 @@ class Client:
             if hasattr(body, "seek"):
                 body.seek(0)
             try:
-                answer = self._followed(method, self.address(method, path), headers or {}, body)
+                answer = self._follow_redirects(method, self.address(method, path), headers or {}, body)
                 if 200 <= answer.status < 300:
                     return answer
                 content = b""
@@ -226,24 +226,26 @@ class Client:
                 raise fault
             time.sleep(pause)
 
-    def _followed(self, method: str, url: str, headers: Mapping[str, str], body: Any) -> BaseHTTPResponse:
+    def _follow_redirects(
+        self, method: str, url: str, headers: Mapping[str, str], body: Any
+    ) -> BaseHTTPResponse:
         """The answer at the end of all redirects; raises Fault and what urllib3 raises."""
         own = origin(url)
         away = False
         for _ in range(MOST_REDIRECTS + 1):
-            answer = self._sent(method, url, headers if away else {**headers, **self.headers}, body, away)
+            answer = self._send(method, url, headers if away else {**headers, **self.headers}, body, away)
             location = answer.headers.get("Location")
             if answer.status not in _REDIRECTS or location is None:
                 return answer
             answer.close()
-            url = self._allowed(method, url, location)
+            url = self._redirect_target(method, url, location)
             # who has once been elsewhere is sent nothing that opens the store, though it leads back
             away = away or origin(url) != own
         raise Fault(
             "Redirected", detail=f"leads on and on: after {MOST_REDIRECTS} redirects, to {_shown(url)}"
         )
 
-    def _sent(
+    def _send(
         self, method: str, url: str, headers: Mapping[str, str], body: Any, away: bool
     ) -> BaseHTTPResponse:
         sent = {"User-Agent": "modelrollout", "Accept-Encoding": "identity", **headers}
@@ -256,7 +258,7 @@ class Client:
         scheme, host, port = origin(url)
         if not away or _literal(host):
             return self._own.request(method, url, headers=sent, **options)
-        address = _looked_up(host, port)
+        address = _resolve(host, port)
         pool: urllib3.HTTPConnectionPool
         if scheme == "https":
             pool = urllib3.HTTPSConnectionPool(
@@ -272,7 +274,7 @@ class Client:
             **options,
         )
 
-    def _allowed(self, method: str, url: str, location: str) -> str:
+    def _redirect_target(self, method: str, url: str, location: str) -> str:
         """Where a redirect leads; raises Fault where it may not."""
         if method not in ("GET", "HEAD"):
             raise Fault("Redirected", detail="redirects what is written")
@@ -324,7 +326,7 @@ def _literal(host: str) -> bool:
     return False
 
 
-def _looked_up(host: str, port: int) -> str:
+def _resolve(host: str, port: int) -> str:
     """An address of the name, none of which is this machine's or only its node's; raises Fault."""
     try:
         addresses = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]

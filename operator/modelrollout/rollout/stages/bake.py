@@ -83,7 +83,7 @@ def bake(s: AtStep, now: datetime) -> Transition:
     if assessment.verdict == "Failed":
         return proven_worse(s, assessment, now)
     if s.spec.rollout.bake is None:  # edited away
-        return _over(s, s.status, "bake was removed from spec", now)
+        return _finish(s, s.status, "bake was removed from spec", now)
     assessment = error_without_pods(s, assessment)
     if step.phase == "Paused":  # for a cause: a person promotes or aborts
         return Transition(with_fresh_measurement(s, step, s.assessment, now), requeue_after=interval(s))
@@ -93,25 +93,25 @@ def bake(s: AtStep, now: datetime) -> Transition:
             status = record(
                 with_metrics(s.status, assessment, now), assessment.verdict, assessment.reason, now
             )
-            return _over(s, status, assessment.message, now)
+            return _finish(s, status, assessment.message, now)
         if remaining(s, now) <= 0:
-            return _unmeasured(s, assessment, now)
+            return _end_unmeasured(s, assessment, now)
     requeue = max(0.2, min(interval(s), left)) if left > 0 else interval(s)
     return stay_at_step(s, step, assessment, now, requeue, ignore_deadline=True)
 
 
-def _unmeasured(s: AtStep, assessment: Assessment, now: datetime) -> Transition:
+def _end_unmeasured(s: AtStep, assessment: Assessment, now: datetime) -> Transition:
     deadline = s.spec.rollout.progress_deadline
     text = f"nothing was measured within progressDeadline {deadline} after bake: {assessment.message}"
     if s.spec.rollout.on_inconclusive == "Promote" and s.server(s.rollout.revision).ready > 0:
         status = record(
             with_metrics(s.status, assessment, now), "Inconclusive", Reason.PROMOTED_BY_POLICY, now
         )
-        return _over(s, status, f"as onInconclusive says: {text}", now)
+        return _finish(s, status, f"as onInconclusive says: {text}", now)
     return handle_inconclusive(s, s.step, assessment.reason, text, now, may_promote=False)
 
 
-def _over(s: AtStep, status: ModelDeploymentStatus, message: str, now: datetime) -> Transition:
+def _finish(s: AtStep, status: ModelDeploymentStatus, message: str, now: datetime) -> Transition:
     return Transition(
         succeed(s, status, now, "Promoted"),
         (Event(Reason.PROMOTED, f"revision {rollout_of(status).revision} stays: {message}"),),

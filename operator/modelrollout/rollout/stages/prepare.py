@@ -44,7 +44,7 @@ def prepare(s: InFlight, now: datetime) -> Transition:
     if shared.artifact is not None:
         taken = shared.artifact.model_copy(update={"reused": True})
         if shared.refused:
-            return _rejected(
+            return _reject(
                 s,
                 now,
                 replace(
@@ -73,7 +73,7 @@ def prepare(s: InFlight, now: datetime) -> Transition:
     evidence = _evidence(work.result, now) if work.result else None
     if work.state == "Failed":
         if work.exit_code in (ExitCode.GATE_FAILED, ExitCode.GATE_INCONCLUSIVE) and work.result:
-            return _rejected(s, now, Problem(work.result.reason, work.result.message), evidence)
+            return _reject(s, now, Problem(work.result.reason, work.result.message), evidence)
         return failed_job(s, work, now)
     if evidence is None or not evidence.digest:
         return retry_job(s, now, RESULT_LOST)
@@ -99,7 +99,7 @@ def _onward(s: InFlight, artifact: ArtifactEvidence, now: datetime, *events: Eve
     return Transition(enter(s.status, following, now, artifact=artifact, queue=queued(s, now)), events)
 
 
-def _rejected(s: InFlight, now: datetime, problem: Problem, evidence: ArtifactEvidence | None) -> Transition:
+def _reject(s: InFlight, now: datetime, problem: Problem, evidence: ArtifactEvidence | None) -> Transition:
     """Refused by the gate. The evidence stays readable; the artifact was not published, so it has
     no digest.
     """

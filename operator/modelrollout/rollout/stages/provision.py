@@ -33,14 +33,14 @@ def provision(s: InFlight, now: datetime) -> Transition:
     """Evaluate once every replica that the trial begins with serves the model."""
     rollout = s.rollout
     if rollout.queue is not None:
-        return in_queue(s, rollout.queue, now)
+        return wait_in_queue(s, rollout.queue, now)
     server = s.server(rollout.revision)
     wanted = replicas_with_traffic(s)[rollout.revision or ""]
     if server.ready >= wanted:
         if rollout.mode == "Rollback" and rollout.proven:
             return Transition(enter(s.status, "Promote", now))  # what is proven stays proven
         if demanding := next((name for name, gates in s.rules.gates if gates.patched_servers), None):
-            return _if_patched(s, demanding, server.version, now)
+            return _evaluate_if_patched(s, demanding, server.version, now)
         return Transition(enter(s.status, "Evaluate", now))
     if released := release_stable_pods(s):
         return released
@@ -51,19 +51,19 @@ def provision(s: InFlight, now: datetime) -> Transition:
         and s.gpus is not None
         and s.gpus.free < s.gpus.needed
     ):
-        problem = Problem(Reason.INSUFFICIENT_GPU, f"{_numbers(s.gpus)}; {problem.message}")
+        problem = Problem(Reason.INSUFFICIENT_GPU, f"{_gpu_counts(s.gpus)}; {problem.message}")
     limit = s.spec.rollout.unscheduled_deadline
     if problem is not None and problem.reason in UNSCHEDULABLE and limit is not None:
         left = seconds(limit) - since(rollout.since, now)
         if left <= 0:
-            return _unscheduled(s, problem, limit, now)
+            return _fail_unscheduled(s, problem, limit, now)
         return wait(s, problem, min(CHECK_SECONDS, left, max(0.2, remaining(s, now))))
     return wait_or_fail(
         s, now, problem, f"the model server: {server.ready} of {wanted} replicas have the model loaded"
     )
 
 
-def _if_patched(s: InFlight, policy: str, version: str | None, now: datetime) -> Transition:
+def _evaluate_if_patched(s: InFlight, policy: str, version: str | None, now: datetime) -> Transition:
     if version is None:
         hint = "the operator reads it with GET /v2 of a pod, which a network policy may forbid"
         return wait_or_fail(
@@ -90,7 +90,7 @@ def queued(s: InFlight, now: datetime) -> QueueStatus | None:
     return QueueStatus(since=stamp(now), gpus=gpus)
 
 
-def in_queue(s: InFlight, queue: QueueStatus, now: datetime) -> Transition:
+def wait_in_queue(s: InFlight, queue: QueueStatus, now: datetime) -> Transition:
     """Wait until no freeze is in force, the rollout has every slot, and (with surge Wait) the GPUs
     are free.
     """
@@ -106,7 +106,7 @@ def in_queue(s: InFlight, queue: QueueStatus, now: datetime) -> Transition:
         slot = slots.get(limit.policy)
         if limit.concerns(queue.gpus) and (slot is None or not slot.held):
             # without a slot the Leases cannot be read, and s.write_problem says why
-            return _in_line(s, queue, slot) if slot else wait(s)
+            return _wait_in_line(s, queue, slot) if slot else wait(s)
     events: tuple[Event, ...] = ()
     if s.spec.serving.surge == "Wait" and queue.gpus:
         if s.gpus is None:
@@ -116,7 +116,7 @@ def in_queue(s: InFlight, queue: QueueStatus, now: datetime) -> Transition:
             )
             events = (Event(Reason.CAPACITY_UNKNOWN, text, "Warning"),)
         elif s.gpus.free < s.gpus.needed:
-            return _short(s, queue, s.gpus, now)
+            return _wait_for_gpus(s, queue, s.gpus, now)
     return Transition(
         enter(s.status, s.rollout.stage, now, queue=None, slot=_slot(s, queue, slots, now)), events
     )
@@ -131,7 +131,7 @@ def _slot(s: InFlight, queue: QueueStatus, slots: Mapping[str, Slot], now: datet
     return SlotStatus(since=stamp(now), gpus=min([queue.gpus, *counted])) if limited else None
 
 
-def _in_line(s: InFlight, queue: QueueStatus, slot: Slot) -> Transition:
+def _wait_in_line(s: InFlight, queue: QueueStatus, slot: Slot) -> Transition:
     if slot.turn:
         return Transition(s.status, requeue_after=CHECK_SECONDS)  # the slot is being taken
     position = slot.position if slot.position <= PUBLISHED_POSITIONS else None
@@ -167,8 +167,8 @@ def _ordinal(n: int) -> str:
     return f"{n}{suffix}"
 
 
-def _short(s: InFlight, queue: QueueStatus, gpus: Gpus, now: datetime) -> Transition:
-    problem = Problem(Reason.INSUFFICIENT_GPU, _numbers(gpus))
+def _wait_for_gpus(s: InFlight, queue: QueueStatus, gpus: Gpus, now: datetime) -> Transition:
+    problem = Problem(Reason.INSUFFICIENT_GPU, _gpu_counts(gpus))
     limit = s.spec.rollout.unscheduled_deadline or s.spec.rollout.progress_deadline
     if queue.gpu_shortage_since is None:
         moved = wait(s, problem)
@@ -178,18 +178,18 @@ def _short(s: InFlight, queue: QueueStatus, gpus: Gpus, now: datetime) -> Transi
         return Transition(short, moved.events, moved.requeue_after)
     left = seconds(limit) - since(queue.gpu_shortage_since, now)
     if left <= 0:
-        return _unscheduled(s, problem, limit, now)
+        return _fail_unscheduled(s, problem, limit, now)
     return wait(s, problem, min(CHECK_SECONDS, left))
 
 
-def _numbers(gpus: Gpus) -> str:
+def _gpu_counts(gpus: Gpus) -> str:
     return (
         f"the pods of the new revision need {gpus.needed} {gpus.resource}, {gpus.free} of {gpus.total} are"
         f" free on the {gpus.nodes} nodes that fit"
     )
 
 
-def _unscheduled(s: InFlight, problem: Problem, limit: str, now: datetime) -> Transition:
+def _fail_unscheduled(s: InFlight, problem: Problem, limit: str, now: datetime) -> Transition:
     message = f"not scheduled within {limit} (unscheduledDeadline): {problem.message}"
     return Transition(
         fail(s.status, now, "Failed", problem.reason, message), (Event(problem.reason, message, "Warning"),)

@@ -113,7 +113,7 @@ def _observing(s: InShadow, now: datetime) -> Transition:
     at, wanted = s.shadow, s.spec.rollout.shadow
     assessment = assessment_of(s, (at.metric,) if at.metric else ())
     if assessment.verdict == "Failed":
-        return _disagrees(s, assessment, now)
+        return _end_disagreeing(s, assessment, now)
     assessment = error_without_pods(s, assessment)
     stay = seconds(wanted.for_) - since(at.observed_since or at.since, now) if wanted and wanted.for_ else 0.0
     if assessment.verdict == "Successful" and stay <= 0:
@@ -126,7 +126,7 @@ def _observing(s: InShadow, now: datetime) -> Transition:
         text = no_verdict(s, assessment.message)
         return _inconclusive(s, assessment.reason, text, now, may_promote=ready)
     requeue = max(0.2, min(interval(s), stay)) if stay > 0 else interval(s)
-    return Transition(_rewritten(s, assessment, now), requeue_after=requeue)
+    return Transition(_with_fresh_measurement(s, assessment, now), requeue_after=requeue)
 
 
 def _leaving(s: InShadow, now: datetime) -> Transition:
@@ -137,7 +137,7 @@ def _leaving(s: InShadow, now: datetime) -> Transition:
     return Transition(after_shadow(s, s.status, now)) if left <= 0 else wait(s, None, max(0.2, left))
 
 
-def _disagrees(s: InShadow, assessment: Assessment, now: datetime) -> Transition:
+def _end_disagreeing(s: InShadow, assessment: Assessment, now: datetime) -> Transition:
     status, event = _with_metric(s.status, assessment, now), warning(assessment)
     if s.spec.rollout.on_failure == "Pause":
         text = f"{assessment.message}; onFailure is Pause: promote or abort"
@@ -181,7 +181,7 @@ def _with_metric(
     return change(status, shadow=shadow_of(status).model_copy(update=measurement))
 
 
-def _rewritten(s: InShadow, assessment: Assessment, now: datetime) -> ModelDeploymentStatus:
+def _with_fresh_measurement(s: InShadow, assessment: Assessment, now: datetime) -> ModelDeploymentStatus:
     """The status with the measurement if it is news: an error that came or went, the baseline, or
     the last one is outdated.
     """

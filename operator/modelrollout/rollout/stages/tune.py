@@ -11,7 +11,7 @@ from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.snapshot import SERVED
 from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
-from modelrollout.rollout.stages.provision import in_queue
+from modelrollout.rollout.stages.provision import wait_in_queue
 from modelrollout.rollout.stages.spec import StageSpec
 from modelrollout.rollout.transitions import enter
 from modelrollout.rollout.views import InFlight
@@ -38,7 +38,7 @@ def tune(s: InFlight, now: datetime) -> Transition:
     """
     rollout, work = s.rollout, s.work
     if rollout.queue is not None:
-        return in_queue(s, rollout.queue, now)
+        return wait_in_queue(s, rollout.queue, now)
     requested = s.spec.serving.tune
     if requested is None:  # removed from spec meanwhile
         return Transition(enter(s.status, "Provision", now))
@@ -96,11 +96,11 @@ def _trial(measured: TrialResult) -> TuningTrial:
 
 def _summary(configured: TuningTrial, chosen: TuningTrial | None) -> str:
     if chosen is None:
-        return f"the configured settings stay: {_measured(configured)}"
-    return f"{settings(chosen)}: {_measured(chosen)}; as configured {_measured(configured)}"
+        return f"the configured settings stay: {_performance(configured)}"
+    return f"{settings(chosen)}: {_performance(chosen)}; as configured {_performance(configured)}"
 
 
-def _measured(t: TuningTrial) -> str:
+def _performance(t: TuningTrial) -> str:
     return f"{t.throughput:.0f}/s at {t.latency_ms:.1f} ms" if t.problem is None else t.problem
 
 

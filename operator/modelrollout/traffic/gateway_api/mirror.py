@@ -189,9 +189,9 @@ class MirrorRouter:
                     None,
                 ):
                     objects.append(trial_route(owner, of_clients, mirror.canary, mirror.stable))
-        return objects + [self._mirrored(route) for route in routes]
+        return objects + [self._with_mirror(route) for route in routes]
 
-    def _mirrored(self, route: Object) -> Object:
+    def _with_mirror(self, route: Object) -> Object:
         mirror = self._mirror
         if route["kind"] != "HTTPRoute" or not is_of_clients(route["metadata"]["name"], self._name):
             return route

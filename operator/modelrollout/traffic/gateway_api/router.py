@@ -45,20 +45,20 @@ class GatewayRouter:
         preview: str | None = None,
     ) -> None:
         self._name, self._spec = name, spec
-        self._exceptions = _Exceptions(rollout, matched, preview)
+        self._unsplit = _UnsplitRequests(rollout, matched, preview)
         self._preview = rollout.blue_green.preview if rollout and rollout.blue_green else None
 
     def children(self, owner: Owner, split: Split) -> list[Object]:
         """The routes; none while nothing serves."""
         if not split:
             return []
-        shown, gateway = self._exceptions.preview, self._spec.gateway
+        shown, gateway = self._unsplit.preview, self._spec.gateway
         aside = (
             preview_routes(owner, gateway, self._preview, shown)
             if gateway and self._preview and shown
             else []
         )
-        return routes(owner, self._spec, self._exceptions.rules(split)) + aside
+        return routes(owner, self._spec, self._unsplit.rules(split)) + aside
 
     def programmed(self, split: Split, live: LiveObjects, servers: Mapping[str, Server]) -> Traffic:
         """Every route has these rules, and its gateway has accepted this generation with all
@@ -67,11 +67,11 @@ class GatewayRouter:
         A preview's routes count while its revision has no other traffic: then the trial waits for
         them.
         """
-        return _all_carried(
+        return _all_programmed(
             self._name,
             self.children(Owner("", self._name, "", ""), split),
             live,
-            with_preview=self._exceptions.only_previewed(split),
+            with_preview=self._unsplit.only_previewed(split),
         )
 
 
@@ -92,25 +92,25 @@ class FrozenRoutes:
         withheld: frozenset[str] = frozenset(),
     ) -> None:
         self._name, self._withheld = name, withheld
-        self._exceptions = _Exceptions(rollout, matched, preview)
+        self._unsplit = _UnsplitRequests(rollout, matched, preview)
         self._routes = [o for (kind, n), o in live.items() if kind in ROUTE_KINDS and self._is_kept(n)]
 
     def _is_kept(self, route: str) -> bool:
         return is_of_clients(route, self._name) or (
-            self._exceptions.preview is not None and is_of_preview(route, self._name)
+            self._unsplit.preview is not None and is_of_preview(route, self._name)
         )
 
     def children(self, owner: Owner, split: Split) -> list[Object]:
         """The same routes with the weights of ``split``."""
-        return [_written(route, wanted) for route in self._routes if (wanted := self._wanted(route, split))]
+        return [_to_apply(route, wanted) for route in self._routes if (wanted := self._desired(route, split))]
 
-    def _wanted(self, route: Object, split: Split) -> Object | None:
+    def _desired(self, route: Object, split: Split) -> Object | None:
         hosts = (route.get("spec") or {}).get("hostnames") or []
         left = [h for h in hosts if h not in self._withheld]
         if hosts and not left:
             return None
-        shown = self._exceptions.preview if is_of_preview(route["metadata"]["name"], self._name) else None
-        rules = preview_rules(shown) if shown else self._exceptions.rules(split)
+        shown = self._unsplit.preview if is_of_preview(route["metadata"]["name"], self._name) else None
+        rules = preview_rules(shown) if shown else self._unsplit.rules(split)
         return route | {
             "spec": (
                 route["spec"] | {"hostnames": left, "rules": rendered_rules(route["kind"], self._name, rules)}
@@ -119,11 +119,11 @@ class FrozenRoutes:
 
     def programmed(self, split: Split, live: LiveObjects, servers: Mapping[str, Server]) -> Traffic:
         """As of ``GatewayRouter``."""
-        wanted = [desired for route in self._routes if (desired := self._wanted(route, split))]
-        return _all_carried(self._name, wanted, live, with_preview=self._exceptions.only_previewed(split))
+        wanted = [desired for route in self._routes if (desired := self._desired(route, split))]
+        return _all_programmed(self._name, wanted, live, with_preview=self._unsplit.only_previewed(split))
 
 
-class _Exceptions:
+class _UnsplitRequests:
     """Requests that the split does not divide: those with the headers of a test go to the revision
     ``matched``, and those to a preview's host names to the revision ``preview``.
     """
@@ -142,13 +142,15 @@ class _Exceptions:
         return self.preview is not None and self.preview not in dict(split)
 
 
-def _all_carried(model: str, wanted: Iterable[Object], live: LiveObjects, *, with_preview: bool) -> Traffic:
+def _all_programmed(
+    model: str, wanted: Iterable[Object], live: LiveObjects, *, with_preview: bool
+) -> Traffic:
     traffic = Traffic(False, "no route exists yet")
     for route in wanted:
         kind, name = route["kind"], route["metadata"]["name"]
         if is_of_preview(name, model) and not with_preview:
             continue
-        traffic = _carried(kind, live.get((kind, name)), _rules(route))
+        traffic = _programmed(kind, live.get((kind, name)), _rules(route))
         if not traffic.programmed:
             return traffic
     return traffic
@@ -166,10 +168,10 @@ def overly_open_routes(live: LiveObjects, model: str) -> list[Object]:
         if kind in ROUTE_KINDS and (is_of_clients(n, model) or is_of_preview(n, model))
     ]
     pairs = [(o, narrowed(o, model)) for o in routes]
-    return [_written(o, narrow) for o, narrow in pairs if _rules(o) != _rules(narrow)]
+    return [_to_apply(o, narrow) for o, narrow in pairs if _rules(o) != _rules(narrow)]
 
 
-def _written(live: Object, wanted: Object) -> Object:
+def _to_apply(live: Object, wanted: Object) -> Object:
     """``wanted`` as the operator applies it to the route ``live``: without status and without the
     metadata that belongs to the API server.
     """
@@ -187,7 +189,7 @@ def _written(live: Object, wanted: Object) -> Object:
 _ComparableRule = tuple[frozenset[tuple[tuple[str, str, str, str], ...]], dict[str, int]]
 
 
-def _carried(kind: str, route: Object | None, wanted: list[_ComparableRule]) -> Traffic:
+def _programmed(kind: str, route: Object | None, wanted: list[_ComparableRule]) -> Traffic:
     if route is None or _rules(route) != wanted:
         return Traffic(False, f"{kind} is not written yet")
     problem = rejection(kind, route)

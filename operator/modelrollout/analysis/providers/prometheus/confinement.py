@@ -137,7 +137,7 @@ class _Writer:
             case promql.StringLiteral():
                 return _quoted(e.val)
             case promql.ParenExpr():
-                return self.write(e.expr, below)  # what needs brackets is given them anew
+                return self.write(e.expr, below)  # writes its own brackets where they are needed
             case promql.UnaryExpr():
                 return f"-({self.write(e.expr, below)})"
             case promql.AggregateExpr():

@@ -77,7 +77,7 @@ def doubt(
     if isinstance(scrape, MeasurementProblem):
         return Doubt(
             Reason.UNVERIFIED,
-            f"nobody knows whether others count: {scrape.message} when asked for its targets ({_READ})",
+            f"it is unknown whether others count: {scrape.message} when asked for its targets ({_READ})",
         )
     trusted = {*config.scrape.trusted_namespaces, *gateway.namespaces, *feedback.namespaces}
     label = config.scrape.namespace_label
