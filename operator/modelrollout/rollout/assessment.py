@@ -24,8 +24,8 @@ def metrics_due(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
     """The metrics to read; or the assessment if nothing is to be read: during the initial delay, or
     if a template is missing.
     """
-    at = AtStep.of(s)
-    step, analysis = strategy.with_traffic(at.step), at.spec.rollout.analysis
+    trial = AtStep.of(s)
+    step, analysis = strategy.with_traffic(trial.step), trial.spec.rollout.analysis
     metrics = effective_metrics(analysis, s.templates, s.mandatory)
     if isinstance(metrics, MeasurementProblem):
         return Assessment("Error", metrics.reason, metrics.message, tuple(step.metrics))
@@ -51,8 +51,8 @@ def assess(
     ``split``: a gateway that splits requests by the step's weight counts errors and latency;
     unknown for a replay.
     """
-    at = AtStep.of(s)
-    rollout, step, steps = at.rollout, strategy.with_traffic(at.step), steps_of(at)
+    trial = AtStep.of(s)
+    rollout, step, steps = trial.rollout, strategy.with_traffic(trial.step), steps_of(trial)
     bakes = rollout.stage == "Bake"
     counted = counts_of(step.metrics)
     measured = fold_in(readings, counted, stable=baseline(s) is not None and not bakes)
@@ -80,7 +80,7 @@ def assess(
     verdict = combine(statuses)
     waits = {
         p.metric: round(p.seconds)
-        for p in paces(statuses, counted_seconds(step, at.spec.rollout.analysis, now))
+        for p in paces(statuses, counted_seconds(step, trial.spec.rollout.analysis, now))
     }
     return Assessment(
         verdict.name,

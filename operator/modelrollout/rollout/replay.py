@@ -175,10 +175,10 @@ class _Run:
             s = self._snapshot(before)
             assessment = self._assess(s, moment)
             self._last = (moment, assessment)
-            move = canary(AtStep.of(replace(s, assessment=assessment)), moment.at)
-            after, self._status = move.status, move.status
+            transition = canary(AtStep.of(replace(s, assessment=assessment)), moment.at)
+            after, self._status = transition.status, transition.status
             metrics = assessment.metrics if assessment else ()
-            happened = [(e.reason, e.message) for e in move.events]
+            happened = [(e.reason, e.message) for e in transition.events]
             if not happened and step_of(after).phase == "Observing" and step_of(before).phase == "Shifting":
                 happened = [("Counting", f"the step begins at weight {step_of(after).weight} %")]
             rollout, was = rollout_of(after), rollout_of(before).reason

@@ -55,18 +55,18 @@ def unhandled(s: Snapshot, only: Collection[str] = names.VERBS) -> Verb | None:
 
 def carry_out(s: Snapshot, verb: Verb, now: datetime) -> Transition | None:
     """The transition of the verb; None while it has to wait for the rollout in flight to end."""
-    refusal, move = _ACTIONS[verb.verb](s, verb, now)
+    refusal, transition = _ACTIONS[verb.verb](s, verb, now)
     if refusal:
         refusal = refusal[:_MAX_REFUSAL]
         return Transition(
             _handled(s, s.status, f"{verb.key}:refused {refusal}"),
             (Event(Reason.VERB_REFUSED, f"{verb.verb}: {refusal}", "Warning"),),
         )
-    if move is None:
+    if transition is None:
         return None
     if in_flight(s.status.rollout) and verb.verb == "rollback":
-        return move  # ends the rollout in flight; the verb stays unhandled until then
-    return Transition(_handled(s, move.status, verb.key), move.events, move.requeue_after)
+        return transition  # ends the rollout in flight; the verb stays unhandled until then
+    return Transition(_handled(s, transition.status, verb.key), transition.events, transition.requeue_after)
 
 
 def _handled(s: Snapshot, status: ModelDeploymentStatus, entry: str) -> ModelDeploymentStatus:
@@ -90,12 +90,12 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     refusal = _not_at(s, verb)
     if refusal:
         return refusal, None
-    at = AtStep.of(s)
-    full, bakes = verb.verb == "promote-full", at.rollout.stage == "Bake"
+    trial = AtStep.of(s)
+    full, bakes = verb.verb == "promote-full", trial.rollout.stage == "Bake"
     if full and bakes:
         return f"{verb.revision} has all traffic already; promote ends its bake", None
-    steps = steps_of(at)
-    present, position = step_label(at.rollout.stage, at.step, steps), strategy.locate(steps, at.step)
+    steps = steps_of(trial)
+    present, position = step_label(trial.rollout.stage, trial.step, steps), strategy.locate(steps, trial.step)
     status = record(
         s.status,
         "Inconclusive",
@@ -113,7 +113,7 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     event = Event(Reason.PROMOTED_BY_USER, f"step {present} of {verb.revision} was promoted by hand")
     if bakes:
         return None, Transition(succeed(s, status, now, "Promoted"), (event,))
-    return None, Transition(advance(at, status, position, now, _override(verb, present)), (event,))
+    return None, Transition(advance(trial, status, position, now, _override(verb, present)), (event,))
 
 
 def _is_in_shadow(s: Snapshot, verb: Verb) -> bool:
@@ -128,12 +128,13 @@ def _past_shadow(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     if shadow_of(s.status).phase == "Leaving":
         return "the shadow has ended already", None
     full = verb.verb == "promote-full"
-    left = in_shadow(
+    leaving = in_shadow(
         s.status, "Leaving", now, override=_override(verb, SHADOW_STEP), promoted="Full" if full else "Step"
     )
     past = ", and past all steps" if full else ""
     return None, Transition(
-        left, (Event(Reason.PROMOTED_BY_USER, f"{verb.revision} was promoted past its shadow by hand{past}"),)
+        leaving,
+        (Event(Reason.PROMOTED_BY_USER, f"{verb.revision} was promoted past its shadow by hand{past}"),),
     )
 
 

@@ -112,10 +112,10 @@ class Actor:
         """
         if self.config.network_policies is None or observation.snapshot.spec is None:
             return False, None
-        wanted = render_network_policies(observation, self.config)
-        expected = {o["metadata"]["name"] for o in wanted}
+        desired = render_network_policies(observation, self.config)
+        expected = {o["metadata"]["name"] for o in desired}
         # Only our own: deleting another owner's policy would open what it closes.
-        left = [
+        unwanted = [
             o
             for (kind, name), o in observation.children.items()
             if kind == NETWORK_POLICY.kind
@@ -123,20 +123,20 @@ class Actor:
             and controller_of(o) == observation.deployment["metadata"]["uid"]
         ]
         wrote, problems = False, []
-        for obj in (*wanted, *left):
-            is_wanted = obj["metadata"]["name"] in expected
+        for obj in (*desired, *unwanted):
+            is_desired = obj["metadata"]["name"] in expected
             try:
-                if is_wanted and await self._match(observation, obj):
+                if is_desired and await self._match(observation, obj):
                     self._expect_stored_unchanged(obj)
                     wrote = True
-                elif not is_wanted:
+                elif not is_desired:
                     wrote |= await self._delete(NETWORK_POLICY, obj)
             except NotLeading:
                 raise
             except KubeError as e:
                 refusal = e if isinstance(e, ChildRefused) else _refused(NETWORK_POLICY, obj, e)
                 problems.append(
-                    Problem(refusal.reason, f"{refusal.message}; {_UNWRITTEN if is_wanted else _UNREMOVED}")
+                    Problem(refusal.reason, f"{refusal.message}; {_UNWRITTEN if is_desired else _UNREMOVED}")
                 )
                 # an unresponsive webhook would take its time for each of them
                 if isinstance(e, Unavailable):

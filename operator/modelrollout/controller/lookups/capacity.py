@@ -74,12 +74,12 @@ def free_gpus(
     """Whole pods count: two nodes with one free GPU each have none for a pod that wants two."""
     free = total = fitting = 0
     for node in nodes:
-        there = _count((node.get("status") or {}).get("allocatable") or {}, kind)
-        if not there or not fits(node, pod):
+        allocatable = _count((node.get("status") or {}).get("allocatable") or {}, kind)
+        if not allocatable or not fits(node, pod):
             continue
         fitting += 1
-        total += there
-        free += max(0, there - used.get(node["metadata"]["name"], {}).get(kind, 0)) // each * each
+        total += allocatable
+        free += max(0, allocatable - used.get(node["metadata"]["name"], {}).get(kind, 0)) // each * each
     return Gpus(kind, each * count, free, total, fitting)
 
 

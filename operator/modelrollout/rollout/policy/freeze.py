@@ -19,39 +19,39 @@ from modelrollout.rollout.transitions import at_step, enter, reached, weight
 from modelrollout.rollout.views import Specified
 
 
-def block_while_frozen(s: Specified, move: Transition, now: datetime) -> Transition:
+def block_while_frozen(s: Specified, transition: Transition, now: datetime) -> Transition:
     """The transition, or none if it would raise a weight in a freeze.
 
     This is the one place for the weights of all strategies, so that no stage can forget it; stages
     that begin something check ``active_freeze`` themselves. A rollback by hand continues, and a
     promote by hand is carried out and reported: that verb needs other rights than editing a model.
     """
-    rollout = move.status.rollout
+    rollout = transition.status.rollout
     if rollout is None or not in_flight(rollout) or rollout.mode == "Rollback":
-        return move
-    rises = weight(move.status) > weight(s.status)
-    if not rises and not _is_pending_rise(s, move):
-        return move
+        return transition
+    rises = weight(transition.status) > weight(s.status)
+    if not rises and not _is_pending_rise(s, transition):
+        return transition
     freeze = active_freeze(s.rules, now)
     if freeze is None:
-        return move
+        return transition
     if not rises:
         return Transition(_back(s.status, now))
-    by_hand = move.status.handled_verbs != s.status.handled_verbs
+    by_hand = transition.status.handled_verbs != s.status.handled_verbs
     before = s.status.rollout
     if before is not None and before.stage == "Shadow" and before.shadow is not None:
         # a person promoted it while the mirror still had to be removed
         by_hand = by_hand or before.shadow.promoted is not None
     if by_hand:
         return Transition(
-            move.status,
-            (*move.events, Event(Reason.FREEZE_OVERRIDDEN, f"by hand: {freeze.message}", "Warning")),
-            move.requeue_after,
+            transition.status,
+            (*transition.events, Event(Reason.FREEZE_OVERRIDDEN, f"by hand: {freeze.message}", "Warning")),
+            transition.requeue_after,
         )
     return Transition(s.status, requeue_after=min(freeze.left(now), CHECK_SECONDS))
 
 
-def _is_pending_rise(s: Specified, move: Transition) -> bool:
+def _is_pending_rise(s: Specified, transition: Transition) -> bool:
     """Whether a weight was decided before the freeze and still waits for pods, which may become
     ready in the middle of it.
     """
@@ -59,8 +59,8 @@ def _is_pending_rise(s: Specified, move: Transition) -> bool:
     if (
         rollout is None
         or rollout.step is None
-        or move.status.rollout is None
-        or move.status.rollout.stage != rollout.stage
+        or transition.status.rollout is None
+        or transition.status.rollout.stage != rollout.stage
         or s.status.stable is None
     ):
         return False

@@ -17,27 +17,29 @@ OVERRIDDEN = Reason.METRICS_OVERRIDDEN
 DEMANDED = Reason.METRICS_DEMANDED
 
 
-def cap_unproven_weight(s: Snapshot, move: Transition, now: datetime) -> Transition:
+def cap_unproven_weight(s: Snapshot, transition: Transition, now: datetime) -> Transition:
     """The transition; or the weight that was reached, judged further, if the transition would
     exceed it unproven.
 
     This is the one place for all strategies, so that no stage can forget it.
     """
-    why = unproven_weight(s, move.status)
+    why = unproven_weight(s, transition.status)
     before = s.status.rollout
     if why is None or before is None:
-        return move
-    by_hand = move.status.handled_verbs != s.status.handled_verbs
+        return transition
+    by_hand = transition.status.handled_verbs != s.status.handled_verbs
     last = before.history[-1] if before.history else None
     # a pause step lies between, during which the steps may have been edited
     if last is not None and last.reason == Reason.PROMOTED_BY_USER:
-        by_hand = by_hand or weight(move.status) <= (last.next_weight or 0)
+        by_hand = by_hand or weight(transition.status) <= (last.next_weight or 0)
     if before.stage == "Shadow" and before.shadow is not None:
         # a person promoted it while the mirror still had to be removed
         by_hand = by_hand or before.shadow.promoted is not None
     if by_hand:
         return Transition(
-            move.status, (*move.events, Event(OVERRIDDEN, f"by hand: {why}", "Warning")), move.requeue_after
+            transition.status,
+            (*transition.events, Event(OVERRIDDEN, f"by hand: {why}", "Warning")),
+            transition.requeue_after,
         )
     if before.step is None:
         return Transition(s.status, requeue_after=CHECK_SECONDS)

@@ -34,14 +34,14 @@ def release_stable_pods(s: InFlight) -> Transition | None:
         or server.problem.reason not in UNSCHEDULABLE
     ):
         return None
-    least = stable_floor(s.spec)
+    floor = stable_floor(s.spec)
     if progress is None:
         previous = max(s.server(stable.revision).desired_replicas, s.spec.serving.replicas)
-        if least >= previous:
+        if floor >= previous:
             return None
         text = (
             f"no node has room for all pods of {rollout.revision}: it makes do with"
-            f" {canary_room(s.spec)}, stable keeps at least {least} of {previous}"
+            f" {canary_room(s.spec)}, stable keeps at least {floor} of {previous}"
         )
         return Transition(
             change(
@@ -51,15 +51,15 @@ def release_stable_pods(s: InFlight) -> Transition | None:
             CHECK_SECONDS,
         )
     wanted = replicas_with_traffic(s)[rollout.revision or ""]
-    keeps = max(least, progress.previous_stable_replicas - wanted)
-    if server.desired_replicas != wanted or keeps >= progress.stable_replicas:
+    remaining = max(floor, progress.previous_stable_replicas - wanted)
+    if server.desired_replicas != wanted or remaining >= progress.stable_replicas:
         return None
     text = (
-        f"stable {stable.revision} keeps {keeps} of {progress.previous_stable_replicas} pods and releases the"
-        f" others for {rollout.revision}"
+        f"stable {stable.revision} keeps {remaining} of {progress.previous_stable_replicas} pods and releases"
+        f" the others for {rollout.revision}"
     )
     return Transition(
-        change(s.status, in_place=progress.model_copy(update={"stable_replicas": keeps})),
+        change(s.status, in_place=progress.model_copy(update={"stable_replicas": remaining})),
         (Event(Reason.IN_PLACE, text),),
         CHECK_SECONDS,
     )

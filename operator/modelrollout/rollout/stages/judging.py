@@ -116,10 +116,10 @@ def handle_inconclusive(
 
     ``may_promote``: False where something other than evidence is missing.
     """
-    then, server = s.spec.rollout.on_inconclusive, s.server(s.rollout.revision)
+    choice, server = s.spec.rollout.on_inconclusive, s.server(s.rollout.revision)
     status = with_metrics(s.status, s.assessment, now) if s.assessment else s.status
     event = Event(Reason.INCONCLUSIVE, text, "Warning")
-    if then == "Promote" and may_promote and step.phase == "Observing" and server.ready > 0:
+    if choice == "Promote" and may_promote and step.phase == "Observing" and server.ready > 0:
         steps = steps_of(s)
         position = strategy.locate(steps, step)
         label = strategy.step_position(steps, position)
@@ -138,7 +138,7 @@ def handle_inconclusive(
         paused = _pause(record(status, "Inconclusive", reason, now), step, "Inconclusive", text)
         return Transition(paused, (Event(Reason.INCONCLUSIVE, text, "Warning"),))
     status = record(status, "Inconclusive", reason, now)
-    if then == "Rollback":
+    if choice == "Rollback":
         return Transition(revert(status, now, "RolledBack", reason, text), (event,))
     return Transition(_pause(status, step, "Inconclusive", f"{text}; promote or abort"), (event,))
 
@@ -194,8 +194,8 @@ def _unreachable(s: AtStep, step: StepStatus, assessment: Assessment, now: datet
     slack = 1 if s.rollout.reason == UNREACHABLE else PLAN_SLACK
     if slowest is None or slowest.seconds <= left * slack:
         return None
-    says = s.spec.rollout.on_inconclusive
-    applies = "Pause" if says == "Promote" and first_weight(s) is not None else says
+    configured = s.spec.rollout.on_inconclusive
+    applies = "Pause" if configured == "Promote" and first_weight(s) is not None else configured
     then = f"then onInconclusive: {applies} applies"
     remedy = "send more traffic, or give more weight, a larger margin or a longer progressDeadline"
     return Problem(
