@@ -169,7 +169,7 @@ async def test_status_is_written_only_to_the_state_that_was_seen(
             widget, {**written, "metadata": {**written["metadata"], "uid": str(uuid.uuid4())}}
         )
     store = ObjectCache()
-    store.read(widget, written)
+    store.record_read(widget, written)
     cached = store.get(widget, namespace, "w")
     assert cached is not None
     assert "managedFields" not in cached["metadata"]
@@ -180,7 +180,7 @@ async def test_status_is_written_only_to_the_state_that_was_seen(
 async def test_the_store_follows_real_versions(kube: Kube, namespace: str) -> None:
     store = ObjectCache()
     first = await kube.create(CONFIG_MAP, config_map(namespace, "a"))
-    store.written(CONFIG_MAP, first, guarded=True)
+    store.record_write(CONFIG_MAP, first, guarded=True)
     assert not store.observe(CONFIG_MAP, {"type": "ADDED", "object": first})
     second = await kube.apply(CONFIG_MAP, config_map(namespace, "a", "w"))
     assert store.observe(CONFIG_MAP, {"type": "MODIFIED", "object": second})

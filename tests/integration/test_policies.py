@@ -114,7 +114,7 @@ class Process:
                 through = status.model_copy(
                     update={"rollout": status.rollout.model_copy(update={"queue": None})}
                 )
-                self.store.written(
+                self.store.record_write(
                     MODEL_DEPLOYMENT,
                     await self.kube.replace_status(MODEL_DEPLOYMENT, {**o, "status": through.wire()}),
                     guarded=True,

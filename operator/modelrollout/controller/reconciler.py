@@ -214,7 +214,7 @@ class Reconciler:
             await self._refresh(key)
             raise
         except NotFound:
-            self._cache.gone(MODEL_DEPLOYMENT, *key, observation.deployment["metadata"]["uid"])
+            self._cache.record_deletion(MODEL_DEPLOYMENT, *key, observation.deployment["metadata"]["uid"])
             return True
         if answer["metadata"]["resourceVersion"] == observation.deployment["metadata"]["resourceVersion"]:
             log.error(
@@ -222,13 +222,13 @@ class Reconciler:
                 " this release"
             )
             return False
-        self._cache.written(MODEL_DEPLOYMENT, answer, guarded=True)
+        self._cache.record_write(MODEL_DEPLOYMENT, answer, guarded=True)
         log.info("state: %s", _describe(status))
         return True
 
     async def _refresh(self, key: Key) -> None:
         with contextlib.suppress(NotFound):  # the watch reports its deletion
-            self._cache.read(MODEL_DEPLOYMENT, await self._kube.get(MODEL_DEPLOYMENT, *key))
+            self._cache.record_read(MODEL_DEPLOYMENT, await self._kube.get(MODEL_DEPLOYMENT, *key))
 
 
 def _describe(status: ModelDeploymentStatus) -> str:

@@ -1,5 +1,5 @@
-"""What was last seen of the objects that the operator watches: from watch events, lists, and the
-answers to its own writes.
+"""The last observed state of the objects that the operator watches: from watch events, lists, and
+the answers to its own writes.
 
 It can be stale, never wrong about the past: writes that depend on it are guarded by
 resourceVersion. Stored objects are shared and must not be changed. Not thread-safe; one event loop.
@@ -40,7 +40,7 @@ class _Entry:
     # looked at, so its event still counts.
     unseen: bool
     weight: int  # bytes of memory
-    marks: tuple[Hashable, ...] = ()  # values by which ``marked`` finds it
+    marks: tuple[Hashable, ...] = ()  # values by which ``find_marked`` finds it
 
 
 def _marks(obj: Object) -> tuple[Hashable, ...]:
@@ -74,7 +74,7 @@ def _field(value: Any, name: str) -> Any:
 
 
 QUEUED = "queued"  # mark of ModelDeployments whose rollout waits to be given GPUs
-# What objects are found by without looking at all of them.
+# Marks by which ``find_marked`` finds objects without a search through all of them.
 _MARKS: Mapping[Resource, Callable[[Object], tuple[Hashable, ...]]] = {
     MODEL_DEPLOYMENT: _marks,
     MODEL_REVISION: _revision_marks,
@@ -82,7 +82,7 @@ _MARKS: Mapping[Resource, Callable[[Object], tuple[Hashable, ...]]] = {
 
 
 class ObjectCache:
-    """Last seen objects by (resource, namespace, name), and by the ModelDeployment they belong to.
+    """The objects by (resource, namespace, name), and by the ModelDeployment they belong to.
 
     ``on_unread`` is called for objects that are left out for lack of memory.
     """
@@ -104,7 +104,7 @@ class ObjectCache:
         return len(self._entries)
 
     def get(self, resource: Resource, namespace: str | None, name: str) -> Object | None:
-        """The object as last seen."""
+        """The object as last observed."""
         entry = self._entries.get((resource, namespace or "", name))
         return entry.obj if entry else None
 
@@ -122,7 +122,7 @@ class ObjectCache:
         """Every stored object of the resource; costs as many steps as there are."""
         return [self._entries[i].obj for i in self._ids.get(resource, ())]
 
-    def marked(self, mark: Hashable) -> list[Object]:
+    def find_marked(self, mark: Hashable) -> list[Object]:
         """Objects with a mark: QUEUED, ``revisions_of``, ``rollouts_of``; costs as many steps as
         are found.
         """
@@ -139,7 +139,7 @@ class ObjectCache:
             return self._remove(_id(resource, obj), obj)
         return self._take(_id(resource, obj), obj, from_watch=True)
 
-    def written(self, resource: Resource, answer: Object, *, guarded: bool) -> None:
+    def record_write(self, resource: Resource, answer: Object, *, guarded: bool) -> None:
         """Take in the answer to our own write. ``guarded``: it was a create, or carried the
         resourceVersion that the pass had seen.
 
@@ -150,14 +150,14 @@ class ObjectCache:
         if self._take(i, answer, from_watch=False) and not guarded and i in self._entries:
             self._entries[i].unseen = True
 
-    def read(self, resource: Resource, answer: Object) -> bool:
+    def record_read(self, resource: Resource, answer: Object) -> bool:
         """Take in a live read; True when it brought something new (the caller has it then, its
         event will cause no pass).
         """
         return self._take(_id(resource, answer), answer, from_watch=False)
 
-    def gone(self, resource: Resource, namespace: str | None, name: str, uid: str) -> bool:
-        """A request said that the object with that uid is not there; True when it was stored."""
+    def record_deletion(self, resource: Resource, namespace: str | None, name: str, uid: str) -> bool:
+        """Take in that the object with that uid does not exist; True when it was stored."""
         i = (resource, namespace or "", name)
         entry = self._entries.get(i)
         self._bury(uid, None)
@@ -167,8 +167,8 @@ class ObjectCache:
         return True
 
     def forget(self, resource: Resource, namespace: str, name: str) -> Key | None:
-        """An object cannot be read any more: what was last seen of it would be acted on for ever.
-        Its key, if it was stored; it may come back.
+        """Drop an object that cannot be read any more, or passes would act on its last state for
+        ever. Returns its key, if it was stored; it may come back.
         """
         i = (resource, namespace, name)
         entry = self._entries.get(i)
@@ -212,7 +212,7 @@ class ObjectCache:
         """Store if it is newer; True when that, or what an unguarded write brought before, is worth
         a pass.
         """
-        if self._buried(obj, from_watch):
+        if self._is_buried(obj, from_watch):
             return False
         entry = self._entries.get(i)
         if entry is None:
@@ -301,7 +301,7 @@ class ObjectCache:
         if len(self._tombstones) > TOMBSTONES:
             self._tombstones.popitem(last=False)
 
-    def _buried(self, obj: Object, from_watch: bool) -> bool:
+    def _is_buried(self, obj: Object, from_watch: bool) -> bool:
         uid = obj["metadata"].get("uid")
         if uid not in self._tombstones:
             return False

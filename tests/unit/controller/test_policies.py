@@ -109,8 +109,8 @@ class TestWaking:
         store, waits = cache.ObjectCache(), list[float]()
         for i in range(1000):
             metadata = {"name": f"m{i}", "namespace": "ns", "uid": str(i), "resourceVersion": str(i + 1)}
-            store.read(MODEL_DEPLOYMENT, {"metadata": metadata, "spec": {}})
-        store.read(
+            store.record_read(MODEL_DEPLOYMENT, {"metadata": metadata, "spec": {}})
+        store.record_read(
             ROLLOUT_POLICY,
             {
                 "metadata": {
@@ -277,7 +277,7 @@ class TestInTheLoop:
 
 def test_equal_objects_are_combined_once() -> None:
     store = cache.ObjectCache()
-    store.read(
+    store.record_read(
         ROLLOUT_POLICY,
         {
             "metadata": {"name": "p", "uid": "p", "resourceVersion": "1", "generation": 1},

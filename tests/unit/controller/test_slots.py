@@ -70,7 +70,7 @@ class Process:
     def hear(self) -> None:
         for (resource, _, _), o in self.cluster.objects.items():
             if resource in (MODEL_DEPLOYMENT, ROLLOUT_POLICY):
-                self.store.read(resource, o)
+                self.store.record_read(resource, o)
 
     def seen(self, name: str) -> Observation | None:
         o = self.store.get(MODEL_DEPLOYMENT, b.NAMESPACE, name)
@@ -94,7 +94,7 @@ class Process:
                 admitted = seen.snapshot.status.model_copy(
                     update={"rollout": rollout.model_copy(update={"queue": None})}
                 )
-                self.store.written(
+                self.store.record_write(
                     MODEL_DEPLOYMENT,
                     await self.cluster.replace_status(
                         MODEL_DEPLOYMENT, {**seen.deployment, "status": admitted.wire()}
@@ -302,7 +302,7 @@ def test_two_who_take_the_last_gpus_at_once_are_not_both_let_through() -> None:
     one = Process(cluster)
     begin(cluster, "c", 2, GPUS["c"])
     other = Process(cluster)
-    other.store.gone(
+    other.store.record_deletion(
         MODEL_DEPLOYMENT,
         b.NAMESPACE,
         "e",
@@ -459,7 +459,7 @@ def test_never_more_than_the_limit(limits: dict[str, int], actions: list[tuple[s
             assert sum(running(cluster).values()) <= limits.get("gpus", 99)
             assert len(running(cluster)) <= limits.get("concurrentRollouts", 99)
         process.hear()
-        assert not process.store.marked(cache.QUEUED), "somebody waits for ever"
+        assert not process.store.find_marked(cache.QUEUED), "somebody waits for ever"
 
     asyncio.run(main())
 
@@ -499,7 +499,7 @@ class TestGrowing:
             live = await process.cluster.replace_status(
                 MODEL_DEPLOYMENT, {**seen.deployment, "status": moved.status.wire()}
             )
-            process.store.written(MODEL_DEPLOYMENT, live, guarded=True)
+            process.store.record_write(MODEL_DEPLOYMENT, live, guarded=True)
             return
         await process.slots.acquire_or_release(replace(seen, snapshot=s))
 

@@ -63,7 +63,7 @@ def test_managed_fields_are_not_kept_and_the_events_object_is_not_touched(store:
 
 def test_the_echo_of_a_guarded_write_wakes_nobody(store: ObjectCache) -> None:
     store.observe(MODEL_DEPLOYMENT, event("ADDED", obj("m", 5, owner=None)))
-    store.written(MODEL_DEPLOYMENT, obj("m", 6, owner=None, status=1), guarded=True)
+    store.record_write(MODEL_DEPLOYMENT, obj("m", 6, owner=None, status=1), guarded=True)
     assert (store.get(MODEL_DEPLOYMENT, "ns", "m") or {})["status"] == 1
     assert not store.observe(MODEL_DEPLOYMENT, event("MODIFIED", obj("m", 6, owner=None, status=1)))
     assert store.observe(MODEL_DEPLOYMENT, event("MODIFIED", obj("m", 7, owner=None, status=1, spec=2)))
@@ -74,7 +74,7 @@ def test_an_unguarded_write_may_hold_somebody_elses_change_so_its_event_counts_o
 ) -> None:
     store.observe(MODEL_REVISION, event("ADDED", obj("r", 5)))
     # version 6 was somebody's verb
-    store.written(MODEL_REVISION, obj("r", 7, verb="promote", outcome=1), guarded=False)
+    store.record_write(MODEL_REVISION, obj("r", 7, verb="promote", outcome=1), guarded=False)
     assert not store.observe(MODEL_REVISION, event("MODIFIED", obj("r", 6, verb="promote")))
     assert store.observe(MODEL_REVISION, event("MODIFIED", obj("r", 7, verb="promote", outcome=1)))
     assert not store.observe(MODEL_REVISION, event(None, obj("r", 7, verb="promote", outcome=1)))
@@ -84,28 +84,28 @@ def test_an_unguarded_write_that_is_passed_over_by_a_newer_event_counts_even_if_
     store: ObjectCache,
 ) -> None:
     store.observe(MODEL_REVISION, event("ADDED", obj("r", 5)))
-    store.written(MODEL_REVISION, obj("r", 7, verb="promote"), guarded=False)
-    store.written(MODEL_REVISION, obj("r", 8, verb="promote"), guarded=True)
+    store.record_write(MODEL_REVISION, obj("r", 7, verb="promote"), guarded=False)
+    store.record_write(MODEL_REVISION, obj("r", 8, verb="promote"), guarded=True)
     assert store.observe(MODEL_REVISION, event("MODIFIED", obj("r", 9, verb="promote")))
 
 
 def test_an_unguarded_write_that_changed_nothing_counts_not(store: ObjectCache) -> None:
     store.observe(POD, event("ADDED", obj("p", 5)))
-    store.written(POD, obj("p", 5), guarded=False)
+    store.record_write(POD, obj("p", 5), guarded=False)
     assert not store.observe(POD, event("MODIFIED", obj("p", 5)))
 
 
 def test_a_late_answer_does_not_replace_what_the_watch_brought(store: ObjectCache) -> None:
     store.observe(POD, event("ADDED", obj("p", 9, spec={"nodeName": "2"})))
-    store.written(POD, obj("p", 8, spec={"nodeName": "1"}), guarded=True)
-    assert not store.read(POD, obj("p", 7))
+    store.record_write(POD, obj("p", 8, spec={"nodeName": "1"}), guarded=True)
+    assert not store.record_read(POD, obj("p", 7))
     assert (store.get(POD, "ns", "p") or {})["spec"] == {"nodeName": "2"}
 
 
 def test_nothing_deleted_comes_back_by_a_late_answer_or_event(store: ObjectCache) -> None:
     store.observe(POD, event("ADDED", obj("p", 5)))
     assert store.observe(POD, event("DELETED", obj("p", 8)))
-    store.written(POD, obj("p", 7), guarded=True)
+    store.record_write(POD, obj("p", 7), guarded=True)
     assert not store.observe(POD, event("MODIFIED", obj("p", 6)))
     assert store.get(POD, "ns", "p") is None
     assert store.children(KEY) == []
@@ -114,7 +114,7 @@ def test_nothing_deleted_comes_back_by_a_late_answer_or_event(store: ObjectCache
 
 def test_a_deletion_of_the_former_object_leaves_the_present_one(store: ObjectCache) -> None:
     store.observe(POD, event("ADDED", obj("p", 5, uid="old")))
-    store.written(POD, obj("p", 9, uid="new"), guarded=True)
+    store.record_write(POD, obj("p", 9, uid="new"), guarded=True)
     assert not store.observe(POD, event("DELETED", obj("p", 8, uid="old")))
     assert store.get(POD, "ns", "p") is not None
     assert store.observe(POD, event("DELETED", obj("p", 12, uid="new")))
@@ -128,8 +128,8 @@ def test_an_object_that_loses_the_label_and_gets_it_again_is_seen_again(store: O
 
 def test_gone_removes_that_very_object_for_good(store: ObjectCache) -> None:
     store.observe(POD, event("ADDED", obj("p", 5)))
-    assert not store.gone(POD, "ns", "p", "another")
-    assert store.gone(POD, "ns", "p", "u")
+    assert not store.record_deletion(POD, "ns", "p", "another")
+    assert store.record_deletion(POD, "ns", "p", "u")
     assert not store.observe(POD, event("MODIFIED", obj("p", 50)))
     assert not store.observe(POD, event("DELETED", obj("p", 51)))
 
@@ -177,7 +177,7 @@ def test_resync_of_one_namespace_leaves_the_others(store: ObjectCache) -> None:
 
 def test_versions_of_unknown_form_are_taken_from_the_watch_only(store: ObjectCache) -> None:
     store.observe(POD, event("ADDED", obj("p", "abc", spec={"nodeName": "1"})))
-    store.written(POD, obj("p", "abd", spec={"nodeName": "2"}), guarded=True)
+    store.record_write(POD, obj("p", "abd", spec={"nodeName": "2"}), guarded=True)
     assert (store.get(POD, "ns", "p") or {})["spec"] == {"nodeName": "1"}
     assert store.observe(POD, event("MODIFIED", obj("p", "aaa", spec={"nodeName": "3"})))
     assert not store.observe(POD, event("MODIFIED", obj("p", "aaa", spec={"nodeName": "3"})))
@@ -236,13 +236,13 @@ def test_in_any_order_of_events_and_answers_no_foreign_change_is_slept_through(s
         elif action < 0.6 and watch:
             deliver()
         elif action < 0.7 and seen:
-            store.written(MODEL_REVISION, write(ours=live["ours"] + 1), guarded=False)
+            store.record_write(MODEL_REVISION, write(ours=live["ours"] + 1), guarded=False)
         elif (
             action < 0.9
             and seen
             and seen["metadata"]["resourceVersion"] == live["metadata"]["resourceVersion"]
         ):
-            store.written(MODEL_REVISION, write(ours=live["ours"] + 1), guarded=True)
+            store.record_write(MODEL_REVISION, write(ours=live["ours"] + 1), guarded=True)
         elif action > 0.97 and store.resync(MODEL_REVISION, [live], live["metadata"]["resourceVersion"]):
             look()
     while watch:

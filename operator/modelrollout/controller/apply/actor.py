@@ -180,7 +180,7 @@ class Actor:
             except (Forbidden, Invalid) as e:
                 refused = refused or _refused(resource, live, e)
                 continue
-            self.cache.written(resource, answer, guarded=True)
+            self.cache.record_write(resource, answer, guarded=True)
             log.info("adopted %s %s", kind, name)
             wrote = True
         if refused is not None and not wrote:
@@ -231,7 +231,7 @@ class Actor:
                 component,
                 name,
                 self.config,
-                of_same_source=lambda sha256: self.cache.marked(revisions_of(s.namespace, sha256)),
+                of_same_source=lambda sha256: self.cache.find_marked(revisions_of(s.namespace, sha256)),
                 salt=secrets.token_hex(8),
             )
         except NotAllowedError as e:
@@ -281,7 +281,7 @@ class Actor:
             raise
         except (Forbidden, Invalid) as e:
             raise _refused(resource, obj, e) from e
-        self.cache.written(resource, answer, guarded=guarded)
+        self.cache.record_write(resource, answer, guarded=guarded)
         log.info("applied %s %s", resource.kind, obj["metadata"]["name"])
 
     async def _apply_owning_fields(
@@ -325,7 +325,7 @@ class Actor:
                     # restore no more than the watch needs.
                     guards = preconditions(live)
                     patch = {"metadata": {"labels": obj["metadata"]["labels"], **guards}}
-                    self.cache.written(
+                    self.cache.record_write(
                         resource,
                         await self.kube.merge_patch(resource, obj["metadata"]["namespace"], name, patch),
                         guarded=True,
@@ -339,7 +339,7 @@ class Actor:
             ) from e
         except (Forbidden, Invalid) as e:
             raise _refused(resource, obj, e) from e
-        self.cache.written(resource, answer, guarded=True)
+        self.cache.record_write(resource, answer, guarded=True)
         log.info("created %s %s", resource.kind, name)
 
     async def _refresh(self, resource: Resource, obj: Object) -> Object | None:
@@ -350,13 +350,15 @@ class Actor:
         except NotFound:
             stored = self.cache.get(resource, metadata["namespace"], metadata["name"])
             if stored is not None:
-                self.cache.gone(resource, metadata["namespace"], metadata["name"], stored["metadata"]["uid"])
+                self.cache.record_deletion(
+                    resource, metadata["namespace"], metadata["name"], stored["metadata"]["uid"]
+                )
             return None
         except Unreadable as e:
             raise ChildRefused(
                 e.status, Reason.CHILD_UNREADABLE, f"{e.message}; delete it, and it is recreated"
             ) from e
-        self.cache.read(resource, live)
+        self.cache.record_read(resource, live)
         return live
 
     async def _delete(self, resource: Resource, live: Object) -> bool:
@@ -369,7 +371,7 @@ class Actor:
         except Conflict:  # another object has that name by now
             await self._refresh(resource, live)
             return True
-        self.cache.gone(resource, metadata["namespace"], metadata["name"], metadata["uid"])
+        self.cache.record_deletion(resource, metadata["namespace"], metadata["name"], metadata["uid"])
         log.info("deleted %s %s", resource.kind, metadata["name"])
         return True
 
@@ -395,12 +397,12 @@ class Actor:
                 guards = preconditions(live)
                 patch = {"metadata": {"annotations": annotations, **guards}}
                 live = await self.kube.merge_patch(MODEL_REVISION, live["metadata"]["namespace"], name, patch)
-                self.cache.written(MODEL_REVISION, live, guarded=True)
+                self.cache.record_write(MODEL_REVISION, live, guarded=True)
             answer = await self.kube.replace_status(MODEL_REVISION, {**live, "status": status.wire()})
         except (Conflict, NotFound):
             await self._refresh(MODEL_REVISION, before)
             raise
-        self.cache.written(MODEL_REVISION, answer, guarded=True)
+        self.cache.record_write(MODEL_REVISION, answer, guarded=True)
         return True
 
 

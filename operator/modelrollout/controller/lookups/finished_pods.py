@@ -37,5 +37,5 @@ async def reread_finished_job(kube: Kube, cache: ObjectCache, observation: Obser
         )
     ).items
     for pod in pods:
-        cache.read(POD, pod)
+        cache.record_read(POD, pod)
     return job_state(job, pods, observation.folder)

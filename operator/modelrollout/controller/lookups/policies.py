@@ -126,9 +126,9 @@ class Policies:
             try:
                 answer = await self._kube.replace_status(ROLLOUT_POLICY, {**obj, "status": status.wire()})
             except NotFound:
-                self._cache.gone(ROLLOUT_POLICY, None, name, obj["metadata"]["uid"])
+                self._cache.record_deletion(ROLLOUT_POLICY, None, name, obj["metadata"]["uid"])
                 return None
-            self._cache.written(ROLLOUT_POLICY, answer, guarded=True)
+            self._cache.record_write(ROLLOUT_POLICY, answer, guarded=True)
         return LOOK_SECONDS if policy.spec.freeze_windows else None
 
     def _wake_all(self, policies: Iterable[Policy]) -> None:

@@ -66,7 +66,7 @@ class SharedPreparations:
             return s.shared
         asking = (
             o
-            for o in self._cache.marked(rollouts_of(s.namespace, rollout.sha256))
+            for o in self._cache.find_marked(rollouts_of(s.namespace, rollout.sha256))
             if _counts(o, rollout.started)
         )
         members = [m for o in asking if _work(self._cache, o) == work and (m := _member(self._cache, o))]

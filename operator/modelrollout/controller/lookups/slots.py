@@ -164,7 +164,7 @@ class SlotLeases:
         invalid.
         """
         queued: list[tuple[str, str, SlotRequest]] = []
-        for o in self._cache.marked(QUEUED):
+        for o in self._cache.find_marked(QUEUED):
             rollout, claim = _rollout(o), _claim(o)
             if (
                 claim is None
@@ -332,7 +332,9 @@ class SlotLeases:
 
     def _wake_waiting(self) -> None:
         waiting = [
-            (r.queue.since, _key(o)) for o in self._cache.marked(QUEUED) if (r := _rollout(o)) and r.queue
+            (r.queue.since, _key(o))
+            for o in self._cache.find_marked(QUEUED)
+            if (r := _rollout(o)) and r.queue
         ]
         for _, key in sorted(waiting)[:WOKEN]:
             self._wake(key, 0.0)
