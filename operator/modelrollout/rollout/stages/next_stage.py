@@ -31,8 +31,8 @@ def after_evaluate(s: Specified, status: ModelDeploymentStatus, now: datetime) -
 def after_shadow(s: Specified, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
     """The trial, or promotion if a person skipped all steps. The mirror is released."""
     shadow = shadow_of(status)
-    left = change(status, shadow=shadow.model_copy(update={"mirror": None}))
-    return enter(left, "Promote", now) if shadow.promoted == "Full" else begin_trial(s, left, now)
+    released = change(status, shadow=shadow.model_copy(update={"mirror": None}))
+    return enter(released, "Promote", now) if shadow.promoted == "Full" else begin_trial(s, released, now)
 
 
 def in_shadow(
