@@ -584,8 +584,8 @@ class Reason(StrEnum):
     PROVEN_WITHIN_LIMIT = (
         "ProvenWithinLimit",
         VERDICT,
-        "the same for an absolute limit (`min`, `max`, `share`), if there is no margin, or no "
-        "stable revision to compare with",
+        "an absolute limit (`min`, `max`, `share`) is kept, proven, where there is no margin or "
+        "no stable revision to compare with",
     )
     WITHIN_LIMITS = (
         "WithinLimits",
@@ -790,7 +790,8 @@ class Reason(StrEnum):
     TRITON_TOO_OLD = (
         "TritonTooOld",
         ROLLOUT,
-        "the same, and the image is too old for the flags that harden it",
+        "an earlier operator rendered these pods, and their Triton is too old for the flags that "
+        "would harden them",
     )
     CHILD_REFUSED = (
         "ChildRefused",
