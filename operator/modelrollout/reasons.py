@@ -38,7 +38,12 @@ class Reason(StrEnum):
     # The task and the Job itself
     COMPLETED = "Completed", JOB, "the task is done", 0
     TASK_INVALID = "TaskInvalid", JOB, "the Job cannot read its task", 10
-    TERMINATED = "Terminated", JOB, "the Job was told to end (a drained node)", 1
+    TERMINATED = (
+        "Terminated",
+        JOB,
+        "the Job was stopped from outside, for example because its node was drained",
+        1,
+    )
     DEADLINE_EXCEEDED = (
         "DeadlineExceeded",
         JOB | ROLLOUT,
@@ -49,16 +54,12 @@ class Reason(StrEnum):
     MEMORY_LIMIT_TOO_LOW = (
         "MemoryLimitTooLow",
         JOB,
-        "a step takes more memory for a model of this size than the Job may use: said before the work",
+        "a step needs more memory for a model of this size than the Job may use; checked before "
+        "the work begins",
         14,
     )
     OUT_OF_DISK = "OutOfDisk", JOB | ROLLOUT, "the Job ran out of disk", 14
-    INTERNAL_ERROR = (
-        "InternalError",
-        JOB,
-        "an error that no code foresaw; the Job's log has the traceback",
-        1,
-    )
+    INTERNAL_ERROR = "InternalError", JOB, "an unexpected error; the Job's log has the traceback", 1
     # Stores: models, data sets, artifacts
     UNSUPPORTED_SCHEME = (
         "UnsupportedScheme",
@@ -76,9 +77,9 @@ class Reason(StrEnum):
     REDIRECT_REFUSED = (
         "RedirectRefused",
         JOB,
-        "the store redirects to where its configuration does not let it lead: another host, port "
-        "or place, plain http, an address of a node or a metadata service, or in circles; nothing"
-        " was sent there",
+        "the store redirects to a place that its configuration does not allow: another host, port"
+        " or folder, plain http, an address of a node or a metadata service, or a loop; nothing "
+        "was sent there",
         10,
     )
     INSECURE_STORE = "InsecureStore", JOB, "plain HTTP to a store that is not configured for it", 10
@@ -91,7 +92,7 @@ class Reason(StrEnum):
     CREDENTIALS_MISSING = (
         "CredentialsMissing",
         JOB,
-        "the store wants credentials and none were given, or the Secret is not mounted",
+        "the store requires credentials and none were given, or the Secret is not mounted",
         11,
     )
     CREDENTIALS_INCOMPLETE = "CredentialsIncomplete", JOB, "the Secret lacks a key", 11
@@ -161,7 +162,12 @@ class Reason(StrEnum):
     FORMAT_MISMATCH = "FormatMismatch", JOB, "the file is of another format than `spec.model.format`", 10
     FLAVOUR_MISSING = "FlavourMissing", JOB, "the Job's image lacks the libraries of the format", 10
     SKOPS_UNTRUSTED = "SkopsUntrusted", JOB, "a skops file with types that skops does not trust", 10
-    MODEL_TIMEOUT = "ModelTimeout", JOB, "the library of the format does not get done with the file", 10
+    MODEL_TIMEOUT = (
+        "ModelTimeout",
+        JOB,
+        "the library of the format did not finish reading the file in time",
+        10,
+    )
     KERAS_UNTRUSTED = (
         "KerasUntrusted",
         JOB,
@@ -193,7 +199,7 @@ class Reason(StrEnum):
     CONVERSION_UNFAITHFUL = (
         "ConversionUnfaithful",
         JOB,
-        "the converted model answers otherwise than the original",
+        "the answers of the converted model differ from those of the original",
         10,
     )
     TENSOR_MISMATCH = (
@@ -316,12 +322,22 @@ class Reason(StrEnum):
     )
     NO_BATCH_DIMENSION = "NoBatchDimension", JOB, "the inputs have different fixed first dimensions", 10
     INFERENCE_TIMEOUT = "InferenceTimeout", JOB, "the model took more than 300 s for 32 samples", 10
-    OUTPUT_NOT_CLASSES = "OutputNotClasses", JOB, "accuracy is asked of a model that gives no classes", 10
-    OUTPUT_NOT_SCORES = "OutputNotScores", JOB, "auc or topK is asked of a model that gives no scores", 10
+    OUTPUT_NOT_CLASSES = (
+        "OutputNotClasses",
+        JOB,
+        "the metric accuracy needs classes, and the model's outputs are none",
+        10,
+    )
+    OUTPUT_NOT_SCORES = (
+        "OutputNotScores",
+        JOB,
+        "the metrics auc and topK need scores, and the model's outputs are none",
+        10,
+    )
     OUTPUT_NOT_NUMBERS = (
         "OutputNotNumbers",
         JOB,
-        "mae or mse is asked of a model that gives no numbers",
+        "the metrics mae and mse need numbers, and the model's outputs are none",
         10,
     )
     OUTPUT_NOT_FINITE = "OutputNotFinite", JOB, "a regression answers with NaN or Inf", 10
@@ -334,8 +350,8 @@ class Reason(StrEnum):
     DATA_TYPE_MISMATCH = (
         "DataTypeMismatch",
         JOB,
-        "an array's type does not fit; integers are not taken for floats, because they are mostly"
-        " unscaled pixels",
+        "an array has another type than the input; integers are refused for a float input, "
+        "because they are mostly unscaled pixels",
         10,
     )
     DATA_LENGTH_MISMATCH = "DataLengthMismatch", JOB, "the arrays have different numbers of samples", 10
@@ -379,7 +395,7 @@ class Reason(StrEnum):
     SPARSITY_TOO_HIGH = (
         "SparsityTooHigh",
         JOB,
-        "more is asked for than lies in channels that can be removed; the message says how much does",
+        "the channels that can be removed hold less than `sparsity` requests; the message says how much",
         10,
     )
     PRUNING_FAILED = "PruningFailed", JOB, "ONNX Runtime cannot measure the model's activations", 10
@@ -401,7 +417,7 @@ class Reason(StrEnum):
         "fewer samples than the model's fixed batch",
         10,
     )
-    TRAINING_DIVERGED = "TrainingDiverged", JOB, "the loss is no number any more", 10
+    TRAINING_DIVERGED = "TrainingDiverged", JOB, "the loss is no longer a finite number", 10
     TOOL_MISSING = "ToolMissing", JOB, "the Job's image lacks what the step needs", 10
     CONTAINER_OUTPUT_MISSING = (
         "ContainerOutputMissing",
@@ -412,26 +428,28 @@ class Reason(StrEnum):
     CONTAINER_OUTPUT_INVALID = (
         "ContainerOutputInvalid",
         JOB,
-        "what it left is no plain file that can be read, or larger than an ONNX file can be",
+        "the step's container left something that is no readable plain file, or is larger than an"
+        " ONNX file can be",
         10,
     )
     CONTAINER_OUTPUT_MISMATCH = (
         "ContainerOutputMismatch",
         JOB,
-        "its model's inputs and outputs are not those of the source model",
+        "the inputs and outputs of the model that the container left differ from those of the source model",
         10,
     )
     SELECTION_IS_HELD_OUT = (
         "SelectionIsHeldOut",
         JOB,
-        "`auto.data` is the gate's file: a model chosen by it would be judged too well",
+        "`auto.data` is the same file as the gate's data, so the gate would overrate the model "
+        "that `auto` chose",
         10,
     )
     SELECTION_UNFIT = (
         "SelectionUnfit",
         JOB,
-        "on `auto.data` not even the model as it was given passes the gate's metrics: too few "
-        "samples for the budget, or a value beyond `min` or `max`; the message tells",
+        "on `auto.data` not even the original model passes the gate's metrics: too few samples "
+        "for the budget, or a value beyond `min` or `max`; the message says which",
         10,
     )
     NOTHING_TO_CONVERT = "NothingToConvert", JOB, "no float32 weights to store in 16 bit", 10
@@ -453,7 +471,8 @@ class Reason(StrEnum):
     METRIC_DROP = (
         "MetricDrop",
         JOB,
-        "the same of another metric; the message names it, and the slice where one decided",
+        "the loss of another metric exceeds its budget and is proven; the message names the "
+        "metric, and the slice if one decided",
         12,
     )
     METRIC_LOW = "MetricLow", JOB, "another metric is below `min`, or above `max`", 12
@@ -468,28 +487,29 @@ class Reason(StrEnum):
     TOO_FEW_SAMPLES = (
         "TooFewSamples",
         JOB | VERDICT,
-        "the held-out data cannot tell a loss of the budget, or whether the value is within `min`"
-        " or `max`; the message says how many samples would do",
+        "too few held-out samples to detect a loss beyond the budget, or to place the value "
+        "within `min` and `max`; the message says how many are needed",
         13,
     )
     # Tuning
     DATA_NEEDED = (
         "DataNeeded",
         JOB,
-        "an input of the model has a size of its own, or holds text or truth values: no input can be made up",
+        "no input data can be generated, because an input has a size of its own or holds text or "
+        "truth values",
         10,
     )
     # Artifacts
     ARTIFACT_MISSING = (
         "ArtifactMissing",
         JOB | ROLLOUT,
-        "the prepared model is not in the artifact store any more",
+        "the prepared model is no longer in the artifact store",
         10,
     )
     ARTIFACT_DIGEST_MISMATCH = (
         "ArtifactDigestMismatch",
         JOB | ROLLOUT,
-        "the manifest is not the one that the revision was proven with",
+        "the manifest differs from the one that the revision records",
         10,
     )
     ARTIFACT_CORRUPT = (
@@ -501,22 +521,22 @@ class Reason(StrEnum):
     OUTPUT_REFUSED = (
         "OutputRefused",
         JOB | ROLLOUT,
-        "what the container left that reads the model is not what was asked for: another backend,"
-        " a setting, a file or a name beside it; or a revision records such a thing. It is not "
-        "published, and not placed for a server",
+        "the container that reads the model left something else than the task specifies (another "
+        "backend, a setting, a further file or name), or a revision records such a result; it is "
+        "neither published nor served",
         10,
     )
     REFERENCES_INVALID = (
         "ReferencesInvalid",
         JOB,
-        "the clean-up of the store cannot read which artifacts are in use; nothing was deleted",
+        "the clean-up of the store cannot read which artifacts are in use, so it deleted nothing",
         10,
     )
     ARTIFACT_IN_THE_WAY = (
         "ArtifactInTheWay",
         JOB,
-        "another manifest lies where the Job was to write, under a name that only it knows; none "
-        "of it is taken",
+        "another manifest already lies where the Job has to write, under a name that only the Job"
+        " knows; the Job uses nothing of it",
         10,
     )
     # Golden data through the served model
@@ -526,7 +546,7 @@ class Reason(StrEnum):
         "no server answers at the candidate's address; tune: the Triton in its pod does not come back",
         1,
     )
-    SERVER_TIMEOUT = "ServerTimeout", JOB, "the candidate was too slow", 1
+    SERVER_TIMEOUT = "ServerTimeout", JOB, "the candidate did not answer in time", 1
     MODEL_NOT_SERVED = "ModelNotServed", JOB, "the server answers, but does not serve the model", 1
     WRONG_VERSION = "WrongVersion", JOB, "another version answers at the candidate's address", 1
     INFERENCE_FAILED = (
@@ -558,13 +578,14 @@ class Reason(StrEnum):
     PROVEN_NOT_WORSE = (
         "ProvenNotWorse",
         VERDICT,
-        "no regression is proven, and one that would do too much harm at the next weight is ruled out",
+        "no regression is proven, and a regression that would do too much harm at the next weight"
+        " is ruled out",
     )
     PROVEN_WITHIN_LIMIT = (
         "ProvenWithinLimit",
         VERDICT,
-        "the same for an absolute limit (`min`, `max`, `share`), where there is nothing of stable"
-        " to compare with, or no margin",
+        "an absolute limit (`min`, `max`, `share`) is kept, proven, where there is no margin or "
+        "no stable revision to compare with",
     )
     WITHIN_LIMITS = (
         "WithinLimits",
@@ -584,9 +605,8 @@ class Reason(StrEnum):
     LIMIT_EXCEEDED = (
         "LimitExceeded",
         VERDICT,
-        "only pauses: an absolute limit (`max`, `min`, `share`) is exceeded, and stable, counted "
-        "at the same time, does not keep it either, or nothing of stable was counted at the same "
-        "time (a bake)",
+        "pauses the rollout and never rolls it back: an absolute limit (`max`, `min`, `share`) is"
+        " exceeded, and stable exceeds it too, or was not counted at the same time (a bake)",
     )
     SLICE_ACCURACY_LOW = (
         "SliceAccuracyLow",
@@ -612,12 +632,12 @@ class Reason(StrEnum):
     INITIAL_DELAY = (
         "InitialDelay",
         VERDICT | ROLLOUT,
-        "counting has not begun: `initialDelay` since the weight was taken up is not over",
+        "counting has not begun, because `initialDelay` has not passed since the weight changed",
     )
     NOT_YET_PROVEN = (
         "NotYetProven",
         VERDICT,
-        "enough samples for a look, too few for a proof; the message and `needed` say how many more",
+        "enough samples to judge, too few for a proof; the message and `needed` say how many more",
     )
     NO_DATA = (
         "NoData",
@@ -632,7 +652,7 @@ class Reason(StrEnum):
     NO_METRICS = (
         "NoMetrics",
         VERDICT,
-        "`metrics: []`, or only dry runs: nothing decides, and nothing is promoted without evidence",
+        "`metrics: []`, or only dry runs: no metric decides, and nothing is promoted without evidence",
     )
     PROVIDER_UNREACHABLE = (
         "ProviderUnreachable",
@@ -674,9 +694,8 @@ class Reason(StrEnum):
     EVIDENCE_IMPLAUSIBLE = (
         "EvidenceImplausible",
         VERDICT,
-        "counts that cannot be, so nobody is judged, whatever other metrics say: NaN, more bad "
-        "requests than requests, a canary's share of the requests far above its weight, more "
-        "labels than rows were answered",
+        "impossible counts, so no metric is judged: NaN, more bad requests than requests, a share"
+        " of the requests far above the canary's weight, or more labels than answered rows",
     )
     NOT_A_BUCKET_BOUND = (
         "NotABucketBound",
@@ -691,27 +710,26 @@ class Reason(StrEnum):
     QUERY_NOT_ALLOWED = (
         "QueryNotAllowed",
         VERDICT | ROLLOUT,
-        "a query of the spec's own, and none is allowed here (any more); or this one cannot be "
-        "bound to its namespace, or costs too much. Before a rollout begins it is refused for "
-        "that",
+        "a query of the spec's own where none is allowed, or one that cannot be confined to its "
+        "namespace or costs too much; a new rollout with it does not begin",
     )
     QUERY_PENDING = (
         "QueryPending",
         VERDICT,
-        "a query of the spec's own has not been answered yet: it takes longer than half a second,"
-        " or others of its namespace come first",
+        "a query of the spec's own has no answer yet: it takes longer than half a second, or "
+        "others of its namespace come first",
     )
     QUERIES_PAUSED = (
         "QueriesPaused",
         VERDICT,
-        "a query of this namespace's own took too long, or broke Prometheus: none is asked until "
-        "the time in the message",
+        "a query of this namespace's own took too long, or broke Prometheus; no further one runs "
+        "until the time in the message",
     )
-    UNKNOWN_PLACEHOLDER = "UnknownPlaceholder", VERDICT, "a query holds a `{{...}}` that nothing fills in"
+    UNKNOWN_PLACEHOLDER = "UnknownPlaceholder", VERDICT, "a query holds an unknown `{{...}}`"
     UNKNOWN_TEMPLATE = (
         "UnknownTemplate",
         VERDICT,
-        "`templates` names one that no RolloutPolicy in force here has; the message lists those that are",
+        "`templates` names one that no RolloutPolicy in force here has; the message lists the known ones",
     )
     TOO_MANY_METRICS = (
         "TooManyMetrics",
@@ -719,22 +737,26 @@ class Reason(StrEnum):
         "more than 32 metrics with those of templates and policies",
     )
     # Verdicts on golden data
-    NOT_PAIRED = "NotPaired", VERDICT, "stable was not asked on the same inputs"
-    NO_RESULT = "NoResult", VERDICT, "the evaluation ended without counts that add up"
+    NOT_PAIRED = (
+        "NotPaired",
+        VERDICT,
+        "stable did not answer the same inputs, so there is nothing to compare with",
+    )
+    NO_RESULT = "NoResult", VERDICT, "the evaluation ended without usable counts"
     # Verdicts on the shadow
     SHADOW_AGREES = (
         "ShadowAgrees",
         VERDICT,
-        "at most 1 - `minAgreement` of the mirrored requests get another answer from the canary, proven",
+        "proven: the canary's answer differs for at most 1 - `minAgreement` of the mirrored requests",
     )
     SHADOW_DISAGREES = (
         "ShadowDisagrees",
         VERDICT,
-        "more than that do, or the canary fails on them, proven",
+        "proven: the canary's answer differs for more than that, or the canary fails on the requests",
     )
     # At rest
     STABLE = "Stable", ROLLOUT, "the present spec is the stable revision, and it serves"
-    SERVING = "Serving", ROLLOUT, "a pod of the stable revision is ready (or zero replicas are asked for)"
+    SERVING = "Serving", ROLLOUT, "a pod of the stable revision is ready, or spec requests zero replicas"
     NO_STABLE = "NoStable", ROLLOUT, "no revision has become stable yet"
     NO_READY_PODS = (
         "NoReadyPods",
@@ -742,41 +764,46 @@ class Reason(StrEnum):
         "no pod of the revision is ready: it gets no traffic until one is. `kubectl describe pod`",
     )
     PENDING = "Pending", ROLLOUT, "the rollout has not begun, or stable's pods are starting"
-    HEALTHY = "Healthy", ROLLOUT, "the servers of stable, and of what is on trial, go on as they should"
+    HEALTHY = "Healthy", ROLLOUT, "the servers of stable and of the canary are ready"
     SERVER_NOT_READY = "ServerNotReady", ROLLOUT, "a server that was ready is not ready any more"
     SERVER_CRASHED = (
         "ServerCrashed",
         ROLLOUT,
-        "Triton ended, or a Python process of the model died under it; said of stable, too, with "
-        "the event and in ServersHealthy",
+        "Triton ended, or a Python process of the model died. For stable it is also an event and "
+        "in ServersHealthy",
     )
     UNHARDENED = (
         "Unhardened",
         ROLLOUT,
-        "an earlier operator rendered these pods: whoever reaches them inside the cluster can "
-        "manage their servers. `modelrollout restart`",
+        "an earlier operator rendered these pods, and whoever reaches them inside the cluster can"
+        " manage their servers: `modelrollout restart`",
     )
     TRITON_VULNERABLE = (
         "TritonVulnerable",
         ROLLOUT,
-        "the version of Triton that a pod tells (`GET /v2`) has flaws that NVIDIA's security "
-        "bulletins name, as of the operator's release; some let one request end the server, or "
-        "run code. No gateway closes that: set `spec.serving.triton.image`, or `triton.image` in "
-        "the chart, to the release that the message names. With `gates.patchedServers` of a "
-        "RolloutPolicy a new revision is Rejected for it",
+        "NVIDIA's security bulletins (as of the operator's release) name flaws in the version of "
+        "Triton that a pod reports (`GET /v2`); with some of them one request can end the server "
+        "or run code, and no gateway prevents that. Set `spec.serving.triton.image`, or "
+        "`triton.image` in the chart, to the release in the message. With `gates.patchedServers` "
+        "of a RolloutPolicy a new revision is Rejected for it",
     )
-    TRITON_TOO_OLD = "TritonTooOld", ROLLOUT, "the same, and their image is too old for it"
+    TRITON_TOO_OLD = (
+        "TritonTooOld",
+        ROLLOUT,
+        "an earlier operator rendered these pods, and their Triton is too old for the flags that "
+        "would harden them",
+    )
     CHILD_REFUSED = (
         "ChildRefused",
         ROLLOUT,
-        "the API server refuses a child: quota, admission, RBAC; its words are in the message",
+        "the API server refuses a child (quota, admission, RBAC); the message quotes it",
     )
     NAME_TAKEN = (
         "NameTaken",
         ROLLOUT,
-        "an object of the name to be written exists, and neither the ModelDeployment nor a "
-        "revision of it controls it, whatever its labels say; the message names it and who "
-        "controls it. It is left as it is, and all else goes on",
+        "an object with the name of a child exists, but neither the ModelDeployment nor one of "
+        "its revisions controls it, whatever its labels are; the message names it and its "
+        "controller. The operator leaves it unchanged and carries on with the rest",
     )
     UNVERIFIED = (
         "Unverified",
@@ -787,13 +814,13 @@ class Reason(StrEnum):
         "Unprotected",
         ROLLOUT,
         "during a shadow: the operator writes no NetworkPolicies in this namespace "
-        "(`networkPolicy.models`), so nobody knows who reaches the comparer",
+        "(`networkPolicy.models`), so it is unknown who reaches the comparer",
     )
     FOREIGN_TARGETS = (
         "ForeignTargets",
         ROLLOUT,
-        "somebody else can write them now; the operator's log names the pods. The rollout goes "
-        "on: pause it if you do not trust them",
+        "others can write the counters now; the operator's log names the pods. The rollout "
+        "continues: pause it if you do not trust them",
     )
     IN_PROGRESS = "InProgress", ROLLOUT, "the stage, or the replacement of pods, is under way"
     INSUFFICIENT_GPU = (
@@ -813,24 +840,24 @@ class Reason(StrEnum):
     INVALID_SPEC = (
         "InvalidSpec",
         ROLLOUT,
-        "the operator cannot read spec, though the API server took it (an older CRD); so it is "
-        "with URIs that carry user names, passwords or queries",
+        "the operator cannot read a spec that the API server accepted (an older CRD), for example"
+        " a URI with a user name, password or query",
     )
     STORE_NOT_ALLOWED = (
         "StoreNotAllowed",
         ROLLOUT,
-        "a URI lies in none of the stores of the operator's configuration",
+        "a URI is in none of the stores of the operator's configuration",
     )
     TRAINER_MISSING = (
         "TrainerMissing",
         ROLLOUT,
-        "an optimization step trains, or is int4, and the operator has no image for that",
+        "an optimization step needs the trainer image (it trains, or is int4), and the operator has none",
     )
     IMAGE_FLAVOURS_CLASH = (
         "ImageFlavoursClash",
         ROLLOUT,
-        "an optimization step needs the trainer image, `spec.model.format` the image `trees`, "
-        "`tensorflow` or `pytorch`; a Job has one image",
+        "an optimization step needs the trainer image, and `spec.model.format` needs the image "
+        "`trees`, `tensorflow` or `pytorch`; a Job has only one",
     )
     PROMETHEUS_NOT_ALLOWED = (
         "PrometheusNotAllowed",
@@ -840,98 +867,97 @@ class Reason(StrEnum):
     GATEWAY_API_MISSING = (
         "GatewayAPIMissing",
         ROLLOUT,
-        "spec.traffic wants routes and the cluster has no such kind",
+        "spec.traffic needs routes, and the cluster has no such kind",
     )
     GATEWAY_REQUIRED = (
         "GatewayRequired",
         ROLLOUT,
-        "spec.rollout.abTest or shadow without what they need: only a gateway can look at "
-        "headers, only a gateway can mirror, and only HTTP",
+        "spec.rollout.abTest or shadow without a gateway: only a gateway can match headers or "
+        "mirror, and it mirrors only HTTP",
     )
     GATEWAY_FEATURE_MISSING = (
         "GatewayFeatureMissing",
         ROLLOUT,
-        "the GatewayClass lists what it supports, and what the spec needs is not among it (the "
-        "message names field, GatewayClass and feature); for mirroring also where it lists "
-        "nothing",
+        "the GatewayClass does not list a feature that the spec needs (the message names field, "
+        "GatewayClass and feature). Mirroring also needs a class that lists features",
     )
     NAME_RESERVED = (
         "NameReserved",
         ROLLOUT,
-        "under a RolloutPolicy that demands metrics this name has served another version, and "
-        "would give its clients this one without a comparison",
+        "under a RolloutPolicy that demands metrics, this name has served another version, so its"
+        " clients would get this one without a comparison",
     )
     HOSTNAME_TAKEN = (
         "HostnameTaken",
         ROLLOUT,
-        "another ModelDeployment holds this host name or one that overlaps it, or a route that is"
-        " not the operator's takes its requests",
+        "another ModelDeployment holds this host name or one that overlaps it, or a route of "
+        "someone else takes its requests",
     )
     HOSTNAME_NOT_ALLOWED = (
         "HostnameNotAllowed",
         ROLLOUT,
-        "a RolloutPolicy (`allowedHostnames`) does not allow the name; or it is a wildcard, or "
-        "the chart says `hostnames.onlyByPolicy`, and no policy allows it",
+        "a RolloutPolicy with `allowedHostnames` does not allow the name; or no policy has such a"
+        " list, and the name is a wildcard or the chart sets `hostnames.onlyByPolicy`",
     )
     GATEWAY_UNKNOWN = (
         "GatewayUnknown",
         ROLLOUT,
-        "spec.rollout.shadow, and the Gateway or its GatewayClass is not there, takes no routes "
-        "of other namespaces, or the operator may not read it (then its log says so)",
+        "spec.rollout.shadow, and the Gateway or its GatewayClass does not exist, takes no routes"
+        " of this namespace, or the operator may not read it (then its log says so)",
     )
     POLICY_INVALID = (
         "PolicyInvalid",
         ROLLOUT,
-        "a RolloutPolicy that matches cannot be read, so nobody knows what it forbids",
+        "a RolloutPolicy that matches cannot be read, so it is unknown what it forbids",
     )
-    SOURCE_NOT_ALLOWED = "SourceNotAllowed", ROLLOUT, "a URI lies outside what a RolloutPolicy allows"
+    SOURCE_NOT_ALLOWED = "SourceNotAllowed", ROLLOUT, "a URI is outside of what a RolloutPolicy allows"
     CODE_NOT_ALLOWED = (
         "CodeNotAllowed",
         ROLLOUT,
-        "the model may carry code (`spec.serving.triton.code`), and no RolloutPolicy names its "
-        "place in `allowedSources.code`, or one names others",
+        "the model may carry code (`spec.serving.triton.code`), and its place is not in "
+        "`allowedSources.code` of a RolloutPolicy; or no policy has such a list",
     )
     IMAGE_NOT_ALLOWED = (
         "ImageNotAllowed",
         ROLLOUT,
-        "an image that the spec names lies outside what a RolloutPolicy allows; or none allows "
-        "any, and the chart says `workloads.onlyByPolicy`",
+        "an image in spec is outside of what a RolloutPolicy allows; or no policy lists images, "
+        "and the chart sets `workloads.onlyByPolicy`",
     )
     SERVICE_ACCOUNT_NOT_ALLOWED = (
         "ServiceAccountNotAllowed",
         ROLLOUT,
-        "`spec.serving.serviceAccountName`, or `default` where it is left out, is none that a "
-        "RolloutPolicy allows (`allowedServiceAccounts`); or none allows any, and the chart says "
-        "`workloads.onlyByPolicy`",
+        "a RolloutPolicy with `allowedServiceAccounts` does not list "
+        "`spec.serving.serviceAccountName` (`default` if it is left out); or no policy has such a"
+        " list, and the chart sets `workloads.onlyByPolicy`",
     )
     SECRET_NOT_ALLOWED = (
         "SecretNotAllowed",
         ROLLOUT,
-        "a Secret that the spec names (credentials, a signer's key, `imagePullSecrets`) is none "
-        "that a RolloutPolicy allows (`allowedSecrets`), nor the store's own; or none allows any,"
-        " and the chart says `workloads.onlyByPolicy`",
+        "a Secret in spec (credentials, a signer's key, `imagePullSecrets`) is not the store's "
+        "own, and a RolloutPolicy with `allowedSecrets` does not list it; or no policy has such a"
+        " list, and the chart sets `workloads.onlyByPolicy`",
     )
     AFFINITY_NOT_ALLOWED = (
         "AffinityNotAllowed",
         ROLLOUT,
-        "required anti-affinity against pods of other namespaces: it would keep those off the node",
+        "required anti-affinity against pods of other namespaces, which would keep those pods off the node",
     )
     GATE_REQUIRED = (
         "GateRequired",
         ROLLOUT,
-        "a RolloutPolicy demands golden data, held-out data, a digest or a smaller budget, or its"
-        " metrics a strategy that begins with few requests",
+        "a RolloutPolicy demands golden data, held-out data, a digest, a smaller budget, or (for "
+        "its metrics) a strategy that begins with few requests",
     )
     SLOT_HELD_TOO_LONG = (
         "SlotHeldTooLong",
         ROLLOUT,
-        "the rollout held a slot of a RolloutPolicy for longer than its `limits.maxHold`; it went"
-        " back to stable",
+        "the rollout held a slot of a RolloutPolicy for longer than `limits.maxHold` and was "
+        "ended; traffic went back to stable",
     )
     LIMIT_TOO_SMALL = (
         "LimitTooSmall",
         ROLLOUT,
-        "the new revision alone asks for more GPUs than a RolloutPolicy gives to all rollouts",
+        "the new revision alone needs more GPUs than a RolloutPolicy allows for all rollouts",
     )
     FROZEN = "Frozen", ROLLOUT, "a RolloutPolicy freezes rollouts: none starts and no weight rises"
     FREEZE_WINDOW = (
@@ -942,48 +968,40 @@ class Reason(StrEnum):
     CHILD_UNREADABLE = (
         "ChildUnreadable",
         ROLLOUT,
-        "a child that the operator has made cannot be read any more: somebody made it larger than"
-        " 256 KiB, or nested it without end",
+        "the operator can no longer read a child of its own, because it was made larger than 256 "
+        "KiB or nested too deeply",
     )
-    REVISION_UNREADABLE = (
-        "RevisionUnreadable",
-        ROLLOUT,
-        "the revision in flight was made by a newer operator",
-    )
-    QUARANTINED = (
-        "Quarantined",
-        ROLLOUT,
-        "this very version ended badly before (the message names revision and reason)",
-    )
+    REVISION_UNREADABLE = "RevisionUnreadable", ROLLOUT, "a newer operator made the revision in flight"
+    QUARANTINED = "Quarantined", ROLLOUT, "this version failed before; the message names revision and reason"
     ROLLED_BACK_BY_USER = (
         "RolledBackByUser",
         ROLLOUT,
-        "somebody rolled back, and spec still asks for the version that was left",
+        "a person rolled back, and spec still names the version that was left",
     )
     # Tuning
     SERVING_TUNED = (
         "ServingTuned",
         ROLLOUT,
-        "the message has the settings chosen (or that the configured ones stay), throughput and latency",
+        "tuning chose settings, or kept the configured ones; the message has them with throughput"
+        " and latency",
     )
     OBJECTIVE_UNMET = (
         "ObjectiveUnmet",
         ROLLOUT,
-        "under no settings the asked share of the requests was within the objective: the "
-        "configured ones stay, and the canary's evidence decides",
+        "no settings kept the latency objective: the configured ones stay, and the canary's evidence decides",
     )
     # What a stage waits for
     WAITING_FOR_SLOT = (
         "WaitingForSlot",
         ROLLOUT,
-        "a RolloutPolicy limits the rollouts or GPUs at one time; the message says the place in "
-        "the queue and who is before it",
+        "a RolloutPolicy limits how many rollouts or GPUs may be in use at a time; the message "
+        "has the place in the queue and who is ahead",
     )
     PREPARED_TOGETHER = (
         "PreparedTogether",
         ROLLOUT,
-        "another ModelDeployment of the namespace, which the message names, asks for the very "
-        "same; its prepare Job works for both",
+        "another ModelDeployment of the namespace, which the message names, needs the same "
+        "preparation; its prepare Job does the work for both",
     )
     IMAGE_PULL_FAILED = "ImagePullFailed", ROLLOUT, "an image cannot be pulled"
     CONTAINER_CONFIG_ERROR = "ContainerConfigError", ROLLOUT, "a container cannot be created"
@@ -992,35 +1010,34 @@ class Reason(StrEnum):
         ROLLOUT,
         "the Triton image lacks the backend that the model is served by",
     )
-    MODEL_NOT_LOADED = (
-        "ModelNotLoaded",
-        ROLLOUT,
-        "Triton does not load the model; its words are in the message",
-    )
+    MODEL_NOT_LOADED = "ModelNotLoaded", ROLLOUT, "Triton does not load the model; the message quotes it"
     ROUTE_NOT_ACCEPTED = (
         "RouteNotAccepted",
         ROLLOUT,
-        "the gateway refuses the route; its reason is in the message",
+        "the gateway refuses the route; the message quotes its reason",
     )
     SCALING_UP = (
         "ScalingUp",
         ROLLOUT,
-        "not enough pods are ready for the next weight, or for all traffic; the former weight "
-        "stays meanwhile",
+        "too few pods are ready for the next weight, or for all traffic; the former weight stays meanwhile",
     )
-    TRAFFIC_NOT_SHIFTED = "TrafficNotShifted", ROLLOUT, "the gateway never took the weight up"
+    TRAFFIC_NOT_SHIFTED = "TrafficNotShifted", ROLLOUT, "the gateway did not apply the weight in time"
     COMPARER_NOT_READY = (
         "ComparerNotReady",
         ROLLOUT,
         "the pod that compares mirrored requests is not ready",
     )
-    MIRROR_NOT_TAKEN_UP = "MirrorNotTakenUp", ROLLOUT, "the gateway never took the mirror up"
-    PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded", ROLLOUT, "nothing said what is missing"
-    PAUSE_STEP = "PauseStep", ROLLOUT, "a pause step of spec; no trouble"
+    MIRROR_NOT_TAKEN_UP = "MirrorNotTakenUp", ROLLOUT, "the gateway did not apply the mirror in time"
+    PROGRESS_DEADLINE_EXCEEDED = (
+        "ProgressDeadlineExceeded",
+        ROLLOUT,
+        "the stage did not end within `progressDeadline`, and no cause is known",
+    )
+    PAUSE_STEP = "PauseStep", ROLLOUT, "a pause step of spec; no problem"
     PAUSED_BY_USER = (
         "PausedByUser",
         ROLLOUT,
-        "somebody said `pause`; no trouble. What is proven worse goes back all the same",
+        "a person paused the rollout; no problem. A version that is proven worse is rolled back all the same",
     )
     INCONCLUSIVE = (
         "Inconclusive",
@@ -1030,64 +1047,64 @@ class Reason(StrEnum):
     DEADLINE_UNREACHABLE = (
         "DeadlineUnreachable",
         ROLLOUT,
-        "at the rate at which samples come, the evidence is not there before `progressDeadline`; "
+        "at the present rate of samples the evidence will not suffice before `progressDeadline`; "
         "the message has the numbers",
     )
     # Jobs: queues, lost nodes, limits
     QUEUED = (
         "Queued",
         ROLLOUT,
-        "Kueue has not admitted the Job yet (the message has its Workload and Kueue's own words),"
-        " or somebody suspended it",
+        "Kueue has not admitted the Job yet (the message has its Workload and quotes Kueue), or a"
+        " person suspended it",
     )
     NOT_ADMISSIBLE = (
         "NotAdmissible",
         ROLLOUT,
-        "Kueue will not admit the Job as things are: the queue does not exist or is stopped, its "
-        "Workload was deactivated, or (where Kueue says so) no quota is ever enough",
+        "Kueue cannot admit the Job: the queue does not exist or is stopped, its Workload was "
+        "deactivated, or (if Kueue says so) no quota will ever suffice",
     )
     POD_REFUSED = (
         "PodRefused",
         ROLLOUT,
-        "the Job gets no pod: a ResourceQuota, a LimitRange or admission (the message has their "
-        "words); or the node's kubelet refused it",
+        "the Job gets no pod: a ResourceQuota, a LimitRange or admission refuses it (quoted in "
+        "the message), or the node's kubelet does",
     )
-    EVICTED = "Evicted", ROLLOUT, "drained, or the node was short of something or shutting down"
-    PREEMPTED = "Preempted", ROLLOUT, "the scheduler gave its place to a more important pod"
-    NODE_LOST = "NodeLost", ROLLOUT, "its node is gone or does not answer"
-    KILLED = "Killed", ROLLOUT, "SIGKILL, and not for its memory: somebody or something on the node"
-    RESULT_LOST = "ResultLost", ROLLOUT, "the result of a Job went with its pod, several times"
+    EVICTED = "Evicted", ROLLOUT, "the node was drained, short of a resource, or shutting down"
+    PREEMPTED = "Preempted", ROLLOUT, "the scheduler replaced the pod by one with a higher priority"
+    NODE_LOST = "NodeLost", ROLLOUT, "the node of the pod is gone or does not answer"
+    KILLED = "Killed", ROLLOUT, "SIGKILL, not because of memory: a person or a program on the node"
+    RESULT_LOST = "ResultLost", ROLLOUT, "the result of a Job was deleted with its pod, several times"
     POD_FOREIGN = (
         "PodForeign",
         ROLLOUT,
-        "somebody passed a pod off as the Job's by copying its labels, and the Job ended by it; "
-        "nothing that it says counts",
+        "a pod that is not the Job's carries its labels, and the Job ended because of it; its "
+        "result does not count",
     )
     POD_CHANGED = (
         "PodChanged",
         ROLLOUT,
-        "the Job's pod is not as the Job's template says (the message has in what), so that it "
-        "may have run something else, and no other pod has spoken",
+        "the Job's pod differs from the Job's template (the message says how), so it may have run"
+        " something else, and no other pod has a result",
     )
     CONTAINER_FAILED = (
         "ContainerFailed",
         ROLLOUT,
-        "the container of an optimization step of yours ended with a code other than 0; the "
-        "message has its last line",
+        "the container of your optimization step ended with a code other than 0; the message has "
+        "its last line",
     )
     JOB_CRASHED = "JobCrashed", ROLLOUT, "native code crashed (SIGSEGV and the like)"
     ARTIFACT_FOREIGN = (
         "ArtifactForeign",
         ROLLOUT,
-        "its pod answered with an artifact that is neither in a folder of this Job's own nor what"
-        " a revision of the namespace records",
+        "the Job's result names an artifact that is neither in the Job's own folder nor recorded "
+        "by a revision of the namespace",
     )
-    JOB_FAILED = "JobFailed", ROLLOUT, "it ended and left no word"
+    JOB_FAILED = "JobFailed", ROLLOUT, "the Job ended without a result or a known cause"
     # How a rollout ends
-    REPLACED = "Replaced", ROLLOUT, "another revision became stable; this one can be rolled back to"
+    REPLACED = "Replaced", ROLLOUT, "another revision became stable; you can roll back to this one"
     ABORTED_BY_USER = "AbortedByUser", ROLLOUT, "a user aborted the rollout"
     SUPERSEDED = "Superseded", ROLLOUT, "spec named another version before the rollout ended"
-    SIGNATURE_CHANGED = "SignatureChanged", ROLLOUT, "inputs or outputs are not those of stable"
+    SIGNATURE_CHANGED = "SignatureChanged", ROLLOUT, "inputs or outputs differ from those of stable"
     # Events
     ROLLOUT_STARTED = "RolloutStarted", ROLLOUT, "a rollout started"
     PREPARED = "Prepared", ROLLOUT, "the model is prepared, and passed its gate"
@@ -1097,12 +1114,12 @@ class Reason(StrEnum):
     PROMOTED = "Promoted", ROLLOUT, "the revision passed all steps and is stable now"
     ROLLED_BACK = "RolledBack", ROLLOUT, "the revision was rolled back"
     FAILED = "Failed", ROLLOUT, "the rollout failed, and its stage gave no reason of its own"
-    UNCHANGED = "Unchanged", ROLLOUT, "the source is still what stable was made of"
+    UNCHANGED = "Unchanged", ROLLOUT, "the source is still that of stable"
     IN_PLACE = "InPlace", ROLLOUT, "stable makes room for the new revision, or is about to"
     PREVIEW_ENDED = (
         "PreviewEnded",
         ROLLOUT,
-        "the time of a preview is over and nothing speaks against the revision",
+        "the time of a preview is over, and nothing speaks against the revision",
     )
     BAKE_STARTED = "BakeStarted", ROLLOUT, "the revision has all traffic and is watched"
     PROMOTED_BY_USER = "PromotedByUser", ROLLOUT, "a user promoted a step, or the whole rollout"
@@ -1144,7 +1161,7 @@ class Reason(StrEnum):
     STATE_REBUILT = (
         "StateRebuilt",
         ROLLOUT,
-        "status was empty or had lost what is stable, and was recovered",
+        "status was empty or did not name a stable revision, and was recovered",
     )
     PASS_FAILED = (
         "PassFailed",

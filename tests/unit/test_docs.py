@@ -26,9 +26,9 @@ KINDS: dict[str, type[BaseModel]] = {
 TEXT = {".md", ".py", ".yaml", ".yml", ".txt", ".tpl", ".toml", ".sh", ".cfg", ""}
 # Not ours, though it begins with docs/: pages of Triton and Traefik.
 ELSEWHERE = ("docs/protocol", "docs/content/")
-# The first column of a table: in a table of moves it names what was.
 # what the pages on adding something call what a reader would write
 EXAMPLES = {"acme", "mesh", "envoy"}
+# The first column of a table: in a table of moves it names what was.
 FIRST_CELL = re.compile(r"^\| [^|]* \|", re.MULTILINE)
 
 
@@ -115,6 +115,28 @@ def test_design_notes_have_no_gaps_and_are_listed() -> None:
     assert numbers == [f"{n:04}" for n in range(1, len(numbers) + 1)]
     unlisted = [p.name for p in folder.glob("0*.md") if p.name not in index]
     assert unlisted == []
+
+
+def test_the_examples_of_tests_run() -> None:
+    """Those on the page about testing that need nothing from their author."""
+    page = (ROOT / "docs" / "contributing" / "testing.md").read_text()
+    tests: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page, flags=re.S | re.M):
+        if "async def" not in block:
+            exec(block, tests)
+    examples = [function for name, function in tests.items() if name.startswith("test_")]
+    assert len(examples) == 2
+    for example in examples:
+        example()
+
+
+def test_the_first_change_begins_with_what_the_code_has() -> None:
+    """Lines that CONTRIBUTING.md tells a reader to replace."""
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    replaced = re.findall(r"^   -(?!-)(.*)$", page, re.MULTILINE)
+    files_named = ("operator/modelrollout/feedback/items.py", "tests/unit/feedback/test_feedback.py")
+    lines = {line for name in files_named for line in (ROOT / name).read_text().splitlines()}
+    assert replaced and set(replaced) <= lines
 
 
 def test_prose_is_wrapped() -> None:

@@ -37,7 +37,7 @@ from sandbox import (
 )
 from sandbox.configs import ADDONS, ORDER, PORTS, Config, Options, node_name
 from sandbox.kube import Api
-from sandbox.paths import CHECKOUT, State, cache_root, locked, state_root
+from sandbox.paths import CHECKOUT, SOURCE, State, cache_root, locked, state_root
 from sandbox.progress import Progress
 from sandbox.shell import capture, run, until
 from sandbox.slots import NODES
@@ -128,7 +128,7 @@ class Sandbox:
             slot=slot,
             binaries={p.name: build_parts.home(p) / p.name for p in pins.PARTS},
             python=sys.executable,
-            source=CHECKOUT,
+            source=SOURCE.parent,
             access_key=keys["access_key"],
             secret_key=keys["secret_key"],
             options=options,
@@ -256,7 +256,7 @@ class Sandbox:
         """
         for name in ("host", *NODES):
             namespaces.make_cgroup(f"{self.state.cgroup}/{name}")
-        env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONDONTWRITEBYTECODE": "1"}
+        env = {**os.environ, "PYTHONPATH": str(SOURCE.parent), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(
             [sys.executable, "-m", "sandbox.supervisor", self.state.root],
             env=env,

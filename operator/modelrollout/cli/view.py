@@ -107,7 +107,7 @@ def what_next(rollout: Rollout, now: datetime) -> list[str]:
         return _next_in_bake(rollout, flying, now)
     if flying.stage != "Canary" or flying.step is None:
         stage = STAGES[flying.stage]
-        lines = [flying.message or f"{stage.doing}; then {stage.then}"]
+        lines = [flying.message or (f"{stage.doing}; then {stage.then}" if stage.then else stage.doing)]
         if flying.stage not in ("Promote", "Revert"):
             if flying.queue is None:
                 lines += _deadline(rollout, flying.since, now, "the rollout fails, stable stays as it is")

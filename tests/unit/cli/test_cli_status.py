@@ -16,6 +16,7 @@ from modelrollout.cli import view
 from modelrollout.cli.cluster import Cluster
 from modelrollout.kube.errors import Forbidden, Unavailable
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION
+from modelrollout.rollout.stages import STAGES
 
 Cli = Callable[..., Result]
 
@@ -242,6 +243,15 @@ def test_a_spec_of_a_newer_operator_is_shown_as_far_as_possible(cli: Cli, kube: 
     result = cli("status", "digits")
     assert result.exit_code == 0
     assert "digits-8d1b" in result.stdout
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_every_stage_has_its_words_where_spec_cannot_be_read(cli: Cli, kube: FakeKube, stage: str) -> None:
+    obj = deployment(stable=STABLE, rollout=rollout(stage))
+    obj["spec"]["serving"]["newField"] = 1
+    kube.add(MODEL_DEPLOYMENT, obj)
+    shown = cli("status", "digits").stdout
+    assert STAGES[stage].doing in shown and "then \n" not in shown and "; then\n" not in shown
 
 
 @pytest.mark.parametrize(
