@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # a busy machine is no failure
@@ -17,3 +18,9 @@ settings.load_profile("deep" if os.environ.get("HYPOTHESIS_PROFILE") == "deep" e
 # processes that tests start import what this one does (pyproject.toml, pythonpath)
 _ROOT = Path(__file__).resolve().parents[1]
 os.environ["PYTHONPATH"] = os.pathsep.join(str(p) for p in (_ROOT / "operator", _ROOT / "tools", _ROOT))
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process remembers the secrets that it has read, to mask them; a test starts without any."""
+    monkeypatch.setattr("modelrollout.telemetry.redaction._KNOWN", set())
