@@ -184,3 +184,14 @@ def test_every_manifest_on_a_page_is_valid() -> None:
     for _, kind, spec in found:
         KINDS[kind].model_validate(spec)
     assert {page for page, _, _ in found} >= {"README.md", "docs/tutorial/first-rollout.md"}
+
+
+def test_no_page_is_named_that_is_not_in_the_repository() -> None:
+    """Notes that only the authors have are no help to a reader."""
+    private = re.compile("|".join(f"{name}[.]md" for name in ("DESIGN", "PEERS", "REVIEW", "AUDIT")))
+    named = [
+        f"{path.relative_to(ROOT)}"
+        for path in files()
+        if path.suffix in (".py", ".md", ".yaml", ".toml", ".sh") and private.search(path.read_text())
+    ]
+    assert named == []

@@ -1,4 +1,4 @@
-"""The rule of DESIGN.md, Evidence and verdict, in counts; and everything that is no verdict by its
+"""The rule of docs/explanation/analysis.md in counts; and everything that is no verdict by its
 own name.
 """
 
@@ -169,7 +169,7 @@ def test_a_limit_fails_although_the_comparison_passes() -> None:
 
 @pytest.mark.parametrize("kind", get_args(MeasurementReason))
 def test_a_problem_is_never_a_pass_nor_a_regression_and_keeps_the_counts(kind: MeasurementReason) -> None:
-    """PEERS.md: an outage or an empty answer rolls a healthy canary back elsewhere."""
+    """An outage or an empty answer rolls a healthy canary back elsewhere."""
     status = judge(
         ERRORS, counter(0, 10_000), counter(0, 10_000), MeasurementProblem(kind, "why"), None, 5, 25, 0.01
     )

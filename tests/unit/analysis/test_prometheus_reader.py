@@ -1,4 +1,4 @@
-"""PEERS.md, How they fail: Prometheus. Every way to fail has its own name, and no name is a
+"""Every way in which Prometheus fails has its own name, and no name is a
 regression.
 """
 
