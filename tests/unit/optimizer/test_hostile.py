@@ -41,15 +41,19 @@ from tests.unit.optimizer.hostile_backends import BACKEND_CASES
 
 OPERATOR = str(Path(__file__).parents[3] / "operator")
 MEMORY = 6 << 30  # of address space; the libraries map most of a gigabyte
+# VmHWM and not ru_maxrss, which begins with the peak of the process that forked this one
 CHILD = """
-import json, os, resource, sys
+import json, os, re, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
 from modelrollout.jobs import runner
 from modelrollout.optimizer.__main__ import run
 for line in sys.stdin:
     case = json.loads(line)
     os.environ |= case["env"]
-    print(json.dumps([runner.main(run), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]), flush=True)
+    code = runner.main(run)
+    with open("/proc/self/status") as status:
+        peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read())[1])
+    print(json.dumps([code, peak]), flush=True)
 """
 
 
