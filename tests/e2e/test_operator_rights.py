@@ -123,10 +123,10 @@ def put(stage: Stage, obj: Object, **metadata: Any) -> Object:
     return found
 
 
-def revision(stage: Stage) -> Object:
+def revision(namespace: str, name: str = "owner", deployment: str = "gone") -> Object:
     spec = {
         "number": 1,
-        "deployment": "gone",
+        "deployment": deployment,
         "sha256": "0" * 64,
         "input": {},
         "builder": server.BUILDER,
@@ -135,7 +135,7 @@ def revision(stage: Stage) -> Object:
     return {
         "apiVersion": names.API_VERSION,
         "kind": "ModelRevision",
-        "metadata": {"name": "owner", "namespace": stage.namespace},
+        "metadata": {"name": name, "namespace": namespace},
         "spec": spec,
     }
 
@@ -143,7 +143,9 @@ def revision(stage: Stage) -> Object:
 @pytest.fixture(scope="module")
 def owner(stage: Stage) -> Owner:
     """A revision that no ModelDeployment has: the operator does nothing with it."""
-    return Owner("ModelRevision", "owner", stage.namespace, put(stage, revision(stage))["metadata"]["uid"])
+    return Owner(
+        "ModelRevision", "owner", stage.namespace, put(stage, revision(stage.namespace))["metadata"]["uid"]
+    )
 
 
 def owned(obj: Object, owner: Owner) -> Object:
@@ -329,7 +331,7 @@ def test_nothing_is_made_without_an_owner_nor_where_the_cluster_runs(thief: Thie
         [owner.reference() | {"apiVersion": "modelrollout.dev.example.com/v1"}],
         [owner.reference() | {"kind": "RolloutPolicy"}],
     ]
-    for obj in (*o.everything(), *shadowing(owner), revision_of(owner)):
+    for obj in (*o.everything(), *shadowing(owner), revision(owner.namespace, "m-1", "m")):
         if obj["kind"] == "NetworkPolicy":
             continue  # it has no right to them here
         made = owned(obj, owner)
@@ -341,23 +343,6 @@ def test_nothing_is_made_without_an_owner_nor_where_the_cluster_runs(thief: Thie
         for references in strangers:
             asked = made | {"metadata": made["metadata"] | {"ownerReferences": references}}
             assert "-owner'" in (refused := thief.creates(asked)), f"{obj['kind']} of {references}: {refused}"
-
-
-def revision_of(owner: Owner) -> Object:
-    spec = {
-        "number": 1,
-        "deployment": "m",
-        "sha256": "0" * 64,
-        "input": {},
-        "builder": server.BUILDER,
-        "template": o.template(),
-    }
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": "ModelRevision",
-        "metadata": {"name": "m-1", "namespace": owner.namespace},
-        "spec": spec,
-    }
 
 
 def test_what_is_anothers_is_neither_changed_nor_taken_nor_deleted(
@@ -410,7 +395,7 @@ def test_what_is_its_own_is_changed_and_deleted_and_never_given_away(
     orphan = put(stage, owned(o.deployment(replicas=0), owner), name="orphan", ownerReferences=[])
     assert thief.patches(orphan, {"metadata": {"ownerReferences": [owner.reference()]}}) == ""
     assert "-owner'" in thief.patches(orphan, {"spec": {"replicas": 1}})
-    brought_back = put(stage, revision(stage), name="brought-back", labels=LABELLED)
+    brought_back = put(stage, revision(stage.namespace), name="brought-back", labels=LABELLED)
     assert (
         thief.patches(brought_back, {"metadata": {"annotations": {names.ANNOTATION_OUTCOME: "Stable"}}}) == ""
     )
@@ -483,7 +468,7 @@ def test_the_rights_end_where_the_code_does(stage: Stage, thief: Thief, owner: O
             "PATCH", MODEL_DEPLOYMENT.path(stage.namespace, "x"), {"spec": {}}, MERGE_PATCH
         ),
         "a whole ModelRevision": thief.asks(
-            "PUT", MODEL_REVISION.path(stage.namespace, "owner"), revision(stage)
+            "PUT", MODEL_REVISION.path(stage.namespace, "owner"), revision(stage.namespace)
         ),
         "status by patch": thief.asks(
             "PATCH", MODEL_REVISION.path(stage.namespace, "owner") + "/status", {"status": {}}, MERGE_PATCH

@@ -18,6 +18,7 @@ import yaml
 
 from demo.cluster import RELEASE, SYSTEM_NAMESPACE
 from modelrollout.api import names
+from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, RolloutStatus
 from modelrollout.controller.lookups.policies import Policies
 from modelrollout.controller.lookups.slots import SlotLeases
@@ -27,7 +28,7 @@ from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import AlreadyExists, Conflict, NotFound
 from modelrollout.kube.kinds import DEPLOYMENT, LEASE, MODEL_DEPLOYMENT, POD, ROLLOUT_POLICY, Resource
 from modelrollout.kube.objects import Object
-from modelrollout.rollout.snapshot import Snapshot, stamp
+from modelrollout.rollout.snapshot import Snapshot
 
 pytestmark = pytest.mark.sandbox
 

@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from modelrollout.api import names
+from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.plan import Converge, Write
 from modelrollout.rollout.policy.rules import NO_RULES, Rules, combine, read
-from modelrollout.rollout.snapshot import Problem, in_flight
+from modelrollout.rollout.snapshot import in_flight
 from modelrollout.testing import builders as b
 from modelrollout.testing.model_cluster import ModelCluster, Refused
 

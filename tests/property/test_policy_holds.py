@@ -26,9 +26,10 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentSpec
 from modelrollout.kube.errors import KubeError
 from modelrollout.kube.kinds import HTTP_ROUTE, MODEL_DEPLOYMENT, MODEL_REVISION
+from modelrollout.problem import Problem
 from modelrollout.rollout.policy.requirements import first_violation
 from modelrollout.rollout.policy.rules import combine, read
-from modelrollout.rollout.snapshot import Assessment, Problem, Snapshot
+from modelrollout.rollout.snapshot import Assessment, Snapshot
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import Cluster, Operator
 from modelrollout.testing.model_cluster import ModelCluster

@@ -21,12 +21,13 @@ from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import Conflict, Forbidden, NotFound
 from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.traffic import needs_measurement
 from modelrollout.rollout.plan import Converge, Event, Wait, Write
 from modelrollout.rollout.policy.rules import NO_RULES
-from modelrollout.rollout.snapshot import Assessment, Problem, Snapshot
+from modelrollout.rollout.snapshot import Assessment, Snapshot
 from modelrollout.rollout.status import recorded_network_policy_problem
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,11 @@ from modelrollout.analysis.plausibility import share_off_weight
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.reading import Reading
 from modelrollout.analysis.verdict import combine, parts_of
+from modelrollout.api.times import since
 from modelrollout.api.v1alpha1 import Metric, MetricStatus
 from modelrollout.rollout import strategy
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of
-from modelrollout.rollout.snapshot import Assessment, Snapshot, baseline, since
+from modelrollout.rollout.snapshot import Assessment, Snapshot, baseline
 from modelrollout.rollout.views import AtStep
 
 

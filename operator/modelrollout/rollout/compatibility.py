@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from modelrollout.api.v1alpha1 import Interface
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
-from modelrollout.rollout.snapshot import Problem, Snapshot, baseline
+from modelrollout.rollout.snapshot import Snapshot, baseline
 
 REASON = Reason.SIGNATURE_CHANGED
 _SHOWN = 8  # changes that a message lists

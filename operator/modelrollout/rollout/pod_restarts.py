@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RestartStatus
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event
-from modelrollout.rollout.snapshot import Problem, Snapshot
+from modelrollout.rollout.snapshot import Snapshot
 
 TOO_OLD = Reason.TRITON_TOO_OLD
 TOO_OLD_WHY = (

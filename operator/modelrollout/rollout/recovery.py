@@ -9,8 +9,9 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.analysis.process_groups import GROUP, GROUP_FIELDS
+from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, RevisionRef, RolloutStatus
-from modelrollout.rollout.snapshot import SERVED, Revision, Snapshot, stamp
+from modelrollout.rollout.snapshot import SERVED, Revision, Snapshot
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.resolve import RESOLVE
 from modelrollout.rollout.transitions import begin, pinned

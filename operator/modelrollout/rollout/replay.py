@@ -18,6 +18,7 @@ from modelrollout.analysis.metrics import effective_metrics
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.reading import CounterReading, Reading
 from modelrollout.analysis.verdict import parts_of
+from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import (
     Canary,
     MetricStatus,
@@ -29,16 +30,7 @@ from modelrollout.api.v1alpha1 import (
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
 from modelrollout.rollout.assessment import assess, metrics_due
-from modelrollout.rollout.snapshot import (
-    Assessment,
-    Server,
-    Snapshot,
-    Traffic,
-    rollout_of,
-    since,
-    stamp,
-    step_of,
-)
+from modelrollout.rollout.snapshot import Assessment, Server, Snapshot, Traffic, rollout_of, step_of
 from modelrollout.rollout.stages.canary import canary
 from modelrollout.rollout.stages.judging import UNREACHABLE
 from modelrollout.rollout.transitions import at_step

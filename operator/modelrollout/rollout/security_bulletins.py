@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
-from modelrollout.rollout.snapshot import Problem
 
 VULNERABLE = Reason.TRITON_VULNERABLE
 _VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?")

@@ -17,7 +17,8 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ArtifactEvidence
-from modelrollout.rollout.snapshot import Problem, SharedPreparation
+from modelrollout.problem import Problem
+from modelrollout.rollout.snapshot import SharedPreparation
 
 MOST_RECORDS = 16  # given to a Job: of one source, with other steps, data or hardware
 # Earlier operators named folders by the key alone.

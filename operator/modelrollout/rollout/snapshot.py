@@ -11,8 +11,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.times import since as since
-from modelrollout.api.times import stamp as stamp
+from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
     Draining,
@@ -32,7 +31,7 @@ from modelrollout.api.v1alpha1 import (
     same_version,
 )
 from modelrollout.contract.results import TaskResult
-from modelrollout.problem import Problem as Problem
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.rules import NO_RULES, Rules
 

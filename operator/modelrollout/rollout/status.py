@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Literal
 
 from modelrollout.api import names
+from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import (
     Address,
     Condition,
@@ -19,6 +20,7 @@ from modelrollout.api.v1alpha1 import (
     Stage,
     Strategy,
 )
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
 from modelrollout.rollout.desired.pods import real_share
@@ -34,16 +36,7 @@ from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.policy.rules import Freeze, active_freeze
 from modelrollout.rollout.policy.slot_limits import waiting_replicas
 from modelrollout.rollout.security_bulletins import known_flaws
-from modelrollout.rollout.snapshot import (
-    NAME_TAKEN,
-    TRAFFIC_REFUSALS,
-    Problem,
-    Snapshot,
-    in_flight,
-    serving_revision,
-    since,
-    stamp,
-)
+from modelrollout.rollout.snapshot import NAME_TAKEN, TRAFFIC_REFUSALS, Snapshot, in_flight, serving_revision
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.transitions import SHADOW_STEP, cut, is_pinned
 from modelrollout.rollout.views import Specified

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from modelrollout.api import names
+from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import (
     Draining,
     MetricStatus,
@@ -24,16 +25,7 @@ from modelrollout.api.v1alpha1 import (
     seconds,
 )
 from modelrollout.reasons import Reason
-from modelrollout.rollout.snapshot import (
-    Revision,
-    Snapshot,
-    active_in_place,
-    draining,
-    rollout_of,
-    since,
-    stamp,
-    step_of,
-)
+from modelrollout.rollout.snapshot import Revision, Snapshot, active_in_place, draining, rollout_of, step_of
 from modelrollout.rollout.views import Specified
 
 SHADOW_STEP = "shadow"  # how status and verbs name the shadow where they name a step

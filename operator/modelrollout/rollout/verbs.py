@@ -6,22 +6,14 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from modelrollout.api import names
+from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RestartStatus, UserPause
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of, within_window
 from modelrollout.rollout.policy.rules import active_freeze
-from modelrollout.rollout.snapshot import (
-    Snapshot,
-    Verb,
-    in_flight,
-    rollout_of,
-    shadow_of,
-    since,
-    stamp,
-    step_of,
-)
+from modelrollout.rollout.snapshot import Snapshot, Verb, in_flight, rollout_of, shadow_of, step_of
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.next_stage import advance, in_shadow
 from modelrollout.rollout.strategy import step_label

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from modelrollout.api import names
+from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
     Condition,
@@ -25,7 +26,7 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.plan import Converge, Desired, Event, Plan, Write
-from modelrollout.rollout.snapshot import Assessment, Revision, Server, Snapshot, Traffic, stamp
+from modelrollout.rollout.snapshot import Assessment, Revision, Server, Snapshot, Traffic
 from modelrollout.rollout.transitions import input_hash
 from modelrollout.rollout.views import Specified
 

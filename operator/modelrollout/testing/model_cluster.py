@@ -29,6 +29,7 @@ from modelrollout.api.v1alpha1 import (
 from modelrollout.config import OperatorConfig
 from modelrollout.contract.common import ServingConfig
 from modelrollout.contract.results import TaskResult, TrialResult, TuneResult
+from modelrollout.problem import Problem
 from modelrollout.resources.endpoints import matches
 from modelrollout.rollout import strategy
 from modelrollout.rollout.decide import decide
@@ -50,7 +51,6 @@ from modelrollout.rollout.snapshot import (
     Assessment,
     JobState,
     MirrorState,
-    Problem,
     Revision,
     Server,
     Slot,

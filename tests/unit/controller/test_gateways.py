@@ -8,7 +8,7 @@ from modelrollout.controller.lookups.gateways import KNOWN_SECONDS, UNKNOWN_SECO
 from modelrollout.kube.errors import Forbidden, NotFound
 from modelrollout.kube.kinds import Resource
 from modelrollout.kube.objects import Object
-from modelrollout.rollout.snapshot import Problem
+from modelrollout.problem import Problem
 from modelrollout.traffic.gateway_api.features import GatewayFacts
 
 

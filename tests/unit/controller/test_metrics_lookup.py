@@ -16,13 +16,14 @@ from modelrollout.analysis.providers.prometheus.answers import Answer, Series
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
 from modelrollout.analysis.providers.prometheus.provider import PrometheusProvider
 from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, ScrapeTarget
+from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, ShadowStatus, StepEvidence
 from modelrollout.config import OperatorConfig, PrometheusConfig, ProviderConfig
 from modelrollout.controller.lookups import metrics as assess
 from modelrollout.controller.lookups.metrics import MetricsAssessor
 from modelrollout.rollout import assessment
 from modelrollout.rollout.policy.rules import combine, read
-from modelrollout.rollout.snapshot import Assessment, Snapshot, stamp
+from modelrollout.rollout.snapshot import Assessment, Snapshot
 from modelrollout.testing import builders as b
 from modelrollout.testing.provider_check import check_provider
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ModelDeploymentStatus
+from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.plan import Write
-from modelrollout.rollout.snapshot import Assessment, Problem, Server, Snapshot
+from modelrollout.rollout.snapshot import Assessment, Server, Snapshot
 from modelrollout.rollout.status import derive_status
 from modelrollout.rollout.transitions import record
 from modelrollout.testing import builders as b

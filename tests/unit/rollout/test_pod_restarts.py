@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import CrashStatus, RestartStatus
+from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired
 from modelrollout.rollout.plan import Converge, Plan, Wait
-from modelrollout.rollout.snapshot import Crash, Gpus, Problem, Server, Snapshot, Verb
+from modelrollout.rollout.snapshot import Crash, Gpus, Server, Snapshot, Verb
 from modelrollout.testing import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.rollout.snapshot import Problem
+from modelrollout.problem import Problem
 from modelrollout.testing import builders as b
 from modelrollout.testing.model_cluster import ModelCluster
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import ArtifactEvidence
+from modelrollout.problem import Problem
 from modelrollout.rollout.shared_preparation import (
     MOST_RECORDS,
     Member,
@@ -16,7 +17,7 @@ from modelrollout.rollout.shared_preparation import (
     recorded,
     work_key,
 )
-from modelrollout.rollout.snapshot import Problem, SharedPreparation
+from modelrollout.rollout.snapshot import SharedPreparation
 from modelrollout.testing import builders as b
 
 FOLDER = "s3://artifacts/all/ml"

@@ -9,11 +9,13 @@ import pytest
 
 from modelrollout.analysis.metrics import MAX_METRICS
 from modelrollout.analysis.process_groups import FOLLOWED, GROUPS
+from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, StepEvidence, Strategy, VerdictName
+from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.traffic import split
 from modelrollout.rollout.plan import Converge
-from modelrollout.rollout.snapshot import Assessment, Problem, Server, Snapshot, Traffic, stamp
+from modelrollout.rollout.snapshot import Assessment, Server, Snapshot, Traffic
 from modelrollout.rollout.status import derive_status
 from modelrollout.testing import builders as b
 

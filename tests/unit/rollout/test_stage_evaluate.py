@@ -9,11 +9,12 @@ import pytest
 from modelrollout.api.v1alpha1 import VerdictName
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.results import TaskResult
+from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.jobs import stage_job
 from modelrollout.rollout.desired.traffic import split
 from modelrollout.rollout.policy.rules import NO_RULES, combine, read
-from modelrollout.rollout.snapshot import JobState, Problem
+from modelrollout.rollout.snapshot import JobState
 from modelrollout.testing import builders as b
 
 GOLDEN = b.spec(2, golden=True, steps=b.STEPS)

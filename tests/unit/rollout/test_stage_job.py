@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.snapshot import JobState, Problem
+from modelrollout.rollout.snapshot import JobState
 from modelrollout.rollout.stages.job import LOST_SECONDS, MAX_LOST, job_in_progress
 from modelrollout.rollout.views import InFlight
 from modelrollout.testing import builders as b

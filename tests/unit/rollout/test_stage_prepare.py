@@ -8,9 +8,10 @@ import pytest
 
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.results import MetricResult, Paired, Search, SearchPoint, TaskResult
+from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.revisions import revision_status
-from modelrollout.rollout.snapshot import JobState, Problem, SharedPreparation
+from modelrollout.rollout.snapshot import JobState, SharedPreparation
 from modelrollout.testing import builders as b
 
 MADE = TaskResult(

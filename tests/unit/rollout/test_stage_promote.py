@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.traffic import split
-from modelrollout.rollout.snapshot import Problem, Server, Traffic
+from modelrollout.rollout.snapshot import Server, Traffic
 from modelrollout.testing import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.plan import Converge
-from modelrollout.rollout.snapshot import Problem, Server
+from modelrollout.rollout.snapshot import Server
 from modelrollout.testing import builders as b
 
 DEADLINE = {"progressDeadline": "10m"}

@@ -10,10 +10,11 @@ import pytest
 
 from modelrollout.api.v1alpha1 import QueueStatus
 from modelrollout.contract.results import TaskResult
+from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.traffic import split
 from modelrollout.rollout.policy.rules import Rules, combine, read
-from modelrollout.rollout.snapshot import Gpus, JobState, Problem, Server, Slot, Snapshot, Verb
+from modelrollout.rollout.snapshot import Gpus, JobState, Server, Slot, Snapshot, Verb
 from modelrollout.testing import builders as b
 
 

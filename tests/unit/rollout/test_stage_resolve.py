@@ -6,8 +6,9 @@ import pytest
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.contract.results import TaskResult
+from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.snapshot import JobState, Problem
+from modelrollout.rollout.snapshot import JobState
 from modelrollout.testing import builders as b
 
 FOUND = JobState("Succeeded", 0, TaskResult(sha256=b.sha(2), size_bytes=1000))

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ShadowStatus, VerdictName
+from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired
 from modelrollout.rollout.desired.pods import replicas
 from modelrollout.rollout.desired.traffic import needs_measurement, split
 from modelrollout.rollout.plan import Plan, Write
 from modelrollout.rollout.policy.rules import combine, read
-from modelrollout.rollout.snapshot import Assessment, MirrorState, Problem, Server, Snapshot, Traffic, Verb
+from modelrollout.rollout.snapshot import Assessment, MirrorState, Server, Snapshot, Traffic, Verb
 from modelrollout.rollout.stages.next_stage import outputs_of
 from modelrollout.testing import builders as b
 from modelrollout.testing.model_cluster import ModelCluster

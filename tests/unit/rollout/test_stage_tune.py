@@ -10,10 +10,11 @@ import pytest
 from modelrollout.api.v1alpha1 import QueueStatus, TuningEvidence, TuningTrial
 from modelrollout.contract.common import ServingConfig
 from modelrollout.contract.results import TaskResult, TrialResult, TuneResult
+from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired
 from modelrollout.rollout.desired.jobs import stage_job
-from modelrollout.rollout.snapshot import JobState, Problem, Server, Snapshot
+from modelrollout.rollout.snapshot import JobState, Server, Snapshot
 from modelrollout.rollout.stages.tune import serving_of
 from modelrollout.testing import builders as b
 from modelrollout.testing.model_cluster import ModelCluster

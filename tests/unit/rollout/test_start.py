@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
+from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.plan import Converge, Wait, Write
-from modelrollout.rollout.snapshot import Problem, Snapshot
+from modelrollout.rollout.snapshot import Snapshot
 from modelrollout.rollout.transitions import pinned
 from modelrollout.testing import builders as b
 

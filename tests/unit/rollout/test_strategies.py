@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from modelrollout.analysis.measurement import carried_of
+from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import (
     Counter,
     Draining,
@@ -21,6 +22,7 @@ from modelrollout.api.v1alpha1 import (
     UserPause,
     VerdictName,
 )
+from modelrollout.problem import Problem
 from modelrollout.rollout.assessment import metrics_due
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired
@@ -28,7 +30,7 @@ from modelrollout.rollout.desired.pods import replicas, replicas_with_traffic
 from modelrollout.rollout.desired.traffic import header_revision, needs_measurement, preview_revision, split
 from modelrollout.rollout.plan import Converge, Wait
 from modelrollout.rollout.recovery import sanitize
-from modelrollout.rollout.snapshot import Assessment, Problem, Server, Snapshot, Traffic, stamp
+from modelrollout.rollout.snapshot import Assessment, Server, Snapshot, Traffic
 from modelrollout.rollout.stages.waiting import GRACE_SECONDS
 from modelrollout.rollout.strategy import with_traffic
 from modelrollout.testing import builders as b

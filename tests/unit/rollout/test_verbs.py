@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import Pinned
+from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.plan import Write
-from modelrollout.rollout.snapshot import JobState, Problem, Snapshot, Verb
+from modelrollout.rollout.snapshot import JobState, Snapshot, Verb
 from modelrollout.testing import builders as b
 
 V1, V2, V3 = (b.revision_name(v) for v in (1, 2, 3))

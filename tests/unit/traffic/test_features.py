@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelrollout.rollout.snapshot import Problem
+from modelrollout.problem import Problem
 from modelrollout.testing import builders as b
 from modelrollout.traffic.gateway_api.features import (
     GatewayFacts,

@@ -12,8 +12,9 @@ from modelrollout.api.v1alpha1 import MirrorMethod, RevisionRef, Shadow
 from modelrollout.config import OperatorConfig
 from modelrollout.contract.tasks import CompareTask
 from modelrollout.kube.diff import is_up_to_date
+from modelrollout.problem import Problem
 from modelrollout.resources.common import Owner
-from modelrollout.rollout.snapshot import Problem, Server
+from modelrollout.rollout.snapshot import Server
 from modelrollout.testing import builders as b
 from modelrollout.traffic.gateway_api.features import GatewayFacts
 from modelrollout.traffic.gateway_api.mirror import MirrorRouter, MirrorTarget, is_mirrored, mirror_method

@@ -57,11 +57,12 @@ from modelrollout.kube.objects import (
     is_deleting,
     preconditions,
 )
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.resources import network_policies
 from modelrollout.resources.common import NotAllowedError
 from modelrollout.rollout.plan import Desired
-from modelrollout.rollout.snapshot import NAME_TAKEN, Problem
+from modelrollout.rollout.snapshot import NAME_TAKEN
 from modelrollout.traffic.gateway_api.routes import backends_of
 
 log = logging.getLogger(__name__)

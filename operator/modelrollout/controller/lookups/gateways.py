@@ -12,8 +12,8 @@ from typing import Protocol
 from modelrollout.kube.errors import KubeError, NotFound
 from modelrollout.kube.kinds import GATEWAY, GATEWAY_CLASS, Resource
 from modelrollout.kube.objects import Object
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
-from modelrollout.rollout.snapshot import Problem
 from modelrollout.traffic.gateway_api.features import GatewayFacts, supported_features
 
 log = logging.getLogger(__name__)

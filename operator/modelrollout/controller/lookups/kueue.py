@@ -11,14 +11,16 @@ from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.api import names
+from modelrollout.api.times import since
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import KubeError
 from modelrollout.kube.kinds import WORKLOAD, WORKLOAD_BEFORE, Resource
 from modelrollout.kube.objects import Object, condition, controller_of, label, labels_of
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.resources.jobs.common import LABEL_PRIORITY, LABEL_QUEUE
-from modelrollout.rollout.snapshot import JobState, Problem, since
+from modelrollout.rollout.snapshot import JobState
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from modelrollout.analysis.reading import Reading
 from modelrollout.analysis.shadow import judge_agreement
 from modelrollout.analysis.target import Target
 from modelrollout.analysis.verdict import FALSE_ALARM_BUDGET, parts_of
+from modelrollout.api.times import since
 from modelrollout.api.v1alpha1 import Counter, Metric, RevisionRef
 from modelrollout.config import OperatorConfig, ProviderConfig
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
-from modelrollout.rollout import snapshot
 from modelrollout.rollout.assessment import assess, metrics_due
 from modelrollout.rollout.snapshot import Assessment, Snapshot, baseline
 from modelrollout.rollout.strategy import with_traffic
@@ -96,11 +96,11 @@ class MetricsAssessor:
             log.info("evidence of %s: only those count who should", source)
         self.doubts = doubts
 
-    def _doubt(self, sources: Iterable[CountedBy]) -> snapshot.Problem | None:
+    def _doubt(self, sources: Iterable[CountedBy]) -> Problem | None:
         doubt = next((d for s in sources if (d := self.doubts.get(s))), None)
-        return snapshot.Problem(doubt.reason, doubt.message) if doubt else None
+        return Problem(doubt.reason, doubt.message) if doubt else None
 
-    def _open_to_all(self, namespace: str) -> snapshot.Problem | None:
+    def _open_to_all(self, namespace: str) -> Problem | None:
         """What there is to say against a comparer that no policy of ours keeps strangers from."""
         policies = self._config.network_policies
         return None if policies is not None and policies.written_in(namespace) else _UNPROTECTED
@@ -247,7 +247,7 @@ def _rows_seconds(s: Snapshot, now: datetime) -> float:
     revision = s.revision(rollout.revision) if rollout else None
     if rollout is None or revision is None or revision.status.retired is not None:
         return 0.0
-    return min(max(LABELLED_WITHIN_SECONDS, snapshot.since(rollout.started, now)), ROWS_SECONDS)
+    return min(max(LABELLED_WITHIN_SECONDS, since(rollout.started, now)), ROWS_SECONDS)
 
 
 def _counted_by(metrics: Sequence[Metric], target: Target) -> list[CountedBy]:

@@ -8,13 +8,15 @@ import logging
 from dataclasses import replace
 from datetime import datetime
 
+from modelrollout.api.times import since
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import KubeError
 from modelrollout.kube.kinds import EVENT
 from modelrollout.kube.projection import event_for_message
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
-from modelrollout.rollout.snapshot import JobState, Problem, since
+from modelrollout.rollout.snapshot import JobState
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import Condition
 from modelrollout.api.v1alpha1.policy import RolloutPolicyStatus
 from modelrollout.controller.lookups.namespaces import Namespaces
@@ -21,7 +22,6 @@ from modelrollout.kube.kinds import MODEL_DEPLOYMENT, ROLLOUT_POLICY
 from modelrollout.kube.objects import Object, labels_of
 from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.rules import NO_RULES, Policy, Rules, active_freeze, combine, read
-from modelrollout.rollout.snapshot import stamp
 
 # A changed policy wakes those that it matches, this many a second: each looks at what it has in
 # memory and mostly does nothing.

@@ -17,8 +17,9 @@ from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.cache import Key, ObjectCache, rollouts_of
 from modelrollout.kube.kinds import JOB, MODEL_REVISION
 from modelrollout.kube.objects import Object, controller_of, is_deleting, is_true
+from modelrollout.problem import Problem
 from modelrollout.rollout.shared_preparation import Member, outcome, preparer, work_key
-from modelrollout.rollout.snapshot import Problem, SharedPreparation
+from modelrollout.rollout.snapshot import SharedPreparation
 
 IDLE_SECONDS = 20.0  # without a Job under way of the one that was chosen, until the next is
 

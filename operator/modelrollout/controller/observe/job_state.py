@@ -23,10 +23,11 @@ from modelrollout.controller.observe.pods import (
 )
 from modelrollout.kube.diff import foreign_changes
 from modelrollout.kube.objects import Object, condition, is_true, label
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.resources.jobs.common import LABEL_QUEUE, RETRIES
 from modelrollout.resources.jobs.prepare import prepare_task
-from modelrollout.rollout.snapshot import JobState, Problem, Snapshot, baseline
+from modelrollout.rollout.snapshot import JobState, Snapshot, baseline
 from modelrollout.telemetry.redaction import mask_uris
 
 

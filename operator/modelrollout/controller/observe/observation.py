@@ -29,6 +29,7 @@ from modelrollout.kube.kinds import (
     POD,
 )
 from modelrollout.kube.objects import Object, annotations_of, is_deleting
+from modelrollout.problem import Problem
 from modelrollout.resources.common import tenant_uri
 from modelrollout.rollout.desired.jobs import stage_job
 from modelrollout.rollout.desired.traffic import (
@@ -37,15 +38,7 @@ from modelrollout.rollout.desired.traffic import (
 from modelrollout.rollout.policy.mandatory_metrics import is_return
 from modelrollout.rollout.policy.rules import NO_RULES, Rules, spec_in_force
 from modelrollout.rollout.recovery import sanitize
-from modelrollout.rollout.snapshot import (
-    TRAFFIC_REFUSALS,
-    JobState,
-    MirrorState,
-    Problem,
-    Snapshot,
-    Verb,
-    in_flight,
-)
+from modelrollout.rollout.snapshot import TRAFFIC_REFUSALS, JobState, MirrorState, Snapshot, Verb, in_flight
 from modelrollout.rollout.transitions import known_version
 from modelrollout.rollout.views import Specified
 from modelrollout.telemetry.redaction import mask_uris

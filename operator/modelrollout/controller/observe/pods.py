@@ -21,11 +21,12 @@ from modelrollout.kube.objects import (
     is_deleting,
     label,
 )
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.resources.hardening import DIED, TRITON
 from modelrollout.resources.jobs.common import CRASHED, FINAL, KILLED, TERMINATED, TRUSTED_CONTAINERS
 from modelrollout.rollout.pod_restarts import TOO_OLD, TOO_OLD_WHY
-from modelrollout.rollout.snapshot import Crash, Problem
+from modelrollout.rollout.snapshot import Crash
 
 _IMAGE_REASONS = {
     "ErrImagePull",

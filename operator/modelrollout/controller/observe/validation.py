@@ -9,6 +9,7 @@ from modelrollout.api.v1alpha1 import Data, ModelDeploymentSpec
 from modelrollout.config import OperatorConfig
 from modelrollout.kube.cache import Key
 from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.resources.common import NotAllowedError, store_for_field
 from modelrollout.rollout.policy.allowances import allowance_violation
@@ -19,7 +20,7 @@ from modelrollout.rollout.policy.requirements import (
     source_violation,
 )
 from modelrollout.rollout.policy.rules import Rules
-from modelrollout.rollout.snapshot import Problem, Snapshot
+from modelrollout.rollout.snapshot import Snapshot
 from modelrollout.traffic.gateway_api.features import GatewayFacts, route_problem
 
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
+from modelrollout.api.times import since
 from modelrollout.api.v1alpha1 import (
     Canary,
     ModelDeploymentSpec,
     RolloutStatus,
     StepStatus,
 )
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.policy.slot_limits import pods_covered_by_slot, waiting_replicas
 from modelrollout.rollout.snapshot import (
     NOT_READY,
-    Problem,
     Snapshot,
     active_in_place,
     baseline,
     serving_revision,
-    since,
     still_draining,
 )
 from modelrollout.rollout.transitions import scale_down_delay

@@ -15,9 +15,9 @@ from pydantic.alias_generators import to_camel
 
 from modelrollout.api.v1alpha1 import ApiModel, LocalName, ModelDeploymentSpec, SecretKey
 from modelrollout.config import OperatorConfig
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.rules import Rules
-from modelrollout.rollout.snapshot import Problem
 
 DEFAULT_ACCOUNT = "default"  # of pods that name no account
 _ANTI_AFFINITY = "requiredDuringSchedulingIgnoredDuringExecution"

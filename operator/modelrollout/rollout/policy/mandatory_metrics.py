@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from modelrollout.api.times import since
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Step, seconds
 from modelrollout.rollout import strategy
-from modelrollout.rollout.snapshot import Revision, Snapshot, baseline, in_flight, since
+from modelrollout.rollout.snapshot import Revision, Snapshot, baseline, in_flight
 from modelrollout.rollout.transitions import weight
 from modelrollout.rollout.views import Specified
 

@@ -12,9 +12,9 @@ from modelrollout.analysis.providers.prometheus.custom_queries import own_query_
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.api.v1alpha1.policy import PolicyGates, Queries
 from modelrollout.config import lies_in
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.rules import Limit, Rules
-from modelrollout.rollout.snapshot import Problem
 from modelrollout.rollout.strategy import strategy_of
 
 

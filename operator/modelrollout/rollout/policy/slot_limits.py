@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from modelrollout.api.times import since
 from modelrollout.api.v1alpha1 import SlotStatus, seconds
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.requirements import gpus_of_pod, gpus_of_spec
 from modelrollout.rollout.policy.rules import Limit
-from modelrollout.rollout.snapshot import Problem, Snapshot, in_flight, since
+from modelrollout.rollout.snapshot import Snapshot, in_flight
 
 TOO_LONG = Reason.SLOT_HELD_TOO_LONG
 

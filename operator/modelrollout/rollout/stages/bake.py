@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import (
     Counter,
     MetricStatus,
@@ -19,7 +20,7 @@ from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
-from modelrollout.rollout.snapshot import Assessment, rollout_of, since, stamp
+from modelrollout.rollout.snapshot import Assessment, rollout_of
 from modelrollout.rollout.stages.judging import (
     assessment_of,
     error_without_pods,

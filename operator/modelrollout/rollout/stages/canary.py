@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
+from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import Step, StepStatus, seconds
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
 from modelrollout.rollout.desired.pods import has_pods_for, scaling_problem
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
-from modelrollout.rollout.snapshot import Assessment, since, stamp
+from modelrollout.rollout.snapshot import Assessment
 from modelrollout.rollout.stages.in_place import release_stable_pods
 from modelrollout.rollout.stages.judging import (
     assessment_of,

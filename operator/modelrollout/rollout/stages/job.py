@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from modelrollout.api.times import since
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.snapshot import JobState, Problem, since
+from modelrollout.rollout.snapshot import JobState
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS, wait, wait_or_fail
 from modelrollout.rollout.transitions import change, fail
 from modelrollout.rollout.views import InFlight

@@ -10,12 +10,14 @@ from datetime import datetime
 
 from modelrollout.analysis.eta import counted_seconds, paces
 from modelrollout.analysis.judge import LIMIT_EXCEEDED
+from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Stage, StepStatus, seconds
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of, unproven_weight
-from modelrollout.rollout.snapshot import NOT_READY, Assessment, Problem, since, stamp, step_of
+from modelrollout.rollout.snapshot import NOT_READY, Assessment, step_of
 from modelrollout.rollout.stages.next_stage import advance
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS, remaining
 from modelrollout.rollout.transitions import change, cut, record, revert

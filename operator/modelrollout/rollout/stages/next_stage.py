@@ -6,11 +6,12 @@ from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.api import names
+from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Shadow, ShadowStatus, StepStatus
 from modelrollout.rollout import strategy
 from modelrollout.rollout.desired.pods import has_pods_for
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
-from modelrollout.rollout.snapshot import baseline, rollout_of, shadow_of, stamp, step_of
+from modelrollout.rollout.snapshot import baseline, rollout_of, shadow_of, step_of
 from modelrollout.rollout.transitions import at_step, change, enter
 from modelrollout.rollout.views import Specified
 

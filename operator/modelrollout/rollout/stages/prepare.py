@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
+from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
     GateMetricEvidence,
@@ -15,10 +16,11 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.results import Search, TaskResult
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.compatibility import interface_change, served_interface
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.snapshot import Problem, baseline, stamp
+from modelrollout.rollout.snapshot import baseline
 from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
 from modelrollout.rollout.stages.provision import queued
 from modelrollout.rollout.stages.spec import StageSpec

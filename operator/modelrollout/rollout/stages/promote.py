@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
+from modelrollout.api.times import since
 from modelrollout.api.v1alpha1 import Outcome, RolloutStatus
 from modelrollout.reasons import Reason
 from modelrollout.rollout.desired.pods import has_all_pods, scaling_problem
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.snapshot import NOT_READY, Snapshot, baseline, since
+from modelrollout.rollout.snapshot import NOT_READY, Snapshot, baseline
 from modelrollout.rollout.stages.bake import begin_bake
 from modelrollout.rollout.stages.in_place import release_stable_pods
 from modelrollout.rollout.stages.judging import handle_inconclusive, interval, proven_worse

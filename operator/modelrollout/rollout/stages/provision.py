@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, SlotStatus, seconds
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.desired.pods import replicas_with_traffic
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.requirements import gpus_of_spec, too_small
 from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.security_bulletins import known_flaws
-from modelrollout.rollout.snapshot import Gpus, Problem, Slot, since, stamp
+from modelrollout.rollout.snapshot import Gpus, Slot
 from modelrollout.rollout.stages.in_place import UNSCHEDULABLE, release_stable_pods
 from modelrollout.rollout.stages.spec import StageSpec
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS, remaining, wait, wait_or_fail

@@ -11,10 +11,12 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api import names
+from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, seconds
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.snapshot import Assessment, Problem, shadow_of, since, stamp
+from modelrollout.rollout.snapshot import Assessment, shadow_of
 from modelrollout.rollout.stages.judging import (
     assessment_of,
     error_of,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import seconds
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.snapshot import Problem, since, stamp
 from modelrollout.rollout.transitions import change, cut, fail
 from modelrollout.rollout.views import InFlight
 
