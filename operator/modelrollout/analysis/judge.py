@@ -226,14 +226,17 @@ def _judge_counts(
         return status("Successful", reason, f"excess harm ruled out at weight {next_weight}: {counted}")
     needed = [c.needed(canary.total) for c in open_ones]
     more = None if None in needed else max(n for n in needed if n is not None)
-    wanted = "; ".join(f"{_percent(c.pass_at)} must be ruled out" for c in open_ones)
+    requirements = "; ".join(f"{_percent(c.pass_at)} must be ruled out" for c in open_ones)
     how = (
         f"about {more} more samples at the current rates"
         if more is not None
         else "cannot pass at the current rates, however many samples arrive"
     )
     return status(
-        "Inconclusive", Reason.NOT_YET_PROVEN, f"{how}: {counted}; {wanted} for weight {next_weight}", more
+        "Inconclusive",
+        Reason.NOT_YET_PROVEN,
+        f"{how}: {counted}; {requirements} for weight {next_weight}",
+        more,
     )
 
 

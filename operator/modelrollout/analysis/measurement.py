@@ -147,14 +147,18 @@ def _lasting(
     """Adds since when a problem lasts. A query beyond its limits is inconclusive until that has
     lasted as long as ``for`` says.
     """
-    kept = before.since if before else None
+    problem_since = before.since if before else None
     if judged.verdict == "Error":
         return judged.model_copy(
-            update={"since": kept if before and before.verdict == "Error" and kept else stamp(now)}
+            update={
+                "since": problem_since
+                if before and before.verdict == "Error" and problem_since
+                else stamp(now)
+            }
         )
     if judged.verdict != "Failed" or metric.query is None or metric.for_ is None:
         return judged
-    began = kept if before and before.verdict != "Error" and kept else stamp(now)
+    began = problem_since if before and before.verdict != "Error" and problem_since else stamp(now)
     if since(began, now) >= seconds(metric.for_):
         return judged.model_copy(update={"since": began})
     text = f"{judged.message} for {since(began, now):.0f} s; the metric fails after {metric.for_}"

@@ -43,8 +43,8 @@ class Matcher:
 
     def fits(self, labels: Mapping[str, str]) -> bool:
         """Whether Prometheus would select a series with these labels."""
-        found = labels.get(self.label, "")
-        return re.fullmatch(self.value, found) is not None if self.pattern else found == self.value
+        actual = labels.get(self.label, "")
+        return re.fullmatch(self.value, actual) is not None if self.pattern else actual == self.value
 
     def __str__(self) -> str:
         return f"{self.label}{'=~' if self.pattern else '='}{json.dumps(self.value, ensure_ascii=False)}"
@@ -52,7 +52,7 @@ class Matcher:
 
 def parse(text: str) -> tuple[Matcher, ...]:
     """Matchers, separated by commas; no text is none. Raises ValueError with the remedy."""
-    found: list[Matcher] = []
+    matchers: list[Matcher] = []
     rest = text.strip() and f",{text}"
     while rest:
         match = _MATCHER.match(rest)
@@ -62,9 +62,9 @@ def parse(text: str) -> tuple[Matcher, ...]:
                 f'{unread} is not a label matcher; write LABEL="VALUE" or LABEL=~"REGEX", separated by'
                 f" commas, {_EXAMPLE}"
             )
-        found.append(_checked(*match.groups()))
+        matchers.append(_checked(*match.groups()))
         rest = rest[match.end() :]
-    return tuple(found)
+    return tuple(matchers)
 
 
 def _checked(label: str, operator: str, quoted: str) -> Matcher:

@@ -66,28 +66,28 @@ def unbounded(schema: Schema, path: str = "") -> list[str]:
     """Paths in the schema of what could grow without end: texts, lists, maps and objects whose
     fields nobody knows.
     """
-    found: list[str] = []
+    paths: list[str] = []
     kind = schema.get("type")
     if (kind == "string" or "x-kubernetes-int-or-string" in schema) and not {"maxLength", "enum"} & set(
         schema
     ):
-        found.append(path)
+        paths.append(path)
     if kind == "array" and "maxItems" not in schema:
-        found.append(path)
+        paths.append(path)
     if (
         kind == "object"
         and "properties" not in schema
         and ("additionalProperties" not in schema or "maxProperties" not in schema)
     ):
-        found.append(path)
+        paths.append(path)
     if "x-kubernetes-preserve-unknown-fields" in schema:
-        found.append(path)
+        paths.append(path)
     for name, child in schema.get("properties", {}).items():
-        found += unbounded(child, f"{path}.{name}")
+        paths += unbounded(child, f"{path}.{name}")
     for key in ("items", "additionalProperties"):
         if key in schema:
-            found += unbounded(schema[key], f"{path}[]")
-    return found
+            paths += unbounded(schema[key], f"{path}[]")
+    return paths
 
 
 def _bound(schema: Schema) -> None:

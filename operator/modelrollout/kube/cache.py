@@ -91,7 +91,7 @@ class ObjectCache:
         self, on_unread: Callable[[Resource, UnreadableObject], None] = lambda resource, unread: None
     ) -> None:
         self._on_unread = on_unread
-        self._held: Counter[str] = Counter()  # bytes by namespace
+        self._namespace_bytes: Counter[str] = Counter()  # bytes by namespace
         self._entries: dict[_Id, _Entry] = {}
         self._ids: defaultdict[Resource, dict[_Id, None]] = defaultdict(dict)
         self._children: defaultdict[Key, dict[_Id, None]] = defaultdict(dict)
@@ -255,7 +255,7 @@ class ObjectCache:
         entry = self._entries.get(i)
         obj = project(i[0], obj)
         weight = decoding.weigh(obj)
-        if self._held[i[1]] + weight - (entry.weight if entry else 0) > decoding.NAMESPACE_BYTES:
+        if self._namespace_bytes[i[1]] + weight - (entry.weight if entry else 0) > decoding.NAMESPACE_BYTES:
             if entry:
                 self._drop(i)
             self._on_unread(i[0], decoding.omitted(obj))
@@ -265,7 +265,7 @@ class ObjectCache:
         marks = _MARKS[i[0]](obj) if i[0] in _MARKS else ()
         if entry and entry.marks != marks:
             self._unmark(entry.marks, i)
-        self._held[i[1]] += weight - (entry.weight if entry else 0)
+        self._namespace_bytes[i[1]] += weight - (entry.weight if entry else 0)
         self._entries[i] = _Entry(obj, key, unseen=False, weight=weight, marks=marks)
         self._ids[i[0]][i] = None
         for mark in marks:
@@ -276,9 +276,9 @@ class ObjectCache:
 
     def _drop(self, i: _Id) -> None:
         entry = self._entries.pop(i)
-        self._held[i[1]] -= entry.weight
-        if not self._held[i[1]]:
-            del self._held[i[1]]
+        self._namespace_bytes[i[1]] -= entry.weight
+        if not self._namespace_bytes[i[1]]:
+            del self._namespace_bytes[i[1]]
         del self._ids[i[0]][i]
         self._unmark(entry.marks, i)
         if entry.key:

@@ -207,7 +207,7 @@ class Kube:
     ) -> Listing:
         items: list[Object] = []
         unread: list[UnreadableObject] = []
-        held: defaultdict[str, int] = defaultdict(int)  # bytes by namespace
+        bytes_by_namespace: defaultdict[str, int] = defaultdict(int)  # bytes by namespace
         version = ""
         async for page in self._pages(
             resource, namespace, {"labelSelector": label_selector, "fieldSelector": field_selector}, limit
@@ -219,10 +219,10 @@ class Kube:
                 item = keep({"apiVersion": resource.api_version, "kind": resource.kind, **read})
                 where = read["metadata"].get("namespace") or ""
                 weight = decoding.weigh(item)
-                if held[where] + weight > decoding.NAMESPACE_BYTES:
+                if bytes_by_namespace[where] + weight > decoding.NAMESPACE_BYTES:
                     unread.append(decoding.omitted(item))
                     continue
-                held[where] += weight
+                bytes_by_namespace[where] += weight
                 items.append(item)
         if self.on_unread:
             for u in unread:

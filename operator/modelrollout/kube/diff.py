@@ -27,30 +27,30 @@ _TOKENS = ("/var/run/secrets/", "/run/secrets/")
 _SHARED = ("shareProcessNamespace", "hostPID", "hostIPC", "hostNetwork")
 
 
-def is_up_to_date(live: Any, wanted: Any) -> bool:
+def is_up_to_date(live: Any, desired: Any) -> bool:
     """Whether the live object has everything that is wanted; defaults that the API server added do
     not count.
 
     An empty map or list equals an absent one, and quantities compare by value. Selectors and route
     matches must be equal: one more label selects less.
     """
-    if isinstance(wanted, dict):
+    if isinstance(desired, dict):
         if not isinstance(live, dict):
-            return not wanted and live is None
+            return not desired and live is None
         return all(
-            live.get(k) == v if k in _EXACT else is_up_to_date(live.get(k), v) for k, v in wanted.items()
+            live.get(k) == v if k in _EXACT else is_up_to_date(live.get(k), v) for k, v in desired.items()
         )
-    if isinstance(wanted, list):
+    if isinstance(desired, list):
         if not isinstance(live, list):
-            return not wanted and live is None
-        return len(live) == len(wanted) and all(
-            is_up_to_date(a, b) for a, b in zip(live, wanted, strict=True)
+            return not desired and live is None
+        return len(live) == len(desired) and all(
+            is_up_to_date(a, b) for a, b in zip(live, desired, strict=True)
         )
-    if live == wanted:
+    if live == desired:
         return True
-    if isinstance(wanted, int | str) and isinstance(live, int | str) and not isinstance(wanted, bool):
+    if isinstance(desired, int | str) and isinstance(live, int | str) and not isinstance(desired, bool):
         try:
-            return quantity(live) == quantity(wanted)
+            return quantity(live) == quantity(desired)
         except ValueError:
             return False
     return False
@@ -80,48 +80,50 @@ def _differences(pod: Mapping[str, Any], template: Mapping[str, Any]) -> Iterato
         own = volumes.get(volume["name"])
         if own is None or set(own) != set(volume) or not is_up_to_date(own, volume):
             yield f"its volume {volume['name']} is another"
-    kept = {v["name"] for v in template.get("volumes") or []}
+    template_volumes = {v["name"] for v in template.get("volumes") or []}
     for part in ("initContainers", "containers"):
-        wanted = template.get(part) or []
-        given = {c.get("name"): c for c in pod.get(part) or []}
-        known = {c["name"] for c in wanted}
-        if [n for n in given if n in known] != [c["name"] for c in wanted]:
-            yield f"its {part} are not {', '.join(c['name'] for c in wanted)}"
+        desired = template.get(part) or []
+        actual = {c.get("name"): c for c in pod.get(part) or []}
+        known = {c["name"] for c in desired}
+        if [n for n in actual if n in known] != [c["name"] for c in desired]:
+            yield f"its {part} are not {', '.join(c['name'] for c in desired)}"
             continue
-        for container in wanted:
+        for container in desired:
             yield from (
                 f"its container {container['name']} has {what}"
-                for what in _changes(given[container["name"]], container)
+                for what in _changes(actual[container["name"]], container)
             )
-        for name, container in given.items():
+        for name, container in actual.items():
             if name not in known and (
-                mounted := kept & {m.get("name") for m in container.get("volumeMounts") or []}
+                mounted := template_volumes & {m.get("name") for m in container.get("volumeMounts") or []}
             ):
                 yield f"its container {name}, which the template has not, mounts the volume {min(mounted)}"
 
 
-def _changes(container: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    image, desired = container.get("image") or "", wanted.get("image") or ""
+def _changes(container: Mapping[str, Any], desired: Mapping[str, Any]) -> Iterator[str]:
+    image, desired_image = container.get("image") or "", desired.get("image") or ""
     # admission may pin a tag by its digest
-    if image != desired and not image.startswith((f"{desired}@sha256:", f"{_repository(desired)}@sha256:")):
+    if image != desired_image and not image.startswith(
+        (f"{desired_image}@sha256:", f"{_repository(desired_image)}@sha256:")
+    ):
         yield f"the image {image}"
     for field in _PROGRAM:
-        if not container.get(field) and not wanted.get(field):
+        if not container.get(field) and not desired.get(field):
             continue
-        if not is_up_to_date(container.get(field), wanted.get(field)) or not is_up_to_date(
-            wanted.get(field), container.get(field)
+        if not is_up_to_date(container.get(field), desired.get(field)) or not is_up_to_date(
+            desired.get(field), container.get(field)
         ):
             yield f"another {field}"
-    if not is_up_to_date(container.get("securityContext"), wanted.get("securityContext") or {}):
+    if not is_up_to_date(container.get("securityContext"), desired.get("securityContext") or {}):
         yield "another securityContext"
-    variables, asked_for = _by(container, "env", "name"), _by(wanted, "env", "name")
+    variables, asked_for = _by(container, "env", "name"), _by(desired, "env", "name")
     for name, value in asked_for.items():
         if not is_up_to_date(variables.get(name), value) or set(variables[name]) != set(value):
             yield f"another value of {name}"
     for name in variables.keys() - asked_for.keys():
         if name.startswith(_LOADERS):
             yield f"the variable {name}"
-    mounts, places = _by(container, "volumeMounts", "mountPath"), _by(wanted, "volumeMounts", "mountPath")
+    mounts, places = _by(container, "volumeMounts", "mountPath"), _by(desired, "volumeMounts", "mountPath")
     for path, mount in places.items():
         if not is_up_to_date(mounts.get(path), mount) or set(mounts[path]) - set(mount) - {
             "recursiveReadOnly"

@@ -32,12 +32,12 @@ def taken_over(managed: list[Entry], manager: str) -> list[Entry] | None:
             changed |= not applies
             fields = _union(fields, entry.get("fieldsV1") or {})
         else:
-            held = dict(entry.get("fieldsV1") or {})
-            if spec := held.pop(_SPEC, None):
+            owned = dict(entry.get("fieldsV1") or {})
+            if spec := owned.pop(_SPEC, None):
                 changed = True
                 fields = _union(fields, {_SPEC: spec})
-            if held:
-                others.append({**entry, "fieldsV1": held})
+            if owned:
+                others.append({**entry, "fieldsV1": owned})
     if not changed:
         return None
     about = applied or {"apiVersion": managed[0].get("apiVersion"), "time": managed[0].get("time")}

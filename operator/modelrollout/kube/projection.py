@@ -132,13 +132,13 @@ def _container(container: Mapping[str, Any], of_job: bool) -> Object:
 def _pod_status(status: Any) -> Object | None:
     if status is None:
         return None
-    kept: Object = _cut(_some(status, ("phase", "reason", "message", "startTime", "podIP")))
+    projected: Object = _cut(_some(status, ("phase", "reason", "message", "startTime", "podIP")))
     if conditions := status.get("conditions"):
-        kept["conditions"] = [_cut(_some(c, _CONDITION)) for c in conditions]
+        projected["conditions"] = [_cut(_some(c, _CONDITION)) for c in conditions]
     for part in ("initContainerStatuses", "containerStatuses"):
         if of := status.get(part):
-            kept[part] = [_cut(_some(c, _CONTAINER_STATUS)) for c in of]
-    return kept
+            projected[part] = [_cut(_some(c, _CONTAINER_STATUS)) for c in of]
+    return projected
 
 
 def _cut(value: Any) -> Any:

@@ -21,9 +21,9 @@ from modelrollout.analysis.providers.prometheus.backoff import (
 )
 from modelrollout.analysis.providers.prometheus.namespace_queries import (
     FRESH_SECONDS,
-    KEPT_SECONDS,
-    KEPT_SERIES,
+    MAX_SERIES,
     MOST_WAITING,
+    RETENTION_SECONDS,
     OwnQueries,
 )
 
@@ -192,10 +192,10 @@ async def test_memory_is_bounded(own: OwnQueries, prometheus: Prometheus) -> Non
     assert isinstance(clock, Clock)
     prometheus.answers["many"] = Answer(tuple(Series({"i": str(i)}, 1.0, 0) for i in range(1000)))
     answer = (await own.ask("ours", {"1": "many"}))["1"]
-    assert isinstance(answer, Answer) and len(answer.series) == KEPT_SERIES
+    assert isinstance(answer, Answer) and len(answer.series) == MAX_SERIES
     prometheus.hang("stuck")
     await own.ask("busy", {str(i): "stuck" for i in range(2 * MOST_WAITING)})
     assert len(own._tasks["busy"]) == MOST_WAITING
-    clock.now += KEPT_SECONDS + 1
+    clock.now += RETENTION_SECONDS + 1
     await own.ask("others", {"1": "x"})
     assert "ours" not in own._answers and "busy" in own._tasks

@@ -24,8 +24,8 @@ PATIENCE_SECONDS = 0.5  # of a reading: an answer that takes longer is for the n
 AT_ONCE = 2  # of all namespaces together
 MOST_WAITING = 64  # queries of one namespace
 FRESH_SECONDS = 30.0  # an answer serves every reading for so long, and one reading if it is older
-KEPT_SECONDS = 600.0  # an answer that no reading takes
-KEPT_SERIES = 4  # of an answer: more than one is an error, and its message quotes a few
+RETENTION_SECONDS = 600.0  # an answer that no reading takes
+MAX_SERIES = 4  # of an answer: more than one is an error, and its message quotes a few
 _TROUBLE = (Reason.PROVIDER_TIMEOUT, Reason.PROVIDER_ERROR)
 
 
@@ -102,8 +102,8 @@ class OwnQueries:
                 if isinstance(answer, MeasurementProblem):
                     if answer.reason in _TROUBLE:
                         self._pauses[namespace] = after_trouble(self._pauses.get(namespace), self._now())
-                elif len(answer.series) > KEPT_SERIES:
-                    answer = Answer(answer.series[:KEPT_SERIES])
+                elif len(answer.series) > MAX_SERIES:
+                    answer = Answer(answer.series[:MAX_SERIES])
                 self._answers[namespace][key] = answer, self._now()
         finally:
             del self._tasks[namespace][key]
@@ -135,13 +135,13 @@ class OwnQueries:
     def _sweep(self) -> None:
         """Forget answers that no reading has taken for a while; at most once a minute."""
         now = self._now()
-        if abs(now - self._swept) < KEPT_SECONDS / 10:
+        if abs(now - self._swept) < RETENTION_SECONDS / 10:
             return
         self._swept = now
         self._pauses = {n: p for n, p in self._pauses.items() if not p.forgotten(now)}
         for namespace, answers in list(self._answers.items()):
-            for key in [k for k, (_, at) in answers.items() if abs(now - at) > KEPT_SECONDS]:
+            for key in [k for k, (_, at) in answers.items() if abs(now - at) > RETENTION_SECONDS]:
                 del answers[key]
             if not answers and not self._tasks[namespace]:
-                for kept in (self._answers, self._tasks, self._turns):
-                    kept.pop(namespace, None)
+                for table in (self._answers, self._tasks, self._turns):
+                    table.pop(namespace, None)
