@@ -330,7 +330,7 @@ def target_of(
 
 def notes(m: Manifest) -> list[str]:
     """Where the operator may judge differently, for reasons that are unknown here."""
-    found = []
+    remarks = []
     rules = m.rules or NO_RULES
     own = [
         metric.name
@@ -338,15 +338,15 @@ def notes(m: Manifest) -> list[str]:
         if metric.query is not None and metric.query not in rules.promql
     ]
     if own and not any(gates.queries for _, gates in rules.gates):
-        found.append(
+        remarks.append(
             f"{', '.join(own)}: PromQL of the spec's own. Unless a RolloutPolicy or the operator's"
             " configuration says queries: Own, the operator refuses it (QueryNotAllowed): use a template"
         )
     if m.rules is None:
-        found.append(
+        remarks.append(
             "policies are not known (you may not list rolloutpolicies): what they demand is not in this"
         )
-    return found
+    return remarks
 
 
 # --- output

@@ -128,7 +128,7 @@ class Cluster:
     async def rollout(self, name: str, *, pods: bool = False, events: bool = False) -> Rollout:
         """The ModelDeployment with its revisions, and on demand with its pods and events."""
         try:
-            found = _printable(await self._api.get(MODEL_DEPLOYMENT, self.namespace, name))
+            deployment = _printable(await self._api.get(MODEL_DEPLOYMENT, self.namespace, name))
         except NotFound:
             raise await self._not_found(name) from None
         except KubeError as e:
@@ -137,14 +137,14 @@ class Cluster:
         return Rollout(
             name=name,
             namespace=self.namespace,
-            generation=found["metadata"].get("generation", 0),
-            spec=_spec(found),
-            status=_read_status(found),
+            generation=deployment["metadata"].get("generation", 0),
+            spec=_spec(deployment),
+            status=_read_status(deployment),
             revisions=revisions,
             unread=unread,
             replicas=await self._replicas(name) if pods else None,
             events=await self._events({name, *(r.name for r in revisions)}) if events else None,
-            raw=found,
+            raw=deployment,
         )
 
     async def policies(self) -> Sequence[Object] | None:
@@ -172,13 +172,13 @@ class Cluster:
         read.
         """
         try:
-            found = await self._api.list(
+            listing = await self._api.list(
                 MODEL_REVISION, self.namespace, label_selector=f"{names.LABEL_NAME}={name}"
             )
         except KubeError as e:
             raise self._explained(e, "read", "list", "modelrevisions") from e
-        read, unread = [], [u.name for u in found.unread]
-        for item in map(_printable, found.items):
+        read, unread = [], [u.name for u in listing.unread]
+        for item in map(_printable, listing.items):
             name_of = item["metadata"]["name"]
             try:
                 spec = ModelRevisionSpec.model_validate(item["spec"])
@@ -208,13 +208,13 @@ class Cluster:
     async def _replicas(self, name: str) -> dict[str, Replicas] | None:
         selector = f"{names.LABEL_NAME}={name},{names.LABEL_COMPONENT}={names.COMPONENT_SERVER}"
         try:
-            found = await self._api.list(POD, self.namespace, label_selector=selector)
+            listing = await self._api.list(POD, self.namespace, label_selector=selector)
         except Forbidden:
             return None
         except KubeError as e:
             raise self._explained(e, "read", "list", "pods") from e
         counts: dict[str, Replicas] = {}
-        for pod in found.items:
+        for pod in listing.items:
             if pod["metadata"].get("deletionTimestamp"):
                 continue
             revision = pod["metadata"].get("labels", {}).get(names.LABEL_REVISION, "")
@@ -226,7 +226,7 @@ class Cluster:
 
     async def _events(self, about: set[str]) -> tuple[Event, ...] | None:
         try:
-            found = await self._api.list(EVENT, self.namespace)
+            listing = await self._api.list(EVENT, self.namespace)
         except Forbidden:
             return None
         except KubeError as e:
@@ -234,7 +234,7 @@ class Cluster:
         kinds = {MODEL_DEPLOYMENT.kind, MODEL_REVISION.kind}
         ours = [
             e
-            for e in found.items
+            for e in listing.items
             if e["involvedObject"].get("kind") in kinds and e["involvedObject"].get("name") in about
         ]
         read = [
@@ -255,7 +255,7 @@ class Cluster:
 
     async def _not_found(self, name: str) -> Exception:
         try:
-            found = await self._api.list(MODEL_DEPLOYMENT, self.namespace)
+            deployments = await self._api.list(MODEL_DEPLOYMENT, self.namespace)
         except NotFound:
             return Unanswered(
                 f"this cluster does not know {names.GROUP}: install the chart model-rollout-operator first"
@@ -263,7 +263,7 @@ class Cluster:
             )
         except KubeError as e:
             return self._explained(e, "read", "list", "modeldeployments")
-        there = sorted(item["metadata"]["name"] for item in found.items)
+        there = sorted(item["metadata"]["name"] for item in deployments.items)
         listing = (
             f"there are: {', '.join(there)}"
             if there
@@ -284,11 +284,11 @@ class Cluster:
         return Unanswered(f"the API server does not answer: {error}")
 
 
-def _spec(found: Object) -> ModelDeploymentSpec | None:
+def _spec(deployment: Object) -> ModelDeploymentSpec | None:
     """The spec with the defaults of policies, which the operator publishes in status."""
-    defaults = (found.get("status") or {}).get("defaults") or {}
+    defaults = (deployment.get("status") or {}).get("defaults") or {}
     try:
-        return ModelDeploymentSpec.model_validate(spec_in_force(found["spec"], defaults))
+        return ModelDeploymentSpec.model_validate(spec_in_force(deployment["spec"], defaults))
     except ValidationError:
         return None
 
@@ -305,9 +305,9 @@ def _printable(value: Any) -> Any:
     return [_printable(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _read_status(found: Object) -> ModelDeploymentStatus:
+def _read_status(deployment: Object) -> ModelDeploymentStatus:
     try:
-        return ModelDeploymentStatus.model_validate(found.get("status") or {})
+        return ModelDeploymentStatus.model_validate(deployment.get("status") or {})
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -133,13 +133,13 @@ def status(
     """
 
     async def show(cluster: Cluster) -> None:
-        found = await cluster.rollout(name, pods=True, events=True)
+        rollout = await cluster.rollout(name, pods=True, events=True)
         if output is Output.json:
-            _print_json(_as_json(found))
+            _print_json(_as_json(rollout))
         elif watch and _console().is_terminal:
-            await _watch(cluster, found)
+            await _watch(cluster, rollout)
         else:
-            _show(view.status(found, _now()))
+            _show(view.status(rollout, _now()))
 
     return show
 
@@ -153,19 +153,21 @@ def history(
     """List the kept revisions: number, outcome, reason, accuracy, size, latency, age."""
 
     async def show(cluster: Cluster) -> None:
-        found = await cluster.rollout(name)
+        rollout = await cluster.rollout(name)
         if output is Output.json:
-            _print_json([r.raw for r in found.revisions])
-        elif found.revisions:
+            _print_json([r.raw for r in rollout.revisions])
+        elif rollout.revisions:
             _show(
                 view.history(
-                    found.revisions, found.status.stable.revision if found.status.stable else None, _now()
+                    rollout.revisions,
+                    rollout.status.stable.revision if rollout.status.stable else None,
+                    _now(),
                 )
             )
         else:
-            _say(f"{name} has no revision yet: {verbs.idle(found)}")
-        if found.unread and output is Output.text:
-            _say(f"not shown, written by another version of the operator: {', '.join(found.unread)}")
+            _say(f"{name} has no revision yet: {verbs.idle(rollout)}")
+        if rollout.unread and output is Output.text:
+            _say(f"not shown, written by another version of the operator: {', '.join(rollout.unread)}")
 
     return show
 
@@ -188,11 +190,11 @@ def report(
     """Show the evidence on a version: digests, sizes, the gate, golden data and each canary step
     with intervals and verdicts, times by stage.
     """
-    deployment, _, wanted = name.partition("/")
+    deployment, _, revision = name.partition("/")
 
     async def show(cluster: Cluster) -> None:
-        found = await cluster.rollout(deployment)
-        shown = reports.of(found, reports.which(found, wanted or None))
+        rollout = await cluster.rollout(deployment)
+        shown = reports.of(rollout, reports.which(rollout, revision or None))
         match output:
             case ReportOutput.json:
                 _print_json(shown.as_json())
@@ -378,7 +380,7 @@ def analyze(
     the intervals; --set and --steps try other thresholds.
     """
 
-    wanted = analysis.Options(
+    options = analysis.Options(
         name,
         filename,
         recording,
@@ -401,12 +403,12 @@ def analyze(
         else:
             _show(text)
 
-    if wanted.needs_cluster:
+    if options.needs_cluster:
         run_on_cluster(
-            lambda cluster: analysis.analyze(wanted, cluster, _now(), tell), namespace, kubeconfig, context
+            lambda cluster: analysis.analyze(options, cluster, _now(), tell), namespace, kubeconfig, context
         )
     else:
-        run_locally(analysis.analyze(wanted, None, _now(), tell))
+        run_locally(analysis.analyze(options, None, _now(), tell))
 
 
 @app.command()
@@ -506,14 +508,14 @@ def references(
             return await in_use(kube, namespaces or [None])
 
     try:
-        found = asyncio.run(go())
-        output.write_text(json.dumps({"artifacts": found.artifacts, "untouched": found.untouched}))
+        usage = asyncio.run(go())
+        output.write_text(json.dumps({"artifacts": usage.artifacts, "untouched": usage.untouched}))
     except (KubeError, OSError) as e:
         raise exit_with(Unanswered(f"the references cannot be read: {e}")) from e
-    _say(f"{len(found.artifacts)} artifacts are in use")
-    if found.untouched:
+    _say(f"{len(usage.artifacts)} artifacts are in use")
+    if usage.untouched:
         _say(
-            f"the clean-up deletes nothing in {', '.join(found.untouched)}: an object there cannot be read;"
+            f"the clean-up deletes nothing in {', '.join(usage.untouched)}: an object there cannot be read;"
             " the operator's log names it"
         )
 
@@ -538,24 +540,24 @@ async def _wait_until_handled(cluster: Cluster, name: str, request: verbs.Reques
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def _watch(cluster: Cluster, found: Rollout) -> None:
+async def _watch(cluster: Cluster, rollout: Rollout) -> None:
     with Live(
-        view.status(found, _now(), live=True), console=_console(), screen=True, auto_refresh=False
+        view.status(rollout, _now(), live=True), console=_console(), screen=True, auto_refresh=False
     ) as live:
         for turn in itertools.count(1):
             await asyncio.sleep(POLL_SECONDS)
             trouble: list[Text] = []
             look = turn % EVENTS_EVERY == 0  # events can only be listed for the whole namespace
             try:
-                fresh = await cluster.rollout(found.name, pods=True, events=look)
-                found = fresh if look else replace(fresh, events=found.events)
+                fresh = await cluster.rollout(rollout.name, pods=True, events=look)
+                rollout = fresh if look else replace(fresh, events=rollout.events)
             except Unanswered as e:  # a watch outlives a restart of the API server
                 trouble = [Text(f"{e}; showing the last known state\n", "red")]
-            live.update(Group(*trouble, view.status(found, _now(), live=True)), refresh=True)
+            live.update(Group(*trouble, view.status(rollout, _now(), live=True)), refresh=True)
 
 
-def _as_json(found: Rollout) -> dict[str, Any]:
-    raw = dict(found.raw or {})
+def _as_json(rollout: Rollout) -> dict[str, Any]:
+    raw = dict(rollout.raw or {})
     raw["metadata"] = {k: v for k, v in raw.get("metadata", {}).items() if k != "managedFields"}
     return {
         "deployment": raw,
@@ -567,15 +569,15 @@ def _as_json(found: Rollout) -> dict[str, Any]:
                 "reason": r.status.reason,
                 "created": r.created,
             }
-            for r in found.revisions
+            for r in rollout.revisions
         ],
         "pods": (
             None
-            if found.replicas is None
-            else {name: {"ready": c.ready, "total": c.total} for name, c in found.replicas.items()}
+            if rollout.replicas is None
+            else {name: {"ready": c.ready, "total": c.total} for name, c in rollout.replicas.items()}
         ),
-        "events": None if found.events is None else [e.__dict__ for e in found.events],
-        "next": view.what_next(found, _now()),
+        "events": None if rollout.events is None else [e.__dict__ for e in rollout.events],
+        "next": view.what_next(rollout, _now()),
     }
 
 

@@ -45,12 +45,13 @@ def from_file(path: Path) -> Manifest:
     except (OSError, yaml.YAMLError) as e:
         raise Refused(f"{path}: {e}") from e
     ours = [d for d in documents if str(d.get("apiVersion", "")).startswith(names.GROUP)]
-    found = [d for d in ours if d.get("kind") == MODEL_DEPLOYMENT.kind]
-    if len(found) != 1:
+    deployments = [d for d in ours if d.get("kind") == MODEL_DEPLOYMENT.kind]
+    if len(deployments) != 1:
         raise Refused(
-            f"{path}: {len(found)} objects of kind ModelDeployment ({names.GROUP}): give a file with one"
+            f"{path}: {len(deployments)} objects of kind ModelDeployment ({names.GROUP}): give a"
+            " file with one"
         )
-    metadata = found[0].get("metadata") or {}
+    metadata = deployments[0].get("metadata") or {}
     namespace, name = str(metadata.get("namespace") or "default"), str(metadata.get("name") or "")
     policies = [
         {**d, "metadata": {"name": "?", **(d.get("metadata") or {})}}
@@ -63,25 +64,25 @@ def from_file(path: Path) -> Manifest:
         if d.get("kind") == "Namespace"
     }
     rules = _rules(policies, namespace, metadata.get("labels") or {}, spaces.get(namespace))
-    raw = found[0].get("spec")
+    raw = deployments[0].get("spec")
     raw = spec_in_force(raw, rules.defaults) if isinstance(raw, dict) else raw
     return Manifest(namespace, name, _validate(ModelDeploymentSpec, raw, f"{path}: spec"), rules)
 
 
 def from_cluster(
-    found: Rollout, policies: Iterable[Object] | None, of_namespace: Mapping[str, str] | None
+    rollout: Rollout, policies: Iterable[Object] | None, of_namespace: Mapping[str, str] | None
 ) -> Manifest:
     """A ModelDeployment in the cluster. ``policies``, and ``of_namespace`` (labels of its
     namespace): None where the user may not read them. Raises Refused.
     """
-    if found.spec is None:
+    if rollout.spec is None:
         raise Refused(
-            f"{found.name} was written by another version of the operator; use the command line of that"
+            f"{rollout.name} was written by another version of the operator; use the command line of that"
             " version, or -f"
         )
-    labels = ((found.raw or {}).get("metadata") or {}).get("labels") or {}
-    rules = None if policies is None else _rules(policies, found.namespace, labels, of_namespace)
-    return Manifest(found.namespace, found.name, found.spec, rules)
+    labels = ((rollout.raw or {}).get("metadata") or {}).get("labels") or {}
+    rules = None if policies is None else _rules(policies, rollout.namespace, labels, of_namespace)
+    return Manifest(rollout.namespace, rollout.name, rollout.spec, rules)
 
 
 def _rules(
@@ -100,16 +101,16 @@ def with_changes(m: Manifest, settings: Sequence[str], steps: str | None) -> Mod
     Metrics that a policy demands may be changed too, as this is a trial. Raises Refused.
     """
     rules = m.rules or NO_RULES
-    found = effective_metrics(m.spec.rollout.analysis, rules.templates, rules.mandatory)
-    if isinstance(found, MeasurementProblem):
+    effective = effective_metrics(m.spec.rollout.analysis, rules.templates, rules.mandatory)
+    if isinstance(effective, MeasurementProblem):
         if m.rules is None:
             raise Refused(
                 "spec.rollout.analysis.templates: not allowed to list rolloutpolicies, where they are: bind"
                 " the ClusterRole modelrollout-view with a ClusterRoleBinding, or give the ModelDeployment"
                 " and the policies in one file with -f"
             )
-        raise Refused(f"{found.message}; with -f the policies of that file count")
-    metrics = {metric.name: metric.wire() for metric in found}
+        raise Refused(f"{effective.message}; with -f the policies of that file count")
+    metrics = {metric.name: metric.wire() for metric in effective}
     wire = m.spec.wire()
     rollout = wire.setdefault("rollout", {})
     for field in ("metrics", "templates"):

@@ -26,11 +26,11 @@ class InUse:
 
 async def in_use(kube: Kube, namespaces: Sequence[str | None]) -> InUse:
     """What something in these namespaces (None: in all) refers to. Raises KubeError."""
-    found: set[str] = set()
+    uris: set[str] = set()
     untouched: set[str] = set()
 
     async def read(resource: Resource, namespace: str | None, label_selector: str = "") -> list[Object]:
-        listing = await kube.list(resource, namespace, label_selector=label_selector, keep=_kept)
+        listing = await kube.list(resource, namespace, label_selector=label_selector, keep=_needed_parts)
         for unread in listing.unread:
             if not unread.namespace:  # its namespace is unknown, so anything may be in use
                 raise Unreadable(
@@ -43,16 +43,18 @@ async def in_use(kube: Kube, namespaces: Sequence[str | None]) -> InUse:
         # in this order: an artifact that moves from a rollout to its revision is in one of them
         for resource in (MODEL_DEPLOYMENT, MODEL_REVISION):
             for o in await read(resource, namespace):
-                found.update(_uris(o.get("status")))
+                uris.update(_uris(o.get("status")))
         for o in await read(DEPLOYMENT, namespace, names.LABEL_NAME):
-            found.update(_fetched(o))
-    return InUse(tuple(sorted(found)), tuple(sorted(untouched)))
+            uris.update(_fetched(o))
+    return InUse(tuple(sorted(uris)), tuple(sorted(untouched)))
 
 
-def _kept(o: Object) -> Object:
+def _needed_parts(o: Object) -> Object:
     """The other parts are large, and only fill the memory."""
-    kept: Object = {"metadata": {k: o["metadata"].get(k) for k in ("name", "namespace")}}
-    return kept | ({"spec": o["spec"]} if o.get("kind") == DEPLOYMENT.kind else {"status": o.get("status")})
+    reduced: Object = {"metadata": {k: o["metadata"].get(k) for k in ("name", "namespace")}}
+    return reduced | (
+        {"spec": o["spec"]} if o.get("kind") == DEPLOYMENT.kind else {"status": o.get("status")}
+    )
 
 
 def _uris(status: Any) -> Iterator[str]:

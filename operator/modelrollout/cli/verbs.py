@@ -45,8 +45,8 @@ def nonce() -> str:
 
 def in_flight(rollout: Rollout) -> RolloutStatus | None:
     """The rollout that is under way, if any."""
-    found = rollout.status.rollout
-    return found if found is not None and found.stage not in _ENDED else None
+    current = rollout.status.rollout
+    return current if current is not None and current.stage not in _ENDED else None
 
 
 def promote(rollout: Rollout, revision: str | None, token: str, *, full: bool = False) -> Request:
@@ -148,7 +148,7 @@ def retry(rollout: Rollout, revision: str | None, token: str) -> Request:
             f"nothing to retry: {flying.revision or rollout.name} is in flight (stage {flying.stage}); abort"
             " it first"
         )
-    target = named(rollout, revision).name if revision is not None else _wanted(rollout)
+    target = named(rollout, revision).name if revision is not None else _desired_revision(rollout)
     if target is None and (rollout.status.rollout is None or rollout.status.rollout.stage != "Failed"):
         raise Refused(f"nothing to retry: {idle(rollout)}")
     if target is not None and rollout.status.stable is not None and target == rollout.status.stable.revision:
@@ -221,7 +221,7 @@ def idle(rollout: Rollout) -> str:
     return "the operator has not begun a rollout yet"
 
 
-def _wanted(rollout: Rollout) -> str | None:
+def _desired_revision(rollout: Rollout) -> str | None:
     """The revision of the version that spec asks for; None when there is none, as after a failure
     in Resolve.
     """
@@ -243,13 +243,13 @@ def _same(revision: Revision, user_input: dict[str, Any]) -> bool:
         return False
 
 
-def named(rollout: Rollout, wanted: str) -> Revision:
+def named(rollout: Rollout, name_or_number: str) -> Revision:
     """By name or by number."""
-    found = next((r for r in rollout.revisions if wanted in (r.name, str(r.spec.number))), None)
-    if found is None:
-        kept = ", ".join(r.name for r in rollout.revisions) or "none"
-        raise Refused(f"no revision {wanted!r} of {rollout.name} is kept; there are: {kept}")
-    return found
+    revision = next((r for r in rollout.revisions if name_or_number in (r.name, str(r.spec.number))), None)
+    if revision is None:
+        existing = ", ".join(r.name for r in rollout.revisions) or "none"
+        raise Refused(f"no revision {name_or_number!r} of {rollout.name} is kept; there are: {existing}")
+    return revision
 
 
 def _choices(candidates: Sequence[Revision]) -> str:

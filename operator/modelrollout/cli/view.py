@@ -206,10 +206,10 @@ def _pods(rollout: Rollout, revision: str) -> str:
         stable = rollout.status.stable
         if stable is None or stable.revision != revision:
             return ""
-        found = Replicas(rollout.status.ready_replicas, rollout.status.replicas)
+        replicas = Replicas(rollout.status.ready_replicas, rollout.status.replicas)
     else:
-        found = rollout.replicas.get(revision, Replicas())
-    return f", {found.ready} of {found.total} pods ready"
+        replicas = rollout.replicas.get(revision, Replicas())
+    return f", {replicas.ready} of {replicas.total} pods ready"
 
 
 def _stages(rollout: Rollout, r: RolloutStatus, now: datetime) -> Table:
@@ -312,11 +312,11 @@ def _steps(r: RolloutStatus, steps: Sequence[Step], now: datetime) -> Table:
     return table
 
 
-def metrics(found: Sequence[MetricStatus]) -> RenderableType:
+def metrics(statuses: Sequence[MetricStatus]) -> RenderableType:
     """Counts, interval and verdict of each, and below why."""
     table = columns("METRIC", "CANARY", "STABLE", "HARM", "VERDICT")
     why = _grid()
-    for m in found:
+    for m in statuses:
         # A metric by query has one value and no counts.
         canary = count(m.canary) if m.canary else (f"{m.value:g}" if m.value is not None else "-")
         verdict = Text.assemble(styled(m.verdict), (" (dry run)" if m.dry_run else "", "dim"))
@@ -554,5 +554,5 @@ def _time(text: str | None) -> datetime | None:
 
 def _seconds_since(text: str, now: datetime, *, signed: bool = False) -> float:
     at = _time(text)
-    found = (now - at) / timedelta(seconds=1) if at else 0.0
-    return found if signed else max(0.0, found)
+    elapsed = (now - at) / timedelta(seconds=1) if at else 0.0
+    return elapsed if signed else max(0.0, elapsed)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from modelrollout.cli.report.model import Found, Judged, Report, SearchReport, StepReport, size
+from modelrollout.cli.report.model import Judged, Report, SearchPoint, SearchReport, StepReport, size
 from modelrollout.cli.report.text import scale_of, search_headers, search_row
 from modelrollout.cli.view import duration
 from modelrollout.statistics.frontier import OBJECTIVES, Objective, Point, cost_of, frontier
@@ -218,7 +218,7 @@ def _scatter(search: SearchReport, objective: Objective) -> str:
     cost_by_name = {m.name: max(cost_of(objective)(m), 1e-9) for m in models}
     what = objective.lower()
 
-    def cost(p: Found) -> float:
+    def cost(p: SearchPoint) -> float:
         return cost_by_name[p.name]
 
     def told(value: float) -> str:
@@ -239,7 +239,7 @@ def _scatter(search: SearchReport, objective: Objective) -> str:
     margin = 0.08 * (max(costs) - min(costs)) or 0.1
     first, last = min(costs) - margin, max(costs) + margin
 
-    def x(p: Found) -> float:
+    def x(p: SearchPoint) -> float:
         return left + (right - left) * (math.log(cost(p)) - first) / (last - first)
 
     def y(value: float) -> float:

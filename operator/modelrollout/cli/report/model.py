@@ -65,7 +65,7 @@ class StepReport:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchPoint:
     """One model that the step auto made. ``loss`` of the gate's first metric against the original
     model, ``highest_loss`` the upper end of its 95 % interval; ``gain``: how many times smaller,
     and faster, than what the search began from.
@@ -94,7 +94,7 @@ class SearchReport:
     allowed: float | None
     smaller_is_better: bool
     remark: str
-    points: tuple[Found, ...]
+    points: tuple[SearchPoint, ...]
 
 
 @dataclass(frozen=True)
@@ -123,17 +123,17 @@ class Report:
         return {**asdict(self), "facts": dict(self.facts), "stages": dict(self.stages)}
 
 
-def which(rollout: Rollout, wanted: str | None) -> Revision:
+def which(rollout: Rollout, name_or_number: str | None) -> Revision:
     """By name or number; else that of the rollout in flight or ended last, else stable, else the
     newest. Raises Refused: none is kept.
     """
-    if wanted is not None:
-        return named(rollout, wanted)
+    if name_or_number is not None:
+        return named(rollout, name_or_number)
     last, stable = rollout.status.rollout, rollout.status.stable
     for name in (last.revision if last else None, stable.revision if stable else None):
-        found = rollout.revision(name)
-        if found is not None:
-            return found
+        revision = rollout.revision(name)
+        if revision is not None:
+            return revision
     if not rollout.revisions:
         raise Refused(
             f"{rollout.name} has no revision yet, so there is no evidence to report; see: modelrollout status"
@@ -210,30 +210,30 @@ def _facts(
     user: Mapping[str, Any] = revision.spec.input
     model = user.get("model") or {}
     steps = (user.get("optimization") or {}).get("steps") or []
-    found = [
+    facts = [
         ("model", str(model.get("uri") or "-")),
         ("source sha256", revision.spec.sha256),
         ("optimization", ", ".join(_step_name(step) for step in steps) or "none: served as it is"),
     ]
     if backend := (triton := (user.get("serving") or {}).get("triton") or {}).get("backend"):
-        found.append(("backend", f"{backend}, with code of its own" if triton.get("code") else str(backend)))
+        facts.append(("backend", f"{backend}, with code of its own" if triton.get("code") else str(backend)))
     if artifact:
         if artifact.size_before:
-            found.append(("size of the source", size(artifact.size_before)))
+            facts.append(("size of the source", size(artifact.size_before)))
         if artifact.size_after:
             change = (
                 f", {artifact.size_after / artifact.size_before - 1:+.1%}" if artifact.size_before else ""
             )
-            found.append(("size as served", size(artifact.size_after) + change))
+            facts.append(("size as served", size(artifact.size_after) + change))
         if artifact.digest:
-            found += [("artifact", artifact.uri), ("artifact digest", artifact.digest)]
+            facts += [("artifact", artifact.uri), ("artifact digest", artifact.digest)]
         if artifact.reused:
-            found.append(("prepared", "earlier: the same work was in the artifact store"))
+            facts.append(("prepared", "earlier: the same work was in the artifact store"))
     if tuning:
-        found.append(("tuned", tuning.message or settings(tuning.chosen or TuningTrial())))
+        facts.append(("tuned", tuning.message or settings(tuning.chosen or TuningTrial())))
         asked = f"{100 * tuning.share:g} % of the requests within {tuning.objective}; "
         failed = f", the server failed under {tuning.failed}" if tuning.failed else ""
-        found.append(
+        facts.append(
             (
                 "tuned for",
                 (
@@ -246,17 +246,17 @@ def _facts(
             f"{settings(t)}: {t.problem or f'{t.throughput:.0f}/s at {t.latency_ms:.1f} ms'}"
             for t in tuning.trials
         ]
-        found += [("tried too", "; ".join(others))] if others else []
+        facts += [("tried too", "; ".join(others))] if others else []
     images = [
         c.get("image")
         for c in (revision.spec.template.get("spec") or {}).get("containers") or []
         if c.get("image")
     ]
-    found += [("server image", str(image)) for image in images]
-    found.append(("builder", revision.spec.builder))
-    found += [(f"lineage: {name}", value) for name, value in sorted((revision.spec.lineage or {}).items())]
+    facts += [("server image", str(image)) for image in images]
+    facts.append(("builder", revision.spec.builder))
+    facts += [(f"lineage: {name}", value) for name, value in sorted((revision.spec.lineage or {}).items())]
     status = revision.status
-    found += [
+    facts += [
         (name, at)
         for name, at in (
             ("created", revision.created),
@@ -265,7 +265,7 @@ def _facts(
         )
         if at
     ]
-    return found
+    return facts
 
 
 def _step_name(step: Mapping[str, Any]) -> str:
@@ -277,35 +277,37 @@ def _step_name(step: Mapping[str, Any]) -> str:
     return f"{kind} ({', '.join(plain)})" if plain else kind
 
 
-def _search(found: SearchEvidence) -> SearchReport:
-    errors = found.metric in ("mae", "mse")
-    start = next((p for p in found.points if p.name == SOURCE), None)
+def _search(evidence: SearchEvidence) -> SearchReport:
+    metric = evidence.metric
+    errors = metric in ("mae", "mse")
+    start = next((p for p in evidence.points if p.name == SOURCE), None)
     told = [
-        Found(
+        SearchPoint(
             name=p.name,
             size=p.size,
             milliseconds=p.milliseconds,
             value=p.value,
-            loss=p.value - found.before if errors else found.before - p.value,
+            loss=p.value - evidence.before if errors else evidence.before - p.value,
             highest_loss=p.highest_loss,
             within=p.within,
-            chosen=p.name == found.chosen,
+            chosen=p.name == evidence.chosen,
             smaller=start.size / p.size if start and p.size else 1.0,
             faster=start.milliseconds / p.milliseconds if start and p.milliseconds else 1.0,
         )
-        for p in found.points
+        for p in evidence.points
     ]
-    ended = "" if found.ended == "Complete" else "; the time limit ended the search"
-    allowed = f", at most {found.allowed:.4g} may be lost" if found.allowed is not None else ""
+    ended = "" if evidence.ended == "Complete" else "; the time limit ended the search"
+    allowed = f", at most {evidence.allowed:.4g} may be lost" if evidence.allowed is not None else ""
     return SearchReport(
-        metric=found.metric,
-        before=found.before,
-        allowed=found.allowed,
+        metric=metric,
+        before=evidence.before,
+        allowed=evidence.allowed,
         smaller_is_better=errors,
         remark=(
-            f"objective {found.objective}: {found.chosen} of {found.tried} candidates is taken{ended}. The"
-            f" original model has {found.metric} {_number(found.before)} on the data of the search{allowed}."
-            f" Shown is what no other beats in {found.metric} and size, or in {found.metric} and latency;"
+            f"objective {evidence.objective}: {evidence.chosen} of {evidence.tried} candidates is taken"
+            f"{ended}. The original model has {metric} {_number(evidence.before)} on the data of the"
+            f" search{allowed}."
+            f" Shown is what no other beats in {metric} and size, or in {metric} and latency;"
             " report.json beside the artifact has all."
         ),
         points=tuple(sorted(told, key=lambda p: (p.size, p.milliseconds))),
@@ -376,7 +378,7 @@ def _step(s: StepEvidence, spec: ModelDeploymentSpec | None) -> StepReport:
 
 def _metric(m: MetricStatus, spec: ModelDeploymentSpec | None) -> Judged:
     asked: dict[str, Metric] = {x.name: x for x in spec.rollout.analysis.metrics or []} if spec else {}
-    wanted = asked.get(m.name)
+    metric = asked.get(m.name)
     share = (_share(m.canary), _share(m.stable))
     return Judged(
         name=m.name,
@@ -387,7 +389,7 @@ def _metric(m: MetricStatus, spec: ModelDeploymentSpec | None) -> Judged:
         samples=f"{m.canary.total:g}" if m.canary else "",
         harm=share[0] - share[1] if share[0] is not None and share[1] is not None else None,
         interval=_pair(m.interval),
-        margin=(wanted.max_drop or wanted.max_increase) if wanted else None,
+        margin=(metric.max_drop or metric.max_increase) if metric else None,
         message=m.message,
     )
 

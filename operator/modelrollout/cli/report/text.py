@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from modelrollout.cli.report.model import Found, Judged, Report, SearchReport, size
+from modelrollout.cli.report.model import Judged, Report, SearchPoint, SearchReport, size
 from modelrollout.cli.view import duration, styled
 
 WIDTH = 33  # of an interval's picture, in characters; odd, so that 0 has a column
@@ -42,7 +42,7 @@ def text(report: Report) -> RenderableType:
     parts += _section("Version", facts)
     if report.search:
         parts += _section(
-            "Search: what auto found", Group(Text(report.search.remark, "dim"), _found(report.search))
+            "Search: what auto found", Group(Text(report.search.remark, "dim"), _search_table(report.search))
         )
     if report.gate:
         parts += _section("Gate: against the original model, on held-out data", _judged(report.gate))
@@ -75,7 +75,7 @@ def _section(title: str | Text, body: RenderableType) -> list[RenderableType]:
     return [Text(""), head, Padding(body, (0, 0, 0, 2))]
 
 
-def _found(search: SearchReport) -> RenderableType:
+def _search_table(search: SearchReport) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for header in search_headers(search):
         table.add_column(header.upper(), overflow="fold")
@@ -89,7 +89,7 @@ def search_headers(search: SearchReport) -> tuple[str, ...]:
     return ("model", "size", "smaller", "latency (CPU)", "faster", search.metric, "loss, up to", "budget", "")
 
 
-def search_row(point: Found) -> tuple[str, ...]:
+def search_row(point: SearchPoint) -> tuple[str, ...]:
     """One model of a search under those headers."""
     return (
         point.name,
@@ -170,13 +170,13 @@ def markdown(report: Report) -> str:
     lines = [f"# {_cell(report.revision)} (#{report.number} of {_cell(report.deployment)})", ""]
     lines += [f"**{_cell(report.outcome)}**: {_cell(_why(report))}", "", *_table(("", ""), report.facts)]
     if report.search:
-        found = report.search
+        search = report.search
         lines += [
             "",
             "## Search",
-            _cell(found.remark),
+            _cell(search.remark),
             "",
-            *_table(search_headers(found), [search_row(point) for point in found.points]),
+            *_table(search_headers(search), [search_row(point) for point in search.points]),
         ]
     if report.gate:
         lines += ["", "## Gate", "Against the original model, on held-out data.", "", *_rows(report.gate)]
