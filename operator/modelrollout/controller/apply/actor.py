@@ -413,10 +413,10 @@ def _refused(resource: Resource, obj: Object, e: KubeError) -> ChildRefused:
     )
 
 
-def _taken(live: Object, wanted: Object) -> str:
+def _taken(live: Object, desired: Object) -> str:
     """What holds the name of a child, and the remedy. The object itself stays as it is."""
     holder = controller_reference(live)
-    mine = controller_reference(wanted)
+    mine = controller_reference(desired)
     if not holder:
         ownership = "no controller owns it, and labels do not establish ownership"
     elif (holder.get("kind"), holder.get("name")) == (mine["kind"], mine["name"]):
@@ -427,7 +427,7 @@ def _taken(live: Object, wanted: Object) -> str:
     else:
         ownership = f"{holder.get('kind')} {holder.get('name')} controls it"
     return (
-        f"{wanted['kind']} {wanted['metadata']['name']} exists and is not this model's: {ownership}; delete"
+        f"{desired['kind']} {desired['metadata']['name']} exists and is not this model's: {ownership}; delete"
         " it, and the operator makes its own, or choose another name for the ModelDeployment"
     )
 

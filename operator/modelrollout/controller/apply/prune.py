@@ -66,13 +66,13 @@ def _may_be_mirrored(live: Object, observation: Observation, desired: Desired) -
     return live not in routes and any(is_mirrored(o) or not accepted(o) for o in routes)
 
 
-def queued_for_outdated_request(live: Object, wanted: Object) -> bool:
+def queued_for_outdated_request(live: Object, desired: Object) -> bool:
     """Whether a queued Job no longer matches the queue or resources in spec. It could wait forever,
     so it is recreated.
 
     The hashes of the requests are compared, not the Jobs: a webhook that changes Jobs would
     otherwise have each one recreated.
     """
-    before, now = (annotations_of(o).get(names.ANNOTATION_EXECUTION) for o in (live, wanted))
+    before, now = (annotations_of(o).get(names.ANNOTATION_EXECUTION) for o in (live, desired))
     queued = live["spec"].get("suspend") and label(live, LABEL_QUEUE) is not None
     return bool(queued) and None not in (before, now) and before != now

@@ -69,8 +69,8 @@ class SlotLeases:
         for limit in observation.snapshot.rules.limits:
             if claim is None or not limit.concerns(claim.gpus):
                 continue
-            held = [h for _, h in self._held(await self._list(limit.policy))]
-            slot = standing(limit, held, self._queue(limit), claim)
+            taken = [h for _, h in self._taken_slots(await self._list(limit.policy))]
+            slot = standing(limit, taken, self._queue(limit), claim)
             slots.append(slot)
             if not slot.held:
                 break
@@ -83,10 +83,12 @@ class SlotLeases:
         """
         claim = _larger_claim(observation)
         limits = gpu_limits(observation.snapshot) if claim is not None else []
-        listed = [(limit, [h for _, h in self._held(await self._list(limit.policy))]) for limit in limits]
+        listed = [
+            (limit, [h for _, h in self._taken_slots(await self._list(limit.policy))]) for limit in limits
+        ]
         return tuple(
-            standing_enlarged(limit, held, self._queue(limit), claim)
-            for limit, held in listed
+            standing_enlarged(limit, taken, self._queue(limit), claim)
+            for limit, taken in listed
             if claim is not None
         )
 
@@ -138,7 +140,7 @@ class SlotLeases:
             self._lists[policy] = (listed_at, leases)
         return leases
 
-    def _held(self, leases: list[Object]) -> list[tuple[Object, TakenSlot]]:
+    def _taken_slots(self, leases: list[Object]) -> list[tuple[Object, TakenSlot]]:
         taken: list[tuple[Object, TakenSlot]] = []
         for lease in leases:
             claim = _holder(lease)
@@ -184,7 +186,7 @@ class SlotLeases:
         await self._clear_ended(limit.policy)
         leases = {lease["metadata"]["name"]: lease for lease in await self._list(limit.policy, fresh=True)}
         if not standing(
-            limit, [h for _, h in self._held(list(leases.values()))], self._queue(limit), claim
+            limit, [h for _, h in self._taken_slots(list(leases.values()))], self._queue(limit), claim
         ).turn:
             return False  # another rollout was faster
         for index in range(limit.slots):
@@ -217,7 +219,7 @@ class SlotLeases:
             ):
                 continue
             limit = limits[slot.policy]
-            leases = self._held(await self._list(limit.policy, fresh=True))
+            leases = self._taken_slots(await self._list(limit.policy, fresh=True))
             now = standing_enlarged(limit, [h for _, h in leases], self._queue(limit), claim)
             gpus = claim.gpus if now.turn else granted if not now.held and now.gpus > granted else now.gpus
             own = next(
@@ -280,8 +282,8 @@ class SlotLeases:
 
     async def _clear_ended(self, policy: str) -> bool:
         cleared = False
-        for lease, held in self._held(await self._list(policy, fresh=True)):
-            if held.ended and await self._is_over(held.claim):
+        for lease, slot in self._taken_slots(await self._list(policy, fresh=True)):
+            if slot.ended and await self._is_over(slot.claim):
                 cleared |= await self._clear(policy, lease)
         return cleared
 
@@ -311,11 +313,11 @@ class SlotLeases:
         )
         freed = False
         for policy in sorted(self._mine.get(key, ())):
-            for lease, held in self._held(await self._list(policy, fresh=True)):
+            for lease, slot in self._taken_slots(await self._list(policy, fresh=True)):
                 if (
                     rollout is not None
-                    and held.claim.rollout == rollout.started
-                    and held.claim.holder.endswith(f"/{uid}")
+                    and slot.claim.rollout == rollout.started
+                    and slot.claim.holder.endswith(f"/{uid}")
                 ):
                     freed |= await self._clear(policy, lease)
         self._mine.pop(key, None)
@@ -325,8 +327,8 @@ class SlotLeases:
 
     async def _give_up(self, limit: Limit, claim: SlotRequest) -> bool:
         """A slot that is ours but beyond the limit goes back."""
-        for lease, held in self._held(await self._list(limit.policy)):
-            if (held.claim.holder, held.claim.rollout) == (claim.holder, claim.rollout):
+        for lease, slot in self._taken_slots(await self._list(limit.policy)):
+            if (slot.claim.holder, slot.claim.rollout) == (claim.holder, claim.rollout):
                 return await self._clear(limit.policy, lease)
         return False
 
