@@ -116,10 +116,10 @@ class _Party:
         self.rows = min(rows, self.served.max_batch) if self.served.max_batch else rows
         self.classes: int | None = None
 
-    def _wrong_version(self, found: str) -> JobError:
+    def _wrong_version(self, actual: str) -> JobError:
         return retryable(
             Reason.STABLE_WRONG_VERSION if self.who == "stable" else Reason.WRONG_VERSION,
-            f"{self.who}: version {found} answers instead of {self.number}; the address leads to the wrong"
+            f"{self.who}: version {actual} answers instead of {self.number}; the address leads to the wrong"
             " pods, or not yet to the right ones",
         )
 
@@ -134,26 +134,26 @@ class _Party:
 
     def classes_of(self, answer: Answer, count: int) -> NDArray[np.int64]:
         """[count] classes."""
-        found, self.classes = scores_or_classes(
+        classes, self.classes = scores_or_classes(
             answer.outputs, self.served.outputs, count, f"{FIELD}: {self.who}"
         )
-        return found
+        return classes
 
 
 def paired_pass(parties: Sequence[_Party], progress: Progress) -> list[NDArray[np.int64]]:
     """[n] classes of each party: every sample once, the parties in turn, so that both meet the same
     load.
     """
-    found: list[list[NDArray[np.int64]]] = [[] for _ in parties]
+    by_party: list[list[NDArray[np.int64]]] = [[] for _ in parties]
     todo = [list(batches(party.data.inputs, party.rows, party.fill)) for party in parties]
     total = parties[0].data.n
     for turn in range(max(map(len, todo))):
-        for party, parts, classes in zip(parties, todo, found, strict=True):
+        for party, parts, classes in zip(parties, todo, by_party, strict=True):
             if turn < len(parts):
                 count, part = parts[turn]
                 classes.append(party.classes_of(party.answer(party.http, part), count))
-        progress.update(sum(map(len, found[0])), total)
-    return [np.concatenate(classes) for classes in found]
+        progress.update(sum(map(len, by_party[0])), total)
+    return [np.concatenate(classes) for classes in by_party]
 
 
 def _same(a: Answer, b: Answer, party: _Party) -> bool:
@@ -206,13 +206,13 @@ def slice_pairs(
     data: Data, labels: NDArray[np.int64], stable: NDArray[np.int64], candidate: NDArray[np.int64]
 ) -> tuple[tuple[SlicePairs, ...], int]:
     """(the slices that lost most, as many as the result has room for; how many were compared)."""
-    found: list[SlicePairs] = []
+    compared: list[SlicePairs] = []
     for array, values in data.slices.items():
         kinds, counts = np.unique(values, return_counts=True)
         for kind in kinds[np.argsort(-counts, kind="stable")[:SLICE_VALUES]]:
             of_it = values == kind
             pairs = count_pairs(labels[of_it], stable[of_it], candidate[of_it])
-            found.append(
+            compared.append(
                 SlicePairs(
                     f"{array}={kind}"[:SLICE_NAME],
                     pairs.n,
@@ -220,16 +220,16 @@ def slice_pairs(
                     pairs.only_baseline_right,
                 )
             )
-    z = z_of(len(found))
-    found.sort(key=lambda s: -drop_interval(s.n, s.only_baseline_right, s.only_candidate_right, z)[0])
-    kept: list[SlicePairs] = []
+    z = z_of(len(compared))
+    compared.sort(key=lambda s: -drop_interval(s.n, s.only_baseline_right, s.only_candidate_right, z)[0])
+    reported: list[SlicePairs] = []
     room = SLICES_BYTES
-    for worst in found[:SLICES]:
+    for worst in compared[:SLICES]:
         room -= len(json.dumps(worst, ensure_ascii=False).encode())
         if room < 0:
             break
-        kept.append(worst)
-    return tuple(kept), len(found)
+        reported.append(worst)
+    return tuple(reported), len(compared)
 
 
 def evaluate(task: EvaluateTask, progress: Progress) -> TaskResult:

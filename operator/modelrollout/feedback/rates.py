@@ -22,21 +22,23 @@ class BodyBudget:
 
     def __init__(self, total: int, per_tenant: int) -> None:
         self._total, self._per_tenant = total, per_tenant
-        self._held: Counter[str] = Counter()
+        self._reserved_bytes: Counter[str] = Counter()
 
     @contextmanager
     def room(self, tenant: str, size: int) -> Iterator[None]:
         """Reserve memory for a body of ``size`` bytes. Raises TooManyError when none is left."""
-        if self._held[tenant] + size > self._per_tenant:
+        if self._reserved_bytes[tenant] + size > self._per_tenant:
             raise TooManyError(
-                f"{tenant} has sent bodies of {self._held[tenant]} bytes that are still on their way", 1.0
+                f"{tenant} has sent bodies of {self._reserved_bytes[tenant]} bytes that are still"
+                " on their way",
+                1.0,
             )
-        if self._held.total() + size > self._total:
+        if self._reserved_bytes.total() + size > self._total:
             raise TooManyError("many bodies are on their way", 1.0)
-        self._held[tenant] += size
+        self._reserved_bytes[tenant] += size
         try:
             yield
         finally:
-            self._held[tenant] -= size
-            if not self._held[tenant]:
-                del self._held[tenant]
+            self._reserved_bytes[tenant] -= size
+            if not self._reserved_bytes[tenant]:
+                del self._reserved_bytes[tenant]

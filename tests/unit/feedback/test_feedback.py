@@ -588,18 +588,18 @@ async def test_bodies_on_their_way_have_room_for_each_tenant(monkeypatch: pytest
             )
 
         sending = [sends(f"team-a:account-{i}") for i in range(3)]
-        while service._bodies._held["namespace team-a"] < 3 << 20:  # noqa: ASYNC110  no event tells of it
+        while service._bodies._reserved_bytes["namespace team-a"] < 3 << 20:  # noqa: ASYNC110  no event tells of it
             await asyncio.sleep(0)
         answer = await caller.post(GOOD, token="team-a:another", status=429)
         assert "namespace team-a" in answer["error"]
         await caller.post(GOOD, token="team-b:quiet")
         sending.append(sends("team-b:slow"))
-        while service._bodies._held.total() < 4 << 20:  # noqa: ASYNC110  no event tells of it
+        while service._bodies._reserved_bytes.total() < 4 << 20:  # noqa: ASYNC110  no event tells of it
             await asyncio.sleep(0)
         await caller.post(GOOD, token="team-c:quiet", status=429)
         release.set()
         assert [(await task).status for task in sending] == [200] * 4
-        assert not service._bodies._held
+        assert not service._bodies._reserved_bytes
 
 
 async def test_a_small_body_that_unpacks_to_a_large_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

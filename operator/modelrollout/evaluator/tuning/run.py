@@ -83,12 +83,12 @@ def requests(task: TuneTask, specs: Sequence[TensorSpec], progress: Progress) ->
     """
     rows, fill = batch_rows(specs, 1, FIELD)
     arrays = _arrays(task, specs, rows, progress)
-    found: list[bytes] = []
+    bodies: list[bytes] = []
     for _, part in batches(arrays, rows, fill):
-        found.append(encoded(task.model, part, specs))
-        if len(found) >= REQUESTS or sum(map(len, found)) >= REQUESTS_BYTES:
+        bodies.append(encoded(task.model, part, specs))
+        if len(bodies) >= REQUESTS or sum(map(len, bodies)) >= REQUESTS_BYTES:
             break
-    return found, rows
+    return bodies, rows
 
 
 class Bench:
@@ -170,35 +170,35 @@ def tune(task: TuneTask, progress: Progress) -> TaskResult:
             f"{FIELD}: the server failed under every configuration: {trials[0].problem}; see the log of its"
             " container",
         )
-    found = TuneResult(
+    result = TuneResult(
         configured=_result_of(configured),
         chosen=_result_of(best) if best.serving != configured.serving else None,
         candidates=len(trials),
         failed=sum(trial.load is None for trial in trials),
         trials=_others(trials, (configured, best)),
     )
-    say("tuned", chosen=found.chosen.model_dump() if found.chosen else None, candidates=found.candidates)
-    return TaskResult(tuned=found, message="; ".join(_remarks(task, config, best)))
+    say("tuned", chosen=result.chosen.model_dump() if result.chosen else None, candidates=result.candidates)
+    return TaskResult(tuned=result, message="; ".join(_remarks(task, config, best)))
 
 
 def _remarks(task: TuneTask, config: Any, best: Trial) -> list[str]:
-    found = []
+    remarks = []
     if not best.within:
-        found.append(
+        remarks.append(
             f"nothing keeps {100 * task.share:g} % of the requests within {task.objective_ms:g} ms, so the"
             " configured settings stay"
         )
     if task.data is None:
-        found.append(
+        remarks.append(
             f"measured with inputs that were made up; give {FIELD}.data if the model's time depends on its"
             " inputs"
         )
     if not config.max_batch_size:
-        found.append(
+        remarks.append(
             "spec.serving.batching.maxBatchSize is 0, so requests were not joined; set it to the most samples"
             " that a client may send at once"
         )
-    return found
+    return remarks
 
 
 def _result_of(trial: Trial) -> TrialResult:
@@ -216,7 +216,7 @@ def _result_of(trial: Trial) -> TrialResult:
 def _others(trials: Sequence[Trial], shown: Sequence[Trial]) -> tuple[TrialResult, ...]:
     """The best of the trials that are not shown already, as many as there is room for."""
     known = {trial.serving for trial in shown}
-    kept: list[TrialResult] = []
+    results: list[TrialResult] = []
     room = TRIALS_BYTES
     for trial in sorted((t for t in trials if t.serving not in known), key=lambda t: t.worth, reverse=True)[
         :TRIALS
@@ -225,5 +225,5 @@ def _others(trials: Sequence[Trial], shown: Sequence[Trial]) -> tuple[TrialResul
         room -= len(json.dumps(row.model_dump(exclude_defaults=True)))
         if room < 0:
             break
-        kept.append(row)
-    return tuple(kept)
+        results.append(row)
+    return tuple(results)

@@ -163,7 +163,7 @@ def compare(
     """Measure both again, in turns, each at its best number of requests in flight: medians of the
     rounds that there is time for (one at least).
     """
-    found: dict[ServingConfig, list[Load]] = {a.serving: [], b.serving: []}
+    loads: dict[ServingConfig, list[Load]] = {a.serving: [], b.serving: []}
     failed: dict[ServingConfig, str] = {}
     for turn in range(rounds):
         if turn and not time_left():
@@ -172,10 +172,10 @@ def compare(
             if trial.load is None or trial.serving in failed:
                 continue
             try:
-                found[trial.serving].append(measure(trial.serving, trial.load.in_flight))
+                loads[trial.serving].append(measure(trial.serving, trial.load.in_flight))
             except CandidateFailed as problem:
                 failed[trial.serving] = str(problem)
-    return tuple(_median(t, found[t.serving], failed.get(t.serving), objective_ms) for t in (a, b))  # type: ignore[return-value]
+    return tuple(_median(t, loads[t.serving], failed.get(t.serving), objective_ms) for t in (a, b))  # type: ignore[return-value]
 
 
 def _median(trial: Trial, loads: Sequence[Load], problem: str | None, objective_ms: float) -> Trial:
