@@ -100,10 +100,10 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> SourceModel:
     names = [tensor.name for tensor in in_order(own, own, tensors.inputs)] if tensors else own
 
     def predict(arrays: Arrays) -> list[NDArray[Any]]:
-        given = [
+        arguments = [
             torch.from_numpy(arrays[name]).to(types[origin]) for name, origin in zip(names, own, strict=True)
         ]
-        positional, named = _pytree.tree_unflatten(given, program.call_spec.in_spec)
+        positional, named = _pytree.tree_unflatten(arguments, program.call_spec.in_spec)
         with torch.no_grad():
             return [tensor.numpy() for tensor in flat(_pytree.tree_leaves(module(*positional, **named)))]
 

@@ -42,33 +42,33 @@ PARITY_TOLERANCE = 1e-4  # absolute and relative
 PARITY_SHARE = 0.001
 
 
-def expect_format(path: Path, wanted: SourceFormat | None) -> SourceFormat:
+def expect_format(path: Path, declared: SourceFormat | None) -> SourceFormat:
     """The format of the file; raises JobError: FormatNotSet (the image of the Job was chosen
     without knowing it), FormatMismatch.
     """
     detected = sniff(path) or "ONNX"
-    if wanted is None and detected != "ONNX":
+    if declared is None and detected != "ONNX":
         raise bad_input(
             Reason.FORMAT_NOT_SET,
             f"{FIELD}.format: the file is a model of {detected}: set spec.model.format: {detected}, which"
             " chooses the image",
         )
     if (
-        wanted == "PyTorch"
+        declared == "PyTorch"
         and detected == "ONNX"
         and (refusal := inspect.sniff(path, f"{FIELD}.uri"))
         and refusal.reason == Reason.PICKLE_REFUSED
     ):
         raise refusal  # a checkpoint: PyTorch's, but no program
-    if wanted is not None and wanted != detected:
+    if declared is not None and declared != detected:
         what = (
             f"is a model of {detected}"
             if detected != "ONNX"
-            else f"is not what is read of it ({BY_NAME[wanted].saved_as})"
+            else f"is not what is read of it ({BY_NAME[declared].saved_as})"
         )
         raise bad_input(
             Reason.FORMAT_MISMATCH,
-            f"{FIELD}.format: {wanted}, but the file {what}; correct the format, or export the model again",
+            f"{FIELD}.format: {declared}, but the file {what}; correct the format, or export the model again",
         )
     return detected
 
@@ -105,11 +105,11 @@ def expect_tensors(declared: Tensors, info: inspect.ModelInfo) -> None:
     """Raise TensorMismatch unless the converted model takes and gives what its owner declared. A
     size may be dynamic where a fixed one was declared.
     """
-    for field, wanted, tensors in (
+    for field, required, tensors in (
         ("inputs", declared.inputs, info.inputs),
         ("outputs", declared.outputs, info.outputs),
     ):
-        specs = [TensorSpec(t.name, t.data_type, t.shape) for t in wanted]
+        specs = [TensorSpec(t.name, t.data_type, t.shape) for t in required]
         fits = len(specs) == len(tensors) and all(
             (s.name, s.datatype, len(s.shape)) == (f.name, f.datatype, len(f.shape))
             and all(a == b or b < 0 for a, b in zip(s.shape, f.shape, strict=True))
@@ -137,8 +137,8 @@ def run_isolated(task: str, path: Path, kind: SourceFormat, folder: Path) -> Non
             str(path),
             str(folder),
         ]
-        kept = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS") if name in os.environ}
-        environment = kept | {
+        inherited = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS") if name in os.environ}
+        environment = inherited | {
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
             "HOME": home,
             "TMPDIR": home,
@@ -174,15 +174,15 @@ def parity(
     folder: Path,
     converted: Path,
     specs: Sequence[TensorSpec],
-    given: Arrays | None,
+    samples: Arrays | None,
 ) -> dict[str, Any]:
-    """Compare the original with the converted model on ``given`` inputs, PARITY_SAMPLES of them or
-    fewer, or on generated ones.
+    """Compare the original with the converted model on ``samples``, at most PARITY_SAMPLES of them,
+    or on generated ones.
 
     Raises JobError: ConversionUnfaithful, NoBatchDimension, InferenceFailed, InferenceTimeout, and
     those of ``run_isolated``.
     """
-    inputs = _generated(specs, trees=BY_NAME[kind].flavour == "trees") if given is None else given
+    inputs = _generated(specs, trees=BY_NAME[kind].flavour == "trees") if samples is None else samples
     largest = max(math.prod(array.shape[1:]) for array in inputs.values())
     inputs = {
         name: array[: max(1, min(PARITY_SAMPLES, PARITY_ELEMENTS // max(1, largest)))]
@@ -199,7 +199,7 @@ def parity(
     differences: list[NDArray[np.float64]] = []
     wrong = 0
     with np.load(folder / OUTPUTS) as answers:
-        wanted = len({name.split("/")[1] for name in answers.files})
+        output_count = len({name.split("/")[1] for name in answers.files})
         answered = outputs_of(
             open_session(converted, "the converted model"),
             specs,
@@ -208,8 +208,8 @@ def parity(
             lambda done, total: None,
         )
         for i, batch in enumerate(answered):
-            original = [_rows(answers[f"{i}/{position}"], batch.rows) for position in range(wanted)]
-            ours = [_rows(np.asarray(output), batch.rows) for output in batch.outputs[-wanted:]]
+            original = [_rows(answers[f"{i}/{position}"], batch.rows) for position in range(output_count)]
+            ours = [_rows(np.asarray(output), batch.rows) for output in batch.outputs[-output_count:]]
             close = np.ones(batch.rows, bool)
             for want, got in zip(original, ours, strict=True):
                 if got.shape[1] == 2 and want.shape[1] == 1:  # the probability of class 1 alone
@@ -230,12 +230,12 @@ def parity(
         raise bad_input(
             Reason.CONVERSION_UNFAITHFUL,
             f"{FIELD}.uri: the converted model answers otherwise on {wrong} of {n}"
-            f" {'generated ' if given is None else ''}samples, by up to {largest_difference:.3g}; {REMEDY}",
+            f" {'generated ' if samples is None else ''}samples, by up to {largest_difference:.3g}; {REMEDY}",
         )
     return {
         "from": kind,
         "samples": n,
-        "generated": given is None,
+        "generated": samples is None,
         "apart": wrong,
         "largestDifference": largest_difference,
     }

@@ -93,8 +93,8 @@ def _original(model: Any) -> SourceModel:
     types = {spec.name: served_type(spec.name, spec.dtype) for spec in signature}
 
     def answer(*tensors: Any) -> dict[str, Any]:
-        given = tree.pack_sequence_as(model.input, list(tensors))
-        results = tree.flatten(model(given, training=False))
+        arguments = tree.pack_sequence_as(model.input, list(tensors))
+        results = tree.flatten(model(arguments, training=False))
         return {name: tf.identity(tensor, name=name) for name, tensor in zip(outputs, results, strict=True)}
 
     def predict(arrays: Arrays) -> list[NDArray[Any]]:

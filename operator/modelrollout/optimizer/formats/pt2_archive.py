@@ -183,11 +183,11 @@ def _check_major(version: str) -> None:
 def _in_one_folder(files: Mapping[str, Path]) -> Parts:
     if compiled := next((name for name in files if _COMPILED.fullmatch(name)), None):
         raise code_refused(f"compiled code ({compiled[:100]!r})")
-    for name, wanted in _SAYS.items():
+    for name, expected in _SAYS.items():
         content = files[name].read_bytes()[:20].decode(errors="replace") if name in files else ""
-        if content != wanted:
+        if content != expected:
             raise invalid(
-                f"the archive says {name} {content!r}, and {wanted!r} is read",
+                f"the archive says {name} {content!r}, and {expected!r} is read",
                 "save it with PyTorch 2.6 to 2.15",
             )
     models = sorted(

@@ -35,7 +35,7 @@ def load(path: Path, folder: Path, _: Tensors | None) -> SourceModel:
     ServingSignatureMissing, TypeUnsupported.
     """
     root = unpack_folder(path, folder, MARKER)
-    wanted, signature = _signature(root / MARKER)
+    meta_graph, signature = _signature(root / MARKER)
     import tensorflow as tf
 
     inputs, outputs = (
@@ -44,10 +44,10 @@ def load(path: Path, folder: Path, _: Tensors | None) -> SourceModel:
     )
     if not inputs:
         raise no_inputs()
-    saver, start = wanted.saver_def, wanted.signature_def.get("__saved_model_init_op")
+    saver, start = meta_graph.saver_def, meta_graph.signature_def.get("__saved_model_init_op")
     first = [tensor.name for tensor in start.outputs.values()] if start else []
     restore = [saver.restore_op_name, saver.filename_tensor_name] if saver.restore_op_name else []
-    graph_def = _needed(wanted.graph_def, [*inputs.values(), *outputs.values(), *restore, *first])
+    graph_def = _needed(meta_graph.graph_def, [*inputs.values(), *outputs.values(), *restore, *first])
     check_graph(graph_def)
 
     graph = tf.Graph()
@@ -75,9 +75,9 @@ def load(path: Path, folder: Path, _: Tensors | None) -> SourceModel:
             )
 
         def served(*tensors: Any) -> dict[str, Any]:
-            given = {inputs[name]: tensor for name, tensor in zip(inputs, tensors, strict=True)}
+            feeds = {inputs[name]: tensor for name, tensor in zip(inputs, tensors, strict=True)}
             results = tf.graph_util.import_graph_def(
-                frozen, input_map=given, return_elements=list(outputs.values()), name=""
+                frozen, input_map=feeds, return_elements=list(outputs.values()), name=""
             )
             return {
                 name: tf.identity(tensor, name=name) for name, tensor in zip(outputs, results, strict=True)
@@ -128,29 +128,29 @@ def _needed(graph: Any, tensors: Iterable[str]) -> Any:
     """
     by_name = {node.name: node for node in graph.node}
     functions = {function.signature.name: function for function in graph.library.function}
-    kept: set[str] = set()
+    reachable: set[str] = set()
     waiting = [_node_of(name) for name in tensors]
     while waiting:
         name = waiting.pop()
         if name not in by_name:
             raise invalid(f"the graph in {MARKER} lacks node {name!r}", _RESAVE)
-        if name not in kept:
-            kept.add(name)
+        if name not in reachable:
+            reachable.add(name)
             waiting += [_node_of(tensor) for tensor in by_name[name].input]
     called: set[str] = set()
-    calls = [name for node in kept for name in functions_of(by_name[node])]
+    calls = [name for node in reachable for name in functions_of(by_name[node])]
     while calls:
         name = calls.pop()
         if name in functions and name not in called:
             called.add(name)
             calls += [inner for node in functions[name].node_def for inner in functions_of(node)]
     needed = type(graph)(versions=graph.versions)
-    needed.node.extend(node for node in graph.node if node.name in kept)
+    needed.node.extend(node for node in graph.node if node.name in reachable)
     needed.library.function.extend(functions[name] for name in sorted(called))
     # freezing reads a variable by the node of this name
     for variable in [node for node in needed.node if node.op == "VarHandleOp"]:
         read = f"{variable.name}/Read/ReadVariableOp"
-        if read not in kept:
+        if read not in reachable:
             added = needed.node.add(name=read, op="ReadVariableOp", input=[variable.name])
             added.attr["dtype"].CopyFrom(variable.attr["dtype"])
     return needed

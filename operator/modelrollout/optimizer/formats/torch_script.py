@@ -83,10 +83,10 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> SourceModel:
 
     def convert() -> ModelProto:
         file = io.BytesIO()
-        given = tuple(torch.from_numpy(example(tensor)) for tensor in inputs)
+        examples = tuple(torch.from_numpy(example(tensor)) for tensor in inputs)
         with torch.no_grad():
             try:
-                count = len(flat(module(*given)))
+                count = len(flat(module(*examples)))
             except RuntimeError as error:
                 # the interpreter's: a traceback of the program, what is wrong at its end
                 line = str(error).strip().rpartition("\n")[2][:300]
@@ -99,7 +99,7 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> SourceModel:
                 )
             torch.onnx.export(
                 module,
-                given,
+                examples,
                 file,
                 dynamo=False,
                 opset_version=OPSET,
@@ -118,12 +118,12 @@ def checked_copy(path: Path, folder: Path) -> Path:
     """
     root = folder / "archive"
     names = {name.partition("/")[2]: root / name for name in extract(path, root, UNPACKED_LIMIT_BYTES)}
-    kept = {name: file for name, file in names.items() if _READ.fullmatch(name)}
-    if not {*_PICKLED, "version"} <= kept.keys():
+    members = {name: file for name, file in names.items() if _READ.fullmatch(name)}
+    if not {*_PICKLED, "version"} <= members.keys():
         raise invalid("the archive holds no whole program of TorchScript", _RESAVE)
     copied = folder / "source.pt"
     with zipfile.ZipFile(copied, "w") as archive:
-        for name, file in kept.items():
+        for name, file in members.items():
             if name.startswith("code/"):
                 _check_code(file.read_bytes(), name)
             elif name in _PICKLED:
@@ -180,19 +180,19 @@ def _mismatch(field: str, what: str) -> JobError:
     return bad_input(Reason.TENSOR_MISMATCH, f"spec.serving.triton.{field}: {what}; correct the field")
 
 
-def in_order(arguments: Sequence[str], required: Sequence[str], given: Sequence[Tensor]) -> list[Tensor]:
+def in_order(arguments: Sequence[str], required: Sequence[str], tensors: Sequence[Tensor]) -> list[Tensor]:
     """Inputs in the order of the program's arguments: by their names, or, where no name is one of
     them, as they stand.
 
     Raises JobError: TensorUnknown.
     """
-    by_name = {tensor.name: tensor for tensor in given}
+    by_name = {tensor.name: tensor for tensor in tensors}
     if by_name.keys().isdisjoint(arguments):
-        ordered = list(given)
-        whole = len(required) <= len(given) <= len(arguments)
+        ordered = list(tensors)
+        whole = len(required) <= len(tensors) <= len(arguments)
     else:
-        ordered = [by_name[name] for name in arguments[: len(given)] if name in by_name]
-        whole = len(ordered) == len(given) and by_name.keys() >= set(required)
+        ordered = [by_name[name] for name in arguments[: len(tensors)] if name in by_name]
+        whole = len(ordered) == len(tensors) and by_name.keys() >= set(required)
     if not whole:
         raise bad_input(
             Reason.TENSOR_UNKNOWN,

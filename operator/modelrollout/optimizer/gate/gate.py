@@ -44,7 +44,7 @@ def field_metric(index: int) -> str:
     return f"spec.optimization.gate.metrics[{index}]"
 
 
-def labels_wanted(gate: Gate) -> str | None:
+def required_labels(gate: Gate) -> str | None:
     """``numbers``, ``classes``, or None: agreement alone needs no labels."""
     names = {metric.name for metric in gate.metrics}
     return "numbers" if names & ERRORS else "classes" if names - {"agreement"} else None
@@ -290,10 +290,10 @@ def by_slice(
     report: dict[str, dict[str, Any]] = {}
     for name, values in data.slices.items():
         kinds, counts = np.unique(values, return_counts=True)
-        kept = kinds[np.argsort(-counts, kind="stable")[:MAX_SLICE_VALUES]]
+        largest = kinds[np.argsort(-counts, kind="stable")[:MAX_SLICE_VALUES]]
         report[name] = {
             str(v): count_pairs(labels[m], baseline[m], candidate[m]).model_dump()
-            for v in sorted(kept)
+            for v in sorted(largest)
             for m in (values == v,)
         }
     return report

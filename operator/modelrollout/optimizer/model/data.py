@@ -146,15 +146,15 @@ def _read_array(file: IO[bytes], size: int, what: str, field: str) -> NDArray[An
             f"{field}.uri: {what} holds Python objects, which are pickled and never loaded; store numbers or"
             " fixed-width strings",
         )
-    wanted = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or wanted != size - file.tell():
+    expected = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or expected != size - file.tell():
         raise bad_input(
             Reason.DATA_NOT_NPZ,
-            f"{field}.uri: {what} says that it has shape {list(shape)}, {wanted} bytes, but holds"
+            f"{field}.uri: {what} says that it has shape {list(shape)}, {expected} bytes, but holds"
             f" {size - file.tell()}; {_REMEDY}",
         )
-    plain = np.frombuffer(bytearray(file.read(wanted)), np.uint8)
-    if dtype.kind == "U" and wanted:
+    plain = np.frombuffer(bytearray(file.read(expected)), np.uint8)
+    if dtype.kind == "U" and expected:
         letters = plain.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder))
         # Python makes no text of what is beyond Unicode, and of surrogates one that nobody can
         # write.
@@ -165,7 +165,7 @@ def _read_array(file: IO[bytes], size: int, what: str, field: str) -> NDArray[An
             )
     return (
         plain.view(dtype).reshape(shape, order="F" if by_columns else "C")
-        if wanted
+        if expected
         else np.empty(shape, dtype)
     )
 
@@ -322,7 +322,7 @@ def match(
     )
 
 
-def batch_rows(inputs: Sequence[TensorSpec], wanted: int, field: str) -> tuple[int, bool]:
+def batch_rows(inputs: Sequence[TensorSpec], preferred: int, field: str) -> tuple[int, bool]:
     """Rows of a request and whether the last one must be filled up to it: a fixed first dimension
     leaves no choice.
     """
@@ -333,7 +333,7 @@ def batch_rows(inputs: Sequence[TensorSpec], wanted: int, field: str) -> tuple[i
             f"{field}: the model's inputs have different fixed first dimensions {sorted(fixed)}; export it"
             " with a batch dimension",
         )
-    return (fixed.pop(), True) if fixed else (wanted, False)
+    return (fixed.pop(), True) if fixed else (preferred, False)
 
 
 def batches(inputs: Mapping[str, NDArray[Any]], rows: int, fill: bool) -> Iterator[tuple[int, Arrays]]:

@@ -422,11 +422,11 @@ def constants_inside(path: Path, target: Path) -> Path:
     names = {t.name for t in model.graph.initializer} | {
         s.values.name for s in model.graph.sparse_initializer
     }
-    kept = [value for value in model.graph.input if value.name not in names]
-    if len(kept) == len(model.graph.input) and model.ir_version >= _CONSTANTS_IR:
+    inputs = [value for value in model.graph.input if value.name not in names]
+    if len(inputs) == len(model.graph.input) and model.ir_version >= _CONSTANTS_IR:
         return path
     del model.graph.input[:]
-    model.graph.input.extend(kept)
+    model.graph.input.extend(inputs)
     model.ir_version = max(model.ir_version, _CONSTANTS_IR)
     files.remove(target)
     files.save_graph(model, target)
@@ -452,8 +452,8 @@ def _check_external(tensor: TensorProto, path: Path, field: str) -> None:
     except ValueError:
         part = files.Part(path, -1, -1)
     bits = _BITS.get(tensor.data_type)
-    wanted = None if bits is None else (math.prod(tensor.dims) * bits + 7) // 8
-    if part.offset < 0 or part.offset + part.length > size or part.length != wanted:
+    expected = None if bits is None else (math.prod(tensor.dims) * bits + 7) // 8
+    if part.offset < 0 or part.offset + part.length > size or part.length != expected:
         raise bad_input(
             Reason.EXTERNAL_DATA_MISSING,
             f"{field}: tensor {tensor.name!r} has shape {list(tensor.dims)[:8]}, and says that it is"

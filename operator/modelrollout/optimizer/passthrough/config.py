@@ -27,7 +27,7 @@ FIELD = "spec.model.uri"
 CONFIG_LIMIT_BYTES = 256 << 10
 DIMENSION_LIMIT = 1 << 31
 
-_KEPT = frozenset(
+_AUTHOR_FIELDS = frozenset(
     {
         "max_batch_size", "input", "output", "batch_input", "batch_output", "optimization",
         "dynamic_batching", "instance_group", "parameters",
@@ -96,7 +96,7 @@ def written(served: Served, own: bytes | None, batching: Batching, instance_kind
             " of the two",
         )
     if own is not None:
-        config = kept(_read(own), served)
+        config = expect_author_fields(_read(own), served)
         _batch(config, batching)
     elif served.inputs:
         config = _from_spec(served, batching)
@@ -151,7 +151,7 @@ def _read(own: bytes) -> Any:
         raise _invalid(f"Triton does not read it: {line}") from None
 
 
-def kept(config: Any, served: Served) -> Any:
+def expect_author_fields(config: Any, served: Served) -> Any:
     """What the author's file says and may say."""
     kind = KINDS[served.backend]
     for field, want in (
@@ -172,7 +172,7 @@ def kept(config: Any, served: Served) -> Any:
                 f" {value[:100]!r}; {remedy}",
             )
     for descriptor, _ in config.ListFields():
-        if descriptor.name not in _KEPT | _OURS:
+        if descriptor.name not in _AUTHOR_FIELDS | _OURS:
             raise _unsupported(
                 descriptor.name, _REFUSED.get(descriptor.name, "it is not known here; leave it out")
             )

@@ -145,8 +145,8 @@ def _entry(names: Sequence[str], backend: Backend, model: PurePosixPath | None) 
     """The folder of the backend's file. ``model``: the folder of config.pbtxt, in or one below
     which it must be, as in Triton's repository.
     """
-    wanted = _GRAPH_FILE if backend == "SavedModel" else KINDS[backend].file
-    folders = [PurePosixPath(n).parent for n in names if PurePosixPath(n).name == wanted]
+    file_name = _GRAPH_FILE if backend == "SavedModel" else KINDS[backend].file
+    folders = [PurePosixPath(n).parent for n in names if PurePosixPath(n).name == file_name]
     if model is not None:
         versions = [p.parent if p.name == KINDS[backend].file else p for p in folders]
         folders = [p for p, v in zip(folders, versions, strict=True) if v == model or v.parent == model]
@@ -157,11 +157,11 @@ def _entry(names: Sequence[str], backend: Backend, model: PurePosixPath | None) 
         where = f" beside {CONFIG_FILE} or in a folder below it" if model is not None else ""
         raise bad_input(
             Reason.BACKEND_FILE_MISSING,
-            f"{FIELD}: {backend} serves {wanted}, which the archive does not hold{where}; pack it, or"
+            f"{FIELD}: {backend} serves {file_name}, which the archive does not hold{where}; pack it, or"
             " rename it",
         )
     if len(folders) > 1:
-        raise _ambiguous(f"{len(folders)} files {wanted}", [p.as_posix() for p in folders])
+        raise _ambiguous(f"{len(folders)} files {file_name}", [p.as_posix() for p in folders])
     return folders[0]
 
 
@@ -174,7 +174,7 @@ def _ambiguous(what: str, where: Sequence[str]) -> JobError:
 
 def servable(files: dict[str, Path], served: Served) -> dict[str, Path]:
     """What is served; raises JobError: CodeRefused, NameRefused, TooLarge."""
-    kept = {name: path for name, path in files.items() if served.code or _reads(name, served.backend)}
+    served_files = {name: path for name, path in files.items() if served.code or _reads(name, served.backend)}
     if code := next(
         (name for name in sorted(files) if not served.code and _is_code(name, served.backend)), None
     ):
@@ -186,19 +186,19 @@ def servable(files: dict[str, Path], served: Served) -> dict[str, Path]:
         raise bad_input(
             Reason.CODE_REFUSED, f"{FIELD}: {code!r} in the archive can run code; leave it out, or {remedy}"
         )
-    if odd := next((name for name in sorted(kept) if not is_name(name) or name == REPORT), None):
+    if odd := next((name for name in sorted(served_files) if not is_name(name) or name == REPORT), None):
         raise bad_input(
             Reason.NAME_REFUSED,
             f"{FIELD}: {odd[:250]!r} in the archive: at most 200 letters, digits and . _ + - are possible,"
             f" and {REPORT} is taken; rename it",
         )
-    if len(kept) > MAX_FILES:
+    if len(served_files) > MAX_FILES:
         raise bad_input(
             Reason.TOO_LARGE,
-            f"{FIELD}: the archive holds {len(kept)} files to serve, more than {MAX_FILES}; pack the model"
-            " and its data only",
+            f"{FIELD}: the archive holds {len(served_files)} files to serve, more than {MAX_FILES}; pack the"
+            " model and its data only",
         )
-    return kept
+    return served_files
 
 
 def _reads(name: str, backend: Backend) -> bool:

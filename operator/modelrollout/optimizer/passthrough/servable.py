@@ -14,7 +14,7 @@ from google.protobuf.text_format import ParseError  # type: ignore[import-untype
 
 from modelrollout.contract.formats import Served
 from modelrollout.jobs.errors import JobError, bad_input
-from modelrollout.optimizer.passthrough.config import CONFIG_LIMIT_BYTES, kept
+from modelrollout.optimizer.passthrough.config import CONFIG_LIMIT_BYTES, expect_author_fields
 from modelrollout.reasons import Reason
 from modelrollout.triton.backends import KINDS, Kind
 from modelrollout.triton.config import parse
@@ -48,10 +48,10 @@ def expect_servable(served: Served | None, names: Collection[str], config: str) 
         kind.platform,
         kind.file,
     ):
-        given = (
+        declared = (
             f"{message.backend or message.platform or 'no backend'!r} and {message.default_model_filename!r}"
         )
-        raise refused(f"its config.pbtxt is for {given}, not for {kind.backend} and {kind.file}")
+        raise refused(f"its config.pbtxt is for {declared}, not for {kind.backend} and {kind.file}")
     if served is None:
         if extra := sorted({field.name for field, _ in message.ListFields()} - _OURS):
             raise refused(f"its config.pbtxt says {extra[0]}")
@@ -62,7 +62,7 @@ def expect_servable(served: Served | None, names: Collection[str], config: str) 
     from modelrollout.optimizer.passthrough.repository import servable
 
     try:
-        kept(message, served)
+        expect_author_fields(message, served)
         read = servable({name: Path(name) for name in names}, served)
     except JobError as error:
         raise refused(error.message) from None

@@ -97,11 +97,11 @@ def check_model(s: PrepareState) -> None:
 def _check_data(s: PrepareState) -> None:
     """Data sets that fit the source model's inputs, and models that can be run."""
     sources = sources_of(s.task)
-    labels = gate.labels_wanted(s.task.gate) if s.task.gate else None
+    labels = gate.required_labels(s.task.gate) if s.task.gate else None
     s.data, s.models = {}, {}
     for field, source in sources.items():
-        wanted, path = source.wanted, s.data_files[field].path
-        if isinstance(wanted, ModelFile):
+        spec, path = source.spec, s.data_files[field].path
+        if isinstance(spec, ModelFile):
             check(path, f"{field}.uri")
             open_session(path, f"{field}.uri")
             s.models[field] = path
@@ -110,12 +110,12 @@ def _check_data(s: PrepareState) -> None:
         if source.step is None or source.judges:
             labelled, numbers = labels is not None, labels == "numbers"
         else:
-            present = wanted.labels in arrays
+            present = spec.labels in arrays
             labelled = definition_of(source.step).uses_labels(source.step, source.name, present)
             numbers = False
         s.data[field] = match(
             arrays,
-            wanted,
+            spec,
             s.info.inputs,
             field,
             labelled=labelled,

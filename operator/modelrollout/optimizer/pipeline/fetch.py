@@ -29,12 +29,12 @@ def fetch_data(s: PrepareState) -> None:
     s.files = {}
     with s.progress.stage("data"):
         for number, (field, source) in enumerate(sources.items()):
-            wanted = source.wanted
-            s.files[field] = ObjectStore(wanted.location, f"{field}.uri").download(
+            spec = source.spec
+            s.files[field] = ObjectStore(spec.location, f"{field}.uri").download(
                 s.work / f"source-{number}", max_bytes=s.task.max_bytes, advance=s.progress.update
             )
-            if isinstance(wanted, ModelFile) and wanted.sha256:
-                expect_digest(s.files[field], wanted.sha256, field, wanted.location.uri)
+            if isinstance(spec, ModelFile) and spec.sha256:
+                expect_digest(s.files[field], spec.sha256, field, spec.location.uri)
     held_out = s.files.get(FIELD_GATE)
     for field, source in sources.items():
         if source.step and source.judges and s.files[field] == held_out:

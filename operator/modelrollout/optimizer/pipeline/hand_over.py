@@ -54,9 +54,9 @@ class _Made(BaseModel):
     report: dict[str, Any]
 
 
-def write_fetched(work: Path, given: Inputs) -> None:
+def write_fetched(work: Path, inputs: Inputs) -> None:
     """After everything was verified."""
-    (work / _FETCHED).write_text(given.model_dump_json())
+    (work / _FETCHED).write_text(inputs.model_dump_json())
 
 
 def read_fetched(work: Path) -> Inputs:

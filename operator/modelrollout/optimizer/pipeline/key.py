@@ -29,7 +29,7 @@ RECIPE_VERSION = 4
 class Source(NamedTuple):
     """Something that is fetched for a step (None: for the gate), and the step's name for it."""
 
-    wanted: DataSet | ModelFile
+    spec: DataSet | ModelFile
     step: Step | None
     name: str
 
@@ -46,9 +46,9 @@ def sources_of(task: PrepareTask) -> dict[str, Source]:
     for index, step in enumerate(task.steps):
         definition_of(step).check_options(step, field_of(index, step))
     sources = {
-        f"{field_of(index, step)}.{name}": Source(wanted, step, name)
+        f"{field_of(index, step)}.{name}": Source(spec, step, name)
         for index, step in enumerate(task.steps)
-        for name, wanted in step.sources().items()
+        for name, spec in step.sources().items()
     }
     if task.gate:
         sources[FIELD_GATE] = Source(task.gate.data, None, "data")
@@ -74,17 +74,17 @@ def inputs_of(task: PrepareTask, data: dict[str, str], signer: str | None = None
     was verified with, so that an unverified source never gets the key of a verified one.
     """
 
-    def content(wanted: DataSet | ModelFile, field: str) -> dict[str, Any]:
-        if isinstance(wanted, ModelFile):
+    def content(spec: DataSet | ModelFile, field: str) -> dict[str, Any]:
+        if isinstance(spec, ModelFile):
             return {"sha256": data[field]}
-        return {"sha256": data[field], "labels": wanted.labels, "slices": list(wanted.slices)}
+        return {"sha256": data[field], "labels": spec.labels, "slices": list(spec.slices)}
 
     def recipe(index: int, step: Step) -> dict[str, Any]:
         where = field_of(index, step)
         options = step.model_dump()
-        for name, wanted in step.sources().items():
+        for name, spec in step.sources().items():
             *outer, last = name.split(".")
-            reduce(lambda inside, key: inside[key], outer, options)[last] = content(wanted, f"{where}.{name}")
+            reduce(lambda inside, key: inside[key], outer, options)[last] = content(spec, f"{where}.{name}")
         return options
 
     own = ({"signer": signer} if signer else {}) | {

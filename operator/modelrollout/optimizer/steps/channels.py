@@ -346,10 +346,10 @@ class Channels:
     def _reduced(self, node: NodeProto, layout: _Layout | None, attributes: dict[str, Any]) -> _Layout | None:
         """A mean over axes that are not the channels'."""
         rank = self._rank(node.input[0])
-        given = attributes.get("axes") if len(node.input) < 2 else self.weights.get(node.input[1])
-        if layout is None or rank is None or given is None:
+        raw_axes = attributes.get("axes") if len(node.input) < 2 else self.weights.get(node.input[1])
+        if layout is None or rank is None or raw_axes is None:
             return None
-        axes = {int(a) % rank for a in given}
+        axes = {int(a) % rank for a in raw_axes}
         if layout.axis in axes:
             return None
         return (
@@ -373,8 +373,8 @@ class Channels:
     def _features(self, parts: Sequence[tuple[int, int]], keep: Keep) -> NDArray[np.intp]:
         features, offset = [], 0
         for space, block in parts:
-            kept = keep.get(self._root(space), np.arange(self._sizes[space]))
-            features.append((offset + kept[:, None] * block + np.arange(block)).ravel())
+            channels = keep.get(self._root(space), np.arange(self._sizes[space]))
+            features.append((offset + channels[:, None] * block + np.arange(block)).ravel())
             offset += self._sizes[space] * block
         return np.concatenate(features)
 

@@ -38,13 +38,13 @@ def graph(_: GraphStep, work: StepContext) -> dict[str, Any]:
     before, after = parse(work.source), parse(work.target)
     after.ir_version = before.ir_version
     used = {node.domain for node in after.graph.node}
-    kept = [
+    imports = [
         o
         for o in after.opset_import
         if o.domain in used | {""} or any(o.domain == b.domain for b in before.opset_import)
     ]
     del after.opset_import[:]
-    after.opset_import.extend(kept)
+    after.opset_import.extend(imports)
     files.save_graph(after, work.target)
     return {"nodesBefore": len(before.graph.node), "nodesAfter": len(after.graph.node)}
 

@@ -52,8 +52,8 @@ def prune(step: PruneStep, work: StepContext) -> dict[str, Any]:
         model, done = narrowed(channels, step.sparsity, work.field, activations)
     else:
         model, masks = _zeroed(channels, step.sparsity, work.field, activations)
-        kept = sum(int(mask.sum()) for mask in masks.values())
-        done = {"weightsBefore": sum(mask.size for mask in masks.values()), "weightsAfter": kept}
+        remaining = sum(int(mask.sum()) for mask in masks.values())
+        done = {"weightsBefore": sum(mask.size for mask in masks.values()), "weightsAfter": remaining}
         work.warn(
             f"{work.field}: unstructured pruning makes the model no faster with ONNX Runtime, and its file"
             " smaller only where it is compressed"
@@ -200,11 +200,11 @@ def _activations(channels: Channels, data: Data, work: StepContext) -> Activatio
     model = ModelProto()
     model.CopyFrom(channels.model)
     inputs = {spec.name for spec in work.info.inputs}
-    wanted = sorted({product.tensor for product in channels.products} - inputs)
+    tensors = sorted({product.tensor for product in channels.products} - inputs)
     present = {output.name for output in model.graph.output}
     known = {value.name: value for value in model.graph.value_info}
     model.graph.output.extend(
-        known.get(name, onnx.ValueInfoProto(name=name)) for name in wanted if name not in present
+        known.get(name, onnx.ValueInfoProto(name=name)) for name in tensors if name not in present
     )
     watched = work.target.parent / "activations" / work.target.name
     watched.parent.mkdir(exist_ok=True)
@@ -220,7 +220,7 @@ def _activations(channels: Channels, data: Data, work: StepContext) -> Activatio
     sample = {name: array[:ACTIVATION_SAMPLES] for name, array in data.inputs.items()}
     sums: dict[str, Any] = defaultdict(float)
     for count, part in batches(sample, rows, fill):
-        values = dict(zip(wanted, session.run(wanted, part), strict=True)) | part
+        values = dict(zip(tensors, session.run(tensors, part), strict=True)) | part
         for product in channels.products:
             array = np.abs(values[product.tensor][:count].astype(np.float64))
             others = tuple(a for a in range(array.ndim) if a != product.tensor_axis)

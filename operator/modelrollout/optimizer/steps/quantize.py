@@ -67,9 +67,9 @@ def _tidy(path: Path) -> Counter[str]:
     used = {
         node.domain for nodes in (model.graph.node, *(f.node for f in model.functions)) for node in nodes
     } | {f.domain for f in model.functions}
-    kept = [o for o in model.opset_import if o.domain in used | {"", "ai.onnx"} or _has_subgraph(model)]
+    imports = [o for o in model.opset_import if o.domain in used | {"", "ai.onnx"} or _has_subgraph(model)]
     del model.opset_import[:]
-    model.opset_import.extend(kept)
+    model.opset_import.extend(imports)
     sort_nodes(model.graph)
     files.save_graph(model, path)
     return Counter(node.op_type for node in model.graph.node)

@@ -104,12 +104,14 @@ def run_steps(
     for index, step in enumerate(steps[len(applied.done) :], len(applied.done)):
         where, target = field_of(index, step), _place_in(folder / f"step-{index}")
         inner = tuple(step.sources())
-        given = original if path == source else _prepare_source(path, folder / f"given-{index}", one_file)
+        prepared = (
+            original if path == source else _prepare_source(path, folder / f"prepared-{index}", one_file)
+        )
         work = StepContext(
             field=where,
-            source=given,
+            source=prepared,
             target=target,
-            info=check(given),
+            info=check(prepared),
             original=original,
             data={name: data[f"{where}.{name}"] for name in inner if f"{where}.{name}" in data},
             models={name: models[f"{where}.{name}"] for name in inner if f"{where}.{name}" in models},
@@ -124,7 +126,7 @@ def run_steps(
         before = files.size_of(path)
         done = run_step(step, work)
         if target.exists():
-            for left in {path, given} - {source, original}:  # large models fill the disk
+            for left in {path, prepared} - {source, original}:  # large models fill the disk
                 if left.is_relative_to(folder):
                     files.remove(left)
             path = target

@@ -41,7 +41,7 @@ class Folder:
 def doomed(
     objects: Iterable[Listed],
     root: str,
-    kept: frozenset[str],
+    referenced: frozenset[str],
     namespaces: frozenset[str],
     before: datetime,
     untouched: frozenset[str] = frozenset(),
@@ -49,7 +49,7 @@ def doomed(
     """Folders below ``root`` (by NAMESPACE/KEY) to which nothing refers and in which nothing was
     written since ``before``.
 
-    ``kept``: URIs of artifacts in use; ``namespaces``: whose artifacts may go, empty: all;
+    ``referenced``: URIs of artifacts in use; ``namespaces``: whose artifacts may go, empty: all;
     ``untouched``: whose stay. Objects that are not named like an artifact are not ours, and stay.
     """
     folders: defaultdict[str, Folder] = defaultdict(lambda: Folder(datetime.min.replace(tzinfo=UTC)))
@@ -64,18 +64,18 @@ def doomed(
     return {
         name: folder
         for name, folder in folders.items()
-        if f"{base}/{name}" not in kept and folder.newest < before
+        if f"{base}/{name}" not in referenced and folder.newest < before
     }
 
 
 def clean(task: CleanTask, progress: Progress) -> TaskResult:
     """Remove them, or with ``dry_run`` only log which; raises JobError."""
-    kept, untouched = _references(Path(task.references))
+    referenced, untouched = _references(Path(task.references))
     store = ObjectStore(task.artifacts, FIELD, bucket=True)
     before = datetime.now(UTC) - timedelta(seconds=task.older_than_seconds)
     with progress.stage("list"):
         unreferenced = doomed(
-            store.list(), task.artifacts.uri, kept, frozenset(task.namespaces), before, untouched
+            store.list(), task.artifacts.uri, referenced, frozenset(task.namespaces), before, untouched
         )
     freed = 0
     with progress.stage("delete"):
@@ -91,7 +91,7 @@ def clean(task: CleanTask, progress: Progress) -> TaskResult:
                 freed += folder.size
     verb = "would free" if task.dry_run else "freed"
     return TaskResult(
-        message=f"{len(unreferenced)} artifacts, {verb} {freed} bytes; {len(kept)} are referred to",
+        message=f"{len(unreferenced)} artifacts, {verb} {freed} bytes; {len(referenced)} are referred to",
         size_bytes=freed,
     )
 

@@ -270,15 +270,15 @@ class ObjectStore:
                 raise
 
 
-def expect_digest(fetched: Fetched, wanted: str, field: str, uri: str) -> None:
+def expect_digest(fetched: Fetched, expected: str, field: str, uri: str) -> None:
     """Raise DigestMismatch unless the bytes are the ones that were pinned; ``field`` holds ``uri``
     and ``sha256``.
     """
-    if fetched.sha256 != wanted.removeprefix("sha256:"):
+    if fetched.sha256 != expected.removeprefix("sha256:"):
         raise JobError(
             ExitCode.BAD_INPUT,
             Reason.DIGEST_MISMATCH,
-            f"{field}.uri: {uri} has sha256 {fetched.sha256}, not {wanted.removeprefix('sha256:')}; the file"
-            f" was replaced after it was pinned: correct {field}.sha256, or publish each version under a URI"
-            " of its own",
+            f"{field}.uri: {uri} has sha256 {fetched.sha256}, not {expected.removeprefix('sha256:')}; the"
+            f" file was replaced after it was pinned: correct {field}.sha256, or publish each version"
+            " under a URI of its own",
         )

@@ -68,8 +68,8 @@ def fit(
         check_label_range(data.labels, network.classes, f"{field}.data")
     total = in_epoch * recipe.epochs
     optimizer = optax.adam(optax.cosine_decay_schedule(recipe.learning_rate, total))
-    kept = {name: jnp.asarray(mask, jnp.float32) for name, mask in (masks or {}).items()}
-    weights = {name: jnp.asarray(value) * kept.get(name, 1) for name, value in network.weights.items()}
+    mask_arrays = {name: jnp.asarray(mask, jnp.float32) for name, mask in (masks or {}).items()}
+    weights = {name: jnp.asarray(value) * mask_arrays.get(name, 1) for name, value in network.weights.items()}
     state = optimizer.init(weights)
 
     @partial(jax.jit, donate_argnums=(0, 1))
@@ -77,7 +77,7 @@ def fit(
         value, gradients = jax.value_and_grad(partial(_loss, network, soft))(weights, batch)
         updates, state = optimizer.update(gradients, state, weights)
         moved: Any = optax.apply_updates(weights, updates)
-        return {name: w * kept[name] if name in kept else w for name, w in moved.items()}, state, value
+        return {n: w * mask_arrays[n] if n in mask_arrays else w for n, w in moved.items()}, state, value
 
     losses: list[float] = []
     rng = np.random.default_rng(SEED)

@@ -102,15 +102,15 @@ class Network:
         """Nodes that the scores depend on, in order; raises TrainingUnsupported for one that is not
         known.
         """
-        wanted, kept = {self.scores}, []
+        tensors, nodes = {self.scores}, []
         for node in reversed(self.model.graph.node):
-            if wanted.intersection(node.output):
-                kept.append(node)
-                wanted.update(node.input)
+            if tensors.intersection(node.output):
+                nodes.append(node)
+                tensors.update(node.input)
         unknown = sorted(
             {
                 n.op_type
-                for n in kept
+                for n in nodes
                 if n.op_type not in {*OPERATORS, "Constant"} or n.domain not in ("", "ai.onnx")
             }
         )
@@ -120,12 +120,12 @@ class Network:
                 f"{self._field}: this operator cannot train through {', '.join(unknown)}; train the model"
                 " where it was made, or leave the step out",
             )
-        return kept[::-1]
+        return nodes[::-1]
 
-    def run(self, weights: Parameters, inputs: Mapping[str, Any], wanted: str | None = None) -> Any:
-        """The logits [n, classes] (or the tensor ``wanted``) for inputs of one batch."""
+    def run(self, weights: Parameters, inputs: Mapping[str, Any], tensor: str | None = None) -> Any:
+        """The logits [n, classes] (or the values of ``tensor``) for inputs of one batch."""
         values: dict[str, Any] = {"": None, **self._constants, **weights, **inputs}
-        target = wanted or self.logits
+        target = tensor or self.logits
         for node in self._nodes:
             if target in values:
                 break
@@ -137,7 +137,7 @@ class Network:
                     attributes, *(values[name] for name in node.input)
                 )
         value = values[target]
-        return value.reshape((value.shape[0], -1)) if wanted is None else value
+        return value.reshape((value.shape[0], -1)) if tensor is None else value
 
     def _compare(self, inputs: Arrays, expected: NDArray[Any]) -> None:
         """ONNX Runtime's scores must come out: an operator that is understood otherwise would be
@@ -145,7 +145,7 @@ class Network:
         """
         try:
             scores = np.asarray(
-                jax.jit(partial(self.run, wanted=self.scores))(
+                jax.jit(partial(self.run, tensor=self.scores))(
                     self.weights, {k: jnp.asarray(v) for k, v in inputs.items()}
                 )
             )

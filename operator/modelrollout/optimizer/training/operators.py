@@ -274,11 +274,11 @@ def _global_max_pool(_: Attributes, x: Any) -> Any:
 def _reduction(name: str) -> Operator:
     def reduced(a: Attributes, x: Any, axes: Any = None) -> Any:
         # an attribute before opset 18 (13 for ReduceSum), then an input
-        given = a.get("axes") if axes is None else [int(i) for i in axes]
-        if not given and a.get("noop_with_empty_axes"):
+        dims = a.get("axes") if axes is None else [int(i) for i in axes]
+        if not dims and a.get("noop_with_empty_axes"):
             return x
         return getattr(_lib(x), name)(
-            x, axis=tuple(given) if given else None, keepdims=bool(a.get("keepdims", 1))
+            x, axis=tuple(dims) if dims else None, keepdims=bool(a.get("keepdims", 1))
         )
 
     return reduced
@@ -301,8 +301,8 @@ def _flatten(a: Attributes, x: Any) -> Any:
 
 @_operator("Reshape")
 def _reshape(a: Attributes, x: Any, shape: Any) -> Any:
-    wanted = [int(d) for d in shape]
-    return x.reshape([x.shape[i] if d == 0 and not a.get("allowzero") else d for i, d in enumerate(wanted)])
+    dims = [int(d) for d in shape]
+    return x.reshape([x.shape[i] if d == 0 and not a.get("allowzero") else d for i, d in enumerate(dims)])
 
 
 @_operator("Transpose")

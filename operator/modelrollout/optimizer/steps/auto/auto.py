@@ -164,7 +164,7 @@ def auto(step: AutoStep, work: StepContext) -> dict[str, Any]:
     judge = _Judge(_gate_for(work.gate, data, work), data, work)
     source = judge.made(SOURCE, work.source, [], [], work.advance)
     means = _means(step, work)
-    given = replace(
+    context = replace(
         work,
         data={"calibration": calibration}
         | {name: d for name, d in work.data.items() if name == "training.data"},
@@ -179,7 +179,7 @@ def auto(step: AutoStep, work: StepContext) -> dict[str, Any]:
         target = work.target.parent / f"candidate-{len(outcomes)}" / work.target.name
         target.parent.mkdir()
         try:
-            trial = _make(candidate, made[candidate.base], target, given, judge, ends)
+            trial = _make(candidate, made[candidate.base], target, context, judge, ends)
         except _TimeIsUpError:
             cut = candidate.name
             break
@@ -200,8 +200,8 @@ def auto(step: AutoStep, work: StepContext) -> dict[str, Any]:
             best = made[
                 choose(source.point, [m.point for m in made.values() if m is not source], step.objective).name
             ]
-        kept = {source.path, best.path, made[candidate.base].path, target}
-        for path in {m.path for m in made.values()} - kept:
+        in_use = {source.path, best.path, made[candidate.base].path, target}
+        for path in {m.path for m in made.values()} - in_use:
             files.remove(path)
         say(
             "tried",

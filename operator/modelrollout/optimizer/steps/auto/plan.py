@@ -121,10 +121,10 @@ def _in_order(means: Means, outcomes: Mapping[str, Outcome]) -> Iterator[Candida
                 yield candidate
                 if outcomes.get(candidate.name) != "Beyond":
                     break
-            kept = next((c.name for c in rung if outcomes.get(c.name) == "Within"), None)
-            if kept is None:
+            passed = next((c.name for c in rung if outcomes.get(c.name) == "Within"), None)
+            if passed is None:
                 return
-            yield from quantized(kept)
+            yield from quantized(passed)
 
     def fallback(first: list[Candidate], easier: list[Candidate]) -> Iterator[Candidate]:
         """Easier ones, until one keeps the budget, where the first rung lost too much."""
