@@ -52,14 +52,14 @@ def matches(kind: str, model: str, headers: Headers = ()) -> list[Object]:
     """Matches of a rule of an HTTPRoute or GRPCRoute, each with all of ``headers``. Gateway API
     allows 64 in a rule.
     """
-    wanted: Object = {"headers": given} if (given := [dict(h) for h in headers]) else {}
+    with_headers: Object = {"headers": copies} if (copies := [dict(h) for h in headers]) else {}
     if kind == "HTTPRoute":
         return [
-            {"path": {"type": "Exact", "value": path}, "method": method} | wanted
+            {"path": {"type": "Exact", "value": path}, "method": method} | with_headers
             for method, path in http_endpoints(model)
         ]
     return [
-        {"method": {"type": "Exact", "service": service, "method": method}} | wanted
+        {"method": {"type": "Exact", "service": service, "method": method}} | with_headers
         for service, method in GRPC_METHODS
     ]
 

@@ -134,14 +134,14 @@ def for_tuning(server: Object) -> Object:
     It listens on the loopback address alone, where no kubelet can ask it, so it has no probes: the
     program waits until it answers.
     """
-    kept = {
+    container = {
         key: value
         for key, value in server.items()
         if key not in ("lifecycle", "startupProbe", "readinessProbe", "livenessProbe", "ports")
     }
     loopback = [f"--{part}-address=127.0.0.1" for part in ("http", "grpc", "metrics")]
     args = [f"--model-repository={REPOSITORY}", "--model-control-mode=explicit", *_others(server), *loopback]
-    return kept | {
+    return container | {
         "args": args,
         "volumeMounts": [{"name": MODELS, "mountPath": REPOSITORY, "readOnly": True}, *_other_mounts(server)],
     }
@@ -183,7 +183,7 @@ def _other_mounts(container: Object) -> list[Any]:
     return [m for m in container.get("volumeMounts") or [] if m["name"] != MODELS]
 
 
-def _has(live: Object, wanted: Object) -> bool:
+def _has(live: Object, desired: Object) -> bool:
     """Flags and mounts decide: the rest says how a dead server is noticed, and opens nothing."""
     mounts = {
         (m["name"], m["mountPath"], m.get("subPath", ""), bool(m.get("readOnly")))
@@ -191,6 +191,6 @@ def _has(live: Object, wanted: Object) -> bool:
     }
     needed = {
         (m["name"], m["mountPath"], m.get("subPath", ""), bool(m.get("readOnly")))
-        for m in wanted["volumeMounts"]
+        for m in desired["volumeMounts"]
     }
-    return live.get("args") == wanted["args"] and mounts == needed
+    return live.get("args") == desired["args"] and mounts == needed

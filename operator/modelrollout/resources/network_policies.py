@@ -52,9 +52,9 @@ def policies(owner: Owner, clients: Sequence[str], config: NetworkPoliciesConfig
     ]
 
 
-def is_equivalent(live: Object, wanted: Object) -> bool:
+def is_equivalent(live: Object, desired: Object) -> bool:
     """Whether a live policy is exactly what is wanted: any addition would open something."""
-    return bool({"ingress": [], "egress": [], **(live.get("spec") or {})} == wanted["spec"])
+    return bool({"ingress": [], "egress": [], **(live.get("spec") or {})} == desired["spec"])
 
 
 def _policy(

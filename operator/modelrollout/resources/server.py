@@ -184,8 +184,8 @@ def wants_gpu(resources: Resources) -> bool:
 def tolerations(serving: Serving, gpu: bool) -> list[Any]:
     """Those of the spec, plus the usual one for GPU nodes if the pod requests a GPU."""
     usual = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
-    given: list[Any] = list(serving.tolerations or [])
-    return [*given, usual] if gpu and usual not in given else given
+    specified: list[Any] = list(serving.tolerations or [])
+    return [*specified, usual] if gpu and usual not in specified else specified
 
 
 def _placement(serving: Serving) -> Object:

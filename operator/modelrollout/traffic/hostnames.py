@@ -303,10 +303,10 @@ def standing(
     if spec is None:
         return Standing(live, lost)
     gateway = spec.traffic.gateway
-    wanted = requested_hosts(spec) if gateway else []
+    requested = requested_hosts(spec) if gateway else []
     own = names.own_name(namespace, model)
     if rules.reserve_names or known.claims.get(own):
-        wanted = [RequestedHost("metadata.name", "", own), *wanted]
+        requested = [RequestedHost("metadata.name", "", own), *requested]
     at = (gateway.namespace or namespace, gateway.name) if gateway else ("", "")
     wants = _known_before_it_is_made(spec)
     comes = {serves} if serves else {wants, running or wants}
@@ -318,7 +318,7 @@ def standing(
     taken: Problem | None = None
     taken_by: str | None = None
     since: datetime | None = None
-    for name in wanted:
+    for name in requested:
         claim = known.claims.get(name.host)
         mine = claim is not None and claim.holder == holder
         # since before there were claims, or its Lease was deleted
@@ -361,11 +361,11 @@ def standing(
             free.append(name.host)
             continue
         reserved = claim.reserved if _is_preview(name) else rules.reserve_names or claim.reserved
-        kept = Claim(name.host, holder, reserved, (serves or claim.version) if reserved else "")
-        rewrite += [kept] if kept != claim else []
-        if name.kind and claim.since and kept.reserved and not _is_preview(name):
+        renewed = Claim(name.host, holder, reserved, (serves or claim.version) if reserved else "")
+        rewrite += [renewed] if renewed != claim else []
+        if name.kind and claim.since and renewed.reserved and not _is_preview(name):
             since = max(since or claim.since, claim.since)
-    needed = {n.host for n in wanted} | live | {own}
+    needed = {n.host for n in requested} | live | {own}
     stale = tuple(
         c.host
         for c in known.claims.of((namespace, model))

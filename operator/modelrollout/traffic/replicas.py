@@ -18,8 +18,8 @@ from modelrollout.traffic.base import LiveObjects, Router
 class ServiceRouter:
     """One Service over the pods of both revisions: shares follow the numbers of ready pods."""
 
-    def __init__(self, name: str, wanted: Mapping[str, int], selector: str | None) -> None:
-        self._name, self._wanted, self._selector = name, wanted, selector
+    def __init__(self, name: str, replicas: Mapping[str, int], selector: str | None) -> None:
+        self._name, self._replicas, self._selector = name, replicas, selector
 
     def children(self, owner: Owner, split: Split) -> list[Object]:
         """None: every ModelDeployment has the Service."""
@@ -34,9 +34,9 @@ class ServiceRouter:
         ):
             return Traffic(False, "the Service is not written yet")
         for revision, weight in split:
-            server, wanted = servers.get(revision, Server()), self._wanted.get(revision, 0)
-            if weight and server.ready < wanted:
-                return Traffic(False, f"{server.ready} of {wanted} pods of {revision} are ready")
+            server, needed = servers.get(revision, Server()), self._replicas.get(revision, 0)
+            if weight and server.ready < needed:
+                return Traffic(False, f"{server.ready} of {needed} pods of {revision} are ready")
         if self._selector == ALL_REVISIONS and len(split) == 1:
             return Traffic(False, "the new revision's pods are not all ready yet")
         return Traffic(True)

@@ -167,9 +167,9 @@ class GrpcServer:
     ) -> Answer:
         """One request; raises TritonError."""
         tensors = [_fill(triton_grpc.InferInput, spec, inputs[spec.name]) for spec in specs]
-        wanted = [triton_grpc.InferRequestedOutput(name) for name in outputs]
+        requested = [triton_grpc.InferRequestedOutput(name) for name in outputs]
         with told_apart():
-            result = self._client.infer(model, tensors, outputs=wanted, client_timeout=self._timeout)
+            result = self._client.infer(model, tensors, outputs=requested, client_timeout=self._timeout)
             return Answer(
                 result.get_response().model_version, tuple(result.as_numpy(name) for name in outputs)
             )

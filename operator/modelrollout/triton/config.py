@@ -96,18 +96,18 @@ def with_serving(config: Any, serving: ServingConfig) -> Any:
     Batches of a preferred size are formed at once, larger ones never, smaller ones when the delay
     is over (docs of Triton, "Dynamic Batcher").
     """
-    found = pb.ModelConfig()
-    found.CopyFrom(config)
-    if not found.instance_group:
-        found.instance_group.add(kind=pb.ModelInstanceGroup.Kind.Value("KIND_AUTO"))
-    for group in found.instance_group:
+    updated = pb.ModelConfig()
+    updated.CopyFrom(config)
+    if not updated.instance_group:
+        updated.instance_group.add(kind=pb.ModelInstanceGroup.Kind.Value("KIND_AUTO"))
+    for group in updated.instance_group:
         group.count = serving.instances
-    found.ClearField("dynamic_batching")
-    if serving.batch and found.max_batch_size > 0:
-        found.dynamic_batching.max_queue_delay_microseconds = serving.queue_delay_us
-        if serving.batch < found.max_batch_size:
-            found.dynamic_batching.preferred_batch_size.append(serving.batch)
-    return found
+    updated.ClearField("dynamic_batching")
+    if serving.batch and updated.max_batch_size > 0:
+        updated.dynamic_batching.max_queue_delay_microseconds = serving.queue_delay_us
+        if serving.batch < updated.max_batch_size:
+            updated.dynamic_batching.preferred_batch_size.append(serving.batch)
+    return updated
 
 
 def printed(config: Any) -> str:

@@ -123,10 +123,10 @@ class _Connection:
         self.socket.settimeout(_ANSWER_SECONDS)
         self.sent = 0.0
         self._buffer = b""
-        self._wanted: int | None = None  # bytes of the answer, once its head is there
+        self._length: int | None = None  # bytes of the answer, once its head is there
 
     def send(self, request: bytes) -> None:
-        self._buffer, self._wanted = b"", None
+        self._buffer, self._length = b"", None
         self.sent = time.perf_counter()
         self.socket.sendall(request)
 
@@ -138,13 +138,13 @@ class _Connection:
         if not part:
             raise ConnectionResetError
         self._buffer += part
-        if self._wanted is None:
-            head, found, _ = self._buffer.partition(_END)
-            if not found:
+        if self._length is None:
+            head, separator, _ = self._buffer.partition(_END)
+            if not separator:
                 return False
             fields = dict(line.lower().split(b":", 1) for line in head.split(b"\r\n")[1:] if b":" in line)
-            self._wanted = len(head) + len(_END) + int(fields.get(b"content-length", 0))
-        if len(self._buffer) < self._wanted:
+            self._length = len(head) + len(_END) + int(fields.get(b"content-length", 0))
+        if len(self._buffer) < self._length:
             return False
         status = self._buffer[9:12]
         if status != b"200":

@@ -55,18 +55,18 @@ def add_container(job: Object, task: PrepareTask, container: Container, resource
     step |= {
         name: value for name, value in (("command", container.command), ("args", container.args)) if value
     }
-    given, taken = (
+    input_mount, output_mount = (
         mount("step-in", IN_DIR),
         [mount("step-in", IN_DIR, readOnly=True), mount("step-out", OUT_DIR, readOnly=True)],
     )
     before = convert | {
         "name": BEFORE,
         "env": environment(convert, task, "BeforeContainer"),
-        "volumeMounts": [*convert["volumeMounts"], given],
+        "volumeMounts": [*convert["volumeMounts"], input_mount],
     }
     after = convert | {
         "env": environment(convert, task, "AfterContainer"),
-        "volumeMounts": [*convert["volumeMounts"], *taken],
+        "volumeMounts": [*convert["volumeMounts"], *output_mount],
     }
     pod["initContainers"] = [fetch, before, step, after]
     pod["volumes"] += bounded(

@@ -284,14 +284,14 @@ def _signature(
     model: Model, config: OperatorConfig
 ) -> tuple[tuple[Signature, Located] | None, list[tuple[Object, Object]]]:
     """The required signature with its location, and (volume, mount) of the signer's key."""
-    wanted = model.signature
-    if wanted is None:
+    signature = model.signature
+    if signature is None:
         return None, []
-    uri = wanted.uri or f"{model.uri}.sig"
+    uri = signature.uri or f"{model.uri}.sig"
     where = locate(
         uri, store_for_field("spec.model.signature.uri", uri, config), model.credentials, "signature"
     )
-    ref = wanted.key_secret_ref
+    ref = signature.key_secret_ref
     secret = {
         "secretName": ref.name,
         "optional": True,

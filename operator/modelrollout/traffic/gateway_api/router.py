@@ -93,16 +93,18 @@ class FrozenRoutes:
     ) -> None:
         self._name, self._withheld = name, withheld
         self._unsplit = _UnsplitRequests(rollout, matched, preview)
-        self._routes = [o for (kind, n), o in live.items() if kind in ROUTE_KINDS and self._is_kept(n)]
+        self._routes = [o for (kind, n), o in live.items() if kind in ROUTE_KINDS and self._is_desired(n)]
 
-    def _is_kept(self, route: str) -> bool:
+    def _is_desired(self, route: str) -> bool:
         return is_of_clients(route, self._name) or (
             self._unsplit.preview is not None and is_of_preview(route, self._name)
         )
 
     def children(self, owner: Owner, split: Split) -> list[Object]:
         """The same routes with the weights of ``split``."""
-        return [_to_apply(route, wanted) for route in self._routes if (wanted := self._desired(route, split))]
+        return [
+            _to_apply(route, desired) for route in self._routes if (desired := self._desired(route, split))
+        ]
 
     def _desired(self, route: Object, split: Split) -> Object | None:
         hosts = (route.get("spec") or {}).get("hostnames") or []
@@ -119,8 +121,10 @@ class FrozenRoutes:
 
     def programmed(self, split: Split, live: LiveObjects, servers: Mapping[str, Server]) -> Traffic:
         """As of ``GatewayRouter``."""
-        wanted = [desired for route in self._routes if (desired := self._desired(route, split))]
-        return _all_programmed(self._name, wanted, live, with_preview=self._unsplit.only_previewed(split))
+        desired_routes = [desired for route in self._routes if (desired := self._desired(route, split))]
+        return _all_programmed(
+            self._name, desired_routes, live, with_preview=self._unsplit.only_previewed(split)
+        )
 
 
 class _UnsplitRequests:
@@ -143,10 +147,10 @@ class _UnsplitRequests:
 
 
 def _all_programmed(
-    model: str, wanted: Iterable[Object], live: LiveObjects, *, with_preview: bool
+    model: str, desired: Iterable[Object], live: LiveObjects, *, with_preview: bool
 ) -> Traffic:
     traffic = Traffic(False, "no route exists yet")
-    for route in wanted:
+    for route in desired:
         kind, name = route["kind"], route["metadata"]["name"]
         if is_of_preview(name, model) and not with_preview:
             continue
@@ -171,8 +175,8 @@ def overly_open_routes(live: LiveObjects, model: str) -> list[Object]:
     return [_to_apply(o, narrow) for o, narrow in pairs if _rules(o) != _rules(narrow)]
 
 
-def _to_apply(live: Object, wanted: Object) -> Object:
-    """``wanted`` as the operator applies it to the route ``live``: without status and without the
+def _to_apply(live: Object, desired: Object) -> Object:
+    """``desired`` as the operator applies it to the route ``live``: without status and without the
     metadata that belongs to the API server.
     """
     metadata = {
@@ -180,7 +184,9 @@ def _to_apply(live: Object, wanted: Object) -> Object:
         for key in ("name", "namespace", "labels", "ownerReferences")
         if key in live["metadata"]
     }
-    spec = {key: wanted["spec"][key] for key in ("parentRefs", "hostnames", "rules") if key in wanted["spec"]}
+    spec = {
+        key: desired["spec"][key] for key in ("parentRefs", "hostnames", "rules") if key in desired["spec"]
+    }
     return {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata, "spec": spec}
 
 
@@ -189,8 +195,8 @@ def _to_apply(live: Object, wanted: Object) -> Object:
 _ComparableRule = tuple[frozenset[tuple[tuple[str, str, str, str], ...]], dict[str, int]]
 
 
-def _programmed(kind: str, route: Object | None, wanted: list[_ComparableRule]) -> Traffic:
-    if route is None or _rules(route) != wanted:
+def _programmed(kind: str, route: Object | None, desired: list[_ComparableRule]) -> Traffic:
+    if route is None or _rules(route) != desired:
         return Traffic(False, f"{kind} is not written yet")
     problem = rejection(kind, route)
     if problem is not None:
