@@ -178,17 +178,17 @@ def end_overdue(s: Snapshot, now: datetime) -> Transition | None:
 
 def enlarge_slot(s: Snapshot, now: datetime) -> Transition | None:
     """Count all GPUs of the present replicas, once every limit has room for them."""
-    slot, wanted = slot_of(s), gpus_requested(s)
+    slot, requested = slot_of(s), gpus_requested(s)
     # a limit that was added after the slot was taken counts no GPUs
     counted = [x for x in s.slots if x.gpus]
     if (
         slot is None
-        or slot.gpus >= wanted
+        or slot.gpus >= requested
         or not counted
-        or not all(x.held and x.gpus >= wanted for x in counted)
+        or not all(x.held and x.gpus >= requested for x in counted)
     ):
         return None
-    return Transition(change(s.status, slot=slot.model_copy(update={"gpus": wanted})))
+    return Transition(change(s.status, slot=slot.model_copy(update={"gpus": requested})))
 
 
 def run_stage(s: Snapshot, now: datetime) -> Transition | None:

@@ -274,15 +274,15 @@ def _within_bounds(history: list[StepEvidence]) -> list[StepEvidence]:
     """Keeps all verdicts, and drops the numbers behind older ones if there are too many; the log
     evidence that later steps build on goes last.
     """
-    kept: list[StepEvidence] = []
+    bounded: list[StepEvidence] = []
     room, more = MAX_HISTORY_BYTES, MAX_CARRIED_BYTES
     for evidence in reversed(history):
         room -= _size(evidence)
-        if room < 0 and kept:
+        if room < 0 and bounded:
             evidence = evidence.model_copy(update={"metrics": _evidence_only(evidence.metrics)})
             more -= _size(evidence)
-        kept.append(evidence if more >= 0 else evidence.model_copy(update={"metrics": []}))
-    return kept[::-1]
+        bounded.append(evidence if more >= 0 else evidence.model_copy(update={"metrics": []}))
+    return bounded[::-1]
 
 
 def _size(evidence: StepEvidence) -> int:

@@ -65,11 +65,11 @@ def _handled(s: Snapshot, status: ModelDeploymentStatus, entry: str) -> ModelDep
     """Record the verb for as long as its revision, and so its annotation, exists."""
     alive = {r.name for r in s.revisions} | {""}
     slot = entry.split(":", 2)[:2]
-    kept = [e for e in status.handled_verbs if e.split(":", 2)[1] in alive and e.split(":", 2)[:2] != slot]
+    entries = [e for e in status.handled_verbs if e.split(":", 2)[1] in alive and e.split(":", 2)[:2] != slot]
     # No key is dropped, or its verb would be carried out again. There is one per verb and existing
     # revision.
-    older = [":".join(e.split(":", 3)[:3]) for e in kept[: -(_REFUSALS - 1)]]
-    return status.model_copy(update={"handled_verbs": [*older, *kept[-(_REFUSALS - 1) :], entry]})
+    older = [":".join(e.split(":", 3)[:3]) for e in entries[: -(_REFUSALS - 1)]]
+    return status.model_copy(update={"handled_verbs": [*older, *entries[-(_REFUSALS - 1) :], entry]})
 
 
 _Answer = tuple[str | None, Transition | None]

@@ -64,12 +64,12 @@ def replicas_with_traffic(s: Specified) -> dict[str, int]:
             counts[new] = trial_pods(s)
         elif s.exact_weights and rollout.stage in ("Canary", "Promote"):
             # Pods that counts no GPU are not requested again.
-            kept = (
+            present = (
                 s.server(new).desired_replicas
                 if shared is None
                 else min(s.server(new).ready, s.server(new).desired_replicas)
             )
-            counts[new] = max(trial_pods(s) if rollout.stage == "Canary" else counts[new], kept)
+            counts[new] = max(trial_pods(s) if rollout.stage == "Canary" else counts[new], present)
         elif rollout.stage == "Canary" and rollout.step and rollout.step.strategy == "Canary":
             # Without a gateway: as near to the weight as whole pods allow; status.share has the
             # real one.

@@ -48,26 +48,26 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
     stable = s.status.stable.revision if s.status.stable else None
     rollout = s.status.rollout
     for revision in s.revisions:
-        wanted = revision.status
+        desired = revision.status
         if rollout and rollout.revision == revision.name and rollout.stage in _PASSING:
             continue
         if rollout and rollout.revision == revision.name and rollout.reason != Reason.QUARANTINED:
-            wanted = _of_rollout(revision, rollout)
+            desired = _of_rollout(revision, rollout)
         elif revision.name == stable and revision.status.outcome not in SERVED:
             # Recovered from the route after status was lost during its promotion: without this
             # record neither recovery nor a rollback would find it again.
-            wanted = revision.status.model_copy(update={"outcome": "Stable", "reason": Reason.STATE_REBUILT})
+            desired = revision.status.model_copy(update={"outcome": "Stable", "reason": Reason.STATE_REBUILT})
         elif revision.name != stable and revision.status.outcome in ("Stable", "Promoted"):
             # A person rolled back from it: a spec that returns to it is judged like a new version.
             by_hand = rollout is not None and rollout.mode == "Rollback" and rollout.revision == stable
             since_when = s.status.stable.since if s.status.stable and not by_hand else None
-            wanted = revision.status.model_copy(
+            desired = revision.status.model_copy(
                 update={"outcome": "Retired", "reason": "Replaced", "retired": since_when}
             )
         if revision.name == (stable or (rollout.revision if rollout else None)):
-            wanted = wanted.model_copy(update={"children": list(s.children)})
-        if wanted != revision.status:
-            changed[revision.name] = wanted
+            desired = desired.model_copy(update={"children": list(s.children)})
+        if desired != revision.status:
+            changed[revision.name] = desired
     return changed
 
 

@@ -68,8 +68,8 @@ class Policy:
         return _carries(labels, self.selector.match_labels)
 
 
-def _carries(labels: Mapping[str, str], wanted: Mapping[str, str] | None) -> bool:
-    return all(labels.get(key) == value for key, value in (wanted or {}).items())
+def _carries(labels: Mapping[str, str], required: Mapping[str, str] | None) -> bool:
+    return all(labels.get(key) == value for key, value in (required or {}).items())
 
 
 @dataclass(frozen=True)
@@ -282,11 +282,11 @@ def spec_in_force(spec: Mapping[str, Any], defaults: Mapping[str, Any]) -> Mappi
     return {**spec, "rollout": effective(spec.get("rollout") or {}, defaults)} if defaults else spec
 
 
-def effective(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def effective(specified: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """spec.rollout with the policies' defaults; a bake or deadline shorter than theirs is raised to
     theirs.
     """
-    filled = with_defaults(given, {k: v for k, v in defaults.items() if k not in _BOUNDS})
+    filled = with_defaults(specified, {k: v for k, v in defaults.items() if k not in _BOUNDS})
     for key, bound, unless_said in (
         ("bake", "bake", None),
         ("progressDeadline", "minProgressDeadline", _DEADLINE),
@@ -299,11 +299,11 @@ def effective(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
     return filled
 
 
-def with_defaults(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` with the fields that it leaves out taken from ``defaults``, object by object; lists
-    are taken whole.
+def with_defaults(specified: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``specified`` with the fields that it leaves out taken from ``defaults``, object by object;
+    lists are taken whole.
     """
-    filled = dict(given)
+    filled = dict(specified)
     for key, value in defaults.items():
         if isinstance(value, Mapping) and isinstance(filled.get(key, {}), Mapping):
             filled[key] = with_defaults(filled.get(key) or {}, value)

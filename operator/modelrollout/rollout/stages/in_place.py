@@ -50,9 +50,9 @@ def release_stable_pods(s: InFlight) -> Transition | None:
             (Event(Reason.IN_PLACE, text),),
             CHECK_SECONDS,
         )
-    wanted = replicas_with_traffic(s)[rollout.revision or ""]
-    remaining = max(floor, progress.previous_stable_replicas - wanted)
-    if server.desired_replicas != wanted or remaining >= progress.stable_replicas:
+    needed = replicas_with_traffic(s)[rollout.revision or ""]
+    remaining = max(floor, progress.previous_stable_replicas - needed)
+    if server.desired_replicas != needed or remaining >= progress.stable_replicas:
         return None
     text = (
         f"stable {stable.revision} keeps {remaining} of {progress.previous_stable_replicas} pods and releases"

@@ -256,6 +256,6 @@ def with_metrics(
 
 def with_truncated_messages(metrics: Iterable[MetricStatus]) -> list[MetricStatus]:
     """The metrics, with messages cut to the room that status has."""
-    kept = list(metrics)
-    room = max(128, MESSAGES_BYTES // max(1, len(kept)))
-    return [m.model_copy(update={"message": cut(m.message, room)}) for m in kept]
+    statuses = list(metrics)
+    room = max(128, MESSAGES_BYTES // max(1, len(statuses)))
+    return [m.model_copy(update={"message": cut(m.message, room)}) for m in statuses]

@@ -111,5 +111,9 @@ def _judged_meanwhile(
     step = step_of(status)
     if step.phase != "Shifting" or step.previous_weight == 0 or has_pods_for(replace(s, status=status), step):
         return status
-    kept = {"metrics": before.metrics, "measured": before.measured, "observed_since": before.observed_since}
-    return change(status, step=step.model_copy(update=kept))
+    carried = {
+        "metrics": before.metrics,
+        "measured": before.measured,
+        "observed_since": before.observed_since,
+    }
+    return change(status, step=step.model_copy(update=carried))

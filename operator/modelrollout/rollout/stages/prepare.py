@@ -24,7 +24,7 @@ from modelrollout.rollout.snapshot import baseline
 from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
 from modelrollout.rollout.stages.provision import queued
 from modelrollout.rollout.stages.spec import StageSpec
-from modelrollout.rollout.stages.tune import is_wanted
+from modelrollout.rollout.stages.tune import needs_tuning
 from modelrollout.rollout.stages.waiting import wait, wait_or_fail
 from modelrollout.rollout.transitions import change, enter, fail
 from modelrollout.rollout.views import InFlight
@@ -97,7 +97,7 @@ def _onward(s: InFlight, artifact: ArtifactEvidence, now: datetime, *events: Eve
                 " one of the two"
             )
             events = (*events, Event(Reason.SIGNATURE_UNKNOWN, text))
-    following: Stage = "Tune" if is_wanted(s) else "Provision"
+    following: Stage = "Tune" if needs_tuning(s) else "Provision"
     return Transition(enter(s.status, following, now, artifact=artifact, queue=queued(s, now)), events)
 
 

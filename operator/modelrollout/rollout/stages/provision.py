@@ -37,8 +37,8 @@ def provision(s: InFlight, now: datetime) -> Transition:
     if rollout.queue is not None:
         return wait_in_queue(s, rollout.queue, now)
     server = s.server(rollout.revision)
-    wanted = replicas_with_traffic(s)[rollout.revision or ""]
-    if server.ready >= wanted:
+    needed = replicas_with_traffic(s)[rollout.revision or ""]
+    if server.ready >= needed:
         if rollout.mode == "Rollback" and rollout.proven:
             return Transition(enter(s.status, "Promote", now))  # what is proven stays proven
         if demanding := next((name for name, gates in s.rules.gates if gates.patched_servers), None):
@@ -61,7 +61,7 @@ def provision(s: InFlight, now: datetime) -> Transition:
             return _fail_unscheduled(s, problem, limit, now)
         return wait(s, problem, min(CHECK_SECONDS, left, max(0.2, remaining(s, now))))
     return wait_or_fail(
-        s, now, problem, f"the model server: {server.ready} of {wanted} replicas have the model loaded"
+        s, now, problem, f"the model server: {server.ready} of {needed} replicas have the model loaded"
     )
 
 

@@ -39,17 +39,17 @@ def shadow(s: InShadow, now: datetime) -> Transition:
     """One phase after the other. Edited tolerances start the comparison again; a spec without a
     shadow leaves it.
     """
-    at, wanted = s.shadow, s.spec.rollout.shadow
+    at, spec = s.shadow, s.spec.rollout.shadow
     if at.phase == "Leaving":
         return _leaving(s, now)
-    if wanted is None:
+    if spec is None:
         return Transition(in_shadow(s.status, "Leaving", now, override="spec asks for no shadow any more"))
-    if at.outputs_hash != outputs_of(wanted):
+    if at.outputs_hash != outputs_of(spec):
         restarted = in_shadow(
             s.status,
             "Starting",
             now,
-            outputs_hash=outputs_of(wanted),
+            outputs_hash=outputs_of(spec),
             metric=None,
             measured=None,
             observed_since=None,
@@ -112,12 +112,12 @@ def _mirroring(s: InShadow, now: datetime) -> Transition:
 
 
 def _observing(s: InShadow, now: datetime) -> Transition:
-    at, wanted = s.shadow, s.spec.rollout.shadow
+    at, spec = s.shadow, s.spec.rollout.shadow
     assessment = assessment_of(s, (at.metric,) if at.metric else ())
     if assessment.verdict == "Failed":
         return _end_disagreeing(s, assessment, now)
     assessment = error_without_pods(s, assessment)
-    stay = seconds(wanted.for_) - since(at.observed_since or at.since, now) if wanted and wanted.for_ else 0.0
+    stay = seconds(spec.for_) - since(at.observed_since or at.since, now) if spec and spec.for_ else 0.0
     if assessment.verdict == "Successful" and stay <= 0:
         return Transition(
             in_shadow(_with_metric(s.status, assessment, now), "Leaving", now),

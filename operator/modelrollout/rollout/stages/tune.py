@@ -17,7 +17,7 @@ from modelrollout.rollout.transitions import enter
 from modelrollout.rollout.views import InFlight
 
 
-def is_wanted(s: InFlight) -> bool:
+def needs_tuning(s: InFlight) -> bool:
     """Whether to tune the version in flight first: once, and never after it has served or has pods,
     whose template must not change.
     """
