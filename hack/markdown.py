@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 100
 _ITEM = re.compile(r"(\s*)(?:[-*+]|\d+[.)])\s+")
 _FENCE = re.compile(r"\s*(```|~~~)")
-_KEPT = re.compile(r"\s*(\||#|<|!\[|\[[^\]]+\]:|---$)")
+_VERBATIM = re.compile(r"\s*(\||#|<|!\[|\[[^\]]+\]:|---$)")
 # Never broken: a code span with its neighbours, and the address of a link.
 _ATOM = re.compile(r"(?:`[^`]*`|\]\([^)]*\)|\S)+")
 # At the beginning of a line these would begin a list, a heading, a quotation or a table.
@@ -66,7 +66,7 @@ def wrap(text: str) -> str:
             fenced = not fenced
         elif not (fenced or matter):
             code = line.startswith("    ") and not paragraph and not _in_list(wrapped)
-            if line.strip() and not code and not _KEPT.match(line):
+            if line.strip() and not code and not _VERBATIM.match(line):
                 if _ITEM.match(line):
                     flush()
                 paragraph.append(line)

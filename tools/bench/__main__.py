@@ -119,12 +119,12 @@ def _apply_step(model: str, step: Step, source: Path, data: dict[str, Data]) -> 
         "tools": versions_of(step, model),
         "recipeVersion": RECIPE_VERSION,
     }
-    kept = (
+    cached = (
         baseline.cache()
         / f"{model}-{step.kind}-{hashlib.sha256(canonical_json(inputs).encode()).hexdigest()[:12]}.onnx"
     )
-    if kept.exists():
-        return kept
+    if cached.exists():
+        return cached
     with tempfile.TemporaryDirectory(dir=baseline.cache()) as folder:
         fields = {f"{field_of(0, step)}.{name}": name for name in step.sources()}
         student = Path(folder) / "student.onnx"
@@ -146,10 +146,10 @@ def _apply_step(model: str, step: Step, source: Path, data: dict[str, Data]) -> 
         for done in applied.done:
             for candidate in done.get("candidates", ()):
                 say(f"# {model}.{step.kind} found {_describe(candidate)}")
-        partial = kept.with_suffix(f".{os.getpid()}")
+        partial = cached.with_suffix(f".{os.getpid()}")
         shutil.copyfile(applied.path, partial)
-        partial.rename(kept)
-    return kept
+        partial.rename(cached)
+    return cached
 
 
 def _describe(candidate: dict[str, Any]) -> str:

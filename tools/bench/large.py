@@ -138,7 +138,7 @@ def _run(name: str, source: Path, folder: Path, one_file: int, answer: Any) -> N
         {"x": rng.normal(size=(SAMPLES, FEATURES)).astype(np.float32)}, rng.integers(0, CLASSES, SAMPLES), {}
     )
     recipe = STEPS[name]
-    given = {
+    data_sets = {
         f"{field_of(i, step)}.{inner}": data for i, step in enumerate(recipe) for inner in step.sources()
     }
     peak, begun = Peak(), time.monotonic()
@@ -149,7 +149,7 @@ def _run(name: str, source: Path, folder: Path, one_file: int, answer: Any) -> N
             recipe,
             source,
             folder,
-            given,
+            data_sets,
             {},
             gate=None,
             symmetric=False,

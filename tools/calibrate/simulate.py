@@ -92,28 +92,28 @@ def figures(
     s: Scenario, rate: int, outcomes: dict[str, Outcome], rng: np.random.Generator
 ) -> list[tuple[str, float]]:
     """``RULE.SCENARIO.RPS.FIGURE`` and value."""
-    found: list[tuple[str, float]] = []
+    rows: list[tuple[str, float]] = []
     for name, o in outcomes.items():
         at = f"{name}.{s.name}.{rate}"
         if s.harmless:
-            found.append((f"{at}.false_rollback_rate", float(np.mean(np.isfinite(o.seconds)))))
+            rows.append((f"{at}.false_rollback_rate", float(np.mean(np.isfinite(o.seconds)))))
             continue
         early = o.seconds <= 0
         if s.onset:
-            found.append((f"{at}.early_rollback_rate", float(np.mean(early))))
+            rows.append((f"{at}.early_rollback_rate", float(np.mean(early))))
             if early.all():
                 continue
             o = Outcome(o.seconds[~early], o.bad[~early], o.samples[~early])
-        found.append((f"{at}.missed_rate", float(np.mean(o.seconds > IN_TIME))))
+        rows.append((f"{at}.missed_rate", float(np.mean(o.seconds > IN_TIME))))
         if _horizon(s, rate) == HOUR and not s.onset:
-            found.append((f"{at}.missed_in_an_hour_rate", float(np.mean(o.seconds > HOUR))))
-        found.append((f"{at}.seconds_to_rollback", float(np.median(o.seconds))))
+            rows.append((f"{at}.missed_in_an_hour_rate", float(np.mean(o.seconds > HOUR))))
+        rows.append((f"{at}.seconds_to_rollback", float(np.median(o.seconds))))
         caught = np.isfinite(o.seconds)
-        found.append((f"{at}.bad_requests", float(np.median(o.bad))))
-        found.append((f"{at}.samples", float(np.median(np.where(caught, o.samples, np.inf)))))
+        rows.append((f"{at}.bad_requests", float(np.median(o.bad))))
+        rows.append((f"{at}.samples", float(np.median(np.where(caught, o.samples, np.inf)))))
     if len(s.streams) == 1 and len(s.steps) == 1 and not s.harmless:
-        found += _fixed(s, rate, rng)
-    return found
+        rows += _fixed(s, rate, rng)
+    return rows
 
 
 def _fixed(s: Scenario, rate: int, rng: np.random.Generator) -> list[tuple[str, float]]:

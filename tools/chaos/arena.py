@@ -377,8 +377,8 @@ class Arena:
             self.kubectl("get", kinds, "-l", f"{names.LABEL_NAME}={subject.name}", "-o", "json")
         )["items"]
 
-        def of(*wanted: str) -> list[Object]:
-            return [o for o in items if o["kind"] in wanted]
+        def of(*of_kinds: str) -> list[Object]:
+            return [o for o in items if o["kind"] in of_kinds]
 
         return Final(
             deployment=self.cluster.deployment(NAMESPACE, subject.name),

@@ -23,7 +23,7 @@ from modelrollout.api import names
 Status = Mapping[str, Any]
 PAUSED_SECONDS = 22.0  # beyond the Lease's 15, so that another one leads by then
 STALL_SECONDS = 6.0
-HELD_SECONDS = 2.0  # a killed pod leaves the gateway's list within this long
+ENDPOINT_LAG_SECONDS = 2.0  # a killed pod leaves the gateway's list within this long
 ROUTELESS_SECONDS = 2.0  # a deleted route must be back within this long
 TAKE_UP_SECONDS = 0.5  # the gateway has a new route after this long
 
@@ -262,7 +262,7 @@ def _kill_pod(whose: Callable[[Arena, Subject], str]) -> Callable[[Arena, Subjec
         arena.kubectl(
             "delete", "pod", ready[0]["metadata"]["name"], "--grace-period=0", "--force", "--wait=false"
         )
-        subject.windows.append(Window(start, time.time() + HELD_SECONDS, KILLED))
+        subject.windows.append(Window(start, time.time() + ENDPOINT_LAG_SECONDS, KILLED))
 
     return do
 

@@ -40,7 +40,7 @@ class OperatorProcess:
         ]
         # fmt: on
         self._process: subprocess.Popen[bytes] | None = None
-        self._wanted = False
+        self._restarts = False
         self._expected = False  # that the present life ends
         self._resume_at = 0.0
         self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class OperatorProcess:
     def start(self) -> None:
         """Begin, and begin again after each end until ``stop``."""
         with self._lock:
-            self._wanted = True
+            self._restarts = True
             self._spawn()
         self._supervisor = threading.Thread(target=self._supervise, name=f"operator-{self.name}", daemon=True)
         self._supervisor.start()
@@ -72,7 +72,7 @@ class OperatorProcess:
     def stop(self) -> None:
         """SIGTERM, which gives the Lease back, and no further life."""
         with self._lock:
-            self._wanted = False
+            self._restarts = False
             process = self._process
         if process and process.poll() is None:
             process.send_signal(signal.SIGCONT)
@@ -100,7 +100,7 @@ class OperatorProcess:
             assert process is not None
             code = process.wait()
             with self._lock:
-                if not self._wanted:
+                if not self._restarts:
                     return
                 if not self._expected:
                     self.own_ends.append((time.time(), code))
@@ -108,7 +108,7 @@ class OperatorProcess:
             while (left := self._resume_at - time.monotonic()) > 0:
                 time.sleep(min(left, 0.5))
             with self._lock:
-                if not self._wanted:
+                if not self._restarts:
                     return
                 self._spawn()
 

@@ -64,16 +64,16 @@ class Recorder:
                 for version, o in sorted(self._versions[POD].items())
                 if version > since and not o["metadata"].get("deletionTimestamp")
             ]
-        found: dict[str, None] = {}  # in order, each once
+        crashes: dict[str, None] = {}  # in order, each once
         for pod in pods:
             for container in (pod.get("status") or {}).get("containerStatuses") or []:
                 ended = (container.get("state") or {}).get("terminated") or {}
                 if ended.get("exitCode"):
-                    found[
+                    crashes[
                         f"{container['name']} of {pod['metadata']['name']} ended at {ended['finishedAt']}"
                         f" with exit code {ended['exitCode']}"
                     ] = None
-        return list(found)
+        return list(crashes)
 
     def position(self) -> int:
         """The newest resourceVersion seen."""

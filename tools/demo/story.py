@@ -239,8 +239,8 @@ class Story:
         silent: float | None = None
         while True:
             try:
-                if (found := look()) is not None:
-                    return found
+                if (result := look()) is not None:
+                    return result
                 silent = None
             except (StoryDiffersError, ClientEndedError):
                 raise

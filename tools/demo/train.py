@@ -164,8 +164,8 @@ def slow(net: Net, sample: Split, path: Path) -> None:
         return min(times)
 
     probe = 4000
-    wanted = max(MINIMUM_PASSES, round(SLOW_SECONDS / seconds(probe) * probe))
-    export.with_monte_carlo_dropout(net, masks, wanted // len(masks) * len(masks), path)
+    pass_count = max(MINIMUM_PASSES, round(SLOW_SECONDS / seconds(probe) * probe))
+    export.with_monte_carlo_dropout(net, masks, pass_count // len(masks) * len(masks), path)
 
 
 def moments() -> Array:

@@ -137,7 +137,7 @@ def up(a: argparse.Namespace) -> int:
 
 def down(a: argparse.Namespace) -> int:
     began = time.monotonic()
-    if a.id and a.id not in slots.all_held():
+    if a.id and a.id not in slots.assigned_numbers():
         raise SandboxError(f"no sandbox {a.id}: see `python -m sandbox list`")
     Sandbox(State(state_root() / a.id) if a.id else None).down()
     err.print(f"down in {time.monotonic() - began:.1f} s")
@@ -145,7 +145,7 @@ def down(a: argparse.Namespace) -> int:
 
 
 def list_all(_: argparse.Namespace) -> int:
-    for name, number in sorted(slots.all_held().items()):
+    for name, number in sorted(slots.assigned_numbers().items()):
         record = Record.read(State(state_root() / name))
         out.print(
             f"{name}  slot {number}  {'running' if record and record.alive else 'not running'} "
@@ -163,34 +163,34 @@ def status(a: argparse.Namespace) -> int:
     return 0 if status["running"] and status["healthy"] else 1
 
 
-def _print_status(found: dict[str, Any]) -> None:
-    if not found["running"]:
+def _print_status(status: dict[str, Any]) -> None:
+    if not status["running"]:
         out.print("no sandbox runs for this checkout: python -m sandbox up")
         return
     t = Table(box=None, show_header=False, pad_edge=False)
     t.add_column(style="dim")
     t.add_column(overflow="fold")
     for name, value in (
-        ("kubeconfig", found["kubeconfig"]),
-        ("API server", found["apiserver"]),
-        ("gateway", f"http://{found['gateway']['address']}  (in pods: {found['gateway']['in_cluster']})"),
-        ("Prometheus", f"{found['prometheus']['url']}  (in pods: {found['prometheus']['in_cluster']})"),
+        ("kubeconfig", status["kubeconfig"]),
+        ("API server", status["apiserver"]),
+        ("gateway", f"http://{status['gateway']['address']}  (in pods: {status['gateway']['in_cluster']})"),
+        ("Prometheus", f"{status['prometheus']['url']}  (in pods: {status['prometheus']['in_cluster']})"),
         (
             "object store",
-            f"{found['objectstore']['endpoint']}  (in pods: {found['objectstore']['endpoint_in_cluster']})",
+            f"{status['objectstore']['endpoint']}  (in pods: {status['objectstore']['endpoint_in_cluster']})",
         ),
-        ("its keys", found["objectstore"]["keys_file"]),
-        ("logs", found["logs"]),
+        ("its keys", status["objectstore"]["keys_file"]),
+        ("logs", status["logs"]),
     ):
         t.add_row(name, value)
-    for n in found["nodes"]:
+    for n in status["nodes"]:
         t.add_row(
             "node",
             f"{n['name']}: {'Ready' if n['ready'] else 'NOT READY'}, {n['gpus']} GPUs {n['product'] or ''}",
         )
     out.print(t)
-    bad = [f"{k}: {v}" for k, v in found["health"].items() if v != "ok"]
-    dead = [n for n, p in found["parts"].items() if not p["running"]]
+    bad = [f"{k}: {v}" for k, v in status["health"].items() if v != "ok"]
+    dead = [n for n, p in status["parts"].items() if not p["running"]]
     out.print("[green]healthy[/]" if not bad else "[red]not healthy[/]: " + escape("; ".join(bad)))
     if dead:
         out.print(f"[yellow]stopped[/]: {', '.join(dead)}")

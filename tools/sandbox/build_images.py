@@ -172,11 +172,11 @@ def single_layer(files: dict[str, bytes], config: dict[str, Any]) -> tuple[str, 
             info = tarfile.TarInfo(name)
             info.size, info.mode = len(data), 0o755
             tar.addfile(info, io.BytesIO(data))
-    found: dict[str, bytes] = {}
+    blobs: dict[str, bytes] = {}
 
     def put(data: bytes, kind: str) -> dict[str, Any]:
         name = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        found[name] = data
+        blobs[name] = data
         return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": name, "size": len(data)}
 
     layer = put(out.getvalue(), "layer.v1.tar")
@@ -192,7 +192,7 @@ def single_layer(files: dict[str, bytes], config: dict[str, Any]) -> tuple[str, 
         "config": put(json.dumps(described).encode(), "config.v1+json"),
         "layers": [layer],
     }
-    return put(json.dumps(manifest).encode(), "manifest.v1+json")["digest"], found
+    return put(json.dumps(manifest).encode(), "manifest.v1+json")["digest"], blobs
 
 
 def pause() -> Built:
@@ -242,13 +242,13 @@ def pip_settings(listing: str, certificate: str = _CA) -> str:
     """pip.conf for a build, from `pip config list` of this machine; what names local files is left
     out.
     """
-    kept = {"cert": certificate}
+    settings = {"cert": certificate}
     for line in listing.splitlines():
         name, _, value = line.partition("=")
         option = name.rpartition(".")[2]
         if option in {"index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "default-timeout"}:
-            kept[option.removeprefix("default-")] = value.strip().strip("'\"").replace("\\n", "\n    ")
-    return "[global]\n" + "".join(f"{k} = {v}\n" for k, v in kept.items())
+            settings[option.removeprefix("default-")] = value.strip().strip("'\"").replace("\\n", "\n    ")
+    return "[global]\n" + "".join(f"{k} = {v}\n" for k, v in settings.items())
 
 
 def _mounts(suite: str) -> list[str]:
@@ -460,7 +460,7 @@ def build_own(name: str, folder: Path, log: Path, target: str | None = None) -> 
 
 
 def build_all(progress: Progress, logs: Path, flavours: Iterable[str] = ()) -> list[Built]:
-    found: list[Built] = []
+    images: list[Built] = []
     project = (CHECKOUT / "Dockerfile").exists()
     triton = find(TRITON, triton_key())
     if project or triton is None:
@@ -468,12 +468,12 @@ def build_all(progress: Progress, logs: Path, flavours: Iterable[str] = ()) -> l
             ensure_base(logs / "image-base.log")
     with progress.step("Triton image", logs / "image-triton.log") as step:
         step.note = "cached" if triton else ""
-        found.append(triton or build_triton(logs / "image-triton.log"))
+        images.append(triton or build_triton(logs / "image-triton.log"))
     if project:
         for target in (*PROJECT, *flavours):
             with progress.step(f"{target} image", logs / f"image-{target}.log"):
-                found.append(build_project(target, logs / f"image-{target}.log"))
-    return found
+                images.append(build_project(target, logs / f"image-{target}.log"))
+    return images
 
 
 # -- into the cluster

@@ -507,7 +507,7 @@ class Sandbox:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(record.pid, signal.SIGKILL)
         namespaces.kill_cgroup(self.state.cgroup)
-        slot = slots.held(self.state.id)
+        slot = slots.slot_of(self.state.id)
         if slot:
             namespaces.disconnect(slot.veth)
         if self.state.root.exists():
@@ -628,9 +628,9 @@ def _connects(host: str, port: int, record: Record | None) -> bool:
     """A TCP port inside the sandbox, seen in its own table of sockets."""
     if record is None:
         return False
-    wanted = f"{int.from_bytes(socket.inet_aton(host)[::-1], 'big'):08X}:{port:04X}"
+    address = f"{int.from_bytes(socket.inet_aton(host)[::-1], 'big'):08X}:{port:04X}"
     for line in Path(f"/proc/{record.pid}/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
-        if fields[1] == wanted and fields[3] == "0A":
+        if fields[1] == address and fields[3] == "0A":
             return True
     return False

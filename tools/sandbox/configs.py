@@ -449,7 +449,7 @@ def prometheus(c: Config) -> dict[str, Any]:
 def files(c: Config) -> dict[Path, str]:
     """Every file a part reads, except certificates."""
     etc = c.state.etc
-    found: dict[Path, str] = {
+    contents: dict[Path, str] = {
         c.state.parts: json.dumps(parts(c), indent=1),
         etc / "audit-policy.yaml": yaml.safe_dump(audit_policy()),
         etc / "Corefile": corefile(c),
@@ -457,7 +457,7 @@ def files(c: Config) -> dict[Path, str]:
         etc / "resolv.conf": "",
     }
     for node in NODES:
-        found[etc / f"kubelet-{node}.yaml"] = yaml.safe_dump(kubelet(c, node), sort_keys=False)
-        found[etc / f"containerd-{node}.toml"] = containerd(c, node)
-        found[c.state.node(node) / "cni" / "10-pods.conflist"] = json.dumps(cni(c, node), indent=1)
-    return found
+        contents[etc / f"kubelet-{node}.yaml"] = yaml.safe_dump(kubelet(c, node), sort_keys=False)
+        contents[etc / f"containerd-{node}.toml"] = containerd(c, node)
+        contents[c.state.node(node) / "cni" / "10-pods.conflist"] = json.dumps(cni(c, node), indent=1)
+    return contents

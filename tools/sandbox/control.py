@@ -31,8 +31,8 @@ def ask(state: State, **request: Any) -> dict[str, Any]:
 
 def parts(state: State) -> dict[str, dict[str, Any]]:
     """Every part that was ever started, and how it is."""
-    found: dict[str, dict[str, Any]] = ask(state, op="status")["parts"]
-    return found
+    states: dict[str, dict[str, Any]] = ask(state, op="status")["parts"]
+    return states
 
 
 def running(state: State, part: str) -> bool:

@@ -62,9 +62,9 @@ class Targets:
         self.written: str | None = None
 
     def see(self, kind: str, pod: dict[str, Any]) -> None:
-        found = target(pod) if kind != "DELETED" else None
-        if found:
-            self.pods[pod["metadata"]["uid"]] = found
+        entry = target(pod) if kind != "DELETED" else None
+        if entry:
+            self.pods[pod["metadata"]["uid"]] = entry
         else:
             self.pods.pop(pod["metadata"]["uid"], None)
 

@@ -49,12 +49,12 @@ class Api:
         return self._open("GET", path, None, "application/json", timeout).read().decode()
 
     def get(self, path: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.text(path))
-        return found
+        answer: dict[str, Any] = json.loads(self.text(path))
+        return answer
 
     def patch(self, path: str, body: Any, content: str = "application/merge-patch+json") -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._open("PATCH", path, body, content, 10).read())
-        return found
+        answer: dict[str, Any] = json.loads(self._open("PATCH", path, body, content, 10).read())
+        return answer
 
     def watch(self, path: str, timeout: float = 300) -> Iterator[dict[str, Any]]:
         for line in self._open("GET", path, None, "application/json", timeout):

@@ -73,12 +73,12 @@ def private_mounts(keep: list[Path], scratch: Path) -> None:
     """
     unshare(CLONE_NEWNS)
     mount("none", "/", None, MS_REC | MS_PRIVATE)
-    held = [
+    descriptors = [
         (os.open(k, os.O_PATH | os.O_DIRECTORY), k) for k in keep if any(k.is_relative_to(h) for h in _HIDDEN)
     ]
     for hidden in _HIDDEN:
         mount("tmpfs", hidden, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
-    for fd, path in held:
+    for fd, path in descriptors:
         path.mkdir(parents=True, exist_ok=True)
         mount(f"/proc/self/fd/{fd}", path, None, MS_BIND | MS_REC)
         os.close(fd)
@@ -98,7 +98,7 @@ def cgroup_hierarchies() -> dict[str, Path]:
     """Controller (or named hierarchy) -> where it is mounted; on cgroup v2 every controller leads
     to the one tree.
     """
-    found: dict[str, Path] = {}
+    hierarchies: dict[str, Path] = {}
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, target, kind, options, *_ = line.split()
         path = Path(target)
@@ -107,7 +107,7 @@ def cgroup_hierarchies() -> dict[str, Path]:
         if kind == "cgroup2" and path == CGROUPS:
             return dict.fromkeys((path / "cgroup.controllers").read_text().split(), path)
         if kind == "cgroup2":  # beside v1 hierarchies: runc makes its folders there too
-            found["unified"] = path
+            hierarchies["unified"] = path
         if kind == "cgroup":
             for option in options.split(","):
                 if option in {
@@ -122,8 +122,8 @@ def cgroup_hierarchies() -> dict[str, Path]:
                     "hugetlb",
                     "name=systemd",
                 }:
-                    found[option.removeprefix("name=")] = path
-    return found
+                    hierarchies[option.removeprefix("name=")] = path
+    return hierarchies
 
 
 def _trees() -> list[Path]:
@@ -159,13 +159,13 @@ def cgroup_processes(name: str) -> set[int]:
     """Everything alive below a cgroup, in this process's numbering; 0 stands for a process that it
     cannot see.
     """
-    found: set[int] = set()
+    processes: set[int] = set()
     for tree in _trees():
         for file in [tree / name / "cgroup.procs", *(tree / name).rglob("cgroup.procs")]:
             with contextlib.suppress(OSError):
-                found.update(int(p) for p in file.read_text().split())
-    found.discard(0)
-    return found
+                processes.update(int(p) for p in file.read_text().split())
+    processes.discard(0)
+    return processes
 
 
 def kill_cgroup(name: str, timeout: float = 20) -> None:
@@ -220,14 +220,14 @@ def unmount_below(path: Path) -> None:
 
 def host_routes() -> list[str]:
     """Destinations this machine already routes, without default routes."""
-    found: list[str] = []
+    routes: list[str] = []
     for line in Path("/proc/net/route").read_text().splitlines()[1:]:
         _, destination, _, _, _, _, _, mask, *_ = line.split()
         bits = int(mask, 16).bit_count()
         if bits:
             octets = bytes.fromhex(destination)[::-1]
-            found.append(".".join(map(str, octets)) + f"/{bits}")
-    return found
+            routes.append(".".join(map(str, octets)) + f"/{bits}")
+    return routes
 
 
 def connect(pid: int, veth: str, host: str, inside: list[str], routes: list[str]) -> None:

@@ -129,14 +129,14 @@ def acquire(name: str, routes: Iterable[str]) -> Slot:
         return slot
 
 
-def all_held() -> dict[str, int]:
+def assigned_numbers() -> dict[str, int]:
     table = state_root() / "slots.json"
-    found: dict[str, int] = json.loads(table.read_text()) if table.exists() else {}
-    return found
+    assigned: dict[str, int] = json.loads(table.read_text()) if table.exists() else {}
+    return assigned
 
 
-def held(name: str) -> Slot | None:
-    number = all_held().get(name)
+def slot_of(name: str) -> Slot | None:
+    number = assigned_numbers().get(name)
     return None if number is None else Slot(number)
 
 

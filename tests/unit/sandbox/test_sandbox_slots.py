@@ -57,9 +57,9 @@ def test_a_sandbox_keeps_its_slot_and_gives_it_back(homes: Path) -> None:
     assert slots.acquire("one", []).number == 0
     assert slots.acquire("two", []).number == 1
     assert slots.acquire("one", []).number == 0
-    assert slots.held("two") == Slot(1)
+    assert slots.slot_of("two") == Slot(1)
     slots.release("one")
-    assert slots.held("one") is None
+    assert slots.slot_of("one") is None
     assert slots.acquire("three", []).number == 0
 
 
@@ -67,7 +67,7 @@ def test_a_slot_whose_state_was_removed_by_hand_is_free_again(homes: Path) -> No
     slots.acquire("gone", [])
     (homes / "state" / "modelrollout-sandbox" / "gone").rmdir()
     assert slots.acquire("new", []).number == 0
-    assert slots.held("gone") is None
+    assert slots.slot_of("gone") is None
 
 
 def test_the_last_to_leave_removes_the_table(homes: Path) -> None:

@@ -203,13 +203,15 @@ class TritonPythonModel:
             else {n: np.concatenate([feeds[i][n] for i in group]) for n in self.inputs}
         )
         asked = [[n for n in self.outputs if n in set(requests[i].requested_output_names())] for i in group]
-        wanted = [n for n in self.outputs if any(n in a for a in asked)] or self.outputs
-        found = dict(zip(wanted, map(np.asarray, self.session.run(wanted, merged)), strict=True))
+        output_names = [n for n in self.outputs if any(n in a for a in asked)] or self.outputs
+        results = dict(
+            zip(output_names, map(np.asarray, self.session.run(output_names, merged)), strict=True)
+        )
         start = 0
         for i, names in zip(group, asked, strict=True):
             rows = 0 if alone else feeds[i][self.inputs[0]].shape[0]
             tensors = [
-                pb_utils.Tensor(n, _encode(found[n] if alone else found[n][start : start + rows]))
+                pb_utils.Tensor(n, _encode(results[n] if alone else results[n][start : start + rows]))
                 for n in names
             ]
             start += rows
