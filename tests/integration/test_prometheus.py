@@ -72,7 +72,7 @@ async def _until(reader: PrometheusReader, query: str) -> None:
     """Until it gives a series."""
     async with asyncio.timeout(LIMIT_SECONDS):
         while True:
-            [answer] = await reader.ask([query])
+            [answer] = await reader.query([query])
             if isinstance(answer, Answer) and answer.series:
                 return
             await asyncio.sleep(0.05)
@@ -406,7 +406,7 @@ class TestOwnQueries:
                     measure(quick, replace(tenants.target("a"), name=f"digits-{i}"), metrics, {})
                     for i in range(4)
                 ]
-                answers, *found = await asyncio.gather(quick.ask(["count(up)"]), *looks)
+                answers, *found = await asyncio.gather(quick.query(["count(up)"]), *looks)
                 kinds |= {m.problem.reason for look in found for m in look.values() if m.problem}
                 waits.append(time.monotonic() - began)
                 assert isinstance(answers[0], Answer), answers

@@ -166,7 +166,7 @@ async def scraped(
     reader = PrometheusReader(PrometheusConfig(name="main", url=cluster.urls[request.param]))
     async with asyncio.timeout(LIMIT_SECONDS):
         while True:
-            [answer] = await reader.ask(["count(up == 1) == 5"])
+            [answer] = await reader.query(["count(up == 1) == 5"])
             if isinstance(answer, Answer) and answer.series:
                 break
             await asyncio.sleep(0.1)
@@ -196,7 +196,7 @@ async def canary(reader: PrometheusReader, metric: str, sources: ScrapeMatchers)
         else build(wanted, target, baseline=True)
     )
     assert not isinstance(query, MeasurementProblem)
-    [answer] = await reader.ask([query.promql])
+    [answer] = await reader.query([query.promql])
     assert isinstance(answer, Answer), answer
     look = read_counters(query, answer, target)
     assert isinstance(look, CounterReading), look
@@ -233,7 +233,7 @@ async def test_rows_are_those_of_the_canarys_own_pods(scraped: tuple[str, Promet
         matchers=CONFIGURED,
         rows_seconds=600,
     )
-    [answer] = await scraped[1].ask([rows_query(target)])
+    [answer] = await scraped[1].query([rows_query(target)])
     assert isinstance(answer, Answer), answer
     found = {s.labels["reading"]: s.value for s in answer.series}
     forged_too = 100 if scraped[0] == "honoring" else 0

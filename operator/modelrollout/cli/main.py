@@ -107,9 +107,9 @@ def verb_command(command: Callable[..., Choice]) -> Callable[..., None]:
             await cluster.annotate(request.resource, request.object_name, request.annotation, request.value)
             if wait:
                 await _wait_until_handled(cluster, name, request, timeout)
-                _say(f"done: {request.meaning}")
+                _print_line(f"done: {request.meaning}")
             else:
-                _say(
+                _print_line(
                     f"requested: {request.meaning} (request {request.value}); see: modelrollout status"
                     f" {name} -n {cluster.namespace}"
                 )
@@ -165,9 +165,9 @@ def history(
                 )
             )
         else:
-            _say(f"{name} has no revision yet: {verbs.idle(rollout)}")
+            _print_line(f"{name} has no revision yet: {verbs.idle(rollout)}")
         if rollout.unread and output is Output.text:
-            _say(f"not shown, written by another version of the operator: {', '.join(rollout.unread)}")
+            _print_line(f"not shown, written by another version of the operator: {', '.join(rollout.unread)}")
 
     return show
 
@@ -194,7 +194,7 @@ def report(
 
     async def show(cluster: Cluster) -> None:
         rollout = await cluster.rollout(deployment)
-        shown = reports.of(rollout, reports.which(rollout, revision or None))
+        shown = reports.of(rollout, reports.revision_to_report(rollout, revision or None))
         match output:
             case ReportOutput.json:
                 _print_json(shown.as_json())
@@ -397,7 +397,7 @@ def analyze(
         window,
     )
 
-    def tell(text: RenderableType, raw: dict[str, Any]) -> None:
+    def show_result(text: RenderableType, raw: dict[str, Any]) -> None:
         if output is Output.json:
             _print_json(raw)
         else:
@@ -405,10 +405,13 @@ def analyze(
 
     if options.needs_cluster:
         run_on_cluster(
-            lambda cluster: analysis.analyze(options, cluster, _now(), tell), namespace, kubeconfig, context
+            lambda cluster: analysis.analyze(options, cluster, _now(), show_result),
+            namespace,
+            kubeconfig,
+            context,
         )
     else:
-        run_locally(analysis.analyze(options, None, _now(), tell))
+        run_locally(analysis.analyze(options, None, _now(), show_result))
 
 
 @app.command()
@@ -512,9 +515,9 @@ def references(
         output.write_text(json.dumps({"artifacts": usage.artifacts, "untouched": usage.untouched}))
     except (KubeError, OSError) as e:
         raise exit_with(Unanswered(f"the references cannot be read: {e}")) from e
-    _say(f"{len(usage.artifacts)} artifacts are in use")
+    _print_line(f"{len(usage.artifacts)} artifacts are in use")
     if usage.untouched:
-        _say(
+        _print_line(
             f"the clean-up deletes nothing in {', '.join(usage.untouched)}: an object there cannot be read;"
             " the operator's log names it"
         )
@@ -603,7 +606,7 @@ def _show(body: RenderableType) -> None:
         typer.echo(line.rstrip())
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     typer.echo(text)
 
 

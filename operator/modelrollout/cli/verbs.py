@@ -99,7 +99,9 @@ def restart(rollout: Rollout, revision: str | None, token: str, *, allow_downtim
     stable = rollout.status.stable
     if revision is None and stable is None:
         raise Refused("nothing to restart: no revision has become stable yet")
-    name = named(rollout, revision).name if revision is not None else stable.revision if stable else ""
+    name = (
+        find_revision(rollout, revision).name if revision is not None else stable.revision if stable else ""
+    )
     verb = "restart-allow-downtime" if allow_downtime else "restart"
     return _on_revision(verb, name, token, None, f"restart the pods of {name}")
 
@@ -148,7 +150,7 @@ def retry(rollout: Rollout, revision: str | None, token: str) -> Request:
             f"nothing to retry: {flying.revision or rollout.name} is in flight (stage {flying.stage}); abort"
             " it first"
         )
-    target = named(rollout, revision).name if revision is not None else _desired_revision(rollout)
+    target = find_revision(rollout, revision).name if revision is not None else _desired_revision(rollout)
     if target is None and (rollout.status.rollout is None or rollout.status.rollout.stage != "Failed"):
         raise Refused(f"nothing to retry: {idle(rollout)}")
     if target is not None and rollout.status.stable is not None and target == rollout.status.stable.revision:
@@ -182,7 +184,7 @@ def _target(rollout: Rollout, to: str | None) -> Revision:
         if r.status.outcome in SERVED and not (stable and r.name == stable.revision)
     ]
     if to is not None:
-        target = named(rollout, to)
+        target = find_revision(rollout, to)
         if target in candidates or (stable and target.name == stable.revision):
             return target
         raise Refused(
@@ -243,7 +245,7 @@ def _same(revision: Revision, user_input: dict[str, Any]) -> bool:
         return False
 
 
-def named(rollout: Rollout, name_or_number: str) -> Revision:
+def find_revision(rollout: Rollout, name_or_number: str) -> Revision:
     """By name or by number."""
     revision = next((r for r in rollout.revisions if name_or_number in (r.name, str(r.spec.number))), None)
     if revision is None:

@@ -123,7 +123,7 @@ Failure = Literal["Failed", "Unreachable"]
 class InferenceClient(Protocol):
     """Asks a revision at ``host:port``; never raises for what the revision does."""
 
-    async def ask(self, address: str, request: Request) -> ServerAnswer | Failure: ...
+    async def infer(self, address: str, request: Request) -> ServerAnswer | Failure: ...
 
 
 class HttpInferenceClient:
@@ -140,7 +140,7 @@ class HttpInferenceClient:
             timeout=timeout, connector=aiohttp.TCPConnector(force_close=True, limit=0)
         )
 
-    async def ask(self, address: str, request: Request) -> ServerAnswer | Failure:
+    async def infer(self, address: str, request: Request) -> ServerAnswer | Failure:
         try:
             async with self._session.post(
                 f"http://{address}{self._path}", data=request.body, headers=request.headers
@@ -194,8 +194,8 @@ class Comparer:
     ``concurrency`` are compared.
     """
 
-    def __init__(self, task: CompareTask, asker: InferenceClient) -> None:
-        self._task, self._asker = task, asker
+    def __init__(self, task: CompareTask, client: InferenceClient) -> None:
+        self._task, self._client = task, client
         self._tolerances = {o.name: o for o in task.outputs}
         self._infer = re.compile(rf"/v2/models/{re.escape(task.model)}(/versions/[^/]+)?/infer")
         self._waiting: asyncio.Queue[Request] = asyncio.Queue(task.queue)
@@ -252,8 +252,8 @@ class Comparer:
     async def compare(self, request: Request) -> Result:
         """Send the same body to both."""
         stable, canary = await asyncio.gather(
-            self._asker.ask(self._task.stable_http, request),
-            self._asker.ask(self._task.candidate_http, request),
+            self._client.infer(self._task.stable_http, request),
+            self._client.infer(self._task.candidate_http, request),
         )
         if not isinstance(stable, ServerAnswer):
             return "stable_error"
@@ -301,8 +301,8 @@ async def serve(
         # not the main thread
         with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):
             loop.add_signal_handler(number, stop.set)
-    asker = HttpInferenceClient(task)
-    comparer = Comparer(task, asker)
+    client = HttpInferenceClient(task)
+    comparer = Comparer(task, client)
     workers = [asyncio.create_task(comparer.work()) for _ in range(task.concurrency)]
     # A body goes on as it came, compressed or not; access logs would name paths and addresses of
     # clients.
@@ -328,7 +328,7 @@ async def serve(
         await asyncio.gather(*workers, return_exceptions=True)
         await mirrored.stop()
         await status.stop()
-        await asker.close()
+        await client.close()
 
 
 def main() -> int:

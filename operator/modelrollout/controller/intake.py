@@ -96,7 +96,7 @@ class Intake:
             if not isinstance(e, UnreadableError):
                 log.exception("%s %s/%s was not understood", resource.kind, namespace, name)
             why = str(e) if isinstance(e, UnreadableError) else f"is not understood ({type(e).__name__})"
-            self._unreadable(resource, decoding.named(body, why), gone=False)
+            self._unreadable(resource, decoding.unreadable_object(body, why), gone=False)
             return
         # otherwise the cache has reported why not
         if type_ == "DELETED" or self._cache.get(resource, namespace, name) is not None:
@@ -119,7 +119,7 @@ class Intake:
         items: list[Object] = []
         for o in listing.items:
             if problem := unfit(resource, o):
-                unfit_object = decoding.named(o, problem)
+                unfit_object = decoding.unreadable_object(o, problem)
                 self._unread.note(resource, unfit_object)
                 unread.add((unfit_object.namespace, unfit_object.name))
             else:

@@ -89,7 +89,7 @@ class Reconciler:
             return await self._lookups.policies.reconcile(key[1])
         kinds = frozenset([r.kind for r in (HTTP_ROUTE, GRPC_ROUTE) if await self._kube.has_kind(r)])
         deployment = self._cache.get(MODEL_DEPLOYMENT, *key)
-        await self._lookups.policies.look(key[0])
+        await self._lookups.policies.read_namespace_labels(key[0])
         rules = self._lookups.policies.rules(deployment) if deployment else NO_RULES
         gateway = await self._gateways.of(deployment)
         observation = observe(

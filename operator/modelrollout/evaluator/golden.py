@@ -81,7 +81,7 @@ def _blame(error: TritonError, who: str) -> JobError:
     )
 
 
-def _ask(request: Callable[[], T], who: str) -> T:
+def _request_with_retries(request: Callable[[], T], who: str) -> T:
     """A request with a few tries where no server was found; raises JobError."""
     for attempt in range(1, TRIES + 1):
         try:
@@ -100,7 +100,7 @@ class _Party:
         self, who: str, task: EvaluateTask, http: HttpServer, number: int | None, arrays: Arrays
     ) -> None:
         self.who, self.model, self.http, self.number = who, task.model, http, number
-        self.served: Served = _ask(lambda: http.served(task.model), who)
+        self.served: Served = _request_with_retries(lambda: http.served(task.model), who)
         if number is not None and str(number) not in self.served.versions:
             raise self._wrong_version(", ".join(self.served.versions) or "none")
         try:
@@ -125,7 +125,7 @@ class _Party:
 
     def answer(self, server: Server, part: Arrays) -> Answer:
         """One request; the version is checked."""
-        answer = _ask(
+        answer = _request_with_retries(
             lambda: server.infer(self.model, part, self.served.inputs, self.served.outputs), self.who
         )
         if self.number is not None and answer.version != str(self.number):

@@ -203,10 +203,10 @@ class _Cache(Generic[T]):
         if task is None:
             if len(self._asking) >= REVIEWS_WAITING:
                 raise UnavailableError("the API server has too many such questions waiting")
-            task = self._asking[key] = asyncio.ensure_future(self._ask(key, ask))
+            task = self._asking[key] = asyncio.ensure_future(self._review_once(key, ask))
         return await asyncio.shield(task)  # a caller that disconnects must not cancel the others' answer
 
-    async def _ask(self, key: Hashable, ask: Callable[[], Awaitable[T]]) -> T:
+    async def _review_once(self, key: Hashable, ask: Callable[[], Awaitable[T]]) -> T:
         try:
             answer = await ask()
         finally:

@@ -232,7 +232,7 @@ def _page(raw: bytes) -> Page:
                     try:
                         items.append(object_of(item, end - i))
                     except UnreadableError as e:
-                        unread.append(named(item, str(e)))
+                        unread.append(unreadable_object(item, str(e)))
                     del item
                     i = space(end)
                     if text[i : i + 1] != "]":
@@ -255,7 +255,7 @@ def _page(raw: bytes) -> Page:
     )
 
 
-def named(value: Any, why: str) -> UnreadableObject:
+def unreadable_object(value: Any, why: str) -> UnreadableObject:
     """Which object it is that was read, and cannot be worked with."""
     metadata = value.get("metadata") if isinstance(value, Mapping) else None
     marks = {k: v for k in _MARKS if isinstance(metadata, Mapping) and isinstance(v := metadata.get(k), str)}
@@ -270,7 +270,7 @@ def named(value: Any, why: str) -> UnreadableObject:
 
 def omitted(item: Object) -> UnreadableObject:
     """One for which there is no memory."""
-    return named(
+    return unreadable_object(
         item, f"is beyond the {NAMESPACE_BYTES >> 20} MiB of memory for the objects of its namespace"
     )
 
@@ -282,7 +282,7 @@ def identify(raw: bytes, path: tuple[str, ...], why: str) -> UnreadableObject:
     if begin := _BEGIN[path].match(raw):
         try:
             metadata, _ = JSONDecoder().raw_decode(raw[begin.end() :].decode("utf-8", "replace"))
-            return named({"metadata": metadata}, why)
+            return unreadable_object({"metadata": metadata}, why)
         except (ValueError, RecursionError):
             pass  # managed fields are as deep as what they are about: token by token, then
     where: list[str] = []  # keys of the maps and lists that are open, from the outermost

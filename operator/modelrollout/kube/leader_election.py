@@ -150,7 +150,7 @@ class LeaderElector:
                 if await self._write():
                     return True
             else:
-                await self._look()
+                await self._read_lease()
             if leading and self._renewed is None:
                 return False  # another may have led meanwhile: stop first, contend later
             return self._may_take() and await self._write()
@@ -158,7 +158,7 @@ class LeaderElector:
             log.warning("lease %s/%s: %s", self._namespace, self._name, e)
             return False
 
-    async def _look(self) -> None:
+    async def _read_lease(self) -> None:
         try:
             lease: Object | None = await self._kube.get(LEASE, self._namespace, self._name)
         except NotFound:
@@ -207,7 +207,7 @@ class LeaderElector:
                 self._kube.replace(LEASE, body) if self._lease else self._kube.create(LEASE, body)
             )
         except (AlreadyExists, Conflict, NotFound):
-            await self._look()
+            await self._read_lease()
             written = _spec(self._lease)
             if (written.get("holderIdentity"), written.get("renewTime")) != (holder, now):
                 return False
@@ -222,7 +222,7 @@ class LeaderElector:
         with contextlib.suppress(KubeError, TimeoutError):
             async with asyncio.timeout(self._left()):
                 if not await self._write(holder=""):
-                    await self._look()  # a renewal that was cut off may have been done
+                    await self._read_lease()  # a renewal that was cut off may have been done
                     if self.is_leader():
                         await self._write(holder="")
         self._renewed = None

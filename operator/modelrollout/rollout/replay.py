@@ -182,7 +182,7 @@ class _Run:
                 )
                 happened = [(rollout.reason, rollout.message or "") if rollout.reason else over]
             for what, message in happened:
-                self._say(before, moment.at, what, message, metrics)
+                self._record(before, moment.at, what, message, metrics)
             ended = self._ended(after)
             if ended is not None or after == before:
                 return ended
@@ -194,7 +194,7 @@ class _Run:
             return Replayed("Unfinished", Reason.NO_DATA, "there is no reading at all in this time")
         moment, assessment = self._last
         latest = assessment or Assessment("Inconclusive", Reason.NO_DATA, "a weight was being taken up")
-        self._say(self._status, moment.at, "Unfinished", latest.message, latest.metrics)
+        self._record(self._status, moment.at, "Unfinished", latest.message, latest.metrics)
         return Replayed(
             "Unfinished",
             latest.reason,
@@ -262,7 +262,7 @@ class _Run:
             )
         return assess(s, metrics, readings, moment.at)
 
-    def _say(
+    def _record(
         self,
         status: ModelDeploymentStatus,
         now: datetime,

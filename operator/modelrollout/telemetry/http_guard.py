@@ -216,7 +216,7 @@ class GuardedServer(Collector):
                 return
             connection = _Connection(self, str(address[0]).removeprefix("::ffff:"), loop.time())
             if why := self._refuses(connection):
-                self.tell(why, connection.source)
+                self.count_closed(why, connection.source)
                 with accepted, contextlib.suppress(OSError):
                     accepted.send(_REFUSAL)
                 continue
@@ -284,7 +284,7 @@ class GuardedServer(Collector):
         """It was served and waits for its next request."""
         self._sources[connection.source].idle[connection] = None
 
-    def tell(self, why: Why, source: str) -> None:
+    def count_closed(self, why: Why, source: str) -> None:
         """A limit closes a connection of ``source``."""
         self.closed[why] += 1
         now = time.monotonic()
@@ -456,7 +456,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def end(self, why: Why) -> None:
         """Close it at once, for a limit."""
-        self._server.tell(why, self.source)
+        self._server.count_closed(why, self.source)
         self._stop_timer()
         self.leave()
         if self._transport:

@@ -324,20 +324,20 @@ def standing(
         # since before there were claims, or its Lease was deleted
         served = name.host in live and name.host not in lost
         if claim is not None and (
-            problem := _reserved(name, claim, rules, mine=mine, serves=serves, comes=comes)
+            problem := _reservation_problem(name, claim, rules, mine=mine, serves=serves, comes=comes)
         ):
             problems.append(problem)
             in_the_way += [] if mine else [claim]
             continue
         if not mine and not served:
-            if name.kind and (problem := _not_allowed(name, namespace, known, rules)):
+            if name.kind and (problem := _policy_problem(name, namespace, known, rules)):
                 problems.append(problem)
                 continue
             if claim is not None and claim.released:
                 former.append(claim)
                 claim = None
             other = claim or known.claims.against(name.host, holder)
-            if problem := _taken(name, namespace, holder, other, known):
+            if problem := _conflict_problem(name, namespace, holder, other, known):
                 problems.append(problem)
                 in_the_way += [other] if other else []
                 continue
@@ -391,7 +391,7 @@ def _is_preview(name: RequestedHost) -> bool:
     return name.field.startswith("spec.rollout.")
 
 
-def _reserved(
+def _reservation_problem(
     name: RequestedHost,
     claim: Claim,
     rules: Rules,
@@ -423,7 +423,7 @@ def _reserved(
     )
 
 
-def _not_allowed(name: RequestedHost, namespace: str, known: Known, rules: Rules) -> Problem | None:
+def _policy_problem(name: RequestedHost, namespace: str, known: Known, rules: Rules) -> Problem | None:
     """Why policies do not allow a new claim: every policy with host names has to."""
     for policy, patterns in rules.hostnames:
         if not allowed(patterns, namespace, name.host):
@@ -449,7 +449,7 @@ def _not_allowed(name: RequestedHost, namespace: str, known: Known, rules: Rules
     return None
 
 
-def _taken(
+def _conflict_problem(
     name: RequestedHost, namespace: str, holder: str, claim: Claim | None, known: Known
 ) -> Problem | None:
     """Another holder's claim, or a route of one that has yet to claim what it serves."""

@@ -58,7 +58,7 @@ class Answer:
 
 
 @contextmanager
-def told_apart() -> Iterator[None]:
+def translated_errors() -> Iterator[None]:
     """What the clients raise, as TritonError."""
     try:
         yield
@@ -111,7 +111,7 @@ class HttpServer:
 
     def served(self, model: str) -> Served:
         """The model's metadata; raises TritonError."""
-        with told_apart():
+        with translated_errors():
             metadata = self._client.get_model_metadata(model)
             config = self._client.get_model_config(model)
         return Served(
@@ -133,7 +133,7 @@ class HttpServer:
     ) -> Answer:
         """One request; raises TritonError."""
         tensors = [_fill(triton_http.InferInput, spec, inputs[spec.name]) for spec in specs]
-        with told_apart():
+        with translated_errors():
             result = self._client.infer(
                 model, tensors, outputs=[triton_http.InferRequestedOutput(name) for name in outputs]
             )
@@ -168,7 +168,7 @@ class GrpcServer:
         """One request; raises TritonError."""
         tensors = [_fill(triton_grpc.InferInput, spec, inputs[spec.name]) for spec in specs]
         requested = [triton_grpc.InferRequestedOutput(name) for name in outputs]
-        with told_apart():
+        with translated_errors():
             result = self._client.infer(model, tensors, outputs=requested, client_timeout=self._timeout)
             return Answer(
                 result.get_response().model_version, tuple(result.as_numpy(name) for name in outputs)

@@ -12,7 +12,7 @@ from typing import Any, Self
 import tritonclient.http as triton_http
 from google.protobuf import json_format  # type: ignore[import-untyped]
 
-from modelrollout.triton.client import TritonError, told_apart
+from modelrollout.triton.client import TritonError, translated_errors
 from modelrollout.triton.tensors import TensorSpec
 
 _CONNECT_SECONDS = 5.0
@@ -42,7 +42,7 @@ class Repository:
     def is_live(self) -> bool:
         """Whether a server answers."""
         try:
-            with told_apart():
+            with translated_errors():
                 return bool(self._client.is_server_live())
         except TritonError:
             return False
@@ -52,7 +52,7 @@ class Repository:
 
         It is taken away first: a server that holds both at a time may have no memory for them.
         """
-        with told_apart():
+        with translated_errors():
             if self._client.is_model_ready(model):
                 self._client.unload_model(model)
                 end = time.monotonic() + _UNLOAD_SECONDS
@@ -64,7 +64,7 @@ class Repository:
 
     def inputs(self, model: str) -> tuple[TensorSpec, ...]:
         """What the loaded model takes, the batch dimension first; raises TritonError."""
-        with told_apart():
+        with translated_errors():
             metadata = self._client.get_model_metadata(model)
         return tuple(
             TensorSpec(i["name"], i["datatype"], tuple(int(d) for d in i["shape"]))

@@ -79,11 +79,11 @@ class Prometheus:
     def __init__(self, *series: Series) -> None:
         self.series, self.asked = series, [""]
 
-    async def ask(self, queries: object) -> list[Answer | MeasurementProblem]:
+    async def query(self, queries: object) -> list[Answer | MeasurementProblem]:
         self.asked = list(queries)  # type: ignore[call-overload]
         return [Answer(self.series)]
 
-    async def ask_own(self, namespace: str, queries: object) -> dict[str, Answer | MeasurementProblem]:
+    async def query_own(self, namespace: str, queries: object) -> dict[str, Answer | MeasurementProblem]:
         raise AssertionError("agreement is nobody's own query")
 
     async def history(self, query: str, times: object) -> dict[int, Answer] | MeasurementProblem:

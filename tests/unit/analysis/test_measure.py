@@ -34,11 +34,11 @@ class FakeReader:
         self.past: list[tuple[str, Sequence[int]]] = []
         self.before: Callable[[int], Answer] | None = None
 
-    async def ask(self, queries: Sequence[str]) -> list[Answer | MeasurementProblem]:
+    async def query(self, queries: Sequence[str]) -> list[Answer | MeasurementProblem]:
         self.asked += queries
         return [next(a for word, a in self.answers.items() if word in q) for q in queries]
 
-    async def ask_own(
+    async def query_own(
         self, namespace: str, queries: Mapping[str, str]
     ) -> dict[str, Answer | MeasurementProblem]:
         self.own.append((namespace, dict(queries)))

@@ -59,7 +59,7 @@ class Prometheus:
     def hang(self, query: str) -> None:
         self.gates[query] = threading.Event()
 
-    def ask(self, query: str) -> Answer | MeasurementProblem:
+    def query(self, query: str) -> Answer | MeasurementProblem:
         with self._lock:
             self.asked.append(query)
             self.now_asked += 1
@@ -85,7 +85,7 @@ class Clock:
 
 @pytest.fixture
 async def own(prometheus: Prometheus) -> AsyncIterator[OwnQueries]:
-    made = OwnQueries("main", prometheus.ask, patience=0.2, now=Clock())
+    made = OwnQueries("main", prometheus.query, patience=0.2, now=Clock())
     yield made
     for gate in prometheus.gates.values():
         gate.set()
@@ -102,9 +102,9 @@ async def until(look: Callable[[], bool]) -> None:
 
 async def test_a_quick_answer_is_there_at_once(own: OwnQueries, prometheus: Prometheus) -> None:
     prometheus.answers["b"] = MeasurementProblem("QueryRejected", "no")
-    found = await own.ask("ours", {"1": "a", "2": "b"})
+    found = await own.query("ours", {"1": "a", "2": "b"})
     assert found == {"1": Answer((Series({}, 1.0, 0),)), "2": MeasurementProblem("QueryRejected", "no")}
-    assert await own.ask("ours", {}) == {}
+    assert await own.query("ours", {}) == {}
 
 
 async def test_a_slow_answer_is_for_the_next_look_and_nobody_waits_for_it(
@@ -112,11 +112,11 @@ async def test_a_slow_answer_is_for_the_next_look_and_nobody_waits_for_it(
 ) -> None:
     prometheus.hang("slow")
     began = time.monotonic()
-    found = await own.ask("ours", {"1": "slow"})
+    found = await own.query("ours", {"1": "slow"})
     assert isinstance(found["1"], MeasurementProblem) and found["1"].reason == "QueryPending"
     assert time.monotonic() - began < 1
     again = time.monotonic()
-    assert isinstance((await own.ask("ours", {"1": "slow", "2": "quick"}))["2"], MeasurementProblem), (
+    assert isinstance((await own.query("ours", {"1": "slow", "2": "quick"}))["2"], MeasurementProblem), (
         "behind the slow one"
     )
     assert time.monotonic() - again < 0.1, "a namespace that is busy holds up no second look"
@@ -124,16 +124,16 @@ async def test_a_slow_answer_is_for_the_next_look_and_nobody_waits_for_it(
     await until(lambda: not own._tasks["ours"])
     assert prometheus.asked == ["slow", "quick"], "asked once"
     prometheus.hang("slow")
-    assert isinstance((await own.ask("ours", {"1": "slow"}))["1"], Answer), "what came since the last look"
+    assert isinstance((await own.query("ours", {"1": "slow"}))["1"], Answer), "what came since the last look"
 
 
 async def test_one_at_a_time_for_a_namespace_and_two_in_all(own: OwnQueries, prometheus: Prometheus) -> None:
     for query in "abcdef":
         prometheus.hang(query)
     await asyncio.gather(
-        own.ask("one", {"1": "a", "2": "b", "3": "c"}),
-        own.ask("two", {"1": "d"}),
-        own.ask("three", {"1": "e"}),
+        own.query("one", {"1": "a", "2": "b", "3": "c"}),
+        own.query("two", {"1": "d"}),
+        own.query("three", {"1": "e"}),
     )
     assert sorted(prometheus.asked) == ["a", "d"] and prometheus.most_asked == 2
     prometheus.gates["d"].set()
@@ -147,7 +147,7 @@ async def test_what_takes_too_long_pauses_its_namespace_and_no_other(
     clock = own._now
     assert isinstance(clock, Clock)
     prometheus.answers["slow"] = SLOW
-    found = await own.ask("ours", {"1": "slow", "2": "x"})
+    found = await own.query("ours", {"1": "slow", "2": "x"})
     assert found["1"] == SLOW
     paused = found["2"]
     assert isinstance(paused, MeasurementProblem) and paused.reason == "QueriesPaused"
@@ -157,45 +157,45 @@ async def test_what_takes_too_long_pauses_its_namespace_and_no_other(
         and "cheaper" in paused.message
     )
     assert prometheus.asked == ["slow"]
-    assert isinstance((await own.ask("others", {"1": "x"}))["1"], Answer)
+    assert isinstance((await own.query("others", {"1": "x"}))["1"], Answer)
     clock.now += 30
     prometheus.answers["slow"] = MeasurementProblem("ProviderError", "it died")
-    assert (await own.ask("ours", {"1": "slow"}))["1"] == MeasurementProblem("ProviderError", "it died")
+    assert (await own.query("ours", {"1": "slow"}))["1"] == MeasurementProblem("ProviderError", "it died")
     clock.now += 59
     assert (
-        isinstance((again := (await own.ask("ours", {"2": "x"}))["2"]), MeasurementProblem)
+        isinstance((again := (await own.query("ours", {"2": "x"}))["2"]), MeasurementProblem)
         and again.reason == "QueriesPaused"
     ), "for twice as long"
     clock.now += 1
-    assert isinstance((await own.ask("ours", {"2": "x"}))["2"], Answer)
+    assert isinstance((await own.query("ours", {"2": "x"}))["2"], Answer)
 
 
 async def test_a_wrong_query_pauses_nothing(own: OwnQueries, prometheus: Prometheus) -> None:
     prometheus.answers["wrong"] = MeasurementProblem("QueryRejected", "no")
-    assert isinstance((await own.ask("ours", {"1": "wrong", "2": "x"}))["2"], Answer)
+    assert isinstance((await own.query("ours", {"1": "wrong", "2": "x"}))["2"], Answer)
 
 
 async def test_an_answer_that_is_old_serves_once(own: OwnQueries, prometheus: Prometheus) -> None:
     clock = own._now
     assert isinstance(clock, Clock)
-    await own.ask("ours", {"1": "x"})
+    await own.query("ours", {"1": "x"})
     prometheus.hang("x")
     for _ in range(2):
-        assert isinstance((await own.ask("ours", {"1": "x"}))["1"], Answer), "a second look within moments"
+        assert isinstance((await own.query("ours", {"1": "x"}))["1"], Answer), "a second look within moments"
     clock.now += FRESH_SECONDS + 1
-    assert isinstance((await own.ask("ours", {"1": "x"}))["1"], Answer)
-    assert isinstance((await own.ask("ours", {"1": "x"}))["1"], MeasurementProblem)
+    assert isinstance((await own.query("ours", {"1": "x"}))["1"], Answer)
+    assert isinstance((await own.query("ours", {"1": "x"}))["1"], MeasurementProblem)
 
 
 async def test_memory_is_bounded(own: OwnQueries, prometheus: Prometheus) -> None:
     clock = own._now
     assert isinstance(clock, Clock)
     prometheus.answers["many"] = Answer(tuple(Series({"i": str(i)}, 1.0, 0) for i in range(1000)))
-    answer = (await own.ask("ours", {"1": "many"}))["1"]
+    answer = (await own.query("ours", {"1": "many"}))["1"]
     assert isinstance(answer, Answer) and len(answer.series) == MAX_SERIES
     prometheus.hang("stuck")
-    await own.ask("busy", {str(i): "stuck" for i in range(2 * MOST_WAITING)})
+    await own.query("busy", {str(i): "stuck" for i in range(2 * MOST_WAITING)})
     assert len(own._tasks["busy"]) == MOST_WAITING
     clock.now += RETENTION_SECONDS + 1
-    await own.ask("others", {"1": "x"})
+    await own.query("others", {"1": "x"})
     assert "ours" not in own._answers and "busy" in own._tasks

@@ -53,7 +53,7 @@ async def reading(handler: Handler, *, threads: int = 4, **provider: Any) -> Asy
 
 
 async def one(reader: PrometheusReader, query: str = "up") -> Answer | MeasurementProblem:
-    [answer] = await reader.ask([query])
+    [answer] = await reader.query([query])
     return answer
 
 
@@ -135,7 +135,7 @@ async def test_answers_come_in_the_order_of_the_queries() -> None:
         return vector(({"pod": request.query["query"]}, "2.5"), ({}, "NaN"))
 
     async with reading(handler) as reader:
-        answers = await reader.ask(["a", "none", "b"])
+        answers = await reader.query(["a", "none", "b"])
     assert isinstance(answers[0], Answer) and isinstance(answers[2], Answer)
     assert answers[0].series[0] == Series({"pod": "a"}, 2.5, 1700000000.5)
     assert answers[0].series[1].value != answers[0].series[1].value
@@ -272,7 +272,7 @@ async def test_more_questions_than_threads_wait_no_longer_than_the_limit() -> No
     async with reading(handler, timeout_seconds=0.3) as reader:
         loop = asyncio.get_running_loop()
         start = loop.time()
-        answers = await reader.ask(["up"] * 12)
+        answers = await reader.query(["up"] * 12)
         assert loop.time() - start < 2
         assert {a.reason for a in answers if isinstance(a, MeasurementProblem)} == {
             "ProviderTimeout"
@@ -399,12 +399,12 @@ async def test_own_queries_that_hang_hold_up_no_other() -> None:
 
     async with reading(handler) as reader:
         looks = [
-            asyncio.create_task(reader.ask_own(f"n{n}", {f"{i}": f"slow{i}" for i in range(16)}))
+            asyncio.create_task(reader.query_own(f"n{n}", {f"{i}": f"slow{i}" for i in range(16)}))
             for n in range(12)
         ]
         await asyncio.sleep(0.1)
         began = time.monotonic()
-        assert all(isinstance(a, Answer) for a in await reader.ask(["up"] * 16))
+        assert all(isinstance(a, Answer) for a in await reader.query(["up"] * 16))
         assert time.monotonic() - began < 1
         for look in looks:
             assert {a.reason for a in (await look).values() if isinstance(a, MeasurementProblem)} == {
@@ -435,13 +435,13 @@ async def test_an_own_query_that_harms_prometheus_is_followed_by_a_pause(
 
     async with reading(handler) as reader:
         reader._own._patience = 5.0
-        found = await reader.ask_own("ours", {"1": "bad"})
+        found = await reader.query_own("ours", {"1": "bad"})
         assert isinstance(found["1"], MeasurementProblem) and found["1"].reason == (
             "ProviderError" if how == "dies" else "ProviderTimeout"
         )
-        again = await reader.ask_own("ours", {"2": "quick"})
+        again = await reader.query_own("ours", {"2": "quick"})
         assert isinstance(again["2"], MeasurementProblem) and again["2"].reason == "QueriesPaused"
-        assert isinstance((await reader.ask_own("theirs", {"1": "quick"}))["1"], Answer)
+        assert isinstance((await reader.query_own("theirs", {"1": "quick"}))["1"], Answer)
         assert isinstance(await one(reader, "quick"), Answer)
 
 

@@ -66,7 +66,7 @@ class Said:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def ask(self, address: str, request: Request) -> ServerAnswer | Failure:
+    async def infer(self, address: str, request: Request) -> ServerAnswer | Failure:
         self.asked.append((address, request))
         await self.gate.wait()
         return self.answers[address]
@@ -74,9 +74,9 @@ class Said:
 
 @asynccontextmanager
 async def running(
-    asker: Said, **changes: object
+    client: Said, **changes: object
 ) -> AsyncIterator[tuple[Comparer, TestClient[web.Request, web.Application]]]:
-    made = Comparer(task(**changes), asker)  # type: ignore[arg-type]
+    made = Comparer(task(**changes), client)  # type: ignore[arg-type]
     workers = [asyncio.create_task(made.work()) for _ in range(2)]
     async with TestClient(TestServer(made.app())) as client:
         yield made, client
@@ -251,11 +251,11 @@ async def revision(
 
 
 async def asked(address: str, **changes: object) -> ServerAnswer | Failure:
-    asker = HttpInferenceClient(task(**changes))  # type: ignore[arg-type]
+    client = HttpInferenceClient(task(**changes))  # type: ignore[arg-type]
     try:
-        return await asker.ask(address, Request(b"{}", {}))
+        return await client.infer(address, Request(b"{}", {}))
     finally:
-        await asker.close()
+        await client.close()
 
 
 async def test_failures_are_told_from_pods_that_are_not_there() -> None:

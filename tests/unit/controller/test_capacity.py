@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from modelrollout.config import CapacityConfig as Settings
-from modelrollout.controller.lookups.capacity import Capacity, extended, fits, free_gpus, gpus_in_use
+from modelrollout.controller.lookups.capacity import (
+    Capacity,
+    extended_resources,
+    fits,
+    free_gpus,
+    gpus_in_use,
+)
 from modelrollout.kube.client import Listing
 from modelrollout.kube.errors import Forbidden
 from modelrollout.kube.kinds import DEPLOYMENT, NODE, POD, Resource
@@ -71,8 +77,10 @@ def test_only_whole_pods_count() -> None:
 
 def test_init_containers_do_not_add_up_and_sidecars_do() -> None:
     ask = {"resources": {"requests": {GPU: 2}}}
-    assert extended({"containers": [ask], "initContainers": [ask, ask]}) == {GPU: 2}
-    assert extended({"containers": [ask], "initContainers": [{**ask, "restartPolicy": "Always"}]}) == {GPU: 4}
+    assert extended_resources({"containers": [ask], "initContainers": [ask, ask]}) == {GPU: 2}
+    assert extended_resources(
+        {"containers": [ask], "initContainers": [{**ask, "restartPolicy": "Always"}]}
+    ) == {GPU: 4}
 
 
 TAINT = [{"key": GPU, "value": "present", "effect": "NoSchedule"}]
@@ -134,9 +142,9 @@ def look(api: Api, times: int = 1, config: Any = LOOKING, seconds: float = 0.0) 
     capacity = Capacity(api, config, lambda: now[0])  # type: ignore[arg-type]
 
     async def main() -> list[Gpus | None]:
-        first = await asyncio.gather(*(capacity.look(pod()["spec"], 2) for _ in range(times)))
+        first = await asyncio.gather(*(capacity.gpus_for(pod()["spec"], 2) for _ in range(times)))
         now[0] += seconds
-        return [*first, await capacity.look(pod()["spec"], 2)]
+        return [*first, await capacity.gpus_for(pod()["spec"], 2)]
 
     return asyncio.run(main())
 

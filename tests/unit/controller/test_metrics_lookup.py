@@ -49,13 +49,13 @@ class Prometheus(PrometheusReader):
     async def scrape(self) -> Scrape | MeasurementProblem:
         return self.scraped_now
 
-    async def ask(self, queries: Sequence[str]) -> list[Answer | MeasurementProblem]:
+    async def query(self, queries: Sequence[str]) -> list[Answer | MeasurementProblem]:
         self.asked += queries
         if self.hangs:
             await asyncio.sleep(3600)
         return [self.said or self._answer(q) for q in queries]
 
-    async def ask_own(
+    async def query_own(
         self, namespace: str, queries: Mapping[str, str]
     ) -> dict[str, Answer | MeasurementProblem]:
         self.own += queries.values()

@@ -47,7 +47,7 @@ def counted(bad: float, total: float) -> dict[str, Any]:
     """Triton's counters of the one pod of version 2."""
     asked: dict[str, Any] = {"queries": []}
 
-    async def ask(self: PrometheusReader, queries: Sequence[str]) -> list[Answer | MeasurementProblem]:
+    async def query(self: PrometheusReader, queries: Sequence[str]) -> list[Answer | MeasurementProblem]:
         asked["queries"] += queries
         pod = {"revision": V2, "instance": "10.0.0.1:8002"}
         readings = [("good", total - bad), ("bad", bad), ("scraped", 1_800_000_000.0)]
@@ -60,7 +60,7 @@ def counted(bad: float, total: float) -> dict[str, Any]:
             for _ in queries
         ]
 
-    asked["ask"] = ask
+    asked["query"] = query
     return asked
 
 
@@ -76,7 +76,7 @@ def test_it_is_compared_with_what_stable_did_before(
         MetricStatus(name="errors", verdict="Inconclusive", reason="NoData", canary=seen, stable=frozen)
     )
     fake = counted(bad, 4000)
-    monkeypatch.setattr(PrometheusReader, "ask", fake["ask"])
+    monkeypatch.setattr(PrometheusReader, "query", fake["query"])
     found = asyncio.run(MetricsAssessor(CONFIG, lambda: b.START).assess(s))
     assert found is not None and found.verdict == verdict
     assert (
@@ -94,6 +94,6 @@ def test_without_a_reference_there_is_no_comparison(monkeypatch: pytest.MonkeyPa
         total=0, bad=0, last={"10.0.0.1:8002": [0.0, 0.0, 1_700_000_000.0]}, scraped=1_700_000_000.0
     )
     s = baking(MetricStatus(name="errors", verdict="Inconclusive", reason="NoData", canary=seen))
-    monkeypatch.setattr(PrometheusReader, "ask", counted(400, 4000)["ask"])
+    monkeypatch.setattr(PrometheusReader, "query", counted(400, 4000)["query"])
     found = asyncio.run(MetricsAssessor(CONFIG, lambda: b.START).assess(s))
     assert found is not None and (found.verdict, found.reason) == ("Inconclusive", "NoStableData")

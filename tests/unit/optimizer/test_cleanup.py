@@ -18,7 +18,7 @@ from modelrollout.jobs.log import Progress
 from modelrollout.optimizer.__main__ import run
 from modelrollout.optimizer.store import cleanup
 from modelrollout.optimizer.store.backend import Listed
-from modelrollout.optimizer.store.cleanup import doomed
+from modelrollout.optimizer.store.cleanup import deletable_artifacts
 from modelrollout.optimizer.store.object_store import ObjectStore as Store
 from modelrollout.testing.object_store import ObjectStore, object_store
 
@@ -38,14 +38,14 @@ def listed(folder: str, age_days: float, *files: str, size: int = 10) -> list[Li
 def goes(
     objects: list[Listed], kept: tuple[str, ...] = (), namespaces: tuple[str, ...] = (), root: str = ROOT
 ) -> set[str]:
-    return set(doomed(objects, root, frozenset(kept), frozenset(namespaces), NOW - MONTH))
+    return set(deletable_artifacts(objects, root, frozenset(kept), frozenset(namespaces), NOW - MONTH))
 
 
 def test_a_namespace_in_which_something_cannot_be_read_stays_as_it_is() -> None:
     objects = [*listed(f"ml/{A}", 40), *listed(f"deep/{A}", 40)]
-    assert set(doomed(objects, ROOT, frozenset(), frozenset(), NOW - MONTH, frozenset({"deep"}))) == {
-        f"ml/{A}"
-    }
+    assert set(
+        deletable_artifacts(objects, ROOT, frozenset(), frozenset(), NOW - MONTH, frozenset({"deep"}))
+    ) == {f"ml/{A}"}
 
 
 def test_what_is_old_and_not_referred_to_goes() -> None:
@@ -151,7 +151,7 @@ def test_a_dry_run_only_says_so(server: ObjectStore, task: Callable[..., CleanTa
 def test_what_is_found_while_it_lists_stays(
     server: ObjectStore, task: Callable[..., CleanTask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = cleanup.doomed
+    real = cleanup.deletable_artifacts
 
     def late(*args: Any) -> Any:
         found = real(*args)
@@ -159,7 +159,7 @@ def test_what_is_found_while_it_lists_stays(
         server.modified[f"/artifacts/all/ml/{A}/used.json"] = datetime.now(UTC)
         return found
 
-    monkeypatch.setattr(cleanup, "doomed", late)
+    monkeypatch.setattr(cleanup, "deletable_artifacts", late)
     run(task(), Progress())
     assert keys(server) == {A, B}
 
@@ -169,14 +169,14 @@ def test_what_is_made_anew_while_it_deletes_others_stays(
     server: ObjectStore, task: Callable[..., CleanTask], monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     """An earlier operator's Job makes what is left of an artifact again, under the same names."""
-    real = cleanup.doomed
+    real = cleanup.deletable_artifacts
 
     def late(*args: Any) -> Any:
         found = real(*args)
         server.modified[f"/artifacts/all/ml/{A}/{file}"] = datetime.now(UTC)
         return found
 
-    monkeypatch.setattr(cleanup, "doomed", late)
+    monkeypatch.setattr(cleanup, "deletable_artifacts", late)
     assert run(task(), Progress()).size_bytes == 0
     assert {path.rsplit("/", 1)[1] for path in server.objects if A in path} == {
         "manifest.json",

@@ -134,11 +134,11 @@ _WIDTH, _ROW, _LEFT, _RIGHT = 720, 34, 170, 20
 
 def _el(name: str, content: str = "", **attributes: str | float) -> str:
     """An element; ``class_`` is class, other underscores are hyphens. ``content`` is markup."""
-    told = "".join(
+    rendered = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(value if isinstance(value, str) else f"{value:.4g}")}"'
         for key, value in attributes.items()
     )
-    return f"<{name}{told}>{content}</{name}>" if content else f"<{name}{told}/>"
+    return f"<{name}{rendered}>{content}</{name}>" if content else f"<{name}{rendered}/>"
 
 
 def _text(x: float, y: float, words: str, class_: str = "", anchor: str = "start") -> str:
@@ -202,7 +202,7 @@ def _search(search: SearchReport) -> list[str]:
     return [*(_scatter(search, objective) for objective in OBJECTIVES), table]
 
 
-def _told(cost: float, objective: Objective) -> str:
+def _cost_text(cost: float, objective: Objective) -> str:
     return size(round(cost)).split(" (")[0] if objective == "Size" else f"{cost:.3g} ms"
 
 
@@ -221,8 +221,8 @@ def _scatter(search: SearchReport, objective: Objective) -> str:
     def cost(p: SearchPoint) -> float:
         return cost_by_name[p.name]
 
-    def told(value: float) -> str:
-        return _told(value, objective)
+    def cost_text(value: float) -> str:
+        return _cost_text(value, objective)
 
     sign = -1.0 if search.smaller_is_better else 1.0
     limit = None if search.allowed is None else search.before - sign * search.allowed
@@ -260,7 +260,7 @@ def _scatter(search: SearchReport, objective: Objective) -> str:
             _text(right, y(limit) + 15, "allowed", "soft", "end"),
         ]
     for edge, anchor in ((min(search.points, key=cost), "middle"), (max(search.points, key=cost), "middle")):
-        parts.append(_text(x(edge), bottom + 18, told(cost(edge)), "soft", anchor))
+        parts.append(_text(x(edge), bottom + 18, cost_text(cost(edge)), "soft", anchor))
     by_name = {p.name: p for p in search.points}
     line = [by_name[m.name] for m in frontier(models, objective)]
     parts.append(_el("path", class_="front", d="M" + " L".join(f"{x(p):.1f},{y(p.value):.1f}" for p in line)))
@@ -284,13 +284,13 @@ def _scatter(search: SearchReport, objective: Objective) -> str:
         drawn.append(labels.place(at, high, p.name, left, right, top, bottom))
         parts.append(
             _group(
-                f"{p.name}: {told(cost(p))}, {search.metric} {p.value:.4f}, budget"
+                f"{p.name}: {cost_text(cost(p))}, {search.metric} {p.value:.4f}, budget"
                 f" {'kept' if p.within else 'not kept'}",
                 *drawn,
             )
         )
     about = f"{search.metric} against {what}: " + ", ".join(
-        f"{p.name} {p.value:.4f} at {told(cost(p))}" for p in line
+        f"{p.name} {p.value:.4f} at {cost_text(cost(p))}" for p in line
     )
     caption = (
         f"{search.metric} against {what}. Dots keep the budget, crosses do not (arrows: far below); the"

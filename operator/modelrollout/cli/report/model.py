@@ -23,7 +23,7 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.cli.cluster import Revision, Rollout
 from modelrollout.cli.errors import Refused
-from modelrollout.cli.verbs import in_flight, named
+from modelrollout.cli.verbs import find_revision, in_flight
 from modelrollout.rollout.stages.tune import settings
 from modelrollout.statistics.paired import drop_interval
 
@@ -123,12 +123,12 @@ class Report:
         return {**asdict(self), "facts": dict(self.facts), "stages": dict(self.stages)}
 
 
-def which(rollout: Rollout, name_or_number: str | None) -> Revision:
+def revision_to_report(rollout: Rollout, name_or_number: str | None) -> Revision:
     """By name or number; else that of the rollout in flight or ended last, else stable, else the
     newest. Raises Refused: none is kept.
     """
     if name_or_number is not None:
-        return named(rollout, name_or_number)
+        return find_revision(rollout, name_or_number)
     last, stable = rollout.status.rollout, rollout.status.stable
     for name in (last.revision if last else None, stable.revision if stable else None):
         revision = rollout.revision(name)
@@ -281,7 +281,7 @@ def _search(evidence: SearchEvidence) -> SearchReport:
     metric = evidence.metric
     errors = metric in ("mae", "mse")
     start = next((p for p in evidence.points if p.name == SOURCE), None)
-    told = [
+    points = [
         SearchPoint(
             name=p.name,
             size=p.size,
@@ -310,7 +310,7 @@ def _search(evidence: SearchEvidence) -> SearchReport:
             f" Shown is what no other beats in {metric} and size, or in {metric} and latency;"
             " report.json beside the artifact has all."
         ),
-        points=tuple(sorted(told, key=lambda p: (p.size, p.milliseconds))),
+        points=tuple(sorted(points, key=lambda p: (p.size, p.milliseconds))),
     )
 
 

@@ -135,7 +135,7 @@ class Actor:
             except NotLeading:
                 raise
             except KubeError as e:
-                refusal = e if isinstance(e, ChildRefused) else _refused(NETWORK_POLICY, obj, e)
+                refusal = e if isinstance(e, ChildRefused) else _child_refused(NETWORK_POLICY, obj, e)
                 problems.append(
                     Problem(refusal.reason, f"{refusal.message}; {_UNWRITTEN if is_desired else _UNREMOVED}")
                 )
@@ -179,7 +179,7 @@ class Actor:
                 await self._refresh(resource, live)
                 raise
             except (Forbidden, Invalid) as e:
-                refused = refused or _refused(resource, live, e)
+                refused = refused or _child_refused(resource, live, e)
                 continue
             self.cache.record_write(resource, answer, guarded=True)
             log.info("adopted %s %s", kind, name)
@@ -281,7 +281,7 @@ class Actor:
             await self._refresh(resource, obj)
             raise
         except (Forbidden, Invalid) as e:
-            raise _refused(resource, obj, e) from e
+            raise _child_refused(resource, obj, e) from e
         self.cache.record_write(resource, answer, guarded=guarded)
         log.info("applied %s %s", resource.kind, obj["metadata"]["name"])
 
@@ -320,7 +320,7 @@ class Actor:
                 if controller_of(live) != controller_of(obj):
                     # otherwise its owner has changed, which the next pass observes
                     if known is None or controller_of(known) == controller_of(live):
-                        raise ChildRefused(e.status, NAME_TAKEN, _taken(live, obj)) from e
+                        raise ChildRefused(e.status, NAME_TAKEN, _name_conflict(live, obj)) from e
                 elif resource == DEPLOYMENT:
                     # Its template was decided as if there were no pods (rollout.pod_restarts):
                     # restore no more than the watch needs.
@@ -339,7 +339,7 @@ class Actor:
                 e.status, "StaleRead", f"{resource.kind} {name} was missing from the watch cache"
             ) from e
         except (Forbidden, Invalid) as e:
-            raise _refused(resource, obj, e) from e
+            raise _child_refused(resource, obj, e) from e
         self.cache.record_write(resource, answer, guarded=True)
         log.info("created %s %s", resource.kind, name)
 
@@ -407,13 +407,13 @@ class Actor:
         return True
 
 
-def _refused(resource: Resource, obj: Object, e: KubeError) -> ChildRefused:
+def _child_refused(resource: Resource, obj: Object, e: KubeError) -> ChildRefused:
     return ChildRefused(
         e.status, Reason.CHILD_REFUSED, f"{resource.kind} {obj['metadata']['name']}: {e.message}"
     )
 
 
-def _taken(live: Object, desired: Object) -> str:
+def _name_conflict(live: Object, desired: Object) -> str:
     """What holds the name of a child, and the remedy. The object itself stays as it is."""
     holder = controller_reference(live)
     mine = controller_reference(desired)

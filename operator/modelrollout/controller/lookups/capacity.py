@@ -38,11 +38,11 @@ class Capacity:
         self._looking = asyncio.Lock()
         self._warned = False
 
-    async def look(self, pod: Mapping[str, Any], count: int) -> Gpus | None:
+    async def gpus_for(self, pod: Mapping[str, Any], count: int) -> Gpus | None:
         """GPUs for ``count`` more pods with this spec; None when they ask for none, or when the
         operator may not look.
         """
-        kind, each = next(iter(extended(pod).items()), ("", 0))
+        kind, each = next(iter(extended_resources(pod).items()), ("", 0))
         if not self._config.look_at_nodes or not each or not count:
             return None
         async with self._looking:
@@ -83,17 +83,17 @@ def free_gpus(
     return Gpus(kind, each * count, free, total, fitting)
 
 
-def extended(pod: Mapping[str, Any]) -> dict[str, int]:
+def extended_resources(pod: Mapping[str, Any]) -> dict[str, int]:
     """Extended resources that a pod asks for, such as nvidia.com/gpu. Init containers run one after
     the other, sidecars beside the others.
     """
     requested: defaultdict[str, int] = defaultdict(int)
     largest: defaultdict[str, int] = defaultdict(int)
     for container in pod.get("containers") or []:
-        for kind, value in _asks(container).items():
+        for kind, value in _extended_of(container).items():
             requested[kind] += value
     for container in pod.get("initContainers") or []:
-        for kind, value in _asks(container).items():
+        for kind, value in _extended_of(container).items():
             if container.get("restartPolicy") == "Always":
                 requested[kind] += value
             else:
@@ -101,7 +101,7 @@ def extended(pod: Mapping[str, Any]) -> dict[str, int]:
     return {kind: max(requested[kind], largest[kind]) for kind in requested.keys() | largest.keys()}
 
 
-def _asks(container: Mapping[str, Any]) -> dict[str, int]:
+def _extended_of(container: Mapping[str, Any]) -> dict[str, int]:
     resources = container.get("resources") or {}
     both = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
     return {kind: n for kind in both if "/" in kind and (n := _count(both, kind))}
@@ -120,7 +120,7 @@ def gpus_in_use(pods: Iterable[Object]) -> dict[str, dict[str, int]]:
     for pod in pods:
         node = (pod.get("spec") or {}).get("nodeName")
         if node and not has_ended(pod):
-            for kind, value in extended(pod["spec"]).items():
+            for kind, value in extended_resources(pod["spec"]).items():
                 in_use[node][kind] += value
     return {node: dict(kinds) for node, kinds in in_use.items()}
 

@@ -83,7 +83,7 @@ class HostClaims:
                 continue
             live = self._cache.get(MODEL_DEPLOYMENT, *claim.key)
             if live is None or holder_of(live) != claim.holder or claim.released:
-                await self._look(claim)
+                await self._give_up_if_unneeded(claim)
 
     async def settle(self, observation: Observation) -> bool:
         """Claim what is free, give back what is not needed, look whether what is in the way still
@@ -99,14 +99,14 @@ class HostClaims:
         for claim in stands.rewrite:
             changed |= await self._rewrite(claim)
         for claim in (*(c for host in stands.stale if (c := self._claims.get(host))), *stands.in_the_way):
-            changed |= await self._look(claim)
+            changed |= await self._give_up_if_unneeded(claim)
         return changed
 
     async def gone(self, key: Key) -> None:
         """A ModelDeployment is gone: its names are free."""
         for claim in self._claims.of(key):
             self._log_taker(claim.holder, None)
-            await self._look(claim)
+            await self._give_up_if_unneeded(claim)
 
     # --- the Leases
 
@@ -119,7 +119,7 @@ class HostClaims:
         try:
             lease = await self._write(mine, former)
         except (AlreadyExists, Conflict, NotFound):
-            self._note(mine.host, await self._read(mine.host))
+            self._remember(mine.host, await self._read(mine.host))
             return True
         self._claims.put(mine)
         if not served and (other := await self._overlapping(mine)):
@@ -178,11 +178,11 @@ class HostClaims:
             or claim_of(lease) == claim
             or not self._may_write()
         ):
-            return self._note(claim.host, lease)
+            return self._remember(claim.host, lease)
         try:
             await self._kube.replace(LEASE, self._lease(claim, lease))
         except (Conflict, NotFound):
-            return self._note(claim.host, await self._read(claim.host))
+            return self._remember(claim.host, await self._read(claim.host))
         self._claims.put(claim)
         return True
 
@@ -202,13 +202,13 @@ class HostClaims:
             None,
         )
 
-    async def _look(self, claim: Claim) -> bool:
+    async def _give_up_if_unneeded(self, claim: Claim) -> bool:
         """Give a claim up that is not needed any more; True when it is another than was known, or
         nobody's.
         """
         lease = await self._read(claim.host)
         if lease is None or claim_of(lease) != claim:
-            return self._note(claim.host, lease)
+            return self._remember(claim.host, lease)
         if await self._is_needed(claim) or not await self._give_up(claim, lease):
             return False
         log.info("%s does not need the name %s any more", claim.holder, claim.host)
@@ -251,11 +251,11 @@ class HostClaims:
                 resource_version=metadata["resourceVersion"],
             )
         except (Conflict, NotFound):
-            return self._note(claim.host, await self._read(claim.host))
+            return self._remember(claim.host, await self._read(claim.host))
         self._claims.drop(claim.host)
         return True
 
-    def _note(self, host: str, lease: Object | None) -> bool:
+    def _remember(self, host: str, lease: Object | None) -> bool:
         claim, before = claim_of(lease) if lease else None, self._claims.get(host)
         if claim:
             self._claims.put(claim)

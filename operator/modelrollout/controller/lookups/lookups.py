@@ -115,7 +115,7 @@ class Lookups:
     async def _gpus(self, observation: Observation, revision: str, count: int) -> Gpus | None:
         live = observation.children.get((MODEL_REVISION.kind, revision))
         pod = ((live or {}).get("spec") or {}).get("template", {}).get("spec") or {}
-        return await self._capacity.look(pod, count)
+        return await self._capacity.gpus_for(pod, count)
 
 
 def _server_pods(observation: Observation) -> list[Object]:

@@ -19,7 +19,7 @@ FRESH = timedelta(seconds=30)  # how long a label that was taken away may still 
 
 
 class Namespaces:
-    """What ``look`` has read, at most FRESH ago."""
+    """What ``refresh`` has read, at most FRESH ago."""
 
     def __init__(self, kube: Kube, now: Callable[[], datetime]) -> None:
         self._kube, self._now = kube, now
@@ -30,7 +30,7 @@ class Namespaces:
         """As last read; None where they are not known, or may not be read."""
         return self._known.get(namespace, (None, None))[1]
 
-    async def look(self, namespace: str) -> None:
+    async def refresh(self, namespace: str) -> None:
         """Read its labels, unless that was done a moment ago. Those that were known stand while the
         API server cannot be asked.
         """

@@ -74,10 +74,10 @@ class Policies:
             self._rules[key] = combine(p for p in policies if p.matches(*about))
         return self._rules[key]
 
-    async def look(self, namespace: str) -> None:
+    async def read_namespace_labels(self, namespace: str) -> None:
         """Before ``rules``: see which labels the namespace has, if a policy chooses by them."""
         if any(p.selector and p.selector.namespace_labels for p in self.all()):
-            await self._namespaces.look(namespace)
+            await self._namespaces.refresh(namespace)
 
     def all(self) -> list[Policy]:
         """Every policy, read once for each generation; one that is being deleted counts until it is
@@ -111,7 +111,7 @@ class Policies:
         before = self._known.get(name)
         if policy is not None and policy.selector and policy.selector.namespace_labels:
             for namespace in {self._about(o)[0] for o in self._cache.all(MODEL_DEPLOYMENT)}:
-                await self.look(namespace)
+                await self.read_namespace_labels(namespace)
         if policy != before:
             self._wake_all(p for p in (before, policy) if p is not None)
             if policy is None:

@@ -157,13 +157,13 @@ def tune(task: TuneTask, progress: Progress) -> TaskResult:
     def time_left() -> bool:
         return time.monotonic() - started < task.timeout_seconds * MORE_IN_FLIGHT
 
-    def tell(trial: Trial) -> None:
+    def record(trial: Trial) -> None:
         trials.append(trial)
         progress.update(len(trials), len(trials))
 
     with Repository(task.http) as repository, progress.stage("search"):
         measure = Bench(task, config, repository, progress).measure
-        configured, best = climb(start, settings, measure, task.objective_ms, time_left, tell)
+        configured, best = climb(start, settings, measure, task.objective_ms, time_left, record)
     if all(trial.load is None for trial in trials):
         raise bad_input(
             Reason.INFERENCE_FAILED,

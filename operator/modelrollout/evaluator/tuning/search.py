@@ -116,7 +116,7 @@ def sweep(
     """The configuration at its best number of requests in flight, looked for around ``start``."""
     seen: dict[int, Load] = {}
 
-    def look(in_flight: int) -> bool:
+    def keeps_objective(in_flight: int) -> bool:
         """Whether the objective is kept. A measurement that breaks it is repeated: something else
         on the machine may have caused it.
         """
@@ -130,14 +130,14 @@ def sweep(
 
     level = max(1, start)
     try:
-        while not look(level) and level > 1:
+        while not keeps_objective(level) and level > 1:
             level //= 2
         idle = 0
-        while look(level) and level < MAX_IN_FLIGHT and idle < PATIENCE and time_left():
+        while keeps_objective(level) and level < MAX_IN_FLIGHT and idle < PATIENCE and time_left():
             good = max(load.throughput for load in seen.values())
             level *= 2
-            if not look(level):
-                _between(look, level // 2, level)
+            if not keeps_objective(level):
+                _between(keeps_objective, level // 2, level)
                 break
             idle = idle + 1 if seen[level].throughput < good * (1 + GROWTH) else 0
     except CandidateFailed as failed:
@@ -148,13 +148,13 @@ def sweep(
     return Trial(serving, min(seen.values(), key=lambda load: load.latency_ms))
 
 
-def _between(look: Callable[[int], bool], good: int, bad: int) -> None:
-    """Two more looks between what keeps to the objective and what does not."""
+def _between(keeps_objective: Callable[[int], bool], good: int, bad: int) -> None:
+    """Measures at most twice more, between what keeps to the objective and what does not."""
     for _ in range(2):
         middle = (good + bad) // 2
         if middle in (good, bad):
             return
-        good, bad = (middle, bad) if look(middle) else (good, middle)
+        good, bad = (middle, bad) if keeps_objective(middle) else (good, middle)
 
 
 def compare(
@@ -203,13 +203,13 @@ def climb(
     measure: Measure,
     objective_ms: float,
     time_left: TimeLeft,
-    tell: Callable[[Trial], None],
+    on_trial: Callable[[Trial], None],
 ) -> tuple[Trial, Trial]:
-    """(what is configured, the best that was found; the same where nothing beats it). ``tell``
+    """(what is configured, the best that was found; the same where nothing beats it). ``on_trial``
     hears of every trial as it ends.
     """
     first = sweep(start, measure, objective_ms, 1, time_left)
-    tell(first)
+    on_trial(first)
     best, configured, tried = first, first, {start}
     while time_left():
         challenger = next((c for c in settings.neighbours(best.serving) if c not in tried), None)
@@ -218,7 +218,7 @@ def climb(
         tried.add(challenger)
         around = best.load.in_flight if best.load is not None and best.within else 1
         trial = sweep(challenger, measure, objective_ms, around, time_left)
-        tell(trial)
+        on_trial(trial)
         if not beats(trial, best):
             continue
         again, before = compare(trial, best, measure, objective_ms, time_left)

@@ -38,7 +38,7 @@ class Folder:
     size: int = 0
 
 
-def doomed(
+def deletable_artifacts(
     objects: Iterable[Listed],
     root: str,
     referenced: frozenset[str],
@@ -74,7 +74,7 @@ def clean(task: CleanTask, progress: Progress) -> TaskResult:
     store = ObjectStore(task.artifacts, FIELD, bucket=True)
     before = datetime.now(UTC) - timedelta(seconds=task.older_than_seconds)
     with progress.stage("list"):
-        unreferenced = doomed(
+        unreferenced = deletable_artifacts(
             store.list(), task.artifacts.uri, referenced, frozenset(task.namespaces), before, untouched
         )
     freed = 0

@@ -75,7 +75,7 @@ class PrometheusReader:
         # no connection, and until when (the loop's time) no query tries another
         self._outage: tuple[MeasurementProblem, float] | None = None
 
-    async def ask(self, queries: Sequence[str]) -> list[Answer | MeasurementProblem]:
+    async def query(self, queries: Sequence[str]) -> list[Answer | MeasurementProblem]:
         """The answers in the order of the queries, which run concurrently. Never raises for what
         Prometheus does, and takes ``timeout_seconds`` at most.
 
@@ -85,7 +85,7 @@ class PrometheusReader:
         loop = asyncio.get_running_loop()
         if self._outage is not None and loop.time() < self._outage[1]:
             return [self._outage[0] for _ in queries]
-        answers = list(await asyncio.gather(*(self._ask(q) for q in queries)))
+        answers = list(await asyncio.gather(*(self._query(q) for q in queries)))
         outage = next(
             (
                 a
@@ -97,7 +97,7 @@ class PrometheusReader:
         self._outage = (outage, loop.time() + self._provider.timeout_seconds) if outage else None
         return answers
 
-    async def ask_own(
+    async def query_own(
         self, namespace: str, queries: Mapping[str, str]
     ) -> dict[str, Answer | MeasurementProblem]:
         """The same for a namespace's own queries, by a key for each, apart from all others
@@ -105,7 +105,7 @@ class PrometheusReader:
         """
         if self._outage is not None and asyncio.get_running_loop().time() < self._outage[1]:
             return dict.fromkeys(queries, self._outage[0])
-        return await self._own.ask(namespace, queries)
+        return await self._own.query(namespace, queries)
 
     async def close(self) -> None:
         """Release the threads; a query that hangs ends by its own time-out."""
@@ -114,13 +114,13 @@ class PrometheusReader:
         if self._client:
             self._client[1]._session.close()
 
-    async def _ask(self, query: str) -> Answer | MeasurementProblem:
+    async def _query(self, query: str) -> Answer | MeasurementProblem:
         loop = asyncio.get_running_loop()
         try:
             # The limit includes the wait for a thread: a Prometheus that hangs delays only its own
             # queries.
             async with asyncio.timeout(self._provider.timeout_seconds):
-                return await loop.run_in_executor(self._pool, self._ask_now, query)
+                return await loop.run_in_executor(self._pool, self._query_now, query)
         except TimeoutError:
             return self._problem(
                 Reason.PROVIDER_TIMEOUT, f"did not answer within {self._provider.timeout_seconds:g} s"
@@ -181,7 +181,7 @@ class PrometheusReader:
     def _history_now(
         self, query: str, times: Sequence[int], step: int
     ) -> dict[int, Answer] | MeasurementProblem:
-        def ask(client: PrometheusConnect) -> Any:
+        def send(client: PrometheusConnect) -> Any:
             return client.custom_query_range(
                 query,
                 datetime.fromtimestamp(times[0], UTC),
@@ -189,7 +189,7 @@ class PrometheusReader:
                 f"{step}s",
             )
 
-        result = self._call(ask)
+        result = self._call(send)
         if isinstance(result, MeasurementProblem):
             return result
         at: dict[int, list[Series]] = {t: [] for t in times}
@@ -201,7 +201,7 @@ class PrometheusReader:
             return self._problem(Reason.BAD_ANSWER, "answers a range query with something else than a matrix")
         return {t: Answer(tuple(series)) for t, series in at.items()}
 
-    def _ask_now(self, query: str) -> Answer | MeasurementProblem:
+    def _query_now(self, query: str) -> Answer | MeasurementProblem:
         result = self._call(
             lambda client: client.custom_query(
                 query, params={"timeout": f"{self._provider.timeout_seconds:g}s"}
@@ -228,7 +228,7 @@ class PrometheusReader:
             )
         return self._read(result)
 
-    def _call(self, ask: Callable[[PrometheusConnect], Any]) -> Any:
+    def _call(self, send: Callable[[PrometheusConnect], Any]) -> Any:
         """The library's answer, or the problem that it ran into."""
         try:
             credentials = self._credentials()
@@ -238,7 +238,7 @@ class PrometheusReader:
                 f"cannot be asked: its credentials in {e.filename} cannot be read ({e.strerror})",
             )
         try:
-            return ask(self._connect(credentials))
+            return send(self._connect(credentials))
         except requests.exceptions.ConnectTimeout:
             return self._problem(
                 Reason.PROVIDER_UNREACHABLE, f"cannot be reached at {self._host()}: no answer to a connection"

@@ -30,19 +30,19 @@ _TROUBLE = (Reason.PROVIDER_TIMEOUT, Reason.PROVIDER_ERROR)
 
 
 class OwnQueries:
-    """The own queries to one provider. ``ask`` is synchronous and runs on threads of its own;
+    """The own queries to one provider. ``run_query`` is synchronous and runs on threads of its own;
     ``provider``: its name, for messages.
     """
 
     def __init__(
         self,
         provider: str,
-        ask: Callable[[str], Answer | MeasurementProblem],
+        run_query: Callable[[str], Answer | MeasurementProblem],
         *,
         patience: float = PATIENCE_SECONDS,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._provider, self._ask, self._patience, self._now = provider, ask, patience, now
+        self._provider, self._run_query, self._patience, self._now = provider, run_query, patience, now
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"prometheus-{provider}-own")
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         # by namespace and key
@@ -53,7 +53,9 @@ class OwnQueries:
         self._pauses: dict[str, Pause] = {}
         self._swept = now()
 
-    async def ask(self, namespace: str, queries: Mapping[str, str]) -> dict[str, Answer | MeasurementProblem]:
+    async def query(
+        self, namespace: str, queries: Mapping[str, str]
+    ) -> dict[str, Answer | MeasurementProblem]:
         """The newest answer to each query, or why there is none yet, by the key that names the
         query from one reading to the next.
         """
@@ -98,7 +100,9 @@ class OwnQueries:
             async with self._turns[namespace]:
                 answer: Answer | MeasurementProblem | None = self._paused(namespace)
                 if answer is None:
-                    answer = await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, promql)
+                    answer = await asyncio.get_running_loop().run_in_executor(
+                        self._pool, self._run_query, promql
+                    )
                 if isinstance(answer, MeasurementProblem):
                     if answer.reason in _TROUBLE:
                         self._pauses[namespace] = after_trouble(self._pauses.get(namespace), self._now())

@@ -35,9 +35,9 @@ from modelrollout.statistics.dispersion import Spread
 class Reader(Protocol):
     """Runs queries; see ``PrometheusReader``."""
 
-    async def ask(self, queries: Sequence[str]) -> list[Answer | MeasurementProblem]: ...
+    async def query(self, queries: Sequence[str]) -> list[Answer | MeasurementProblem]: ...
 
-    async def ask_own(
+    async def query_own(
         self, namespace: str, queries: Mapping[str, str]
     ) -> dict[str, Answer | MeasurementProblem]: ...
 
@@ -104,8 +104,8 @@ async def read_metrics(
     plans = {m.name: build(m, target, baseline=m in fresh) for m in metrics}
     queries = [p for p in plans.values() if isinstance(p, Query)]
     answers, own, before, implausible = await asyncio.gather(
-        _ask(reader, [q for q in queries if not q.own]),
-        _ask_own(reader, target, [q for q in queries if q.own]),
+        _query_by_metric(reader, [q for q in queries if not q.own]),
+        _query_own(reader, target, [q for q in queries if q.own]),
         asyncio.gather(*(baseline_before(reader, target, m, now) for m in fresh)),
         asyncio.gather(*(_label_problem(reader, target, m, counters) for m in metrics)),
     )
@@ -166,7 +166,7 @@ async def read_past(
 async def _with_bounds(reader: Reader, query: Query, problem: MeasurementProblem) -> MeasurementProblem:
     """The problem with the bounds that the histogram has."""
     assert query.bounds is not None
-    [bounds] = await reader.ask([query.bounds])
+    [bounds] = await reader.query([query.bounds])
     return bounds if isinstance(bounds, MeasurementProblem) else name_bounds(problem, bounds)
 
 
@@ -198,7 +198,7 @@ async def _label_problem(
         or labels.total <= FEW
     ):
         return None
-    [answer] = await reader.ask([rows_query(target)])
+    [answer] = await reader.query([rows_query(target)])
     if isinstance(answer, MeasurementProblem):
         return None
     rows = {s.labels.get(READING): s.value for s in answer.series}
@@ -208,19 +208,21 @@ async def _label_problem(
     return more_labels_than_rows(labels, rows["count"], rows["scraped"], per_row)
 
 
-async def _ask(reader: Reader, queries: Sequence[Query]) -> dict[str, Answer | MeasurementProblem]:
-    answers = await reader.ask([q.promql for q in queries]) if queries else []
+async def _query_by_metric(
+    reader: Reader, queries: Sequence[Query]
+) -> dict[str, Answer | MeasurementProblem]:
+    answers = await reader.query([q.promql for q in queries]) if queries else []
     return dict(zip((q.metric for q in queries), answers, strict=True))
 
 
-async def _ask_own(
+async def _query_own(
     reader: Reader, target: ScrapedTarget, queries: Sequence[Query]
 ) -> dict[str, Answer | MeasurementProblem]:
     """An answer that comes late serves the next reading at the same weight, and at no other."""
     if not queries:
         return {}
     keys = {q.metric: f"{target.name}/{target.canary.revision}/{target.weight}/{q.metric}" for q in queries}
-    answers = await reader.ask_own(target.namespace, {keys[q.metric]: q.promql for q in queries})
+    answers = await reader.query_own(target.namespace, {keys[q.metric]: q.promql for q in queries})
     return {metric: answers[key] for metric, key in keys.items()}
 
 
@@ -243,7 +245,7 @@ async def baseline_before(
 async def measure_agreement(reader: Reader, target: ScrapedTarget, before: Counter | None) -> Measurement:
     """The pairs that the comparer has counted since the first reading, which sets the baseline."""
     query = agreement_query(target, baseline=before is None)
-    [answer] = await reader.ask([query.promql])
+    [answer] = await reader.query([query.promql])
     return fold_in(read(query, answer, target), {query.metric: Counts(before)}, stable=False)[query.metric]
 
 
