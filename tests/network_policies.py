@@ -56,11 +56,11 @@ def _lets(policies: list[Object], side: str, pod: End, other: End, port: int, pr
     )
 
 
-def _at(wanted: Object, port: int, protocol: str) -> bool:
-    assert isinstance(wanted.get("port", 0), int), "names of ports are the pod's, and not known here"
-    first = wanted.get("port")
-    return wanted.get("protocol", "TCP") == protocol and (
-        first is None or first <= port <= wanted.get("endPort", first)
+def _at(desired: Object, port: int, protocol: str) -> bool:
+    assert isinstance(desired.get("port", 0), int), "names of ports are the pod's, and not known here"
+    first = desired.get("port")
+    return desired.get("protocol", "TCP") == protocol and (
+        first is None or first <= port <= desired.get("endPort", first)
     )
 
 

@@ -42,8 +42,8 @@ def condition(deployment: dict[str, Any], kind: str) -> dict[str, Any]:
     """The condition that this answer of the API server holds: what is judged together is read at
     once.
     """
-    found = {c["type"]: c for c in (deployment.get("status") or {}).get("conditions", [])}
-    return found.get(kind, {"status": "Unknown", "reason": "", "message": ""})
+    actual = {c["type"]: c for c in (deployment.get("status") or {}).get("conditions", [])}
+    return actual.get(kind, {"status": "Unknown", "reason": "", "message": ""})
 
 
 class Stage:
@@ -100,9 +100,9 @@ class Stage:
         """What ``look`` finds, or a failure that says what was waited for and how things stand."""
         end = time.monotonic() + limit
         while True:
-            found = look()
-            if found:
-                return found
+            reading = look()
+            if reading:
+                return reading
             if time.monotonic() > end:
                 state = self.cluster.kubectl("get", "mdep,mrev,pods,jobs", "-n", self.namespace)
                 raise AssertionError(f"not seen within {limit:.0f} s: {what}\n{state}")
@@ -140,8 +140,8 @@ class Stage:
         )
 
     def events(self, name: str) -> list[str]:
-        found = self.cluster.get(f"/api/v1/namespaces/{self.namespace}/events")["items"]
-        return [e["reason"] for e in found if e["involvedObject"]["name"] == name]
+        actual = self.cluster.get(f"/api/v1/namespaces/{self.namespace}/events")["items"]
+        return [e["reason"] for e in actual if e["involvedObject"]["name"] == name]
 
     def answers(self, name: str, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """The served model's outputs by name."""
@@ -242,10 +242,10 @@ def own_images(request: pytest.FixtureRequest) -> Iterator[Future[str]]:
         return sandbox("load-own-image", "training-example", str(ROOT / "examples" / "training-image"))
 
     with ThreadPoolExecutor(1) as pool:
-        wanted = "KUBECONTEXT" not in os.environ and any(
+        desired = "KUBECONTEXT" not in os.environ and any(
             "flavours" in getattr(item, "fixturenames", ()) for item in request.session.items
         )
-        yield pool.submit(make if wanted else str)
+        yield pool.submit(make if desired else str)
 
 
 @pytest.fixture(scope="session")

@@ -44,13 +44,13 @@ class Endpoint:
 
 def table() -> list[Endpoint]:
     """Rows of docs/reference/endpoints.md, one for each method."""
-    found: list[Endpoint] = []
+    actual: list[Endpoint] = []
     for line in (ROOT / "docs" / "reference" / "endpoints.md").read_text().splitlines():
         cells = [cell.strip(" `") for cell in line.strip("|").split("|")]
         if len(cells) == 5 and cells[0] in ("HTTP", "gRPC"):
             methods = cells[1].split(", ") if cells[1] else [""]
-            found += [Endpoint(method, cells[2], cells[3] == "open", cells[4]) for method in methods]
-    return found
+            actual += [Endpoint(method, cells[2], cells[3] == "open", cells[4]) for method in methods]
+    return actual
 
 
 # --- what the table is held against
@@ -65,12 +65,12 @@ def of_documents() -> set[tuple[str, str]]:
 
 def _options(grammar: str) -> Iterator[str]:
     """``a[b]c`` is ``ac`` and ``abc``."""
-    found = re.search(r"\[([^\[\]]*)\]", grammar)
-    if found is None:
+    actual = re.search(r"\[([^\[\]]*)\]", grammar)
+    if actual is None:
         yield grammar
         return
-    for part in ("", found[1]):
-        yield from _options(grammar[: found.start()] + part + grammar[found.end() :])
+    for part in ("", actual[1]):
+        yield from _options(grammar[: actual.start()] + part + grammar[actual.end() :])
 
 
 def of_program(strings: str) -> set[str]:
@@ -82,17 +82,17 @@ def of_program(strings: str) -> set[str]:
 
 def _expanded(pattern: str) -> Iterator[str]:
     """Every path that such an expression fits, its [^/]+ and [0-9]+ left as they are."""
-    found = re.search(
+    actual = re.search(
         r"\((\?:)?((?:[^()]|\(\[[^)]*\]\+\))*)\)(\?)?",
         pattern.replace("([^/]+)", "{any}").replace("([0-9]+)", "{number}"),
     )
     pattern = pattern.replace("([^/]+)", "{any}").replace("([0-9]+)", "{number}")
-    if found is None:
+    if actual is None:
         yield pattern
         return
-    options = [*([""] if found[3] else []), *_alternatives(found[2])]
+    options = [*([""] if actual[3] else []), *_alternatives(actual[2])]
     for option in options:
-        yield from _expanded(pattern[: found.start()] + option + pattern[found.end() :])
+        yield from _expanded(pattern[: actual.start()] + option + pattern[actual.end() :])
 
 
 def _alternatives(inner: str) -> list[str]:

@@ -29,9 +29,9 @@ def policy(stage: Stage) -> Iterator[None]:
 
 
 def served(stage: Stage, name: str, file: str, rollout: dict[str, Any], **triton: Any) -> dict[str, Any]:
-    found = stage.deployment(name, file, rollout=rollout)
-    found["spec"]["serving"]["triton"] = triton
-    return found
+    deployment = stage.deployment(name, file, rollout=rollout)
+    deployment["spec"]["serving"]["triton"] = triton
+    return deployment
 
 
 def ranker(stage: Stage, file: str) -> dict[str, Any]:

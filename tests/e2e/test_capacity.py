@@ -31,15 +31,15 @@ def answers(stage: Stage, name: str, count: int) -> list[int]:
 
 def pods(stage: Stage, name: str) -> dict[str, list[bool]]:
     """By revision, whether each of its server pods is ready."""
-    found: dict[str, list[bool]] = {}
+    actual: dict[str, list[bool]] = {}
     query = f"labelSelector=modelrollout.dev/name={name},modelrollout.dev/component=server"
     for pod in stage.cluster.get(f"/api/v1/namespaces/{stage.namespace}/pods?{query}")["items"]:
         ready = any(
             c["type"] == "Ready" and c["status"] == "True"
             for c in (pod.get("status") or {}).get("conditions", [])
         )
-        found.setdefault(pod["metadata"]["labels"]["modelrollout.dev/revision"], []).append(ready)
-    return found
+        actual.setdefault(pod["metadata"]["labels"]["modelrollout.dev/revision"], []).append(ready)
+    return actual
 
 
 def free_gpus(stage: Stage) -> int:
@@ -90,20 +90,20 @@ def test_in_place_two_revisions_take_turns_on_the_same_gpus(stage: Stage, in_pla
     }
     analysis = {"interval": "1s", "metrics": [{"name": "errors", "maxIncrease": 0.5, "minSamples": 10}]}
 
-    def wanted(file: str, **rollout: Any) -> dict[str, Any]:
+    def borrower(file: str, **rollout: Any) -> dict[str, Any]:
         traffic = {
             "gateway": {"name": gateway.name, "namespace": gateway.namespace},
             "http": {"hostnames": [HOST]},
         }
-        given = {
+        specified = {
             "analysis": analysis,
             "progressDeadline": "3m",
             "canary": {"steps": [{"weight": 50}]},
             **rollout,
         }
-        return stage.deployment(name, file, serving=serving, traffic=traffic, rollout=given)
+        return stage.deployment(name, file, serving=serving, traffic=traffic, rollout=specified)
 
-    stage.apply(wanted("good.onnx"))
+    stage.apply(borrower("good.onnx"))
     stage.until_ready(name, 240)
     stage.until("the gateway serves", lambda: answers(stage, name, 1) == [200])
     first = stage.get(name)["status"]["stable"]["revision"]
@@ -115,7 +115,7 @@ def test_in_place_two_revisions_take_turns_on_the_same_gpus(stage: Stage, in_pla
         least.append(sum(sum(r) for r in ready.values()))
         return bool(stage.get(name)["status"].get("phase") == phase)
 
-    stage.apply(wanted("better.onnx", canary={"steps": [{"weight": 50}, {"pause": {}}]}))
+    stage.apply(borrower("better.onnx", canary={"steps": [{"weight": 50}, {"pause": {}}]}))
     stage.until(
         "the trial pauses",
         lambda: (
@@ -133,7 +133,7 @@ def test_in_place_two_revisions_take_turns_on_the_same_gpus(stage: Stage, in_pla
         lambda: under_load("Failed") and pods(stage, name) == {first: [True, True]},
     )
 
-    stage.apply(wanted("third.onnx"))
+    stage.apply(borrower("third.onnx"))
     stage.until("the next version is stable", lambda: under_load("Stable"), 180)
     second = stage.get(name)["status"]["stable"]["revision"]
     stage.until(
@@ -241,17 +241,17 @@ def test_what_a_spec_may_take_is_told_field_by_field(stage: Stage, policy: dict[
             "metadata": {"name": "model-server", "namespace": stage.namespace},
         }
     )
-    wanted = stage.deployment("borrower")
-    serving, model = wanted["spec"]["serving"], wanted["spec"]["model"]
+    deployment = stage.deployment("borrower")
+    serving, model = deployment["spec"]["serving"], deployment["spec"]["model"]
 
     def told(reason: str) -> str:
-        stage.apply(wanted)
-        found = stage.until(
+        stage.apply(deployment)
+        state = stage.until(
             f"borrower is {reason}",
             lambda: (c := stage.condition("borrower", "Stalled"))["reason"] == reason and c,
             60,
         )
-        return str(found["message"])
+        return str(state["message"])
 
     assert "it is left out, so pods run as default" in told("ServiceAccountNotAllowed")
     serving["serviceAccountName"], model["credentials"] = "model-server", {"secretRef": {"name": "theirs"}}
@@ -262,7 +262,7 @@ def test_what_a_spec_may_take_is_told_field_by_field(stage: Stage, policy: dict[
     assert "keep pods of other namespaces off the node" in told("AffinityNotAllowed")
     assert not stage.cluster.jobs(stage.namespace, "modelrollout.dev/name=borrower")
     del serving["affinity"]
-    stage.apply(wanted)
+    stage.apply(deployment)
     jobs = stage.until(
         "it begins", lambda: stage.cluster.jobs(stage.namespace, "modelrollout.dev/name=borrower"), 60
     )

@@ -50,8 +50,8 @@ def pod(stage: Stage) -> dict[str, Any]:
         "the gateway has the route",
         lambda: called(gate, NAME, 1, stage.cluster.target.gateway.http, HOST).code == "200",
     )
-    (found,) = serving(stage)
-    return found
+    (actual,) = serving(stage)
+    return actual
 
 
 def serving(stage: Stage) -> list[dict[str, Any]]:
@@ -213,8 +213,8 @@ def test_the_real_clients_work_through_the_gateway(stage: Stage, pod: dict[str, 
         assert client.get_server_metadata(headers)["name"] == "triton"
         assert client.get_model_metadata(NAME, headers=headers)["versions"] == ["1"]
         assert client.get_model_config(NAME, headers=headers)["name"] == NAME
-        given = triton_http.InferInput("x", [2, 16], "FP32").set_data_from_numpy(x)
-        assert client.infer(NAME, [given], headers=headers).as_numpy("logits").shape == (2, 4)
+        specified = triton_http.InferInput("x", [2, 16], "FP32").set_data_from_numpy(x)
+        assert client.infer(NAME, [specified], headers=headers).as_numpy("logits").shape == (2, 4)
         assert client.get_inference_statistics(NAME, headers=headers)["model_stats"][0]["version"] == "1"
         for closed in (
             client.get_model_repository_index,
@@ -308,8 +308,8 @@ def asking(stage: Stage, pod: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def container(stage: Stage) -> dict[str, Any]:
-    (found,) = serving(stage)
-    status: dict[str, Any] = found["status"]["containerStatuses"][0]
+    (actual,) = serving(stage)
+    status: dict[str, Any] = actual["status"]["containerStatuses"][0]
     return status
 
 
@@ -349,12 +349,12 @@ def test_a_server_that_dies_is_told_and_comes_back_by_itself(
 
 
 def listed(stage: Stage) -> bool:
-    (found,) = serving(stage)
+    (actual,) = serving(stage)
     command = (
         "exec",
         "-n",
         stage.namespace,
-        found["metadata"]["name"],
+        actual["metadata"]["name"],
         "-c",
         "triton",
         "--",

@@ -122,10 +122,10 @@ def test_trees_of_xgboost_are_converted_and_answer_as_xgboost_does(flavours: Sta
     assert metric["verdict"] == "Successful"
     assert metric["samples"] == len(x)
     assert prepared_by(stage, "trees") == stage.cluster.target.images.flavours["trees"]
-    wanted = xgboost.Booster({"nthread": 1}, model_file=bytearray(model)).predict(xgboost.DMatrix(x[:100]))
+    expected = xgboost.Booster({"nthread": 1}, model_file=bytearray(model)).predict(xgboost.DMatrix(x[:100]))
     served = stage.answers("trees", x[:100])
     [scores] = [value for value in served.values() if value.dtype.kind == "f"]
-    assert np.abs(scores - wanted).max() < 1e-4
+    assert np.abs(scores - expected).max() < 1e-4
 
 
 def test_a_network_of_keras_is_converted_and_answers_as_keras_does(flavours: Stage, tmp_path: Path) -> None:
@@ -188,14 +188,14 @@ def torch_models(flavours: Stage) -> dict[str, bytes]:
     )
     lines = stage.cluster.kubectl("logs", "torch", "-n", stage.namespace).splitlines()
     made = json.loads(next(line for line in lines if line.startswith("{")))
-    found = {name: base64.b64decode(content) for name, content in made.items()}
-    with zipfile.ZipFile(io.BytesIO(found["exported"])) as archive:
+    actual = {name: base64.b64decode(content) for name, content in made.items()}
+    with zipfile.ZipFile(io.BytesIO(actual["exported"])) as archive:
         program = torch_files.as_later(json.loads(archive.read("serialized_exported_program.json")))
     weights = ("data/weights/weight_0", models.WEIGHTS.astype("<f4").tobytes())
-    found["exported"] = torch_files.packaged(
+    actual["exported"] = torch_files.packaged(
         program, weights, weights={"weights": torch_files.tensor(models.FEATURES, models.CLASSES)}
     )
-    return found
+    return actual
 
 
 def torch_deployment(stage: Stage, folder: Path, model: bytes, *, declared: bool) -> None:

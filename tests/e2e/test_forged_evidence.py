@@ -21,7 +21,7 @@ pytestmark = pytest.mark.sandbox
 ATTACKER, FORGER = "e2e-forger", "forger"
 # judged by gateway and labels, by the comparer, by the servers
 BEHIND, SHADOWED, PLAIN = "behind", "mirrored", "plain"
-WANTED = {BEHIND: "Canary", SHADOWED: "Shadow", PLAIN: "Canary"}
+EXPECTED_STAGES = {BEHIND: "Canary", SHADOWED: "Shadow", PLAIN: "Canary"}
 WATCHED_SECONDS = 15.0
 # Counters that grow by RATE a second from the start of the pod; each line is a series.
 PROGRAM = """
@@ -54,7 +54,7 @@ def behind(stage: Stage, name: str, **rollout: Any) -> dict[str, Any]:
 
 def victims(stage: Stage, file: str) -> list[dict[str, Any]]:
     errors = {"name": "errors", "maxIncrease": 0.02, "minSamples": 10}
-    found = [
+    actual = [
         behind(
             stage,
             BEHIND,
@@ -70,32 +70,32 @@ def victims(stage: Stage, file: str) -> list[dict[str, Any]]:
             PLAIN, rollout={"progressDeadline": "10m", "analysis": {"interval": "1s", "metrics": [errors]}}
         ),
     ]
-    for victim in found:
+    for victim in actual:
         victim["spec"]["model"]["uri"] = stage.uri(file)
-    return found
+    return actual
 
 
 def forged(stage: Stage) -> list[str]:
     """Right labels, pairs that agree and good requests for all; failures for the canaries too."""
-    found = []
-    for name in WANTED:
+    actual = []
+    for name in EXPECTED_STAGES:
         status = stage.get(name)["status"]
         sides = {r["revision"]: r["number"] for r in (status["stable"], status["rollout"])}
         for revision, number in sides.items():
             for service in service_labels(stage.namespace, revision):
                 codes = ("200", "500") if number == status["rollout"]["number"] else ("200",)
-                found += [
+                actual += [
                     f'traefik_service_requests_total{{service="{service}",code="{c}",method="POST",protocol="http"}}'
                     for c in codes
                 ]
             own = f'model_namespace="{stage.namespace}",name="{name}",version="{number}",slice=""'
-            found.append(f'modelrollout_feedback_total{{{own},result="right"}}')
+            actual.append(f'modelrollout_feedback_total{{{own},result="right"}}')
             server = f'namespace="{stage.namespace}",pod="{revision}-6d9f8b7c5d-x2x4z",revision="{revision}",model="{name}",version="{number}"'  # noqa: E501
-            found.append(f"nv_inference_request_success{{{server}}}")
+            actual.append(f"nv_inference_request_success{{{server}}}")
         canary, stable = status["rollout"]["number"], status["stable"]["number"]
         pair = f'namespace="{stage.namespace}",name="{name}",canary="{canary}",stable="{stable}"'
-        found.append(f'modelrollout_shadow_total{{{pair},result="agree"}}')
-    return found
+        actual.append(f'modelrollout_shadow_total{{{pair},result="agree"}}')
+    return actual
 
 
 def pod(stage: Stage, series: list[str]) -> dict[str, Any]:
@@ -146,11 +146,11 @@ def attacked(stage: Stage) -> Iterator[Stage]:
     Prometheus.
     """
     stage.apply(*victims(stage, "good.onnx"))
-    for name in WANTED:
+    for name in EXPECTED_STAGES:
         stage.until_ready(name)
     stage.apply(*victims(stage, "wrong.onnx"))
-    for name, wanted in WANTED.items():
-        stage.until(f"{name} is judged", partial(judged, stage, name, wanted), limit=240)
+    for name, desired in EXPECTED_STAGES.items():
+        stage.until(f"{name} is judged", partial(judged, stage, name, desired), limit=240)
     stage.cluster.fresh_namespace(ATTACKER)
     try:
         stage.apply(pod(stage, forged(stage)))
@@ -161,16 +161,16 @@ def attacked(stage: Stage) -> Iterator[Stage]:
         stage.cluster.kubectl("delete", "namespace", ATTACKER, "--wait=false")
 
 
-def judged(stage: Stage, name: str, wanted: str) -> bool:
+def judged(stage: Stage, name: str, desired: str) -> bool:
     rollout = stage.get(name)["status"].get("rollout") or {}
-    phase = (rollout.get("shadow") if wanted == "Shadow" else rollout.get("step")) or {}
-    return bool(rollout.get("stage") == wanted and phase.get("phase") == "Observing")
+    phase = (rollout.get("shadow") if desired == "Shadow" else rollout.get("step")) or {}
+    return bool(rollout.get("stage") == desired and phase.get("phase") == "Observing")
 
 
-@pytest.mark.parametrize("name", WANTED)
+@pytest.mark.parametrize("name", EXPECTED_STAGES)
 def test_nothing_changes_for_the_victim(attacked: Stage, name: str) -> None:
     rollout = attacked.get(name)["status"]["rollout"]
-    assert rollout["stage"] == WANTED[name], f"{rollout['stage']}: {rollout.get('message')}"
+    assert rollout["stage"] == EXPECTED_STAGES[name], f"{rollout['stage']}: {rollout.get('message')}"
     metrics = [rollout["shadow"]["metric"]] if name == SHADOWED else rollout["step"]["metrics"]
     for metric in metrics:
         counted = [metric.get(side, {}).get("total", 0) for side in ("canary", "stable")]
@@ -183,9 +183,11 @@ def test_the_operator_has_seen_that_only_those_count_who_should(attacked: Stage)
     """What is left to say is that nothing keeps strangers from the comparer: no NetworkPolicies are
     written here.
     """
-    left = {name: "Unprotected" if name == SHADOWED else "" for name in WANTED}
+    left = {name: "Unprotected" if name == SHADOWED else "" for name in EXPECTED_STAGES}
     attacked.until(
         "no counter is in doubt",
-        lambda: {name: attacked.condition(name, "EvidenceVerified")["reason"] for name in WANTED} == left,
+        lambda: (
+            {name: attacked.condition(name, "EvidenceVerified")["reason"] for name in EXPECTED_STAGES} == left
+        ),
         limit=330,
     )

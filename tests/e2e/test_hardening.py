@@ -43,10 +43,10 @@ def old_triton(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def read(stage: Stage, kind: str, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(
+    report: dict[str, Any] = json.loads(
         stage.cluster.kubectl("get", kind, name, "-n", stage.namespace, "-o", "json")
     )
-    return found
+    return report
 
 
 def servers(stage: Stage, name: str) -> dict[str, dict[str, Any]]:
@@ -91,7 +91,7 @@ def as_an_earlier_operator_left_it(
     revision = str(stage.until_ready(name)["status"]["stable"]["revision"])
     stage.until_outcome(revision, "Stable")
     scale_operator(stage, 0)
-    kept, deployment = read(stage, "mrev", revision), read(stage, "deployment", revision)
+    retained, deployment = read(stage, "mrev", revision), read(stage, "deployment", revision)
     (before,) = TEMPLATE["spec"]["containers"]
 
     def earlier(spec: dict[str, Any]) -> None:
@@ -101,18 +101,18 @@ def as_an_earlier_operator_left_it(
         server["env"] = before["env"]
         server["image"] = image or server["image"]
 
-    for template in (kept["spec"]["template"], deployment["spec"]["template"]):
+    for template in (retained["spec"]["template"], deployment["spec"]["template"]):
         earlier(template["spec"])
         template["metadata"]["annotations"].pop("modelrollout.dev/hardened")
-    status = kept.pop("status")
-    kept["spec"]["builder"] = "2"
-    kept["metadata"] = {
-        k: kept["metadata"][k]
+    status = retained.pop("status")
+    retained["spec"]["builder"] = "2"
+    retained["metadata"] = {
+        k: retained["metadata"][k]
         for k in ("name", "namespace", "labels", "annotations", "ownerReferences")
-        if k in kept["metadata"]
+        if k in retained["metadata"]
     }
     stage.cluster.kubectl("delete", "mrev", revision, "-n", stage.namespace, "--cascade=orphan")
-    stage.cluster.kubectl("create", "-f", "-", stdin=json.dumps(kept))
+    stage.cluster.kubectl("create", "-f", "-", stdin=json.dumps(retained))
     stage.cluster.kubectl(
         "patch",
         "mrev",
@@ -201,9 +201,9 @@ def test_an_image_too_old_for_the_flags_leaves_the_pods_that_serve_alone(
 
 def test_a_new_version_with_an_image_too_old_gets_no_weight(stage: Stage, old_triton: str) -> None:
     name = "new-version"
-    wanted = stage.deployment(name, rollout={"progressDeadline": "10m"})
-    wanted["spec"]["serving"]["triton"] = {"image": old_triton}
-    stage.apply(wanted)
+    deployment = stage.deployment(name, rollout={"progressDeadline": "10m"})
+    deployment["spec"]["serving"]["triton"] = {"image": old_triton}
+    stage.apply(deployment)
     stage.until(
         "it waits for another image", lambda: stage.condition(name, "Reconciling")["reason"] == "TritonTooOld"
     )

@@ -18,13 +18,13 @@ INT8 = {"steps": [{"int8": {"method": "Dynamic"}}]}
 
 
 def revision(stage: Stage, name: str) -> dict[str, Any]:
-    found = json.loads(
+    report = json.loads(
         stage.cluster.kubectl(
             "get", "mrev", "-n", stage.namespace, "-l", f"modelrollout.dev/name={name}", "-o", "json"
         )
     )["items"]
-    assert len(found) == 1
-    return dict(found[0])
+    assert len(report) == 1
+    return dict(report[0])
 
 
 def test_a_fleet_prepares_once(stage: Stage) -> None:
@@ -32,13 +32,13 @@ def test_a_fleet_prepares_once(stage: Stage) -> None:
     stage.apply(*(stage.deployment(name, optimization=INT8) for name in fleet))
 
     def jobs() -> list[str]:
-        found = json.loads(
+        report = json.loads(
             stage.cluster.kubectl(
                 "get", "jobs", "-n", stage.namespace, "-l", "modelrollout.dev/component=prepare", "-o", "json"
             )
         )["items"]
         return [
-            j["metadata"]["name"] for j in found if j["metadata"]["labels"]["modelrollout.dev/name"] in fleet
+            j["metadata"]["name"] for j in report if j["metadata"]["labels"]["modelrollout.dev/name"] in fleet
         ]
 
     for name in fleet:
@@ -57,17 +57,17 @@ def test_auto_finds_a_smaller_model_that_is_served_and_shows_what_it_chose_from(
     )
     served = stage.until_ready("searched")["status"]["stable"]["revision"]
     artifact = stage.cluster.revision(stage.namespace, served)["status"]["artifact"]
-    found, [metric] = artifact["search"], artifact["metrics"]
-    points = {p["name"]: p for p in found["points"]}
-    taken, source = points[found["chosen"]], points["source"]
-    assert (found["ended"], found["metric"], metric["verdict"], metric["samples"]) == (
+    actual, [metric] = artifact["search"], artifact["metrics"]
+    points = {p["name"]: p for p in actual["points"]}
+    taken, source = points[actual["chosen"]], points["source"]
+    assert (actual["ended"], actual["metric"], metric["verdict"], metric["samples"]) == (
         "Complete",
         "accuracy",
         "Successful",
         2000,
     )
     assert (
-        found["tried"] >= 9
+        actual["tried"] >= 9
         and taken["within"]
         and taken["size"] == min(p["size"] for p in points.values() if p["within"])
     )
@@ -86,7 +86,7 @@ def test_auto_finds_a_smaller_model_that_is_served_and_shows_what_it_chose_from(
         assert len(lines) == len(points) and all(any(name in line for line in lines) for name in points), (
             f"{form}: {lines}"
         )
-        assert [found["chosen"] in line for line in lines if "taken" in line] == [True], f"{form}: {lines}"
+        assert [actual["chosen"] in line for line in lines if "taken" in line] == [True], f"{form}: {lines}"
     page = report("html")
     assert all(name in page for name in points) and page.count("<svg") >= 3, (
         "a picture of sizes, one of latencies, and those of the gate"
@@ -119,13 +119,13 @@ def test_a_memory_limit_that_was_hit_is_named_and_a_higher_one_gets_on(stage: St
 
 def test_a_queue_is_waited_for_and_no_deadline_runs(stage: Stage) -> None:
     """What Kueue does to a Job with its label is done by hand here: there is no Kueue."""
-    wanted = {
+    desired = {
         **INT8,
         "queueName": "optimizers",
         "resources": {"requests": {"cpu": "900"}, "limits": {"cpu": "900", "memory": "1Gi"}},
     }
     stage.apply(
-        stage.deployment("queued", "third.onnx", optimization=wanted, rollout={"progressDeadline": "10m"})
+        stage.deployment("queued", "third.onnx", optimization=desired, rollout={"progressDeadline": "10m"})
     )
     stage.until(
         "the pod has no node", lambda: stage.condition("queued", "Prepared")["reason"] == "Unschedulable"

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.sandbox
 
 NAME = "plain"
 BY_HAND = {"canary": {"steps": [{"weight": 50}, {"pause": {}}]}, "progressDeadline": "2m"}
-HELD = {"canary": {"steps": [{"pause": {}}, {"weight": 50}]}, "progressDeadline": "2m"}
+PAUSED = {"canary": {"steps": [{"pause": {}}, {"weight": 50}]}, "progressDeadline": "2m"}
 
 
 def at_step(stage: Stage, step: str) -> bool:
@@ -32,7 +32,7 @@ def at_step(stage: Stage, step: str) -> bool:
 
 
 def test_first_revision_becomes_stable_without_a_gateway(stage: Stage) -> None:
-    stage.apply(stage.deployment(NAME, rollout=HELD))
+    stage.apply(stage.deployment(NAME, rollout=PAUSED))
     status = stage.until_ready(NAME)["status"]
     assert status["stable"]["number"] == 1
     assert status["address"]["url"] == f"http://{NAME}.{stage.namespace}.svc:8000"
@@ -60,7 +60,7 @@ def test_promote_by_hand_with_the_operator_killed_in_between(stage: Stage) -> No
     """Both replicas of the operator die in mid-rollout; the story goes on where it was, and a stale
     promote does nothing.
     """
-    stage.apply(stage.deployment(NAME, "better.onnx", rollout=HELD))
+    stage.apply(stage.deployment(NAME, "better.onnx", rollout=PAUSED))
     stage.until("the canary waits at its first pause", lambda: at_step(stage, "1/2"))
     stage.cluster.kubectl("delete", "pods", "-n", SYSTEM_NAMESPACE, "--all", "--force", "--grace-period=0")
     revision = stage.get(NAME)["status"]["rollout"]["revision"]
@@ -89,10 +89,10 @@ def test_promote_by_hand_with_the_operator_killed_in_between(stage: Stage) -> No
 
 def test_returning_to_the_old_spec_and_abort(stage: Stage) -> None:
     stable = stage.get(NAME)["status"]["stable"]["revision"]
-    stage.apply(stage.deployment(NAME, "third.onnx", rollout=HELD))
+    stage.apply(stage.deployment(NAME, "third.onnx", rollout=PAUSED))
     stage.until("the third waits", lambda: at_step(stage, "1/2"))
     third = stage.get(NAME)["status"]["rollout"]["revision"]
-    stage.apply(stage.deployment(NAME, "better.onnx", rollout=HELD))  # Git goes back: no new canary
+    stage.apply(stage.deployment(NAME, "better.onnx", rollout=PAUSED))  # Git goes back: no new canary
     assert stage.until_ready(NAME)["status"]["stable"]["revision"] == stable
     stage.until_outcome(third, "Superseded")
 
@@ -141,9 +141,11 @@ def clean_up(stage: Stage) -> Iterator[Cluster]:
     cluster.kubectl("label", "namespace", SYSTEM_NAMESPACE, restricted[0])
 
     def upgrade(**values: Any) -> None:
-        given = [f"--set-json=artifactCleanup.{name}={json.dumps(value)}" for name, value in values.items()]
+        specified = [
+            f"--set-json=artifactCleanup.{name}={json.dumps(value)}" for name, value in values.items()
+        ]
         cluster.helm(
-            "upgrade", RELEASE, str(CHART), "--namespace", SYSTEM_NAMESPACE, "--reuse-values", *given
+            "upgrade", RELEASE, str(CHART), "--namespace", SYSTEM_NAMESPACE, "--reuse-values", *specified
         )
 
     upgrade(enabled=True, olderThanDays=1, schedule="0 0 29 2 *", secretName=SECRET)

@@ -30,10 +30,10 @@ ALL = {f"{NAME}-{part}" for part in ("servers", "comparer", "jobs", "evaluate")}
 
 
 def policies(stage: Stage) -> dict[str, dict[str, Any]]:
-    found = stage.cluster.get(f"/apis/networking.k8s.io/v1/namespaces/{stage.namespace}/networkpolicies")[
+    actual = stage.cluster.get(f"/apis/networking.k8s.io/v1/namespaces/{stage.namespace}/networkpolicies")[
         "items"
     ]
-    return {p["metadata"]["name"]: p for p in found}
+    return {p["metadata"]["name"]: p for p in actual}
 
 
 def selected(stage: Stage, policy: dict[str, Any]) -> set[str]:
@@ -115,22 +115,22 @@ def test_policies_come_to_what_runs_select_its_pods_and_go(
 
     switched("Write")
     stage.until("all policies are there", lambda: set(policies(stage)) == ALL, 60)
-    found = policies(stage)
-    assert selected(stage, found[f"{NAME}-servers"]) == before, "the very pods, and none of them is new"
+    live = policies(stage)
+    assert selected(stage, live[f"{NAME}-servers"]) == before, "the very pods, and none of them is new"
     jobs = {
         p["metadata"]["name"] for p in stage.cluster.pods(stage.namespace, "batch.kubernetes.io/job-name")
     }
-    assert jobs and selected(stage, found[f"{NAME}-jobs"]) == jobs
+    assert jobs and selected(stage, live[f"{NAME}-jobs"]) == jobs
     assert "e2e-shop" in json.dumps(
-        found[f"{NAME}-servers"]["spec"]["ingress"]
-    ) and "e2e-shop" not in json.dumps(found[f"{NAME}-comparer"])
-    assert "ingress" not in found[f"{NAME}-jobs"]["spec"]
+        live[f"{NAME}-servers"]["spec"]["ingress"]
+    ) and "e2e-shop" not in json.dumps(live[f"{NAME}-comparer"])
+    assert "ingress" not in live[f"{NAME}-jobs"]["spec"]
     answers(stage)
 
     # another version comes under them: its Jobs reach the store, its servers fetch
     stage.apply(stage.deployment(NAME, "better.onnx", traffic=traffic, rollout={"blueGreen": {"for": "2s"}}))
     stage.until_ready(NAME, 240)
-    assert selected(stage, found[f"{NAME}-servers"]) - before and set(policies(stage)) == ALL
+    assert selected(stage, live[f"{NAME}-servers"]) - before and set(policies(stage)) == ALL
     answers(stage)
 
     # what somebody opens is shut again

@@ -60,8 +60,8 @@ def test_a_version_that_a_grpc_message_names_is_not_found_and_never_judged(stage
     stage.apply(deployment(stage, "wide.onnx", canary={"steps": [{"weight": 50}]}))
     stage.until("it is a canary", lambda: sent(stage, 4, SENSE) and phase(stage) == "Canary")
     number = str(stage.get(NAME)["status"]["stable"]["number"])
-    wanted = triton_grpc.InferInput("x", [1, FEATURES], "FP32")  # type: ignore[no-untyped-call]
-    wanted.set_data_from_numpy(np.full((1, FEATURES), 0.5, dtype=np.float32))  # type: ignore[no-untyped-call]
+    tensor = triton_grpc.InferInput("x", [1, FEATURES], "FP32")  # type: ignore[no-untyped-call]
+    tensor.set_data_from_numpy(np.full((1, FEATURES), 0.5, dtype=np.float32))  # type: ignore[no-untyped-call]
     options = [("grpc.default_authority", GRPC_HOST)]
     codes: dict[str, int] = {}
 
@@ -71,7 +71,7 @@ def test_a_version_that_a_grpc_message_names_is_not_found_and_never_judged(stage
                 stage.cluster.target.gateway.grpc, channel_args=options
             )  # type: ignore[no-untyped-call]
             try:
-                client.infer(NAME, [wanted], model_version=number, client_timeout=10)  # type: ignore[no-untyped-call]
+                client.infer(NAME, [tensor], model_version=number, client_timeout=10)  # type: ignore[no-untyped-call]
                 code = "OK"
             except InferenceServerException as e:
                 code = str(e.status())  # type: ignore[no-untyped-call]

@@ -39,13 +39,13 @@ class Raw:
         client: Any = config.new_client_from_config(  # type: ignore[no-untyped-call]
             config_file=str(target.kubeconfig) if target.kubeconfig else None, context=target.context
         )
-        found = client.configuration
-        self.host, self.session = found.host, requests.Session()
+        actual = client.configuration
+        self.host, self.session = actual.host, requests.Session()
         # a bundle of certificates of the environment would take the place of the cluster's
         self.session.trust_env = False
-        self.session.verify = found.ssl_ca_cert or found.verify_ssl
-        self.session.cert = (found.cert_file, found.key_file) if found.cert_file else None
-        if token := found.get_api_key_with_prefix("BearerToken"):
+        self.session.verify = actual.ssl_ca_cert or actual.verify_ssl
+        self.session.cert = (actual.cert_file, actual.key_file) if actual.cert_file else None
+        if token := actual.get_api_key_with_prefix("BearerToken"):
             self.session.headers["Authorization"] = token
 
     def send(
@@ -172,8 +172,8 @@ def test_a_thousand_odd_objects_disturb_nobody(stage: Stage, raw: Raw) -> None:
 
         def programmed() -> bool:
             """The API server says nowhere when it goes by the new definition."""
-            kept = raw.send("POST", f"{MDEPS}?dryRun=All", json.dumps(probe))
-            return kept.status_code == 201 and "odd" in kept.json()["spec"]
+            retained = raw.send("POST", f"{MDEPS}?dryRun=All", json.dumps(probe))
+            return retained.status_code == 201 and "odd" in retained.json()["spec"]
 
         stage.until("the schema is gone", programmed, 30)
         codes = pool.submit(flood, 2, 350)

@@ -67,11 +67,11 @@ class Thief:
 
     def __init__(self, stage: Stage, folder: Path) -> None:
         kubectl = stage.cluster.kubectl
-        (found,) = yaml.safe_load(kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "yaml"))[
+        (actual,) = yaml.safe_load(kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "yaml"))[
             "clusters"
         ]
-        (folder / "ca.pem").write_bytes(base64.b64decode(found["cluster"]["certificate-authority-data"]))
-        self._server = found["cluster"]["server"]
+        (folder / "ca.pem").write_bytes(base64.b64decode(actual["cluster"]["certificate-authority-data"]))
+        self._server = actual["cluster"]["server"]
         self._session = requests.Session()
         self._session.verify = str(folder / "ca.pem")
         self._session.trust_env = False
@@ -117,10 +117,10 @@ def put(stage: Stage, obj: Object, **metadata: Any) -> Object:
     """The object as the test's own user makes it."""
     made = copy.deepcopy(obj)
     made["metadata"] |= {"namespace": stage.namespace} | metadata
-    found: Object = json.loads(
+    report: Object = json.loads(
         stage.cluster.kubectl("create", "-f", "-", "-o", "json", stdin=json.dumps(made))
     )
-    return found
+    return report
 
 
 def revision(namespace: str, name: str = "owner", deployment: str = "gone") -> Object:

@@ -43,7 +43,7 @@ def host(name: str) -> str:
     return f"{name}.policy-holds.e2e.example"
 
 
-def wanted(stage: Stage, name: str, file: str, **rollout: Any) -> dict[str, Any]:
+def slow_to_judge(stage: Stage, name: str, file: str, **rollout: Any) -> dict[str, Any]:
     gateway = stage.cluster.target.gateway
     traffic = {
         "gateway": {"name": gateway.name, "namespace": gateway.namespace},
@@ -66,7 +66,7 @@ def is_wrong(stage: Stage, name: str) -> bool | None:
     )
 
 
-def given(stage: Stage, name: str) -> dict[str, int]:
+def weights_of(stage: Stage, name: str) -> dict[str, int]:
     """Weights of the route, by revision."""
     route = stage.cluster.get(
         f"/apis/gateway.networking.k8s.io/v1/namespaces/{stage.namespace}/httproutes/{name}"
@@ -100,7 +100,7 @@ def policy(stage: Stage) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def serving(stage: Stage, policy: None) -> None:
-    stage.apply(*(wanted(stage, name, "good.onnx") for name in WAYS))
+    stage.apply(*(slow_to_judge(stage, name, "good.onnx") for name in WAYS))
     for name in WAYS:
         stage.until_ready(name)
         stage.until(f"the gateway serves {name}", lambda name=name: is_wrong(stage, name) is False)  # type: ignore[misc]
@@ -109,14 +109,14 @@ def serving(stage: Stage, policy: None) -> None:
 def test_whatever_a_spec_says_a_wrong_model_has_five_of_a_hundred_requests(
     stage: Stage, serving: None
 ) -> None:
-    stage.apply(*(wanted(stage, name, "wrong.onnx", **rollout) for name, rollout in WAYS.items()))
+    stage.apply(*(slow_to_judge(stage, name, "wrong.onnx", **rollout) for name, rollout in WAYS.items()))
     new = {}
     for name in WAYS:
-        found = stage.until(
+        state = stage.until(
             f"{name} is at its first weight",
             lambda name=name: (s := stage.get(name)["status"]).get("weight") == 5 and s,
         )  # type: ignore[misc]
-        new[name] = found["rollout"]["revision"]
+        new[name] = state["rollout"]["revision"]
     told = stage.until_stalled("deadline", "Inconclusive", 60)
     assert (
         f"RolloutPolicy {stage.namespace} (gates.metrics) gives no more than 5 % without a verdict of"
@@ -129,7 +129,7 @@ def test_whatever_a_spec_says_a_wrong_model_has_five_of_a_hundred_requests(
         for name in WAYS:
             wrong[name] += is_wrong(stage, name) is not False
     for name in WAYS:
-        assert given(stage, name)[new[name]] == 5 and stage.get(name)["status"]["defaults"] == {
+        assert weights_of(stage, name)[new[name]] == 5 and stage.get(name)["status"]["defaults"] == {
             "maxFirstWeight": 5
         }
         assert wrong[name] <= 0.15 * asked, f"{name}: {wrong[name]} of {asked} answers were wrong"
@@ -137,9 +137,9 @@ def test_whatever_a_spec_says_a_wrong_model_has_five_of_a_hundred_requests(
 
 def test_a_header_that_everybody_sends_is_refused_and_abort_goes_back(stage: Stage, serving: None) -> None:
     stage.cluster.modelrollout("abort", "deadline", "-n", stage.namespace)
-    stage.until("stable has everything", lambda: set(given(stage, "deadline").values()) == {100})
+    stage.until("stable has everything", lambda: set(weights_of(stage, "deadline").values()) == {100})
     headers = [{"name": "accept", "value": ".*", "type": "RegularExpression"}]
-    stage.apply(wanted(stage, "deadline", "better.onnx", abTest={"headers": headers}))
+    stage.apply(slow_to_judge(stage, "deadline", "better.onnx", abTest={"headers": headers}))
     told = stage.until(
         "it is refused",
         lambda: (c := stage.condition("deadline", "Stalled"))["reason"] == "GateRequired" and c,
@@ -149,12 +149,12 @@ def test_a_header_that_everybody_sends_is_refused_and_abort_goes_back(stage: Sta
 
 def test_deleted_and_created_anew_it_keeps_the_name_for_what_has_served(stage: Stage, serving: None) -> None:
     stage.cluster.kubectl("delete", "mdep", "preview", "-n", stage.namespace, "--wait=true")
-    stage.apply(wanted(stage, "preview", "wrong.onnx"))
+    stage.apply(slow_to_judge(stage, "preview", "wrong.onnx"))
     told = stage.until_stalled("preview", "NameReserved")
     assert (
         f"modeldeployment/{stage.namespace}/preview stays with the version that served last under it" in told
     )
-    thief = wanted(stage, "thief", "wrong.onnx")
+    thief = slow_to_judge(stage, "thief", "wrong.onnx")
     thief["spec"]["traffic"]["http"]["hostnames"] = [host("preview")]
     stage.apply(thief)
     assert f"{host('preview')} stays with the version" in stage.until_stalled("thief", "NameReserved")

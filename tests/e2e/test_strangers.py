@@ -164,12 +164,12 @@ def prepared(stage: Stage, name: str) -> dict[str, Any]:
         "the quota counts",
         lambda: "pods" in (read(stage, "resourcequota", "no-pods").get("status") or {}).get("hard", {}),
     )
-    wanted = stage.deployment(name, optimization={"steps": [{"int8": {"method": "Dynamic"}}]})
+    deployment = stage.deployment(name, optimization={"steps": [{"int8": {"method": "Dynamic"}}]})
     bucket = stage.cluster.bucket(stage.cluster.target.store.models)
-    wanted["spec"]["model"]["sha256"] = hashlib.sha256(
+    deployment["spec"]["model"]["sha256"] = hashlib.sha256(
         bytes(obstore.get(bucket, "e2e/good.onnx").bytes())
     ).hexdigest()
-    stage.apply(wanted)
+    stage.apply(deployment)
     selector = f"{names.LABEL_NAME}={name},{names.LABEL_COMPONENT}={names.COMPONENT_PREPARE}"
     return dict(stage.until("its Job is there", lambda: stage.cluster.jobs(stage.namespace, selector))[0])
 

@@ -81,12 +81,12 @@ def test_only_requests_with_the_header_reach_the_new_revision(stage: Stage) -> N
 
 def test_blue_green_is_seen_at_its_own_host_bakes_and_can_be_taken_back(stage: Stage) -> None:
     """Aborted in the bake: everything is back at once, for the former stable has kept its pods."""
-    wanted = {
+    desired = {
         "blueGreen": {"preview": {"http": {"hostnames": [PREVIEW]}}, "autoPromote": False},
         "bake": "10m",
         "scaleDownDelay": "1m",
     }
-    stage.apply(deployment(stage, "third.onnx", **wanted))
+    stage.apply(deployment(stage, "third.onnx", **desired))
     reached(stage, "Previewing", {})
     stage.until("the preview's host is served", lambda: answers_at(PREVIEW, stage))
     reached(stage, "Paused", {}, {"host": PREVIEW})
@@ -105,16 +105,16 @@ def test_blue_green_is_seen_at_its_own_host_bakes_and_can_be_taken_back(stage: S
     stage.until_outcome(new, "Aborted")
     stage.cluster.modelrollout("retry", NAME, "-n", stage.namespace)
     reached(stage, "Paused", {}, {"host": PREVIEW})
-    stage.apply(deployment(stage, "third.onnx", **wanted | {"bake": "2s"}))
+    stage.apply(deployment(stage, "third.onnx", **desired | {"bake": "2s"}))
     stage.cluster.modelrollout("promote", NAME, "-n", stage.namespace)
     reached(stage, "Stable", {})
     stage.until("the data plane has taken that up", lambda: asked(stage, 10) == {"3"}, 10)
     former = {d["revision"] for d in stage.get(NAME)["status"]["draining"]}
-    kept = {
+    retained = {
         p["metadata"]["labels"].get("modelrollout.dev/revision")
         for p in stage.cluster.pods(stage.namespace, f"modelrollout.dev/name={NAME}")
     }
-    assert former & kept, "the former stable keeps its pods for scaleDownDelay"
+    assert former & retained, "the former stable keeps its pods for scaleDownDelay"
 
 
 def test_pause_holds_resume_and_promote_full_go_on_and_restart_replaces_pods(stage: Stage) -> None:

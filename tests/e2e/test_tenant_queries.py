@@ -210,11 +210,11 @@ def curious(tenant: Stage) -> Stage:
 
 def test_own_queries_see_their_own_namespace_and_the_platforms_see_all(curious: Stage) -> None:
     def seen() -> bool:
-        found = measured(curious, "curious")
-        told = {name: found[name].get("value", found[name]["reason"]) for name in SPYING}
+        actual = measured(curious, "curious")
+        told = {name: actual[name].get("value", actual[name]["reason"]) for name in SPYING}
         return (
             told == {name: expected for name, (_, expected) in SPYING.items()}
-            and found["everything"].get("value", 0) > 1
+            and actual["everything"].get("value", 0) > 1
         )
 
     curious.until("each has what its namespace has", seen, 60)

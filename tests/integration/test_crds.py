@@ -102,11 +102,11 @@ def deployment(
     change: Callable[[dict[str, Any]], None] | None = None, example: str = "canary-with-golden.yaml"
 ) -> dict[str, Any]:
     """An example, changed."""
-    found: dict[str, Any] = yaml.safe_load((ROOT / "examples" / example).read_text())
-    found["metadata"].pop("namespace", None)
+    actual: dict[str, Any] = yaml.safe_load((ROOT / "examples" / example).read_text())
+    actual["metadata"].pop("namespace", None)
     if change is not None:
-        change(found)
-    return found
+        change(actual)
+    return actual
 
 
 def put(path: str, value: Any) -> Callable[[dict[str, Any]], None]:

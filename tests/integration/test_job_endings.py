@@ -94,7 +94,7 @@ async def namespace(kube: Kube) -> AsyncIterator[str]:
         yield name
 
 
-async def at_once(kube: Kube, case: Callable[..., Awaitable[None]], *given: tuple[Any, ...]) -> None:
+async def at_once(kube: Kube, case: Callable[..., Awaitable[None]], *specified: tuple[Any, ...]) -> None:
     """The case for each of these, in a namespace of its own: they wait for the Job controller,
     which tries again after ten seconds.
     """
@@ -104,7 +104,7 @@ async def at_once(kube: Kube, case: Callable[..., Awaitable[None]], *given: tupl
             await case(namespace, *arguments)
 
     async with asyncio.TaskGroup() as group:
-        for arguments in given:
+        for arguments in specified:
             group.create_task(one(*arguments))
 
 
@@ -132,24 +132,24 @@ async def work(kube: Kube, namespace: str) -> JobState:
 
 async def until(kube: Kube, namespace: str, holds: Callable[[JobState], bool]) -> JobState:
     for _ in range(300):
-        found = await work(kube, namespace)
-        if holds(found):
-            return found
+        state = await work(kube, namespace)
+        if holds(state):
+            return state
         await asyncio.sleep(0.1)
-    pytest.fail(f"{found} after 30 s")
+    pytest.fail(f"{state} after 30 s")
 
 
 async def pod(kube: Kube, namespace: str, number: int = 1) -> Object:
     """The newest pod, once there are so many."""
     for _ in range(600):
-        found = sorted(
+        actual = sorted(
             (await kube.list(POD, namespace)).items,
             key=lambda p: (p["metadata"]["creationTimestamp"], int(p["metadata"]["resourceVersion"])),
         )
-        if len(found) >= number:
-            return found[-1]
+        if len(actual) >= number:
+            return actual[-1]
         await asyncio.sleep(0.1)
-    pytest.fail(f"{len(found)} pods and not {number}")
+    pytest.fail(f"{len(actual)} pods and not {number}")
 
 
 def container(name: str, state: dict[str, Any]) -> dict[str, Any]:
@@ -162,11 +162,11 @@ async def end(
     """The newest pod ends as it would under a kubelet."""
     told = {"phase": "Failed", "containerStatuses": [container("job", state)] if state else []} | status
     for _ in range(50):
-        found = await pod(kube, namespace, number)
+        finished = await pod(kube, namespace, number)
         # The scheduler and the Job controller write it, too. replace_status sends no labels and
         # finalizers, as custom resources want it.
         with contextlib.suppress(Conflict):
-            await kube._guarded(POD, found | {"status": told}, "/status")
+            await kube._guarded(POD, finished | {"status": told}, "/status")
             return
     pytest.fail("somebody else writes the pod all the time")
 
@@ -186,13 +186,13 @@ async def test_what_is_final_ends_the_job(
 ) -> None:
     await made(kube, namespace)
     await end(kube, namespace, state, **status)
-    found = await until(kube, namespace, lambda w: w.state == "Failed")
+    actual = await until(kube, namespace, lambda w: w.state == "Failed")
     assert (
-        found.result.reason if found.result else found.problem.reason if found.problem else None
+        actual.result.reason if actual.result else actual.problem.reason if actual.problem else None
     ) == reason
     assert len((await kube.list(POD, namespace)).items) == 1
     if reason == "OutOfMemory":
-        assert found.problem and "its limit of 1Gi" in found.problem.message
+        assert actual.problem and "its limit of 1Gi" in actual.problem.message
 
 
 async def test_what_may_help_is_tried_again(kube: Kube) -> None:
@@ -200,12 +200,12 @@ async def test_what_may_help_is_tried_again(kube: Kube) -> None:
         await made(kube, namespace)
         await end(kube, namespace, state, **status)
         await pod(kube, namespace, 2)
-        found = await work(kube, namespace)
+        job = await work(kube, namespace)
         assert (
-            found.state == "Running"
-            and found.retried
-            and found.retried.reason == reason
-            and found.idle_since is not None
+            job.state == "Running"
+            and job.retried
+            and job.retried.reason == reason
+            and job.idle_since is not None
         )
 
     await at_once(
@@ -230,8 +230,8 @@ async def test_an_eviction_for_its_own_disk_would_be_tried_again_by_the_controll
         message='Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". ',
     )
     await pod(kube, namespace, 2)
-    found = await work(kube, namespace)
-    assert found.state == "Failed" and found.problem and found.problem.reason == "OutOfDisk"
+    state = await work(kube, namespace)
+    assert state.state == "Failed" and state.problem and state.problem.reason == "OutOfDisk"
 
 
 async def test_the_number_of_tries_is_bounded_also_of_pods_that_are_taken_away(
@@ -240,8 +240,8 @@ async def test_the_number_of_tries_is_bounded_also_of_pods_that_are_taken_away(
     await made(kube, namespace, backoffLimit=1)
     await end(kube, namespace, KILLED, **taken_away("PreemptionByScheduler"))
     await end(kube, namespace, KILLED, 2, **taken_away("DeletionByTaintManager"))
-    found = await until(kube, namespace, lambda w: w.state == "Failed")
-    assert found.problem and found.problem.reason == "NodeLost"
+    state = await until(kube, namespace, lambda w: w.state == "Failed")
+    assert state.problem and state.problem.reason == "NodeLost"
 
 
 async def test_a_queue_suspends_and_admits_and_takes_the_place_back(kube: Kube, namespace: str) -> None:
@@ -289,8 +289,8 @@ async def test_a_place_that_is_taken_back_at_work_is_no_failed_try(kube: Kube, n
         await kube.merge_patch(JOB, namespace, NAME, {"spec": {"suspend": False, "template": template}})
         at_work = (await pod(kube, namespace))["metadata"]
         # No kubelet has it: the finalizer stands for the time in which one ends its containers.
-        held = {"metadata": {"finalizers": [*at_work["finalizers"], "example.com/kubelet"]}}
-        await kube.merge_patch(POD, namespace, at_work["name"], held)
+        pending = {"metadata": {"finalizers": [*at_work["finalizers"], "example.com/kubelet"]}}
+        await kube.merge_patch(POD, namespace, at_work["name"], pending)
         await until(kube, namespace, lambda w: w.queued is None)
         stopping = {
             "metadata": {"annotations": {"kueue.x-k8s.io/stopping": "true"}},
@@ -337,8 +337,8 @@ async def test_a_pod_that_is_killed_for_its_place_ends_the_job_and_counts_as_non
     await made(kube, namespace, queue="optimizers", suspend=True)
     await kube.merge_patch(JOB, namespace, NAME, {"spec": {"suspend": False}})
     at_work = (await pod(kube, namespace))["metadata"]
-    held = {"metadata": {"finalizers": [*at_work["finalizers"], "example.com/kubelet"]}}
-    await kube.merge_patch(POD, namespace, at_work["name"], held)
+    pending = {"metadata": {"finalizers": [*at_work["finalizers"], "example.com/kubelet"]}}
+    await kube.merge_patch(POD, namespace, at_work["name"], pending)
     await kube.merge_patch(JOB, namespace, NAME, {"spec": {"suspend": True}})
     await until(kube, namespace, lambda w: w.queued is not None)
     await end(kube, namespace, KILLED)
@@ -439,11 +439,13 @@ async def test_what_kueue_says_of_a_job_is_read_from_the_workload_of_its_uid_and
             WORKLOAD, workload("job-mine", job["metadata"]["uid"], conditions=conditions)
         )
         await kube.create(WORKLOAD, workload("job-of-another", str(uuid.uuid4())))
-        found = await kueue.with_queue_reason(kube, seen, seen.snapshot.work, datetime.now(UTC))
-        assert found.queued and found.queued.reason == "NotAdmissible" and not found.result_pending
+        explained = await kueue.with_queue_reason(kube, seen, seen.snapshot.work, datetime.now(UTC))
         assert (
-            "Workload job-mine" in found.queued.message
-            and "LocalQueue optimizers doesn't exist" in found.queued.message
+            explained.queued and explained.queued.reason == "NotAdmissible" and not explained.result_pending
+        )
+        assert (
+            "Workload job-mine" in explained.queued.message
+            and "LocalQueue optimizers doesn't exist" in explained.queued.message
         )
         await kube.delete(JOB, namespace, NAME)
         for _ in range(300):
@@ -474,16 +476,16 @@ async def test_a_quota_that_keeps_the_pod_away_is_told_in_its_own_words(kube: Ku
     seen_work = await until(kube, namespace, lambda w: w.no_pod_created and w.idle_since is not None)
     seen = _seen(namespace, job, seen_work)
     for _ in range(100):
-        found = await missing_pod.explain_missing_pod(
+        explained = await missing_pod.explain_missing_pod(
             kube, seen, seen.snapshot.work, datetime.now(UTC) + timedelta(seconds=10)
         )
-        if found.problem:
+        if explained.problem:
             break
         await asyncio.sleep(0.1)
     assert (
-        found.problem
-        and found.problem.reason == "PodRefused"
-        and "exceeded quota: small" in found.problem.message
+        explained.problem
+        and explained.problem.reason == "PodRefused"
+        and "exceeded quota: small" in explained.problem.message
     )
 
 
@@ -555,9 +557,9 @@ async def test_how_a_users_container_ends_is_final(
     await made(kube, namespace, steps=STEPS)
     await end_of_three(kube, namespace, before, own)
     await given_up(kube, namespace)
-    found = await work(kube, namespace)
-    told = found.result or found.problem
-    assert found.state == "Failed" and told and told.reason == reason and says in told.message
+    state = await work(kube, namespace)
+    told = state.result or state.problem
+    assert state.state == "Failed" and told and told.reason == reason and says in told.message
 
 
 async def test_a_users_container_that_was_killed_would_be_tried_again_by_the_controller(kube: Kube) -> None:
@@ -571,9 +573,9 @@ async def test_a_users_container_that_was_killed_would_be_tried_again_by_the_con
         await made(kube, namespace, steps=STEPS)
         await end_of_three(kube, namespace, HANDED_OVER, own, **status)
         await pod(kube, namespace, 2)
-        found = await work(kube, namespace)
-        told = found.problem if state == "Failed" else found.retried
-        assert (found.state, found.result, told and told.reason) == (state, None, reason)
+        job = await work(kube, namespace)
+        told = job.problem if state == "Failed" else job.retried
+        assert (job.state, job.result, told and told.reason) == (state, None, reason)
         assert told and all(word in told.message for word in says), told
 
     killed = theirs(137, "Epoch 3")
@@ -610,6 +612,6 @@ async def test_work_that_was_done_before_is_a_failed_job_and_no_failure(kube: Ku
         ],
     )
     await given_up(kube, namespace)
-    found = await work(kube, namespace)
-    assert (found.state, found.exit_code) == ("Succeeded", ExitCode.OK)
-    assert found.result and found.result.reused and found.result.artifact_digest == "sha256:00"
+    state = await work(kube, namespace)
+    assert (state.state, state.exit_code) == ("Succeeded", ExitCode.OK)
+    assert state.result and state.result.reused and state.result.artifact_digest == "sha256:00"

@@ -276,7 +276,7 @@ async def test_fields_of_a_create_and_of_other_people_do_not_stand_in_the_way_of
     together.
     """
 
-    def wanted(probe: Object) -> Object:
+    def deployment(probe: Object) -> Object:
         labels = {"app": "x"}
         pod = {"containers": [{"name": "x", "image": "example/x:1", "livenessProbe": probe}]}
         return {
@@ -298,12 +298,12 @@ async def test_fields_of_a_create_and_of_other_people_do_not_stand_in_the_way_of
                 return
 
     by_http, by_program = {"httpGet": {"path": "/a", "port": 80}}, {"exec": {"command": ["true"]}}
-    uid = (await kube.create(DEPLOYMENT, wanted(by_http)))["metadata"]["uid"]
+    uid = (await kube.create(DEPLOYMENT, deployment(by_http)))["metadata"]["uid"]
     with pytest.raises(Invalid):
-        await kube.apply(DEPLOYMENT, wanted(by_program), uid=uid)
+        await kube.apply(DEPLOYMENT, deployment(by_program), uid=uid)
     assert not await kube.own_by_apply(DEPLOYMENT, namespace, "x", uid="another")
     await taken_over()
-    live = await kube.apply(DEPLOYMENT, wanted(by_program), uid=uid)
+    live = await kube.apply(DEPLOYMENT, deployment(by_program), uid=uid)
     assert "httpGet" not in live["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]
     async with await Kube.connect(
         os.environ["MODELROLLOUT_KUBECONFIG"], None, component="somebody"
@@ -316,9 +316,9 @@ async def test_fields_of_a_create_and_of_other_people_do_not_stand_in_the_way_of
         somebody._field_manager = "somebody"
         await somebody.merge_patch(DEPLOYMENT, namespace, "x", patch)
     with pytest.raises(Invalid):
-        await kube.apply(DEPLOYMENT, wanted(by_program), uid=uid)
+        await kube.apply(DEPLOYMENT, deployment(by_program), uid=uid)
     await taken_over()
-    live = await kube.apply(DEPLOYMENT, wanted(by_program), uid=uid)
+    live = await kube.apply(DEPLOYMENT, deployment(by_program), uid=uid)
     assert "httpGet" not in live["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]
     assert live["metadata"]["annotations"]["note"] == "mine", "what is theirs outside of spec stays"
 

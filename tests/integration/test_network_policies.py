@@ -43,18 +43,18 @@ def made_for(namespace: str) -> list[Object]:
 
 
 async def test_they_are_taken_word_by_word_and_mean_the_same(kube: Kube, namespace: str) -> None:
-    kept = []
-    for wanted in made_for(namespace):
-        answer = await kube.create(NETWORK_POLICY, wanted)
-        assert is_equivalent(answer, wanted), answer["spec"]
-        again = await kube.apply(NETWORK_POLICY, wanted, uid=answer["metadata"]["uid"])
-        assert is_equivalent(again, wanted)
-        kept.append({**again, "metadata": {**again["metadata"], "namespace": "ml"}})
+    retained = []
+    for desired in made_for(namespace):
+        answer = await kube.create(NETWORK_POLICY, desired)
+        assert is_equivalent(answer, desired), answer["spec"]
+        again = await kube.apply(NETWORK_POLICY, desired, uid=answer["metadata"]["uid"])
+        assert is_equivalent(again, desired)
+        retained.append({**again, "metadata": {**again["metadata"], "namespace": "ml"}})
     for who in ENDS:
         for to in ENDS:
             if who in INSIDE or to in INSIDE:
                 for port in PORTS:
-                    assert allowed(kept, ENDS[who], ENDS[to], port) == allowed(
+                    assert allowed(retained, ENDS[who], ENDS[to], port) == allowed(
                         POLICIES, ENDS[who], ENDS[to], port
                     )
 
@@ -76,9 +76,9 @@ async def test_what_somebody_else_changes_is_put_back_by_one_apply(
     """Each list and selector is one field to server-side apply, and all of them are always written:
     also the empty ones.
     """
-    for wanted in made_for(namespace):
-        name = wanted["metadata"]["name"]
-        uid = (await kube.create(NETWORK_POLICY, wanted))["metadata"]["uid"]
+    for desired in made_for(namespace):
+        name = desired["metadata"]["name"]
+        uid = (await kube.create(NETWORK_POLICY, desired))["metadata"]["uid"]
         another = await kube.merge_patch(NETWORK_POLICY, namespace, name, {"metadata": {}, "spec": change})
-        back = await kube.apply(NETWORK_POLICY, wanted, uid=uid)
-        assert is_equivalent(back, wanted), (another["spec"], back["spec"])
+        back = await kube.apply(NETWORK_POLICY, desired, uid=uid)
+        assert is_equivalent(back, desired), (another["spec"], back["spec"])

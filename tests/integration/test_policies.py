@@ -43,11 +43,11 @@ NAMESPACE = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
 async def no_operator(kube: Kube) -> AsyncIterator[None]:
     """What the demo has installed would work on the test's objects, too: it pauses meanwhile."""
     try:
-        found = await kube.get(DEPLOYMENT, SYSTEM_NAMESPACE, RELEASE)
+        actual = await kube.get(DEPLOYMENT, SYSTEM_NAMESPACE, RELEASE)
     except NotFound:
         yield
         return
-    labels = ",".join(f"{key}={value}" for key, value in found["spec"]["selector"]["matchLabels"].items())
+    labels = ",".join(f"{key}={value}" for key, value in actual["spec"]["selector"]["matchLabels"].items())
     await kube.merge_patch(DEPLOYMENT, SYSTEM_NAMESPACE, RELEASE, {"spec": {"replicas": 0}})
     for _ in range(300):
         if not (await kube.list(POD, SYSTEM_NAMESPACE, label_selector=labels)).items:
@@ -57,7 +57,7 @@ async def no_operator(kube: Kube) -> AsyncIterator[None]:
         pytest.fail("the pods of the operator that is installed here do not end")
     yield
     await kube.merge_patch(
-        DEPLOYMENT, SYSTEM_NAMESPACE, RELEASE, {"spec": {"replicas": found["spec"]["replicas"]}}
+        DEPLOYMENT, SYSTEM_NAMESPACE, RELEASE, {"spec": {"replicas": actual["spec"]["replicas"]}}
     )
 
 
@@ -148,10 +148,10 @@ async def queued(kube: Kube, namespace: str, name: str, waits: float) -> Object:
 
 
 async def through(kube: Kube, namespace: str) -> set[str]:
-    found = (await kube.list(MODEL_DEPLOYMENT, namespace)).items
+    actual = (await kube.list(MODEL_DEPLOYMENT, namespace)).items
     return {
         o["metadata"]["name"]
-        for o in found
+        for o in actual
         if "queue" not in o["status"]["rollout"] and o["status"]["rollout"]["stage"] == "Provision"
     }
 

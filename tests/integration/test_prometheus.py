@@ -198,10 +198,10 @@ async def test_slices_are_counted_apart_and_together(bench: Bench) -> None:
     labels("day", 2, 100, 1)
     labels("writer=12", 2, 5, 5)
     await bench.scraped()
-    found = await seen(first)
-    assert counts(found["accuracy"]) == (161, 16, 100, 10)
-    assert counts(found["accuracy/night"]) == (50, 10, 100, 10)
-    assert counts(found["accuracy/writer=12"]) == (10, 5, 0, 0)
+    observation = await seen(first)
+    assert counts(observation["accuracy"]) == (161, 16, 100, 10)
+    assert counts(observation["accuracy/night"]) == (50, 10, 100, 10)
+    assert counts(observation["accuracy/writer=12"]) == (10, 5, 0, 0)
 
 
 async def test_history_is_what_was_answered_then(bench: Bench) -> None:
@@ -214,10 +214,10 @@ async def test_history_is_what_was_answered_then(bench: Bench) -> None:
     await bench.until(f"vector(time()) > {now}")
     query = build(ERRORS, bench.target, baseline=False)
     assert isinstance(query, Query)
-    found = await bench.reader.history(query.promql, [now - 7200, now - 3600, now])
-    assert not isinstance(found, MeasurementProblem), found
-    assert list(found) == [now - 7200, now - 3600, now] and found[now - 7200] == Answer(())
-    then = read_counters(query, found[now], bench.target)
+    series = await bench.reader.history(query.promql, [now - 7200, now - 3600, now])
+    assert not isinstance(series, MeasurementProblem), series
+    assert list(series) == [now - 7200, now - 3600, now] and series[now - 7200] == Answer(())
+    then = read_counters(query, series[now], bench.target)
     assert isinstance(then, CounterReading)
     [sample] = then.stable.processes.values()
     assert (sample.total, sample.bad) == (101, 1) and 0 <= now - sample.scraped < 5
@@ -259,9 +259,18 @@ async def test_latency_by_a_bound_and_a_refusal_that_names_the_bounds(bench: Ben
 )
 async def test_what_is_no_number_is_named(bench: Bench, promql: str, expected: str) -> None:
     metric = Metric(name="custom", query=promql, max=1e9)
-    found = await bench.measure(metric)
-    assert found.problem and found.problem.reason == expected, found
-    status = judge(metric, found.canary, found.stable, found.problem, found.value, 5, 25, 0.01)
+    measurements = await bench.measure(metric)
+    assert measurements.problem and measurements.problem.reason == expected, measurements
+    status = judge(
+        metric,
+        measurements.canary,
+        measurements.stable,
+        measurements.problem,
+        measurements.value,
+        5,
+        25,
+        0.01,
+    )
     assert status.verdict in ("Error", "Inconclusive")
 
 
@@ -348,7 +357,7 @@ class TestOwnQueries:
         self, tenants: Tenants, query: str, a: float, b: float | None
     ) -> None:
         assert (await tenants.read("a", query)).value == a
-        assert (found := await tenants.read("b", query)).value == b, found.problem
+        assert (answer := await tenants.read("b", query)).value == b, answer.problem
 
     @pytest.mark.parametrize(
         "query",
@@ -362,8 +371,8 @@ class TestOwnQueries:
         ],
     )
     async def test_what_reaches_further_is_not_asked(self, tenants: Tenants, query: str) -> None:
-        found = await tenants.read("a", query)
-        assert found.problem and found.problem.reason == "QueryNotAllowed", found
+        answer = await tenants.read("a", query)
+        assert answer.problem and answer.problem.reason == "QueryNotAllowed", answer
 
     @pytest.mark.parametrize(
         "query",
@@ -406,8 +415,8 @@ class TestOwnQueries:
                     measure(quick, replace(tenants.target("a"), name=f"digits-{i}"), metrics, {})
                     for i in range(4)
                 ]
-                answers, *found = await asyncio.gather(quick.query(["count(up)"]), *looks)
-                kinds |= {m.problem.reason for look in found for m in look.values() if m.problem}
+                answers, *results = await asyncio.gather(quick.query(["count(up)"]), *looks)
+                kinds |= {m.problem.reason for look in results for m in look.values() if m.problem}
                 waits.append(time.monotonic() - began)
                 assert isinstance(answers[0], Answer), answers
                 await asyncio.sleep(0.25)
@@ -419,8 +428,8 @@ class TestOwnQueries:
 
 
 async def test_an_empty_prometheus_is_no_data_and_no_regression(bench: Bench) -> None:
-    found = await bench.measure(ERRORS)
-    again = await measure(bench.reader, bench.target, [ERRORS], counts_of([_judged(found)]))
+    measurements = await bench.measure(ERRORS)
+    again = await measure(bench.reader, bench.target, [ERRORS], counts_of([_judged(measurements)]))
     assert _judged(again["errors"]).reason == "NoData"
 
 
@@ -435,9 +444,12 @@ async def test_a_prometheus_that_went_away_is_unreachable_and_keeps_the_counts(b
         gone = PrometheusReader(
             PrometheusConfig(name="gone", url=f"http://127.0.0.1:{nobody.getsockname()[1]}")
         )
-        found = (await measure(gone, bench.target, [ERRORS], {"errors": Counts(first.canary, first.stable)}))[
-            "errors"
-        ]
+        measurements = (
+            await measure(gone, bench.target, [ERRORS], {"errors": Counts(first.canary, first.stable)})
+        )["errors"]
         await gone.close()
-    assert isinstance(found.problem, MeasurementProblem) and found.problem.reason == "ProviderUnreachable"
-    assert found.canary == first.canary
+    assert (
+        isinstance(measurements.problem, MeasurementProblem)
+        and measurements.problem.reason == "ProviderUnreachable"
+    )
+    assert measurements.canary == first.canary

@@ -42,26 +42,26 @@ JOBS: dict[str, dict[str, Any]] = {
 
 def forged() -> list[str]:
     """Bad for the canary of a/digits, good for stable."""
-    found = []
+    actual = []
     for revision, bad in ((NEW, 5000), (OLD, 0)):
         for code, value in (("200", 100), ("500", bad)):
             service = f'service="a-{revision}-http-8000@kubernetesgateway",code="{code}",method="POST",protocol="http"'  # noqa: E501
-            found.append(
+            actual.append(
                 f'traefik_service_requests_total{{namespace="gateways",job="traefik",{service}}} {value}'
             )
         series = f'namespace="a",pod="{revision}-6d9f8b7c5d-x2x4z",revision="{revision}",model="digits",version="1"'  # noqa: E501
-        found += [
+        actual += [
             f"nv_inference_request_success{{{series}}} 100",
             f'nv_inference_request_failure{{{series},reason="OTHER"}} {bad}',
         ]
     for version, wrong in ((2, 5000), (1, 0)):
         labels = f'namespace="modelrollout",model_namespace="a",name="digits",version="{version}",slice=""'
-        found += [
+        actual += [
             f'modelrollout_feedback_total{{{labels},result="{r}"}} {n}'
             for r, n in (("right", 100), ("wrong", wrong))
         ]
     pairs = 'namespace="a",exported_namespace="a",pod="digits-new-shadow-6d9f8b7c5d-x2x4z",name="digits",canary="2",stable="1"'  # noqa: E501
-    return [*found, f'modelrollout_shadow_total{{{pairs},result="disagree"}} 5000']
+    return [*actual, f'modelrollout_shadow_total{{{pairs},result="disagree"}} 5000']
 
 
 class Forger(Exporter):
@@ -85,12 +85,12 @@ class Cluster:
 
 def pod(address: str, namespace: str, name: str, labels: Mapping[str, str] | None = None) -> dict[str, Any]:
     """As a discovery of pods finds it."""
-    found = {
+    actual = {
         "namespace": namespace,
         "pod_name": name,
         **{f"pod_label_{k}": v for k, v in (labels or {}).items()},
     }
-    return {"targets": [address], "labels": {f"__meta_kubernetes_{k}": v for k, v in found.items()}}
+    return {"targets": [address], "labels": {f"__meta_kubernetes_{k}": v for k, v in actual.items()}}
 
 
 def job(name: str, *targets: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -139,24 +139,24 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             )
             for name, settings in JOBS.items()
         }
-        found = Cluster(honest[0], honest[1], honest[2], honest[3], urls)
+        actual = Cluster(honest[0], honest[1], honest[2], honest[3], urls)
         labels = f'service="a-{NEW}-http-8000@kubernetesgateway",method="POST",protocol="http"'
-        found.gateway.lines = {
+        actual.gateway.lines = {
             f'traefik_service_requests_total{{{labels},code="{c}"}}': n
             for c, n in (("200", 40.0), ("500", 1.0))
         }
-        found.feedback.labels("digits", 2, 30, 2)
+        actual.feedback.labels("digits", 2, 30, 2)
         pairs = 'namespace="a",name="digits",canary="2",stable="1"'
-        found.comparer.lines = {
+        actual.comparer.lines = {
             f'modelrollout_shadow_total{{{pairs},result="{r}"}}': n
             for r, n in (("agree", 20.0), ("disagree", 3.0))
         }
-        found.servers.lines = {
+        actual.servers.lines = {
             'nv_inference_count{model="digits",version="2"}': 70,
             'nv_inference_request_success{model="digits",version="2"}': 10,
             'nv_inference_request_failure{model="digits",version="2",reason="OTHER"}': 4,
         }
-        yield found
+        yield actual
 
 
 @pytest.fixture(params=list(JOBS))
@@ -189,11 +189,11 @@ async def canary(reader: PrometheusReader, metric: str, sources: ScrapeMatchers)
             ScrapedTarget("a", "digits", target.canary, target.stable, "none", matchers=sources),
             "errors",
         )
-    wanted = Metric(name=metric, **{"max_drop" if metric == "accuracy" else "max_increase": 0.1})
+    desired = Metric(name=metric, **{"max_drop" if metric == "accuracy" else "max_increase": 0.1})
     query = (
         agreement_query(target, baseline=True)
         if metric == "agreement"
-        else build(wanted, target, baseline=True)
+        else build(desired, target, baseline=True)
     )
     assert not isinstance(query, MeasurementProblem)
     [answer] = await reader.query([query.promql])
@@ -214,13 +214,13 @@ async def test_a_tenants_counters_do_not_count(
     scraped: tuple[str, PrometheusReader], metric: str, counted: tuple[float, float]
 ) -> None:
     how, reader = scraped
-    found = await canary(reader, metric, CONFIGURED)
+    actual = await canary(reader, metric, CONFIGURED)
     if how == "honoring" or (how == "labelmap" and metric == "errors"):
-        assert counted in found and len(found) == 2, (
+        assert counted in actual and len(actual) == 2, (
             "what nothing but the configuration of Prometheus can help"
         )
     else:
-        assert found == [counted]
+        assert actual == [counted]
 
 
 async def test_rows_are_those_of_the_canarys_own_pods(scraped: tuple[str, PrometheusReader]) -> None:
@@ -235,12 +235,12 @@ async def test_rows_are_those_of_the_canarys_own_pods(scraped: tuple[str, Promet
     )
     [answer] = await scraped[1].query([rows_query(target)])
     assert isinstance(answer, Answer), answer
-    found = {s.labels["reading"]: s.value for s in answer.series}
+    actual = {s.labels["reading"]: s.value for s in answer.series}
     forged_too = 100 if scraped[0] == "honoring" else 0
     assert (
-        found["count"] == 70 + 10 + forged_too
-        and found["servers"] == 1
-        and abs(time.time() - found["scraped"]) < 30
+        actual["count"] == 70 + 10 + forged_too
+        and actual["servers"] == 1
+        and abs(time.time() - actual["scraped"]) < 30
     )
 
 
@@ -274,14 +274,14 @@ FOREIGN: dict[str, dict[CountedBy, str | None]] = {
 
 async def test_a_monitors_job_is_no_bar(scraped: tuple[str, PrometheusReader]) -> None:
     scrape = await scraped[1].scrape()
-    found = doubt("gateway", scrape, configured('job="traefik"'))
+    problem = doubt("gateway", scrape, configured('job="traefik"'))
     if scraped[0] == "monitor":
-        assert found is not None and found.reason == "ForeignTargets" and "tenant/" in found.targets
+        assert problem is not None and problem.reason == "ForeignTargets" and "tenant/" in problem.targets
     elif scraped[0] != "honoring":
         assert (
-            found is not None
-            and found.reason == "Unverified"
-            and "no target of Prometheus fits" in found.message
+            problem is not None
+            and problem.reason == "Unverified"
+            and "no target of Prometheus fits" in problem.message
         )
 
 
@@ -291,9 +291,9 @@ async def test_the_look_at_targets_tells_who_else_could_count(scraped: tuple[str
     assert isinstance(scrape, Scrape) and len(scrape.targets) == 5
     config = configured()
     for source, said in FOREIGN[how].items():
-        found = doubt(source, scrape, config)
+        problem = doubt(source, scrape, config)
         if said is None:
-            assert found is None, found
+            assert problem is None, problem
         else:
-            assert found is not None and found.reason == "ForeignTargets"
-            assert f"tenant/{NEW}-6d9f8b7c5d-x2x4z (job more)" in found.targets and said in found.message
+            assert problem is not None and problem.reason == "ForeignTargets"
+            assert f"tenant/{NEW}-6d9f8b7c5d-x2x4z (job more)" in problem.targets and said in problem.message

@@ -37,7 +37,7 @@ from modelrollout.testing import builders as b
 pytestmark = pytest.mark.heavy
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
-WANTED = b.spec(2, steps=b.STEPS, rollout={"bake": "5m", "shadow": {"minSamples": 10}})
+SPEC = b.spec(2, steps=b.STEPS, rollout={"bake": "5m", "shadow": {"minSamples": 10}})
 COUNTED = Counter(total=100, bad=3, last={"g": [100, 3, 1.0]}, scraped=1.0, spread=[5, 1, 3, 0.1, 100, 3])
 METRIC = MetricStatus(
     name="errors",
@@ -116,12 +116,12 @@ def two_passes(s: Snapshot) -> None:
             look = CounterReading(
                 Raw({"g": Sample(200, 5, 1.0 + seconds)}), Raw({"g": Sample(1900, 20, 1.0 + seconds)})
             )
-            found = (
+            actual = (
                 asked
                 if isinstance(asked, Assessment)
                 else assess(s, asked, {m.name: look for m in asked}, b.at(seconds))
             )
-            s = replace(s, assessment=found)
+            s = replace(s, assessment=actual)
         plan = decide(s, b.at(seconds))
         ModelDeploymentStatus.model_validate(plan.status.wire())
         if isinstance(plan, Converge):
@@ -137,7 +137,7 @@ def test_no_damage_crashes_a_pass_or_costs_stable_its_pods(stage: str) -> None:
     record = StepEvidence(index=0, weight=5, verdict="Successful", reason="x", seconds=3, metrics=[METRIC])
     s = b.second(
         stage,
-        wanted=WANTED,
+        wanted=SPEC,
         changes=STAGES[stage] | {"history": [record], "stages": {"Resolve": 1.0}},
         live_split=((V1, 75), (V2, 25)),
     )

@@ -144,7 +144,7 @@ class RolloutMachine(RuleBasedStateMachine):
         surge: dict[str, Any],
     ) -> None:
         """Most runs begin with a version that serves, and with the next one under way."""
-        self.wanted: dict[str, Any] = {
+        self.spec_changes: dict[str, Any] = {
             "version": 1,
             "gateway": gateway,
             "golden": golden,
@@ -168,7 +168,7 @@ class RolloutMachine(RuleBasedStateMachine):
             self.all_goes_well_for_a_while(rounds)
 
     def spec(self) -> Any:
-        made = {**self.wanted}
+        made = {**self.spec_changes}
         rollout = {**made.pop("rollout"), **made.pop("shadow"), **made.pop("strategy")}
         serving = {
             "replicas": made.pop("replicas"),
@@ -183,7 +183,7 @@ class RolloutMachine(RuleBasedStateMachine):
         return b.spec(made.pop("version"), rollout=rollout, serving=serving, **made)
 
     def edit(self, **changes: Any) -> None:
-        self.wanted |= changes
+        self.spec_changes |= changes
         self.world.edit(self.spec())
 
     # --- the operator
@@ -298,7 +298,7 @@ class RolloutMachine(RuleBasedStateMachine):
     def another_strategy(self, strategy: dict[str, Any], policy: dict[str, Any]) -> None:
         self.edit(strategy=strategy, rollout=policy)
 
-    @precondition(lambda self: self.wanted["gateway"])
+    @precondition(lambda self: self.spec_changes["gateway"])
     @rule(shadow=st.sampled_from(SHADOWS))
     def shadow_on_or_off(self, shadow: dict[str, Any]) -> None:
         self.edit(shadow=shadow)

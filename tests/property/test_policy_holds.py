@@ -88,7 +88,7 @@ class TenantOfTheWorld(RuleBasedStateMachine):
         way=st.sampled_from(WAYS),
     )
     def begin(self, gateway: bool, most: int, version: int, way: dict[str, Any]) -> None:
-        self.wanted: dict[str, Any] = {
+        self.spec_changes: dict[str, Any] = {
             "version": 1,
             "gateway": gateway,
             "replicas": 2 if gateway else 100 // most,
@@ -115,7 +115,7 @@ class TenantOfTheWorld(RuleBasedStateMachine):
         self.edit(version=version, rollout=way)
 
     def spec(self, version: int | None = None) -> ModelDeploymentSpec:
-        made = {**self.wanted}
+        made = {**self.spec_changes}
         serving = {
             "replicas": made.pop("replicas"),
             "resources": {"limits": {"nvidia.com/gpu": 1}},
@@ -129,7 +129,7 @@ class TenantOfTheWorld(RuleBasedStateMachine):
         return b.spec(version or made["version"], rollout=rollout, serving=serving, gateway=made["gateway"])
 
     def edit(self, **changes: Any) -> None:
-        self.wanted |= changes
+        self.spec_changes |= changes
         spec = self.spec()
         self.world.refusal = first_violation(self.world.rules, spec, (), 0)
         self.world.edit(spec)

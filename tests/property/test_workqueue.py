@@ -18,7 +18,7 @@ SECONDS = st.floats(0.01, 100)
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """``wanted``: has to come out (again); ``due``: has to come out at that time; ``working``:
+    """``ready``: has to come out (again); ``due``: has to come out at that time; ``working``:
     handed out and not done.
     """
 
@@ -27,7 +27,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.draw = 0.0
         self.queue: WorkQueue[str] = WorkQueue(clock=lambda: self.now, uniform=lambda: self.draw)
-        self.wanted: list[str] = []
+        self.ready: list[str] = []
         self.due: dict[str, float] = {}
         self.working: list[str] = []
         self.failures: dict[str, int] = {}
@@ -36,8 +36,8 @@ class QueueMachine(RuleBasedStateMachine):
         for key, when in sorted(self.due.items(), key=lambda item: item[1]):
             if when <= self.now:
                 del self.due[key]
-                if key not in self.wanted:
-                    self.wanted.append(key)
+                if key not in self.ready:
+                    self.ready.append(key)
 
     def _delay(self, key: str, seconds: float) -> None:
         self._ripen()
@@ -47,8 +47,8 @@ class QueueMachine(RuleBasedStateMachine):
     def add(self, key: str) -> None:
         self._ripen()
         self.queue.add(key)
-        if key not in self.wanted:
-            self.wanted.append(key)
+        if key not in self.ready:
+            self.ready.append(key)
 
     @rule(key=KEYS, seconds=SECONDS)
     def add_after(self, key: str, seconds: float) -> None:
@@ -77,15 +77,15 @@ class QueueMachine(RuleBasedStateMachine):
     @rule()
     def get(self) -> None:
         self._ripen()
-        free = [key for key in self.wanted if key not in self.working]
+        free = [key for key in self.ready if key not in self.working]
         key = self.queue.get_nowait()
         if self.queue.paused or not free:
             assert key is None
             return
         assert key is not None, "a key that is wanted was not handed out"
         assert key not in self.working, "handed out twice at once"
-        assert key in self.wanted, "handed out though nobody wanted it"
-        self.wanted.remove(key)
+        assert key in self.ready, "handed out though it was not ready"
+        self.ready.remove(key)
         self.working.append(key)
 
     @precondition(lambda self: self.working)
@@ -120,7 +120,7 @@ class QueueMachine(RuleBasedStateMachine):
         while (left := self.queue.get_nowait()) is not None:
             rest.append(left)
             self.queue.done(left)
-        assert sorted(rest) == sorted(self.wanted)
+        assert sorted(rest) == sorted(self.ready)
 
 
 TestQueue = QueueMachine.TestCase

@@ -180,10 +180,10 @@ def manifests() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def test_every_manifest_on_a_page_is_valid() -> None:
-    found = list(manifests())
-    for _, kind, spec in found:
+    documents = list(manifests())
+    for _, kind, spec in documents:
         KINDS[kind].model_validate(spec)
-    assert {page for page, _, _ in found} >= {"README.md", "docs/tutorial/first-rollout.md"}
+    assert {page for page, _, _ in documents} >= {"README.md", "docs/tutorial/first-rollout.md"}
 
 
 def test_no_page_is_named_that_is_not_in_the_repository() -> None:

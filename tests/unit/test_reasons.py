@@ -69,7 +69,7 @@ def calls(*folders: str) -> Iterator[tuple[str, ast.Call]]:
                 yield node.func.id, node
 
 
-def given() -> set[str]:
+def used_reasons() -> set[str]:
     """Reasons at the places of reasons."""
     return {
         word
@@ -81,8 +81,8 @@ def given() -> set[str]:
 
 
 def test_every_reason_that_the_code_gives_is_a_member() -> None:
-    assert len(given()) > 150
-    assert given() - set(Reason) == set()
+    assert len(used_reasons()) > 150
+    assert used_reasons() - set(Reason) == set()
 
 
 def test_every_member_is_given() -> None:

@@ -26,8 +26,8 @@ TARGET = ScrapedTarget(
 
 
 def judged(total: float, bad: float, shadow: Shadow = SHADOW) -> tuple[str, str]:
-    found = judge_agreement(shadow, Counter(total=total, bad=bad), None, ALPHA)
-    return found.verdict, found.reason
+    verdict = judge_agreement(shadow, Counter(total=total, bad=bad), None, ALPHA)
+    return verdict.verdict, verdict.reason
 
 
 def test_verdicts() -> None:
@@ -39,10 +39,10 @@ def test_verdicts() -> None:
 
 
 def test_the_status_says_what_was_seen_and_how_much_is_missing() -> None:
-    found = judge_agreement(SHADOW, Counter(total=300, bad=6), None, ALPHA)
-    assert found.value == 0.98 and found.interval and found.interval[0] < 0.02 < found.interval[1]
-    assert found.needed and judged(300 + found.needed, 6 + 0.02 * found.needed)[0] == "Successful"
-    assert "6 of 300" in found.message and "allows 5.00 %" in found.message
+    verdict = judge_agreement(SHADOW, Counter(total=300, bad=6), None, ALPHA)
+    assert verdict.value == 0.98 and verdict.interval and verdict.interval[0] < 0.02 < verdict.interval[1]
+    assert verdict.needed and judged(300 + verdict.needed, 6 + 0.02 * verdict.needed)[0] == "Successful"
+    assert "6 of 300" in verdict.message and "allows 5.00 %" in verdict.message
     assert judge_agreement(SHADOW, Counter(total=300, bad=15), None, ALPHA).needed is None, (
         "at the limit itself nothing is ever proven"
     )
@@ -53,8 +53,12 @@ def test_the_status_says_what_was_seen_and_how_much_is_missing() -> None:
     [("NoData", "Inconclusive"), ("ProviderUnreachable", "Error"), ("NotANumber", "Error")],
 )
 def test_what_keeps_a_number_away_is_no_disagreement(kind: MeasurementReason, verdict: str) -> None:
-    found = judge_agreement(SHADOW, Counter(total=300, bad=200), MeasurementProblem(kind, "as it is"), ALPHA)
-    assert (found.verdict, found.reason) == (verdict, kind) and found.canary, "what was counted stays"
+    judgement = judge_agreement(
+        SHADOW, Counter(total=300, bad=200), MeasurementProblem(kind, "as it is"), ALPHA
+    )
+    assert (judgement.verdict, judgement.reason) == (verdict, kind) and judgement.canary, (
+        "what was counted stays"
+    )
 
 
 @pytest.mark.heavy

@@ -17,16 +17,16 @@ OURS = 'namespace="ours"'
 
 
 def text(query: str) -> str:
-    found = confine(query, "ours")
-    assert isinstance(found, str), found
-    return found
+    confined = confine(query, "ours")
+    assert isinstance(confined, str), confined
+    return confined
 
 
 def refused(query: str) -> str:
-    found = confine(query, "ours")
-    assert isinstance(found, MeasurementProblem), found
-    assert found.reason == "QueryNotAllowed"
-    return found.message
+    confined = confine(query, "ours")
+    assert isinstance(confined, MeasurementProblem), confined
+    assert confined.reason == "QueryNotAllowed"
+    return confined.message
 
 
 def selectors(query: str) -> list[promql_parser.VectorSelector]:
@@ -74,9 +74,9 @@ def test_every_selector_gets_the_matcher(query: str, sent: str) -> None:
     ],
 )
 def test_strings_do_not_get_out(query: str) -> None:
-    found = selectors(text(query))
-    assert {s.name for s in found} <= {"x", "y"}
-    assert all(str(s.matchers).count(OURS) == 1 for s in found)
+    actual = selectors(text(query))
+    assert {s.name for s in actual} <= {"x", "y"}
+    assert all(str(s.matchers).count(OURS) == 1 for s in actual)
 
 
 @pytest.mark.parametrize(
@@ -142,12 +142,12 @@ _WORDS = st.sampled_from(
 @settings(max_examples=400, deadline=None)
 @given(st.lists(_WORDS, min_size=1, max_size=20).map(" ".join))
 def test_whatever_is_written_nothing_gets_out_and_nothing_is_raised(query: str) -> None:
-    found = confine(query, "ours")
-    if isinstance(found, str):
+    confined = confine(query, "ours")
+    if isinstance(confined, str):
         assert all(
-            str(s.matchers).count("namespace") == 1 and OURS in str(s.matchers) for s in selectors(found)
+            str(s.matchers).count("namespace") == 1 and OURS in str(s.matchers) for s in selectors(confined)
         )
-        assert selectors(found)
+        assert selectors(confined)
 
 
 def test_what_is_sent_is_looked_at_once_more(monkeypatch: pytest.MonkeyPatch) -> None:

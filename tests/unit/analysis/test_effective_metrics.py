@@ -16,9 +16,9 @@ MEMORY = Metric(name="memory", query="x", max=10)
 
 
 def metrics(analysis: Analysis, *mandatory: Metric, **templates: list[Metric]) -> list[Metric]:
-    found = effective_metrics(analysis, templates, mandatory)
-    assert not isinstance(found, MeasurementProblem), found
-    return found
+    effective = effective_metrics(analysis, templates, mandatory)
+    assert not isinstance(effective, MeasurementProblem), effective
+    return effective
 
 
 def test_the_default_is_errors_and_an_empty_list_is_nothing() -> None:
@@ -34,14 +34,16 @@ def test_templates_take_the_place_of_the_default_and_join_what_is_given() -> Non
 def test_the_own_metric_wins_and_then_the_earlier_template() -> None:
     own = Metric(name="errors", max_increase=0.5)
     later = Metric(name="accuracy", max_drop=0.9)
-    found = metrics(Analysis(templates=["a", "b"], metrics=[own]), a=[ERRORS, ACCURACY], b=[later, MEMORY])
-    assert found == [own, ACCURACY, MEMORY]
+    effective = metrics(
+        Analysis(templates=["a", "b"], metrics=[own]), a=[ERRORS, ACCURACY], b=[later, MEMORY]
+    )
+    assert effective == [own, ACCURACY, MEMORY]
 
 
 def test_an_unknown_template_is_named_with_those_that_are_known() -> None:
-    found = effective_metrics(Analysis(templates=["web", "oops"]), {"web": [], "batch": []}, ())
-    assert isinstance(found, MeasurementProblem) and found.reason == "UnknownTemplate"
-    assert "'oops'" in found.message and "batch, web" in found.message
+    effective = effective_metrics(Analysis(templates=["web", "oops"]), {"web": [], "batch": []}, ())
+    assert isinstance(effective, MeasurementProblem) and effective.reason == "UnknownTemplate"
+    assert "'oops'" in effective.message and "batch, web" in effective.message
     nothing = effective_metrics(Analysis(templates=["oops"]), {}, ())
     assert isinstance(nothing, MeasurementProblem) and "none" in nothing.message
 
@@ -70,16 +72,16 @@ def test_a_mandatory_metric_is_added_to_whatever_there_is() -> None:
 def test_a_mandatory_metric_cannot_be_weakened(
     own: Metric, mandatory: Metric, field: str, expected: Any
 ) -> None:
-    [found] = metrics(Analysis(metrics=[own]), mandatory)
-    assert getattr(found, field) == expected
+    [effective] = metrics(Analysis(metrics=[own]), mandatory)
+    assert getattr(effective, field) == expected
 
 
 def test_another_objective_measures_something_else_so_the_mandatory_one_stands() -> None:
     mandatory = Metric(name="latency", objective="50ms", max_increase=0.005)
-    [found] = metrics(
+    [effective] = metrics(
         Analysis(metrics=[Metric(name="latency", objective="10s", max_increase=0.001)]), mandatory
     )
-    assert found == mandatory
+    assert effective == mandatory
     [same] = metrics(
         Analysis(metrics=[Metric(name="latency", objective="0.05s", max_increase=0.001)]), mandatory
     )
@@ -91,11 +93,15 @@ def test_slices_of_both_are_watched_each_within_the_smaller_margin() -> None:
         name="accuracy", max_drop=0.02, slices=[Slice(name="night", max_drop=0.1), Slice(name="own")]
     )
     mandatory = Metric(name="accuracy", max_drop=0.03, slices=[Slice(name="night"), Slice(name="theirs")])
-    [found] = metrics(Analysis(metrics=[own]), mandatory)
-    assert {s.name: s.max_drop for s in found.slices or ()} == {"night": 0.03, "theirs": 0.03, "own": 0.02}
+    [effective] = metrics(Analysis(metrics=[own]), mandatory)
+    assert {s.name: s.max_drop for s in effective.slices or ()} == {
+        "night": 0.03,
+        "theirs": 0.03,
+        "own": 0.02,
+    }
 
 
 def test_there_is_an_end_to_what_templates_may_add() -> None:
     many = [Metric(name=f"m{i}", query="x", max=1) for i in range(MAX_METRICS + 1)]
-    found = effective_metrics(Analysis(templates=["web"]), {"web": many}, ())
-    assert isinstance(found, MeasurementProblem) and found.reason == "TooManyMetrics"
+    effective = effective_metrics(Analysis(templates=["web"]), {"web": many}, ())
+    assert isinstance(effective, MeasurementProblem) and effective.reason == "TooManyMetrics"

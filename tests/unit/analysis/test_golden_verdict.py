@@ -34,19 +34,19 @@ def result(
     return TaskResult.model_validate(values | changes)
 
 
-def verdict(found: EvaluationEvidence) -> tuple[str, str]:
-    return found.verdict, found.reason
+def verdict(actual: EvaluationEvidence) -> tuple[str, str]:
+    return actual.verdict, actual.reason
 
 
 def test_a_model_as_good_passes_with_its_numbers() -> None:
-    found = judge_golden(GOLDEN, result(both=1900, candidate=20, stable=20, neither=60), "digits-old")
-    assert verdict(found) == ("Successful", "ProvenNotWorse")
+    judgement = judge_golden(GOLDEN, result(both=1900, candidate=20, stable=20, neither=60), "digits-old")
+    assert verdict(judgement) == ("Successful", "ProvenNotWorse")
     assert (
-        found.samples,
-        found.accuracy,
-        found.stable,
-        found.only_candidate_right,
-        found.latency_p99_ms,
+        judgement.samples,
+        judgement.accuracy,
+        judgement.stable,
+        judgement.only_candidate_right,
+        judgement.latency_p99_ms,
     ) == (2000, 0.96, "digits-old", 20, 2.5)
 
 
@@ -112,11 +112,13 @@ def sliced(*slices: tuple[str, int, int, int], compared: int | None = None) -> T
 
 
 def test_a_gain_of_the_whole_hides_no_loss_on_a_slice() -> None:
-    found = judge_golden(GOLDEN, sliced(("writer=3", 200, 0, 40), ("writer=4", 1800, 70, 20)), "digits-old")
-    assert verdict(found) == ("Failed", "SliceAccuracyLow")
-    assert "writer=3 lost 0.2000" in found.message and "1 of 2 slices" in found.message
-    assert found.slices and [s.name for s in found.slices] == ["writer=3", "writer=4"]
-    assert found.slices[0].drop == 0.2 and found.slices[0].interval[0] > 0.01
+    judgement = judge_golden(
+        GOLDEN, sliced(("writer=3", 200, 0, 40), ("writer=4", 1800, 70, 20)), "digits-old"
+    )
+    assert verdict(judgement) == ("Failed", "SliceAccuracyLow")
+    assert "writer=3 lost 0.2000" in judgement.message and "1 of 2 slices" in judgement.message
+    assert judgement.slices and [s.name for s in judgement.slices] == ["writer=3", "writer=4"]
+    assert judgement.slices[0].drop == 0.2 and judgement.slices[0].interval[0] > 0.01
 
 
 def test_a_slice_too_small_to_prove_anything_holds_nothing_up() -> None:
@@ -128,11 +130,11 @@ def test_a_slice_too_small_to_prove_anything_holds_nothing_up() -> None:
 
 def test_a_loss_within_the_budget_is_none() -> None:
     """Proven to be above 0, and not above maxDrop."""
-    found = judge_golden(
+    judgement = judge_golden(
         GOLDEN.model_copy(update={"max_drop": 0.05}), sliced(("writer=3", 1000, 5, 40)), "digits-old"
     )
-    assert verdict(found) == ("Successful", "ProvenNotWorse")
-    assert found.slices and 0 < found.slices[0].interval[0] < 0.05
+    assert verdict(judgement) == ("Successful", "ProvenNotWorse")
+    assert judgement.slices and 0 < judgement.slices[0].interval[0] < 0.05
 
 
 def test_the_more_slices_are_compared_the_more_it_takes_to_prove_one() -> None:
@@ -151,8 +153,8 @@ def test_what_the_whole_has_lost_is_told_first() -> None:
         slices=(("writer=3", 200, 0, 100),),
         slices_compared=1,
     )
-    found = judge_golden(GOLDEN, bad, "digits-old")
-    assert found.reason == "AccuracyLow" and found.slices
+    verdict = judge_golden(GOLDEN, bad, "digits-old")
+    assert verdict.reason == "AccuracyLow" and verdict.slices
 
 
 def test_without_stable_there_is_nothing_to_compare_a_slice_with() -> None:

@@ -67,19 +67,19 @@ def test_worse_within_the_tolerance_is_no_regression() -> None:
 def test_the_same_evidence_passes_a_low_weight_and_not_a_high_one() -> None:
     canary, stable = counter(10, 1000), counter(190, 19_000)
     assert judged(ERRORS, canary, stable, 5, 25).reason == "ProvenNotWorse"
-    held = judged(ERRORS, canary, stable, 5, 100)
-    assert (held.verdict, held.reason) == ("Inconclusive", "NotYetProven")
-    assert held.needed and held.needed > 5000
+    verdicts = judged(ERRORS, canary, stable, 5, 100)
+    assert (verdicts.verdict, verdicts.reason) == ("Inconclusive", "NotYetProven")
+    assert verdicts.needed and verdicts.needed > 5000
 
 
 def test_the_plan_is_about_right() -> None:
     """With so many more samples in the same proportions it passes, and with half as many it does
     not.
     """
-    held = judged(ERRORS, counter(10, 1000), counter(190, 19_000), 5, 100)
-    assert held.needed
+    verdicts = judged(ERRORS, counter(10, 1000), counter(190, 19_000), 5, 100)
+    assert verdicts.needed
     for share, verdict in ((1.05, "Successful"), (0.5, "Inconclusive")):
-        factor = 1 + share * held.needed / 1000
+        factor = 1 + share * verdicts.needed / 1000
         assert (
             judged(
                 ERRORS, counter(10 * factor, 1000 * factor), counter(190 * factor, 19_000 * factor), 5, 100
@@ -89,9 +89,9 @@ def test_the_plan_is_about_right() -> None:
 
 
 def test_a_plan_that_leads_nowhere_says_so() -> None:
-    held = judged(ERRORS, counter(30, 2000), counter(190, 19_000), 5, 100)
-    assert (held.reason, held.needed) == ("NotYetProven", None)
-    assert "however many samples" in held.message
+    verdicts = judged(ERRORS, counter(30, 2000), counter(190, 19_000), 5, 100)
+    assert (verdicts.reason, verdicts.needed) == ("NotYetProven", None)
+    assert "however many samples" in verdicts.message
 
 
 def test_fail_wins_over_pass_where_the_next_weight_allows_more() -> None:
@@ -127,11 +127,11 @@ def test_an_absolute_limit_judges_alone_where_stable_has_nothing() -> None:
 
 def test_a_limit_that_stable_does_not_keep_at_the_same_time_is_no_proof() -> None:
     metric = Metric(name="errors", max=0.05)
-    found = judged(metric, counter(300, 1000), counter(60, 1000))
-    assert (found.verdict, found.reason) == (
+    verdicts = judged(metric, counter(300, 1000), counter(60, 1000))
+    assert (verdicts.verdict, verdicts.reason) == (
         "Failed",
         "LimitExceeded",
-    ) and "which stable exceeds too" in found.message
+    ) and "which stable exceeds too" in verdicts.message
     assert judged(metric, counter(300, 1000), counter(50, 1000)).reason == "ErrorsHigh"
     assert judged(metric, counter(300, 1000), counter(0, 0)).reason == "LimitExceeded"
     before = judge(

@@ -144,19 +144,19 @@ async def test_a_problem_keeps_the_counts_for_when_it_is_over() -> None:
     )
     before = (await measure(reader, TARGET, [ERRORS], {}))["errors"]
     reader.answers["traefik_service_requests_total"] = MeasurementProblem("ProviderUnreachable", "gone")
-    found = await measure(reader, TARGET, [ERRORS], {"errors": Counts(before.canary, before.stable)})
-    assert found["errors"].problem == MeasurementProblem("ProviderUnreachable", "gone")
-    assert (found["errors"].canary, found["errors"].stable) == (before.canary, before.stable)
+    measurements = await measure(reader, TARGET, [ERRORS], {"errors": Counts(before.canary, before.stable)})
+    assert measurements["errors"].problem == MeasurementProblem("ProviderUnreachable", "gone")
+    assert (measurements["errors"].canary, measurements["errors"].stable) == (before.canary, before.stable)
 
 
 async def test_a_problem_at_the_first_look_leaves_the_baseline_to_the_next() -> None:
     reader = FakeReader(traefik_service_requests_total=MeasurementProblem("ProviderTimeout", "slow"))
-    found = (await measure(reader, TARGET, [ERRORS], {}))["errors"]
-    assert found.canary is None and found.problem
+    measurements = (await measure(reader, TARGET, [ERRORS], {}))["errors"]
+    assert measurements.canary is None and measurements.problem
     reader.answers["traefik_service_requests_total"] = requests(10, new=(900, 100))
-    baseline = (await measure(reader, TARGET, [ERRORS], {"errors": Counts(found.canary, found.stable)}))[
-        "errors"
-    ]
+    baseline = (
+        await measure(reader, TARGET, [ERRORS], {"errors": Counts(measurements.canary, measurements.stable)})
+    )["errors"]
     assert baseline.canary and baseline.canary.total == 0
 
 
@@ -167,8 +167,12 @@ async def test_the_bounds_are_asked_only_when_the_objective_is_none_of_them() ->
         "count by (le)": Answer((Series({"le": "0.1"}, 1, 0), Series({"le": "+Inf"}, 1, 0))),
     }
     reader = FakeReader(**answers)
-    found = (await measure(reader, TARGET, [LATENCY], {}))["latency"]
-    assert found.problem and found.problem.reason == "NotABucketBound" and "100ms" in found.problem.message
+    measurements = (await measure(reader, TARGET, [LATENCY], {}))["latency"]
+    assert (
+        measurements.problem
+        and measurements.problem.reason == "NotABucketBound"
+        and "100ms" in measurements.problem.message
+    )
     assert len(reader.asked) == 2
     reader.answers["sum by"] = Answer(
         (Series({**service, "le": "+Inf"}, 7, 0), Series({**service, "le": "0.05"}, 7, 0))
@@ -182,9 +186,9 @@ async def test_metrics_are_asked_together_and_fail_apart() -> None:
         traefik_service_requests_total=requests(10, old=(1, 0)),
         max=Answer((Series({}, 1, 0), Series({"a": "b"}, 2, 0))),
     )
-    found = await measure(reader, TARGET, [ERRORS, QUERY], {})
-    assert found["errors"].problem is None
-    assert found["memory"].problem and found["memory"].problem.reason == "SeveralSeries"
+    measurements = await measure(reader, TARGET, [ERRORS, QUERY], {})
+    assert measurements["errors"].problem is None
+    assert measurements["memory"].problem and measurements["memory"].problem.reason == "SeveralSeries"
     reader.answers["max"] = Answer((Series({}, 7.5, 0),))
     assert (await measure(reader, TARGET, [QUERY], {}))["memory"].value == 7.5
 
@@ -196,8 +200,8 @@ async def test_own_queries_are_asked_apart_by_a_name_that_is_this_weights_alone(
         max=Answer((Series({}, 7.0, 0),)),
     )
     own = Metric(name="own", query="min(y)", max=10)
-    found = await measure(reader, replace(TARGET, weight=25), [ERRORS, QUERY, own], {})
-    assert (found["memory"].value, found["own"].value) == (7.0, 3.0)
+    measurements = await measure(reader, replace(TARGET, weight=25), [ERRORS, QUERY, own], {})
+    assert (measurements["memory"].value, measurements["own"].value) == (7.0, 3.0)
     assert reader.own == [("a", {"digits/digits-new/25/own": 'min(y{namespace="a"})'})]
     assert not any("y" in q.split() or "min(" in q for q in reader.asked) and "max(x)" in reader.asked
 
@@ -205,19 +209,19 @@ async def test_own_queries_are_asked_apart_by_a_name_that_is_this_weights_alone(
 async def test_what_cannot_be_asked_is_not_asked() -> None:
     reader = FakeReader()
     metric = QUERY.model_copy(update={"query": "{{oops}}"})
-    found = await measure(reader, TARGET, [metric], {})
-    assert found["memory"].problem and found["memory"].problem.reason == "UnknownPlaceholder"
+    measurements = await measure(reader, TARGET, [metric], {})
+    assert measurements["memory"].problem and measurements["memory"].problem.reason == "UnknownPlaceholder"
     assert reader.asked == []
 
 
 async def test_without_stable_there_are_no_counts_of_it() -> None:
     alone = ScrapedTarget("a", "digits", TARGET.canary, None, "traefik")
-    found = (
+    measurements = (
         await measure(
             FakeReader(traefik_service_requests_total=requests(10, new=(5, 0))), alone, [ERRORS], {}
         )
     )["errors"]
-    assert found.canary is not None and found.stable is None
+    assert measurements.canary is not None and measurements.stable is None
 
 
 async def test_a_step_begins_with_what_stable_has_shown_in_the_hour_before() -> None:
@@ -262,8 +266,8 @@ async def test_labels_beyond_the_rows_that_were_answered_are_implausible_and_los
     }
     target = replace(TARGET, rows_seconds=600.0, pods=2, matchers=ScrapeMatchers(labels_per_row=1.0))
     reader = FakeReader(modelrollout_feedback_total=Answer(), nv_inference_count=rows(80, 10.0))
-    found = await measure(reader, target, [metric], before)
-    for name, m in found.items():
+    measurements = await measure(reader, target, [metric], before)
+    for name, m in measurements.items():
         assert (
             m.problem is not None
             and m.problem.reason == "EvidenceImplausible"

@@ -31,16 +31,16 @@ def raw(total: float, bad: float, scraped: float) -> Raw:
 def judged(
     metric: Metric, before: list[MetricStatus], now: datetime, **readings: Reading
 ) -> list[MetricStatus]:
-    found = fold_in(
+    folded = fold_in(
         {name.replace("__", "/"): r for name, r in readings.items()}, counts_of(before), stable=True
     )
-    return judge_all(parts_of([metric]), found, before, {}, 5, 25, now)
+    return judge_all(parts_of([metric]), folded, before, {}, 5, 25, now)
 
 
 def test_an_overall_gain_does_not_hide_a_loss_on_a_slice() -> None:
     zero = CounterReading(raw(0, 0, 1), raw(0, 0, 1))
     first = judged(SLICED, [], NOW, accuracy=zero, accuracy__night=zero, accuracy__rare=zero)
-    found = judged(
+    verdicts = judged(
         SLICED,
         first,
         at(60),
@@ -48,15 +48,15 @@ def test_an_overall_gain_does_not_hide_a_loss_on_a_slice() -> None:
         accuracy__night=CounterReading(raw(300, 120, 2), raw(3000, 300, 2)),
         accuracy__rare=CounterReading(raw(3, 1, 2), raw(30, 1, 2)),
     )
-    assert [(m.name, m.slice) for m in found] == [
+    assert [(m.name, m.slice) for m in verdicts] == [
         ("accuracy", None),
         ("accuracy/night", "night"),
         ("accuracy/rare", "rare"),
     ]
-    assert [m.verdict for m in found] == ["Successful", "Failed", "Inconclusive"]
-    whole = combine(found)
+    assert [m.verdict for m in verdicts] == ["Successful", "Failed", "Inconclusive"]
+    whole = combine(verdicts)
     assert (whole.name, whole.reason) == ("Failed", "SliceAccuracyLow") and "slice night" in whole.message
-    assert found[2].interval, "what is not proven is shown all the same"
+    assert verdicts[2].interval, "what is not proven is shown all the same"
 
 
 def test_a_slice_with_too_little_data_does_not_hold_the_step() -> None:
@@ -66,10 +66,10 @@ def test_a_slice_with_too_little_data_does_not_hold_the_step() -> None:
     ]
     metric = SLICED.model_copy(update={"slices": [Slice(name="night")]})
     good = CounterReading(raw(4000, 20, 2), raw(40_000, 200, 2))
-    found = judged(
+    verdicts = judged(
         metric, before, NOW, accuracy=good, accuracy__night=CounterReading(raw(0, 0, 2), raw(0, 0, 2))
     )
-    assert combine(found).name == "Successful"
+    assert combine(verdicts).name == "Successful"
 
 
 def test_an_error_remembers_since_when_and_keeps_the_counts() -> None:
@@ -96,9 +96,9 @@ def test_one_spike_of_a_query_is_no_failure(value: float) -> None:
 
 def test_a_query_that_stays_beyond_its_limits_fails_after_for() -> None:
     [spike] = judged(SPIKE, [], NOW, memory=11.0)
-    [held] = judged(SPIKE, [spike], at(29), memory=12.0)
-    assert held.verdict == "Inconclusive" and held.since == stamp(NOW)
-    [failed] = judged(SPIKE, [held], at(30), memory=11.0)
+    [verdicts] = judged(SPIKE, [spike], at(29), memory=12.0)
+    assert verdicts.verdict == "Inconclusive" and verdicts.since == stamp(NOW)
+    [failed] = judged(SPIKE, [verdicts], at(30), memory=11.0)
     assert (failed.verdict, failed.reason) == ("Failed", "ValueTooHigh")
     assert judged(SPIKE, [failed], at(35), memory=11.0)[0].verdict == "Failed"
 
@@ -116,14 +116,14 @@ def test_without_for_one_look_is_enough() -> None:
 
 
 def test_a_dry_run_is_judged_and_marked() -> None:
-    [found] = judged(SPIKE.model_copy(update={"for_": None, "dry_run": True}), [], NOW, memory=11.0)
-    assert (found.verdict, found.dry_run) == ("Failed", True)
-    assert combine([found]).name == "Inconclusive"
+    [verdicts] = judged(SPIKE.model_copy(update={"for_": None, "dry_run": True}), [], NOW, memory=11.0)
+    assert (verdicts.verdict, verdicts.dry_run) == ("Failed", True)
+    assert combine([verdicts]).name == "Inconclusive"
 
 
 def test_without_stable_nothing_is_counted_of_it() -> None:
-    found = fold_in({"accuracy": CounterReading(raw(1, 0, 1), raw(1, 0, 1))}, {}, stable=False)
-    assert found["accuracy"] == Measurement(canary=Counter(last={"f1": [1, 0, 1]}, scraped=1), stable=None)
+    folded = fold_in({"accuracy": CounterReading(raw(1, 0, 1), raw(1, 0, 1))}, {}, stable=False)
+    assert folded["accuracy"] == Measurement(canary=Counter(last={"f1": [1, 0, 1]}, scraped=1), stable=None)
 
 
 def evidence(index: int, weight: int, **logs: float) -> StepEvidence:

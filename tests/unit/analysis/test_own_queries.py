@@ -102,8 +102,8 @@ async def until(look: Callable[[], bool]) -> None:
 
 async def test_a_quick_answer_is_there_at_once(own: OwnQueries, prometheus: Prometheus) -> None:
     prometheus.answers["b"] = MeasurementProblem("QueryRejected", "no")
-    found = await own.query("ours", {"1": "a", "2": "b"})
-    assert found == {"1": Answer((Series({}, 1.0, 0),)), "2": MeasurementProblem("QueryRejected", "no")}
+    answers = await own.query("ours", {"1": "a", "2": "b"})
+    assert answers == {"1": Answer((Series({}, 1.0, 0),)), "2": MeasurementProblem("QueryRejected", "no")}
     assert await own.query("ours", {}) == {}
 
 
@@ -112,8 +112,8 @@ async def test_a_slow_answer_is_for_the_next_look_and_nobody_waits_for_it(
 ) -> None:
     prometheus.hang("slow")
     began = time.monotonic()
-    found = await own.query("ours", {"1": "slow"})
-    assert isinstance(found["1"], MeasurementProblem) and found["1"].reason == "QueryPending"
+    answers = await own.query("ours", {"1": "slow"})
+    assert isinstance(answers["1"], MeasurementProblem) and answers["1"].reason == "QueryPending"
     assert time.monotonic() - began < 1
     again = time.monotonic()
     assert isinstance((await own.query("ours", {"1": "slow", "2": "quick"}))["2"], MeasurementProblem), (
@@ -147,9 +147,9 @@ async def test_what_takes_too_long_pauses_its_namespace_and_no_other(
     clock = own._now
     assert isinstance(clock, Clock)
     prometheus.answers["slow"] = SLOW
-    found = await own.query("ours", {"1": "slow", "2": "x"})
-    assert found["1"] == SLOW
-    paused = found["2"]
+    answers = await own.query("ours", {"1": "slow", "2": "x"})
+    assert answers["1"] == SLOW
+    paused = answers["2"]
     assert isinstance(paused, MeasurementProblem) and paused.reason == "QueriesPaused"
     assert (
         "namespace ours" in paused.message

@@ -17,8 +17,8 @@ Counts = tuple[float, float]  # of canary and stable
 
 
 def implausible(canary: float, stable: float, weight: int) -> bool:
-    found = share_off_weight(Counter(total=canary), Counter(total=stable), weight)
-    return found is not None and found.reason == "EvidenceImplausible"
+    problem = share_off_weight(Counter(total=canary), Counter(total=stable), weight)
+    return problem is not None and problem.reason == "EvidenceImplausible"
 
 
 @pytest.mark.parametrize(
@@ -53,16 +53,16 @@ def in_turns(rng: random.Random, weight: int) -> Iterator[Counts]:
     light = min(weight, 100 - weight)
     credits = [0] * rng.choice((1, 2, 5, 30))
     while True:
-        found = [0, 0]
+        actual = [0, 0]
         for _ in range(rng.randrange(1, 200)):
             at = rng.randrange(len(credits))
             credits[at] += light
             to_light = credits[at] >= 100
             credits[at] -= 100 * to_light
-            found[to_light] += 1
+            actual[to_light] += 1
         if rng.random() < 0.1:
             credits = [0] * len(credits)
-        heavy, lighter = found
+        heavy, lighter = actual
         yield (heavy, lighter) if weight > 50 else (lighter, heavy)
 
 
@@ -91,11 +91,11 @@ def test_honest_rollouts_are_never_accused(traffic: object) -> None:
 
 def test_more_labels_than_rows_are_told_once_the_servers_were_scraped_after_them() -> None:
     labels = Counter(total=2000, scraped=100.0)
-    found = more_labels_than_rows(labels, 40, 100.0, 1)
+    problem = more_labels_than_rows(labels, 40, 100.0, 1)
     assert (
-        found is not None
-        and found.reason == "EvidenceImplausible"
-        and "feedback.labelsPerRow" in found.message
+        problem is not None
+        and problem.reason == "EvidenceImplausible"
+        and "feedback.labelsPerRow" in problem.message
     )
     assert more_labels_than_rows(labels, 40, 99.9, 1) is None, "rows that nobody has read yet"
     assert more_labels_than_rows(labels, 40, 100.0, 25) is None

@@ -104,9 +104,9 @@ TARGETS = {
 
 async def test_who_is_scraped_and_who_may_overwrite_labels() -> None:
     async with listing(TARGETS) as reader:
-        found = await reader.scrape()
-    assert isinstance(found, Scrape) and [t.labels["job"] for t in found.targets] == ["pods", "theirs"]
-    assert found.honoring == {"theirs"}, "a job that the configuration does not show may do anything"
+        scraped = await reader.scrape()
+    assert isinstance(scraped, Scrape) and [t.labels["job"] for t in scraped.targets] == ["pods", "theirs"]
+    assert scraped.honoring == {"theirs"}, "a job that the configuration does not show may do anything"
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ async def test_who_is_scraped_and_who_may_overwrite_labels() -> None:
 )
 async def test_who_is_scraped_cannot_be_asked(targets: Any, configuration: Any, kind: str) -> None:
     async with listing(targets, configuration) as reader:
-        found = await reader.scrape()
-    assert isinstance(found, MeasurementProblem) and found.reason == kind, found
+        scraped = await reader.scrape()
+    assert isinstance(scraped, MeasurementProblem) and scraped.reason == kind, scraped
 
 
 async def test_answers_come_in_the_order_of_the_queries() -> None:
@@ -285,9 +285,9 @@ async def test_nobody_there_is_unreachable() -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         reader = PrometheusReader(PrometheusConfig(name="main", url=url))
-        found = await problem(reader)
+        failure = await problem(reader)
         await reader.close()
-    assert found.reason == "ProviderUnreachable" and "refused" in found.message
+    assert failure.reason == "ProviderUnreachable" and "refused" in failure.message
 
 
 async def test_a_connection_that_breaks_is_unreachable() -> None:
@@ -314,9 +314,9 @@ async def test_credentials_are_read_anew_when_the_secret_changes(tmp_path: Path)
         token.write_text("another")
         await one(reader)
         token.unlink()
-        found = await problem(reader)
+        failure = await problem(reader)
     assert seen == [f"Bearer {SECRET}", "Bearer another"]
-    assert found.reason == "ProviderDenied"
+    assert failure.reason == "ProviderDenied"
 
 
 async def test_user_and_password_come_from_files(tmp_path: Path) -> None:
@@ -357,13 +357,13 @@ async def test_who_cannot_be_connected_to_is_not_waited_for_again_by_everybody(
             )
         )
         tried: list[str] = []
-        real = reader._ask_now
+        real = reader._query_now
 
         def spy(query: str) -> Answer | MeasurementProblem:
             tried.append(query)
             return real(query)
 
-        monkeypatch.setattr(reader, "_ask_now", spy)
+        monkeypatch.setattr(reader, "_query_now", spy)
         for query in ("a", "b", "c"):
             assert (await problem(reader)).reason == "ProviderUnreachable", query
         assert len(tried) == 1
@@ -435,8 +435,8 @@ async def test_an_own_query_that_harms_prometheus_is_followed_by_a_pause(
 
     async with reading(handler) as reader:
         reader._own._patience = 5.0
-        found = await reader.query_own("ours", {"1": "bad"})
-        assert isinstance(found["1"], MeasurementProblem) and found["1"].reason == (
+        answers = await reader.query_own("ours", {"1": "bad"})
+        assert isinstance(answers["1"], MeasurementProblem) and answers["1"].reason == (
             "ProviderError" if how == "dies" else "ProviderTimeout"
         )
         again = await reader.query_own("ours", {"2": "quick"})

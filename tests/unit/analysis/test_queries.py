@@ -54,11 +54,11 @@ def query(metric: Metric, target: ScrapedTarget = TARGET, *, baseline: bool = Fa
 def look(
     metric: Metric, *series: tuple[Mapping[str, str], float], target: ScrapedTarget = TARGET
 ) -> CounterReading:
-    found = read_counters(
+    reading = read_counters(
         query(metric, target), Answer(tuple(Series(labels, value, 0.0) for labels, value in series)), target
     )
-    assert isinstance(found, CounterReading), found
-    return found
+    assert isinstance(reading, CounterReading), reading
+    return reading
 
 
 def http(revision: str, **labels: str) -> dict[str, str]:
@@ -125,7 +125,7 @@ def test_errors_without_a_gateway_come_from_triton_by_revision() -> None:
     def triton(revision: str, reading: str) -> dict[str, str]:
         return {"revision": revision, "instance": "p1", "reading": reading}
 
-    found = look(
+    assessment = look(
         ERRORS,
         (triton("digits-new", "good"), 90),
         (triton("digits-new", "bad"), 10),
@@ -133,11 +133,11 @@ def test_errors_without_a_gateway_come_from_triton_by_revision() -> None:
         (triton("digits-old", "good"), 7),
         target=WITHOUT_GATEWAY,
     )
-    assert found == CounterReading(_raw(p1=(100, 10, 5)), _raw(p1=(7, 0, 0)))
+    assert assessment == CounterReading(_raw(p1=(100, 10, 5)), _raw(p1=(7, 0, 0)))
 
 
 def test_http_errors_are_those_of_the_server() -> None:
-    found = look(
+    reading = look(
         ERRORS,
         (http("digits-new", code="200"), 95),
         (http("digits-new", code="404"), 3),
@@ -146,15 +146,15 @@ def test_http_errors_are_those_of_the_server() -> None:
         (http("digits-old", code="200"), 900),
         (http("somebody-else", code="500"), 50),
     )
-    assert found.canary == _raw(**{"g1/http": (100, 2, 1234.5)})
-    assert found.stable == _raw(**{"g1/http": (900, 0, 0)})
+    assert reading.canary == _raw(**{"g1/http": (100, 2, 1234.5)})
+    assert reading.stable == _raw(**{"g1/http": (900, 0, 0)})
 
 
 def test_grpc_counts_apart_from_http_and_unknown_is_no_error() -> None:
     """Traefik counts every success of a gRPC server as UNKNOWN (2): measured with 3.6.12 in front
     of Triton.
     """
-    found = look(
+    reading = look(
         ERRORS,
         (http("digits-new", code="200"), 10),
         (grpc("digits-new", code="2"), 80),
@@ -162,18 +162,18 @@ def test_grpc_counts_apart_from_http_and_unknown_is_no_error() -> None:
         (grpc("digits-new", code="13"), 4),
         (grpc("digits-new", code="14"), 1),
     )
-    assert found.canary == _raw(**{"g1/http": (10, 0, 0), "g1/grpc": (90, 5, 0)})
+    assert reading.canary == _raw(**{"g1/http": (10, 0, 0), "g1/grpc": (90, 5, 0)})
 
 
 def test_latency_counts_what_is_not_within_the_objective() -> None:
-    found = look(
+    reading = look(
         LATENCY,
         (http("digits-new", le="+Inf"), 100),
         (http("digits-new", le="0.05"), 97),
         (http("digits-new", reading="scraped"), 9),
         (grpc("digits-new", le="+Inf"), 0),
     )
-    assert found.canary == _raw(**{"g1/http": (100, 3, 9), "g1/grpc": (0, 0, 0)})
+    assert reading.canary == _raw(**{"g1/http": (100, 3, 9), "g1/grpc": (0, 0, 0)})
 
 
 def test_an_objective_between_the_bounds_is_told_from_no_data() -> None:
@@ -238,22 +238,22 @@ def test_the_pattern_is_that_of_a_deployments_pods_however_long_its_name(
     revision: str, pod: str, ours: bool
 ) -> None:
     target = replace(WITHOUT_GATEWAY, canary=RevisionRef(revision=revision, number=3), stable=None)
-    found = re.search(r'pod=~"([^"]*)"', query(ERRORS, target).promql)
-    assert found is not None and (re.fullmatch(found[1].replace("\\\\", "\\"), pod) is not None) is ours
+    actual = re.search(r'pod=~"([^"]*)"', query(ERRORS, target).promql)
+    assert actual is not None and (re.fullmatch(actual[1].replace("\\\\", "\\"), pod) is not None) is ours
 
 
 def test_accuracy_counts_labels_by_version() -> None:
     def label(version: str, result: str) -> dict[str, str]:
         return {"version": version, "result": result, "instance": "f1", "reading": "count"}
 
-    found = look(
+    reading = look(
         ACCURACY,
         (label("3", "right"), 90),
         (label("3", "wrong"), 10),
         (label("2", "right"), 5),
         (label("9", "wrong"), 5),
     )
-    assert found == CounterReading(_raw(f1=(100, 10, 0)), _raw(f1=(5, 0, 0)))
+    assert reading == CounterReading(_raw(f1=(100, 10, 0)), _raw(f1=(5, 0, 0)))
 
 
 @pytest.mark.parametrize("value", [math.nan, -1.0, math.inf])
@@ -268,7 +268,7 @@ def test_more_bad_ones_than_requests_cannot_be() -> None:
     labels = (http("digits-new", le="+Inf"), http("digits-new", le="0.05"))
     problem = read_counters(
         query(LATENCY),
-        Answer(tuple(Series(found, value, 0) for found, value in zip(labels, (3, 5), strict=True))),
+        Answer(tuple(Series(actual, value, 0) for actual, value in zip(labels, (3, 5), strict=True))),
         TARGET,
     )
     assert (
@@ -329,8 +329,8 @@ def test_a_window_that_grows_refuses_no_query_on_its_way() -> None:
 
 @pytest.mark.parametrize("text", ["vector(1)", "max(x[{{window}}:1s])", 'x{namespace="other"}'])
 def test_what_could_not_be_asked_is_known_before_anything_begins(text: str) -> None:
-    found = own_query_problem(text, "team-a", "digits", "namespace")
-    assert found is not None and found.reason == "QueryNotAllowed"
+    problem = own_query_problem(text, "team-a", "digits", "namespace")
+    assert problem is not None and problem.reason == "QueryNotAllowed"
     fine = 'max(x{namespace="{{namespace}}", r=~"{{revision}}|{{stable}}", v="{{version}}"}) * {{weight}}'
     assert own_query_problem(fine, "team-a", "digits", "namespace") is None
 

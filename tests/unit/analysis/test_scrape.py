@@ -28,8 +28,8 @@ def config(**changed: Any) -> OperatorConfig:
 
 
 def pod(where: str, job: str = "pods", **labels: str) -> ScrapeTarget:
-    found = {"__meta_kubernetes_namespace": where, "__meta_kubernetes_pod_name": f"{where}-0"}
-    return ScrapeTarget(job, {"namespace": where, "job": job, **labels}, found)
+    actual = {"__meta_kubernetes_namespace": where, "__meta_kubernetes_pod_name": f"{where}-0"}
+    return ScrapeTarget(job, {"namespace": where, "job": job, **labels}, actual)
 
 
 def static(job: str, **labels: str) -> ScrapeTarget:
@@ -41,7 +41,7 @@ def static(job: str, **labels: str) -> ScrapeTarget:
 OURS = (pod("gateways"), pod("modelrollout"), pod("team-a"), static("node"))
 
 
-def found(
+def doubts_of(
     *more: ScrapeTarget, honoring: tuple[str, ...] = (), **changed: Any
 ) -> dict[CountedBy, Doubt | None]:
     scrape = Scrape((*OURS, *more), frozenset(honoring))
@@ -49,20 +49,20 @@ def found(
 
 
 def test_all_is_well() -> None:
-    assert set(found().values()) == {None}
+    assert set(doubts_of().values()) == {None}
     assert set(
-        found(
+        doubts_of(
             pod("monitoring", "kubelet"), honoring=("kubelet",), scrape={"trustedNamespaces": ["monitoring"]}
         ).values()
     ) == {None}
     outside = {"gatewayMetrics": {"selector": 'counts="gateway"'}}
-    assert set(found(static("edge", counts="gateway"), **outside).values()) == {None}, (
+    assert set(doubts_of(static("edge", counts="gateway"), **outside).values()) == {None}, (
         "whoever configures Prometheus has named it"
     )
 
 
 def test_what_is_not_set_names_the_field() -> None:
-    doubts = found(gatewayMetrics={}, feedbackMetrics={})
+    doubts = doubts_of(gatewayMetrics={}, feedbackMetrics={})
     for source, field in (("gateway", "gatewayMetrics.selector"), ("feedback", "feedback.selector")):
         told = doubts[source]  # type: ignore[index]
         assert (
@@ -87,7 +87,7 @@ def test_where_nobody_can_be_asked_nobody_knows(scrape: MeasurementProblem | Non
 
 
 def test_a_selector_that_nobody_fits_is_told() -> None:
-    told = found(gatewayMetrics={"selector": 'job="traefik"'})["gateway"]
+    told = doubts_of(gatewayMetrics={"selector": 'job="traefik"'})["gateway"]
     assert (
         told is not None
         and told.reason == "Unverified"
@@ -97,7 +97,7 @@ def test_a_selector_that_nobody_fits_is_told() -> None:
 
 def test_who_fits_and_runs_elsewhere_is_named_to_the_platform_in_an_order_that_stays() -> None:
     forgers = [pod(f"tenant-{i:02}", job="traefik") for i in range(12, 0, -1)]
-    told = found(*forgers, gatewayMetrics={"selector": 'job="traefik"', "namespaces": ["gateways"]})[
+    told = doubts_of(*forgers, gatewayMetrics={"selector": 'job="traefik"', "namespaces": ["gateways"]})[
         "gateway"
     ]
     assert told is not None and told.reason == "ForeignTargets" and "(12, which" in told.message
@@ -108,21 +108,23 @@ def test_who_fits_and_runs_elsewhere_is_named_to_the_platform_in_an_order_that_s
 
 
 def test_labels_that_overwrite_those_of_the_scrape_put_everything_in_doubt() -> None:
-    doubts = found(pod("tenant", "theirs"), honoring=("theirs",))
+    doubts = doubts_of(pod("tenant", "theirs"), honoring=("theirs",))
     assert [d and d.reason for d in doubts.values()] == ["ForeignTargets"] * 3
     assert set(
-        found(pod("gateways", "edge"), static("federate"), honoring=("edge", "federate")).values()
+        doubts_of(pod("gateways", "edge"), static("federate"), honoring=("edge", "federate")).values()
     ) == {None}
 
 
 @pytest.mark.parametrize("label", ["team-a", ""])
 def test_a_pod_with_another_namespace_or_none_in_its_labels_may_count_there(label: str) -> None:
-    told = found(
+    told = doubts_of(
         pod("tenant", namespace=label) if label else ScrapeTarget("x", {}, pod("tenant").discovered)
     )["pods"]
     assert told is not None and "tenant/tenant-0" in told.targets and "label namespace" in told.message
-    assert found(ScrapeTarget("apiserver", {}, {"__meta_kubernetes_namespace": "default"}))["pods"] is None
-    other = found(scrape={"namespaceLabel": "kubernetes_namespace"})["pods"]
+    assert (
+        doubts_of(ScrapeTarget("apiserver", {}, {"__meta_kubernetes_namespace": "default"}))["pods"] is None
+    )
+    other = doubts_of(scrape={"namespaceLabel": "kubernetes_namespace"})["pods"]
     assert other is not None and "team-a/team-a-0" in other.targets
 
 

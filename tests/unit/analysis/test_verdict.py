@@ -27,8 +27,8 @@ def test_failed_wins_over_error_over_inconclusive_over_successful() -> None:
         status("Error", "C"),
         status("Failed", "D"),
     ]
-    for kept, expected in ((4, "Failed"), (3, "Error"), (2, "Inconclusive"), (1, "Successful")):
-        assert combine(every[:kept]).name == expected
+    for retained, expected in ((4, "Failed"), (3, "Error"), (2, "Inconclusive"), (1, "Successful")):
+        assert combine(every[:retained]).name == expected
 
 
 def test_where_evidence_is_implausible_nothing_is_proven() -> None:

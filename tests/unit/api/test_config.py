@@ -133,9 +133,9 @@ PEERS = (
 
 def policies(tmp_path: Path, words: str) -> NetworkPoliciesConfig:
     (tmp_path / "config.yaml").write_text(f"{MINIMAL}networkPolicies: {{{words}}}\n")
-    found = load_config(tmp_path / "config.yaml").network_policies
-    assert found is not None
-    return found
+    config = load_config(tmp_path / "config.yaml").network_policies
+    assert config is not None
+    return config
 
 
 def test_where_policies_are_written(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ RECORDED = json.loads((Path(__file__).parent / "recorded_revisions.json").read_t
 
 @pytest.mark.parametrize("case", RECORDED, ids=lambda c: c["about"])
 def test_the_same_words_are_the_same_version(case: dict[str, Any]) -> None:
-    found = ModelDeploymentSpec.model_validate(case["spec"]).user_input()
-    assert names.short_hash(found, 64) == case["input"]
-    assert names.revision_name("ml", "digits", found, "a" * 64) == case["revision"]
-    assert same_version(found, json.loads(json.dumps(found)))
+    user_input = ModelDeploymentSpec.model_validate(case["spec"]).user_input()
+    assert names.short_hash(user_input, 64) == case["input"]
+    assert names.revision_name("ml", "digits", user_input, "a" * 64) == case["revision"]
+    assert same_version(user_input, json.loads(json.dumps(user_input)))

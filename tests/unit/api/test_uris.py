@@ -136,8 +136,8 @@ def leaves(kind: Any, path: str) -> Iterator[tuple[str, Any]]:
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         base, *more = args
-        for where, found in leaves(base, path):
-            yield where, Annotated[(found, *more)] if base is str else found
+        for where, actual in leaves(base, path):
+            yield where, Annotated[(actual, *more)] if base is str else actual
     elif origin in (Union, types.UnionType):
         for part in args:
             yield from leaves(part, path)
@@ -185,10 +185,10 @@ def test_every_text_that_can_be_a_uri_refuses_what_carries_more(kind: type[BaseM
 
 @pytest.mark.parametrize("kind", [MODEL_DEPLOYMENT, ROLLOUT_POLICY], ids=lambda kind: kind.kind)
 def test_the_definitions_say_it_with_the_same_words(kind: Any) -> None:
-    found = []
+    actual = []
 
     def walk(node: dict[str, Any]) -> None:
-        found.extend(r for r in node.get("x-kubernetes-validations", []) if "must not carry" in r["message"])
+        actual.extend(r for r in node.get("x-kubernetes-validations", []) if "must not carry" in r["message"])
         for child in node.get("properties", {}).values():
             walk(child)
         for key in ("items", "additionalProperties"):
@@ -196,8 +196,8 @@ def test_the_definitions_say_it_with_the_same_words(kind: Any) -> None:
                 walk(node[key])
 
     walk(crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"])
-    assert len(found) == PLACES[kind.spec]
-    for rule in found:
+    assert len(actual) == PLACES[kind.spec]
+    for rule in actual:
         assert rule["message"] in (uris.INSTEAD, uris.PREFIX_INSTEAD)
         pattern = re.fullmatch(r"!self\.matches\('(.*)'\)", rule["rule"])
         assert pattern and pattern[1].replace("\\\\", "\\") == uris.CARRIES_MORE
@@ -212,18 +212,18 @@ def put(target: Any, path: list[str], uri: str) -> Iterator[str]:
     if head.endswith("[]"):
         for i, inner in enumerate(target.get(head[:-2]) or []):
             if isinstance(inner, str):
-                kept, target[head[:-2]][i] = inner, uri
+                retained, target[head[:-2]][i] = inner, uri
                 yield head
-                target[head[:-2]][i] = kept
+                target[head[:-2]][i] = retained
             else:
                 yield from put(inner, rest, uri)
     elif rest:
         if isinstance(target.get(head), dict):
             yield from put(target[head], rest, uri)
     elif head in target:
-        kept, target[head] = target[head], uri
+        retained, target[head] = target[head], uri
         yield head
-        target[head] = kept
+        target[head] = retained
 
 
 def test_the_words_name_the_field_and_the_remedy_and_nothing_else() -> None:

@@ -61,9 +61,9 @@ def test_arrays_are_judged_as_the_operator_judges_one_rollout() -> None:
                 if second % REWRITE_SECONDS == 0:
                     written[i] = now
         rule.next_step()
-        for kept, evidence in zip(carried, last, strict=True):
+        for retained, evidence in zip(carried, last, strict=True):
             assert evidence is not None
-            kept.append(evidence)
+            retained.append(evidence)
     assert "Failed" in seen and len(seen) > 1
 
 
@@ -87,9 +87,9 @@ def test_lines_have_the_promised_names() -> None:
     rng = np.random.default_rng(7)
     names = []
     for scenario in ("errors_x10", "stable_half_of_threshold"):
-        found = run(Task(scenario, 100, 20, (7,)))
-        assert isinstance(found, dict)
-        lines = figures(BY_NAME[scenario], 100, found, rng)
+        result = run(Task(scenario, 100, 20, (7,)))
+        assert isinstance(result, dict)
+        lines = figures(BY_NAME[scenario], 100, result, rng)
         assert all(
             re.fullmatch(r"(ours|argo|flagger|fixed)\.[a-z0-9_]+\.(1|10|100)\.[a-z_]+", name)
             for name, _ in lines

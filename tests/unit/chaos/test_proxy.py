@@ -112,15 +112,15 @@ async def test_a_server_that_is_away_is_a_cut_connection() -> None:
 
 async def watching(proxy: FaultProxy, during: Callable[[], Awaitable[None]]) -> bytes:
     """All that a watch brings until its end; ``during`` runs after its first event."""
-    found = b""
+    actual = b""
     async with aiohttp.ClientSession() as session, session.get(f"{proxy.url}/pods?watch=true") as answer:
-        found += await answer.content.readline()
+        actual += await answer.content.readline()
         await during()
         try:
-            found += await answer.content.read()
+            actual += await answer.content.read()
         except aiohttp.ClientError:
-            found += b"broken"
-    return found
+            actual += b"broken"
+    return actual
 
 
 async def test_an_open_watch_ends_and_says_gone(server: tuple[Server, FaultProxy]) -> None:

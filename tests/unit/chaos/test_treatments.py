@@ -73,8 +73,8 @@ def test_what_prometheus_may_answer() -> None:
     body = json.dumps(VECTOR).encode()
 
     def results(changed: bytes) -> list[dict[str, object]]:
-        found: list[dict[str, object]] = json.loads(changed)["data"]["result"]
-        return found
+        report: list[dict[str, object]] = json.loads(changed)["data"]["result"]
+        return report
 
     assert results(t.with_nan(body)) == [{"metric": {"instance": "a"}, "value": [1.5, "NaN"]}]
     assert results(t.empty(body)) == []

@@ -36,12 +36,12 @@ def state(version: int = 1, **status: Any) -> Object:
 
 
 def rollout(stage: str, *passed: int, index: int | None = None) -> Object:
-    found: Object = {
+    actual: Object = {
         "revision": NEW,
         "stage": stage,
         "history": [{"index": i, "verdict": "Successful"} for i in passed],
     }
-    return found | ({"step": {"index": index, "weight": (30, 60)[index]}} if index is not None else {})
+    return actual | ({"step": {"index": index, "weight": (30, 60)[index]}} if index is not None else {})
 
 
 def in_flight(version: int, stage: str, *passed: int, index: int | None = None) -> Object:

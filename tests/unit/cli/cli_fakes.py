@@ -60,15 +60,15 @@ class FakeKube:
         self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", limit: int = 500
     ) -> Listing:
         self._raise("list", resource)
-        wanted = dict(term.split("=") for term in label_selector.split(",") if term)
-        found = [
+        desired = dict(term.split("=") for term in label_selector.split(",") if term)
+        actual = [
             o
             for (plural, there, _), o in self.objects.items()
             if plural == resource.plural
             and there == (namespace or "")
-            and wanted.items() <= o["metadata"].get("labels", {}).items()
+            and desired.items() <= o["metadata"].get("labels", {}).items()
         ]
-        return Listing(found, "1")
+        return Listing(actual, "1")
 
     async def merge_patch(
         self, resource: Resource, namespace: str | None, name: str, patch: Object
@@ -86,17 +86,17 @@ class FakeKube:
 
 def deployment(**status: Any) -> Object:
     """``digits`` at generation 2, with this status."""
-    found: Object = yaml.safe_load(EXAMPLE.read_text())
-    found["metadata"] |= {"generation": 2, "uid": "u1", "managedFields": [{"manager": "kubectl"}]}
-    found["spec"]["rollout"]["canary"]["steps"] = [
+    actual: Object = yaml.safe_load(EXAMPLE.read_text())
+    actual["metadata"] |= {"generation": 2, "uid": "u1", "managedFields": [{"manager": "kubectl"}]}
+    actual["spec"]["rollout"]["canary"]["steps"] = [
         {"weight": 5},
         {"weight": 25},
         {"pause": {}},
         {"weight": 50, "for": "10m"},
     ]
     if status:
-        found["status"] = {"observedGeneration": 2, "conditions": [], **status}
-    return found
+        actual["status"] = {"observedGeneration": 2, "conditions": [], **status}
+    return actual
 
 
 def revision(name: str, number: int, outcome: str, *, sha256: str = "a" * 64, **status: Any) -> Object:

@@ -31,13 +31,13 @@ SERVICE = {
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """``digits`` with two steps and errors and latency as metrics."""
-    found = deployment()
-    found["spec"]["rollout"] = {
+    mdep = deployment()
+    mdep["spec"]["rollout"] = {
         "canary": {"steps": [{"weight": 25}, {"weight": 50}]},
         "analysis": {"metrics": [{"name": "errors", "maxIncrease": 0.01}]},
     }
     path = tmp_path / "model.yaml"
-    path.write_text(yaml.safe_dump_all([{"kind": "Namespace"}, found]))
+    path.write_text(yaml.safe_dump_all([{"kind": "Namespace"}, mdep]))
     return path
 
 
@@ -133,14 +133,14 @@ def over(cli: Cli, model: Path, prometheus: Prometheus) -> Cli:
 
 def outcome(result: Result) -> dict[str, Any]:
     assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
 
 
 def test_history_is_judged_step_by_step(over: Cli, prometheus: Prometheus) -> None:
-    found = outcome(over("-o", "json"))
-    assert found["outcome"] == "Promoted"
-    passed = [e for e in found["timeline"] if e["what"] == "StepPassed"]
+    result = outcome(over("-o", "json"))
+    assert result["outcome"] == "Promoted"
+    passed = [e for e in result["timeline"] if e["what"] == "StepPassed"]
     assert [e["weight"] for e in passed] == [25, 50]
     assert len(passed[0]["metrics"][0]["interval"]) == 2
     assert passed[0]["metrics"][0]["canary"].keys() == {"total", "bad"}
@@ -197,9 +197,9 @@ def test_now_is_one_look_on_top_of_status(cli: Cli, kube: FakeKube, prometheus: 
             **{s: {"total": 0, "bad": 0, "last": last} for s in ("canary", "stable")},
         }
     ]
-    found = deployment(**status)
-    found["spec"]["rollout"]["analysis"] = {"metrics": [{"name": "errors", "maxIncrease": 0.01}]}
-    kube.add(MODEL_DEPLOYMENT, found)
+    mdep = deployment(**status)
+    mdep["spec"]["rollout"]["analysis"] = {"metrics": [{"name": "errors", "maxIncrease": 0.01}]}
+    kube.add(MODEL_DEPLOYMENT, mdep)
     result = outcome(cli("analyze", "digits", "--prometheus", prometheus.url, "-o", "json"))
     assert result["metrics"][0]["canary"] == {"total": 72_000, "bad": 720}
     assert result["verdict"] == "Successful"
@@ -210,9 +210,9 @@ def test_now_is_one_look_on_top_of_status(cli: Cli, kube: FakeKube, prometheus: 
 def test_a_rollout_in_the_cluster_knows_its_revisions(
     cli: Cli, kube: FakeKube, prometheus: Prometheus
 ) -> None:
-    found = deployment(**canary_status())
-    found["spec"]["rollout"]["analysis"] = {"metrics": [{"name": "errors", "maxIncrease": 0.01}]}
-    kube.add(MODEL_DEPLOYMENT, found)
+    mdep = deployment(**canary_status())
+    mdep["spec"]["rollout"]["analysis"] = {"metrics": [{"name": "errors", "maxIncrease": 0.01}]}
+    kube.add(MODEL_DEPLOYMENT, mdep)
     assert (
         outcome(cli("analyze", "digits", "--prometheus", prometheus.url, "--start", "1h", "-o", "json"))[
             "outcome"
@@ -271,22 +271,22 @@ OTHER: dict[str, Any] = {**POLICY, "metadata": {"name": "elsewhere"}, "spec": EL
 def test_policies_in_the_file_hold_where_they_match(
     cli: Cli, over: Cli, model: Path, prometheus: Prometheus
 ) -> None:
-    _, found = yaml.safe_load_all(model.read_text())
-    found["spec"]["rollout"]["analysis"] = {"templates": ["house"]}
-    model.write_text(yaml.safe_dump(found))
+    _, actual = yaml.safe_load_all(model.read_text())
+    actual["spec"]["rollout"]["analysis"] = {"templates": ["house"]}
+    model.write_text(yaml.safe_dump(actual))
     refused = over()
     assert refused.exit_code == 1 and "templates" in refused.stderr and "with -f" in refused.stderr
-    model.write_text(yaml.safe_dump_all([OTHER, POLICY, found]))
+    model.write_text(yaml.safe_dump_all([OTHER, POLICY, actual]))
     assert outcome(over("-o", "json"))["outcome"] == "Promoted"
     prometheus.shares["canary"] = 0.2
     assert outcome(over("-o", "json"))["outcome"] == "RolledBack"
     assert outcome(over("-o", "json", "--set", "errors.maxIncrease=0.5"))["outcome"] == "Promoted"
     demanded = {"gates": {"metrics": [{"name": "errors", "maxIncrease": 0.01}]}}
-    found["spec"]["rollout"]["analysis"] = {"metrics": [{"name": "errors", "maxIncrease": 0.5}]}
-    model.write_text(yaml.safe_dump_all([found, {**POLICY, "spec": demanded}]))
+    actual["spec"]["rollout"]["analysis"] = {"metrics": [{"name": "errors", "maxIncrease": 0.5}]}
+    model.write_text(yaml.safe_dump_all([actual, {**POLICY, "spec": demanded}]))
     assert outcome(over("-o", "json"))["outcome"] == "RolledBack", "the spec cannot weaken it"
     broken = {**POLICY, "spec": {"freezeWindows": [{"schedule": "often", "duration": "1h"}]}}
-    model.write_text(yaml.safe_dump_all([found, broken]))
+    model.write_text(yaml.safe_dump_all([actual, broken]))
     result = over()
     assert result.exit_code == 1 and "RolloutPolicy house" in result.stderr and "schedule" in result.stderr
 
@@ -295,15 +295,15 @@ def test_policies_in_the_file_hold_where_they_match(
 def test_own_queries_are_asked_as_the_operator_would_and_it_is_said_that_it_may_not(
     over: Cli, model: Path, prometheus: Prometheus
 ) -> None:
-    _, found = yaml.safe_load_all(model.read_text())
-    found["spec"]["rollout"]["analysis"]["metrics"].append({"name": "memory", "query": "max(x)", "max": 1})
-    model.write_text(yaml.safe_dump(found))
+    _, actual = yaml.safe_load_all(model.read_text())
+    actual["spec"]["rollout"]["analysis"]["metrics"].append({"name": "memory", "query": "max(x)", "max": 1})
+    model.write_text(yaml.safe_dump(actual))
     assert "memory" in outcome(over("-o", "json"))["notes"][0] and "queries: Own" in over().stdout
     assert 'max(x{namespace="default"})' in {query["query"] for _, query in prometheus.asked}
-    model.write_text(yaml.safe_dump_all([{**POLICY, "spec": {"gates": {"queries": "Own"}}}, found]))
+    model.write_text(yaml.safe_dump_all([{**POLICY, "spec": {"gates": {"queries": "Own"}}}, actual]))
     assert outcome(over("-o", "json"))["notes"] == []
     prometheus.asked.clear()
-    model.write_text(yaml.safe_dump_all([{**POLICY, "spec": {"gates": {"queries": "Templates"}}}, found]))
+    model.write_text(yaml.safe_dump_all([{**POLICY, "spec": {"gates": {"queries": "Templates"}}}, actual]))
     assert "PromQL of a spec's own is not allowed here" in outcome(over("-o", "json"))["message"]
     assert not any("max(x" in query["query"] for _, query in prometheus.asked)
 
@@ -311,16 +311,16 @@ def test_own_queries_are_asked_as_the_operator_would_and_it_is_said_that_it_may_
 def test_policies_of_the_cluster_are_asked_for_where_one_may(
     cli: Cli, kube: FakeKube, prometheus: Prometheus
 ) -> None:
-    found = deployment(**canary_status())
-    found["spec"]["rollout"]["analysis"] = {"templates": ["house"]}
-    kube.add(MODEL_DEPLOYMENT, found)
+    mdep = deployment(**canary_status())
+    mdep["spec"]["rollout"]["analysis"] = {"templates": ["house"]}
+    kube.add(MODEL_DEPLOYMENT, mdep)
     asked = ("analyze", "digits", "--prometheus", prometheus.url, "--start", "1h", "-o", "json")
     kube.cluster_wide(ROLLOUT_POLICY, POLICY)
     assert outcome(cli(*asked))["outcome"] == "Promoted"
     kube.errors["list", "rolloutpolicies"] = Forbidden(403, "Forbidden", "no")
     refused = cli(*asked)
     assert refused.exit_code == 1 and "ClusterRoleBinding" in refused.stderr
-    found["spec"]["rollout"]["analysis"] = {"metrics": [{"name": "errors", "maxIncrease": 0.01}]}
+    mdep["spec"]["rollout"]["analysis"] = {"metrics": [{"name": "errors", "maxIncrease": 0.01}]}
     assert outcome(cli(*asked))["outcome"] == "Promoted"
     assert "policies are not known" in cli(*asked[:-2]).stdout
 

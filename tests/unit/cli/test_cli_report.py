@@ -315,29 +315,29 @@ def test_a_model_that_is_served_as_it_is_says_by_what(cli: Cli, kube: FakeKube) 
 
 
 def test_json_has_numbers(cli: Cli, ended: FakeKube) -> None:
-    found = json.loads(ran(cli, "digits", "-o", "json"))
-    assert found["outcome"] == "RolledBack"
-    assert found["facts"]["artifact digest"] == ARTIFACT["digest"]
-    assert [(m["verdict"], m["interval"], m["margin"]) for m in found["gate"]] == [
+    report = json.loads(ran(cli, "digits", "-o", "json"))
+    assert report["outcome"] == "RolledBack"
+    assert report["facts"]["artifact digest"] == ARTIFACT["digest"]
+    assert [(m["verdict"], m["interval"], m["margin"]) for m in report["gate"]] == [
         ("Successful", [0.0005, 0.0036], 0.005),
         ("Failed", [0.02, 0.1], 0.01),
         ("Inconclusive", [-0.1, 0.1], None),
     ]
-    assert found["steps"][0]["metrics"][0]["margin"] == 0.005  # of spec
-    assert found["stages"] == {"Prepare": 34.0, "Canary": 191.0}
+    assert report["steps"][0]["metrics"][0]["margin"] == 0.005  # of spec
+    assert report["stages"] == {"Prepare": 34.0, "Canary": 191.0}
 
 
 def test_the_one_in_flight_comes_with_its_present_step(cli: Cli) -> None:
-    found = json.loads(ran(cli, "digits", "-o", "json"))
-    assert (found["revision"], found["outcome"], found["reason"]) == ("digits-8d1b", "in flight", "Canary")
-    assert [(s["number"], s["weight"], s["ended"]) for s in found["steps"]] == [(1, 5, True), (2, 25, False)]
+    report = json.loads(ran(cli, "digits", "-o", "json"))
+    assert (report["revision"], report["outcome"], report["reason"]) == ("digits-8d1b", "in flight", "Canary")
+    assert [(s["number"], s["weight"], s["ended"]) for s in report["steps"]] == [(1, 5, True), (2, 25, False)]
     for form in ("text", "markdown", "html"):
         assert "in progress" in ran(cli, "digits", "-o", form)
 
 
-@pytest.mark.parametrize("wanted", ["digits-6c9f", "2"])
-def test_a_revision_by_name_or_number(cli: Cli, wanted: str) -> None:
-    assert json.loads(ran(cli, f"digits/{wanted}", "-o", "json"))["revision"] == "digits-6c9f"
+@pytest.mark.parametrize("desired", ["digits-6c9f", "2"])
+def test_a_revision_by_name_or_number(cli: Cli, desired: str) -> None:
+    assert json.loads(ran(cli, f"digits/{desired}", "-o", "json"))["revision"] == "digits-6c9f"
 
 
 @pytest.mark.parametrize("form", ["text", "markdown", "html", "json"])

@@ -23,9 +23,9 @@ Cli = Callable[..., Result]
 
 def line(text: str, *words: str) -> str:
     """The one line that has all these words."""
-    found = [x for x in text.splitlines() if all(w in x for w in words)]
-    assert len(found) == 1, f"{words}: {found}\n{text}"
-    return found[0]
+    actual = [x for x in text.splitlines() if all(w in x for w in words)]
+    assert len(actual) == 1, f"{words}: {actual}\n{text}"
+    return actual[0]
 
 
 def show(cli: Cli, kube: FakeKube, **status: Any) -> str:
@@ -123,9 +123,9 @@ def test_what_comes_next(cli: Cli, kube: FakeKube, status: dict[str, Any], words
 def test_a_pause_with_a_duration_says_when_it_ends(cli: Cli, kube: FakeKube) -> None:
     status = canary_status("Paused", reason="PauseStep")
     status["rollout"]["step"] |= {"index": 2}
-    found = deployment(**status)
-    found["spec"]["rollout"]["canary"]["steps"][2] = {"pause": {"duration": "10m"}}
-    kube.add(MODEL_DEPLOYMENT, found)
+    mdep = deployment(**status)
+    mdep["spec"]["rollout"]["canary"]["steps"][2] = {"pause": {"duration": "10m"}}
+    kube.add(MODEL_DEPLOYMENT, mdep)
     line(cli("status", "digits").stdout, "the pause ends in 8m50s", "then comes weight 50 %")
 
 
@@ -162,20 +162,20 @@ def test_without_the_right_to_see_pods_and_events_the_rest_is_shown(cli: Cli, ku
 
 
 def test_json_is_complete_and_without_managed_fields(cli: Cli) -> None:
-    found = json.loads(cli("status", "digits", "-o", "json").stdout)
-    assert found["deployment"]["status"]["step"] == "2/4"
-    assert "managedFields" not in found["deployment"]["metadata"]
-    assert found["pods"]["digits-8d1b"] == {"ready": 1, "total": 2}
-    assert [r["number"] for r in found["revisions"]] == [3, 2, 1]
-    assert found["events"][-1]["reason"] == "StepPassed"
-    assert any("promote" in x for x in found["next"])
+    report = json.loads(cli("status", "digits", "-o", "json").stdout)
+    assert report["deployment"]["status"]["step"] == "2/4"
+    assert "managedFields" not in report["deployment"]["metadata"]
+    assert report["pods"]["digits-8d1b"] == {"ready": 1, "total": 2}
+    assert [r["number"] for r in report["revisions"]] == [3, 2, 1]
+    assert report["events"][-1]["reason"] == "StepPassed"
+    assert any("promote" in x for x in report["next"])
 
 
 def test_a_live_view_has_what_comes_next_where_it_is_not_cut_off(kube: FakeKube) -> None:
-    found = asyncio.run(Cluster(kube, "default").rollout("digits"))
+    rollout = asyncio.run(Cluster(kube, "default").rollout("digits"))
     console = Console(width=120, highlight=False)
     with console.capture() as captured:
-        console.print(view.status(found, NOW, live=True))
+        console.print(view.status(rollout, NOW, live=True))
     text = captured.get()
     assert text.index("Next") < text.index("Stages") < text.index("Conditions")
 
@@ -237,9 +237,9 @@ def test_a_status_of_a_newer_operator_is_an_error_that_says_so(cli: Cli, kube: F
 
 
 def test_a_spec_of_a_newer_operator_is_shown_as_far_as_possible(cli: Cli, kube: FakeKube) -> None:
-    found = deployment(**canary_status())
-    found["spec"]["serving"]["newField"] = 1
-    kube.add(MODEL_DEPLOYMENT, found)
+    mdep = deployment(**canary_status())
+    mdep["spec"]["serving"]["newField"] = 1
+    kube.add(MODEL_DEPLOYMENT, mdep)
     result = cli("status", "digits")
     assert result.exit_code == 0
     assert "digits-8d1b" in result.stdout
@@ -326,10 +326,10 @@ class TestErrors:
 
 def step_status(**fields: Any) -> dict[str, Any]:
     """In the second step, with a metric that waits for samples."""
-    found = canary_status()
-    found["rollout"]["step"]["metrics"][0]["needed"] = 19
-    found["rollout"]["step"] |= fields
-    return found
+    status = canary_status()
+    status["rollout"]["step"]["metrics"][0]["needed"] = 19
+    status["rollout"]["step"] |= fields
+    return status
 
 
 def test_low_traffic_is_told_in_samples_and_time(cli: Cli, kube: FakeKube) -> None:
@@ -342,15 +342,15 @@ def test_nothing_measured_yet_is_told_too(cli: Cli, kube: FakeKube) -> None:
 
 
 def test_what_comes_without_proof_when_the_policy_says_so(cli: Cli, kube: FakeKube) -> None:
-    found = deployment(**canary_status())
-    found["spec"]["rollout"]["onInconclusive"] = "Promote"
-    kube.add(MODEL_DEPLOYMENT, found)
+    mdep = deployment(**canary_status())
+    mdep["spec"]["rollout"]["onInconclusive"] = "Promote"
+    kube.add(MODEL_DEPLOYMENT, mdep)
     line(cli("status", "digits").stdout, "58m50s (progressDeadline)", "comes a pause without proof")
 
 
 def test_slices_and_dry_runs_are_shown_as_such(cli: Cli, kube: FakeKube) -> None:
-    found = canary_status()
-    found["rollout"]["step"]["metrics"] += [
+    status = canary_status()
+    status["rollout"]["step"]["metrics"] += [
         {
             "name": "accuracy/night",
             "slice": "night",
@@ -360,18 +360,18 @@ def test_slices_and_dry_runs_are_shown_as_such(cli: Cli, kube: FakeKube) -> None
         },
         {"name": "try", "dryRun": True, "verdict": "Failed", "reason": "ValueTooHigh", "value": 3},
     ]
-    text = show(cli, kube, **found)
+    text = show(cli, kube, **status)
     line(text, "accuracy/night", "1 of 3", "Inconclusive")
     line(text, "try", "Failed (dry run)")
 
 
 def test_the_slice_of_the_golden_data_that_lost_most_is_named(cli: Cli, kube: FakeKube) -> None:
-    found = canary_status()
-    found["rollout"]["evaluation"]["slices"] = [
+    status = canary_status()
+    status["rollout"]["evaluation"]["slices"] = [
         {"name": "writer=3", "samples": 90, "drop": 0.031, "interval": [-0.01, 0.07]},
         {"name": "writer=4", "samples": 80, "drop": -0.01, "interval": [-0.04, 0.02]},
     ]
-    line(show(cli, kube, **found), "Evaluate", "worst slice writer=3: -0.031 on 90")
+    line(show(cli, kube, **status), "Evaluate", "worst slice writer=3: -0.031 on 90")
 
 
 def test_messages_are_shown_as_they_are(cli: Cli, kube: FakeKube) -> None:

@@ -61,11 +61,11 @@ class TestPromote:
         values = [p["metadata"]["annotations"]["modelrollout.dev/promote"] for *_, p in kube.patches]
         assert values[0] != values[1]
 
-    @pytest.mark.parametrize("wanted", ["digits-8d1b", "3"])
+    @pytest.mark.parametrize("desired", ["digits-8d1b", "3"])
     def test_the_named_revision_if_it_is_the_one_in_flight(
-        self, cli: Cli, kube: FakeKube, wanted: str
+        self, cli: Cli, kube: FakeKube, desired: str
     ) -> None:
-        assert cli("promote", "digits", "--revision", wanted).exit_code == 0
+        assert cli("promote", "digits", "--revision", desired).exit_code == 0
         assert asked(kube)[1] == "digits-8d1b"
 
     def test_another_revision_is_not_promoted(self, cli: Cli, kube: FakeKube) -> None:
@@ -143,11 +143,11 @@ class TestRetry:
 
     def test_after_a_rollback_by_hand_means_the_version_of_spec(self, cli: Cli, kube: FakeKube) -> None:
         back = rollout("Done", "digits-6c9f", mode="Rollback", number=2)
-        found = deployment(
+        mdep = deployment(
             phase="Stable", stable=STABLE, rollout=back, pinned={"revision": "digits-6c9f", "generation": 2}
         )
-        found["spec"]["model"]["sha256"] = "b" * 64
-        kube.add(MODEL_DEPLOYMENT, found)
+        mdep["spec"]["model"]["sha256"] = "b" * 64
+        kube.add(MODEL_DEPLOYMENT, mdep)
         assert cli("retry", "digits").exit_code == 0
         assert asked(kube)[1] == "digits-8d1b"
 
@@ -319,9 +319,9 @@ class TestNamespace:
         assert cluster.default_namespace("/nowhere/config", None) == "default"
 
     def test_the_option_wins(self, cli: Cli, kube: FakeKube) -> None:
-        found = deployment(**canary_status())
-        found["metadata"]["namespace"] = "models"
-        kube.add(MODEL_DEPLOYMENT, found)
+        mdep = deployment(**canary_status())
+        mdep["metadata"]["namespace"] = "models"
+        kube.add(MODEL_DEPLOYMENT, mdep)
         assert "namespace models" in cli("status", "digits", "-n", "models").stdout
 
 
@@ -467,9 +467,9 @@ class TestPauseResumeFullRestart:
             "step": {"index": 4, "weight": 100, "phase": "Observing", "since": "2026-11-22T08:58:00.000Z"},
         }
         status |= {"phase": "Baking", "step": "bake", "weight": 100}
-        found = deployment(**status)
-        found["spec"]["rollout"]["bake"] = "10m"
-        kube.add(MODEL_DEPLOYMENT, found)
+        mdep = deployment(**status)
+        mdep["spec"]["rollout"]["bake"] = "10m"
+        kube.add(MODEL_DEPLOYMENT, mdep)
         shown = cli("status", "digits").stdout
         assert "it stays in 8m unless it is proven worse, else digits-6c9f comes back" in shown
         assert cli("promote", "digits").exit_code == 0 and asked(kube)[3].startswith("bake ")

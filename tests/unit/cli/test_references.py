@@ -63,20 +63,20 @@ def cluster() -> Cluster:
     return made
 
 
-def found(cluster: Cluster, *namespaces: str | None) -> list[str]:
+def referenced(cluster: Cluster, *namespaces: str | None) -> list[str]:
     return list(asyncio.run(in_use(cluster, namespaces)).artifacts)  # type: ignore[arg-type]
 
 
 def test_history_rollouts_in_flight_and_what_runs_are_in_use(cluster: Cluster) -> None:
     mine = ["s3://artifacts/ml/flight", "s3://artifacts/ml/history", "s3://artifacts/ml/running"]
-    assert found(cluster, None) == [*mine, "s3://artifacts/other/history"]
-    assert found(cluster, "ml") == mine
+    assert referenced(cluster, None) == [*mine, "s3://artifacts/other/history"]
+    assert referenced(cluster, "ml") == mine
 
 
 def test_where_something_cannot_be_read_nothing_is_deleted(cluster: Cluster) -> None:
     cluster.unread = [UnreadableObject("attacker", "deep", "u", "1", "is nested too deep")]
-    found = asyncio.run(in_use(cluster, [None]))  # type: ignore[arg-type]
-    assert found.untouched == ("attacker",) and "s3://artifacts/ml/flight" in found.artifacts
+    actual = asyncio.run(in_use(cluster, [None]))  # type: ignore[arg-type]
+    assert actual.untouched == ("attacker",) and "s3://artifacts/ml/flight" in actual.artifacts
     cluster.unread = [UnreadableObject("", "", "", "", "is nested too deep")]
     with pytest.raises(Unreadable, match=r"without a name.* is nested too deep"):
         asyncio.run(in_use(cluster, [None]))  # type: ignore[arg-type]

@@ -66,8 +66,8 @@ class Api:
 
 def test_allocatable_less_what_pods_on_the_node_asked_for() -> None:
     pods = [pod(2, "n1"), pod(1, "n1", "Succeeded"), pod(1, None), pod(1, "n2", "Pending")]
-    found = free_gpus(pod()["spec"], GPU, 1, 3, [node("n1"), node("n2")], gpus_in_use(pods))
-    assert found == Gpus(GPU, 3, 5, 8, 2)
+    gpus = free_gpus(pod()["spec"], GPU, 1, 3, [node("n1"), node("n2")], gpus_in_use(pods))
+    assert gpus == Gpus(GPU, 3, 5, 8, 2)
 
 
 def test_only_whole_pods_count() -> None:

@@ -92,8 +92,8 @@ GOOD = TaskResult(artifact_uri=f"{FOLDER}/{KEY}-{SALT}-0123abcd", artifact_diges
 
 def test_the_jobs_own_pod_is_believed() -> None:
     job = ended("Complete")
-    found = job_state(job, [pod(job, GOOD)], FOLDER)
-    assert found.state == "Succeeded" and found.result == GOOD
+    state = job_state(job, [pod(job, GOOD)], FOLDER)
+    assert state.state == "Succeeded" and state.result == GOOD
 
 
 @pytest.mark.parametrize("condition", ["Complete", "Failed"])
@@ -123,18 +123,18 @@ def test_nothing_is_believed_before_the_job_has_ended_itself(code: int) -> None:
 
 def test_work_that_was_done_before_counts_where_the_pod_failure_policy_ended_the_job() -> None:
     job = ended("Failed")
-    found = job_state(job, [ended_in("fetch", job, GOOD, ExitCode.REUSED)], FOLDER)
-    assert (found.state, found.exit_code, found.result) == ("Succeeded", 0, GOOD)
+    state = job_state(job, [ended_in("fetch", job, GOOD, ExitCode.REUSED)], FOLDER)
+    assert (state.state, state.exit_code, state.result) == ("Succeeded", 0, GOOD)
 
 
 def ended_in(container: str, job: Object, result: TaskResult, code: ExitCode) -> Object:
     """A pod that one of its init containers has ended."""
-    found = pod(job, result, int(code))
-    said = found["status"].pop("containerStatuses")[0]["state"]
+    finished = pod(job, result, int(code))
+    said = finished["status"].pop("containerStatuses")[0]["state"]
     waits = {"name": "job", "state": {"waiting": {"reason": "PodInitializing"}}}
-    return found | {
+    return finished | {
         "status": (
-            found["status"]
+            finished["status"]
             | {"initContainerStatuses": [{"name": container, "state": said}], "containerStatuses": [waits]}
         )
     }
@@ -146,11 +146,11 @@ def ended_in(container: str, job: Object, result: TaskResult, code: ExitCode) ->
 def test_who_opens_a_strangers_file_says_of_no_artifact_that_it_is_there(kind: str, container: str) -> None:
     """It knows the Job's salt and what is recorded: both stand in its task."""
     job = ended("Failed", kind=kind)
-    found = job_state(job, [ended_in(container, job, GOOD, ExitCode.REUSED)], FOLDER)
+    state = job_state(job, [ended_in(container, job, GOOD, ExitCode.REUSED)], FOLDER)
     assert (
-        (found.state, found.result) == ("Failed", None)
-        and found.problem
-        and found.problem.reason == "OutputRefused"
+        (state.state, state.result) == ("Failed", None)
+        and state.problem
+        and state.problem.reason == "OutputRefused"
     )
     refused = job_state(job, [ended_in(container, job, GOOD, ExitCode.GATE_FAILED)], FOLDER)
     assert refused.state == "Failed" and refused.result and refused.exit_code == ExitCode.GATE_FAILED
@@ -169,14 +169,14 @@ def test_numbers_that_no_status_can_hold_are_no_result(numbers: str) -> None:
     odd["status"]["initContainerStatuses"][0]["state"]["terminated"]["message"] = (
         f'{{"reason": "AccuracyLow", {numbers}}}'
     )
-    found = job_state(job, [odd], FOLDER)
-    assert (found.state, found.result) == ("Failed", None) and found.problem
+    state = job_state(job, [odd], FOLDER)
+    assert (state.state, state.result) == ("Failed", None) and state.problem
     large = ended_in("convert", job, TaskResult(accuracy_before=1e300), ExitCode.GATE_FAILED)
     assert job_state(job, [large], FOLDER).result
 
 
 @pytest.mark.parametrize(
-    ("asked", "given", "same"),
+    ("asked", "specified", "same"),
     [
         ("mirror:5000/ml/optimizer:1", f"mirror:5000/ml/optimizer:1@{DIGEST}", True),
         ("mirror:5000/ml/optimizer:1", f"mirror:5000/ml/optimizer@{DIGEST}", True),
@@ -187,12 +187,12 @@ def test_numbers_that_no_status_can_hold_are_no_result(numbers: str) -> None:
         (f"ml/optimizer@{DIGEST}", f"ml/optimizer@sha256:{'cd' * 32}", False),
     ],
 )
-def test_admission_pins_a_tag_with_it_or_in_its_place(asked: str, given: str, same: bool) -> None:
+def test_admission_pins_a_tag_with_it_or_in_its_place(asked: str, specified: str, same: bool) -> None:
     """Some write the digest behind the tag, some leave the tag out: with a digest it says
     nothing.
     """
-    wanted, found = ({"containers": [{"name": "job", "image": image}]} for image in (asked, given))
-    assert (foreign_changes(found, wanted) is None) is same
+    desired, actual = ({"containers": [{"name": "job", "image": image}]} for image in (asked, specified))
+    assert (foreign_changes(actual, desired) is None) is same
 
 
 # --- a pod of the Job's own that runs something else
@@ -295,15 +295,15 @@ def test_what_a_pod_says_that_ran_something_else_does_not_count(what: str) -> No
     strange = pod(job, GOOD)
     change, says = STRANGE[what]
     change(strange["spec"])
-    found = job_state(job, [strange], FOLDER)
+    state = job_state(job, [strange], FOLDER)
     assert (
-        (found.state, found.result) == ("Failed", None)
-        and found.problem
-        and found.problem.reason == "PodChanged"
+        (state.state, state.result) == ("Failed", None)
+        and state.problem
+        and state.problem.reason == "PodChanged"
     )
-    assert says in found.problem.message and "what it says does not count" in found.problem.message
+    assert says in state.problem.message and "what it says does not count" in state.problem.message
     as_kept = project(JOB, job), [project(POD, strange)]
-    assert job_state(*as_kept, FOLDER) == found, "the operator's memory holds all that this is seen by"
+    assert job_state(*as_kept, FOLDER) == state, "the operator's memory holds all that this is seen by"
     assert job_state(job, [strange, pod(job, GOOD, name="real")], FOLDER).result == GOOD, (
         "and it silences nobody"
     )
@@ -315,11 +315,11 @@ def test_a_pod_that_the_job_controller_adopted_by_its_labels_makes_the_job_anew(
     del adopted["metadata"]["generateName"]
     first(adopted["spec"])["command"] = ["sh"]
     for given_job, pods in ((job, [adopted]), (project(JOB, job), [project(POD, adopted)])):
-        found = job_state(given_job, pods, FOLDER)
+        state = job_state(given_job, pods, FOLDER)
         assert (
-            (found.state, found.result) == ("Failed", None)
-            and found.problem
-            and found.problem.reason == "PodForeign"
+            (state.state, state.result) == ("Failed", None)
+            and state.problem
+            and state.problem.reason == "PodForeign"
         )
 
 
@@ -365,8 +365,8 @@ def fields(kind: str) -> list[tuple[str, int, str]]:
 def test_whatever_a_template_states_of_its_containers_must_be_so(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(sorted(JOBS)))
     part, i, field = data.draw(st.sampled_from(fields(kind)))
-    wanted = JOBS[kind]["spec"]["template"]["spec"]
-    given_spec = copy.deepcopy(wanted)
+    desired = JOBS[kind]["spec"]["template"]["spec"]
+    given_spec = copy.deepcopy(desired)
     value = given_spec[part][i][field]
     if isinstance(value, str):
         given_spec[part][i][field] = data.draw(st.text(max_size=20).filter(lambda t: t != value))
@@ -374,8 +374,8 @@ def test_whatever_a_template_states_of_its_containers_must_be_so(data: st.DataOb
         value.pop(data.draw(st.integers(0, len(value) - 1)))
     else:
         value.pop(data.draw(st.sampled_from(sorted(value))))
-    assert foreign_changes(wanted, wanted) is None
-    assert foreign_changes(given_spec, wanted) is not None
+    assert foreign_changes(desired, desired) is None
+    assert foreign_changes(given_spec, desired) is not None
 
 
 def test_of_a_users_container_too() -> None:
@@ -392,8 +392,8 @@ def test_one_that_is_waited_for_is_told_while_it_runs() -> None:
     changed = pod(job)
     changed["status"] = {"phase": "Running", "containerStatuses": [{"name": "job", "state": {"running": {}}}]}
     env(changed["spec"], "PYTHONPATH", "/x")
-    found = job_state(job, [changed], FOLDER)
-    assert found.state == "Running" and found.problem and found.problem.reason == "PodChanged"
+    state = job_state(job, [changed], FOLDER)
+    assert state.state == "Running" and state.problem and state.problem.reason == "PodChanged"
     real = pod(job, name="real") | {"status": changed["status"]}
     assert job_state(job, [changed, real], FOLDER).problem is None, "the Job's own pod works"
 
@@ -422,14 +422,14 @@ def test_one_that_is_waited_for_is_told_while_it_runs() -> None:
 )
 def test_a_prepare_job_answers_for_nobody_elses_artifact(uri: str) -> None:
     job = ended("Complete")
-    found = job_state(job, [pod(job, GOOD.model_copy(update={"artifact_uri": uri}))], FOLDER)
+    state = job_state(job, [pod(job, GOOD.model_copy(update={"artifact_uri": uri}))], FOLDER)
     assert (
-        found.state == "Failed"
-        and found.result is None
-        and found.problem
-        and found.problem.reason == "ArtifactForeign"
+        state.state == "Failed"
+        and state.result is None
+        and state.problem
+        and state.problem.reason == "ArtifactForeign"
     )
-    assert "hunter2" not in found.problem.message and "nothing of it is served" in found.problem.message
+    assert "hunter2" not in state.problem.message and "nothing of it is served" in state.problem.message
 
 
 def publisher(job: Object) -> Object:

@@ -64,9 +64,9 @@ class Fleet:
         self.cluster.end_jobs(result)
 
     def rollout(self, name: str) -> Any:
-        found = self.cluster.find(MODEL_DEPLOYMENT, name)
-        assert found
-        return ModelDeploymentStatus.model_validate(found.get("status") or {}).rollout
+        live = self.cluster.find(MODEL_DEPLOYMENT, name)
+        assert live
+        return ModelDeploymentStatus.model_validate(live.get("status") or {}).rollout
 
     @property
     def made(self) -> list[str]:

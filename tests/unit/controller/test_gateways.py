@@ -47,11 +47,11 @@ class Kube:
 async def test_facts_are_read_once_for_all_and_again_after_a_while() -> None:
     kube, now = Kube(), [1000.0]
     gateways = Gateways(kube, lambda: now[0])
-    found = await gateways.of(THERE)
-    assert found == GatewayFacts(
+    features = await gateways.of(THERE)
+    assert features == GatewayFacts(
         "gateways/public", "shiny", "example.com/gateway", frozenset({"HTTPRouteRequestMirror", "GRPCRoute"})
     )
-    assert await gateways.of(THERE) == found
+    assert await gateways.of(THERE) == features
     assert kube.reads == ["Gateway gateways public", "GatewayClass None shiny"]
     here = await gateways.of(HERE)
     assert isinstance(here, GatewayFacts) and here.gateway == "ml/public"
@@ -71,9 +71,9 @@ async def test_what_cannot_be_read_is_told_and_asked_again_sooner() -> None:
     for error in (NotFound(404, "NotFound", "no"), Forbidden(403, "Forbidden", "may not get")):
         kube.error = error
         for _ in range(3):
-            found = await gateways.of(THERE)
-            assert isinstance(found, Problem) and found.reason == "GatewayUnknown"
-            said.add(found.message)
+            features = await gateways.of(THERE)
+            assert isinstance(features, Problem) and features.reason == "GatewayUnknown"
+            said.add(features.message)
         now[0] += UNKNOWN_SECONDS + 1
     assert len(kube.reads) == 2 and len(said) == 1 and "correct the name" in said.pop()
     kube.error = None

@@ -51,8 +51,8 @@ def holders(cluster: Cluster) -> dict[str, str]:
 
 
 def ready(cluster: Cluster) -> tuple[str, str, str]:
-    found = next(c for c in cluster.status.conditions if c.type == "Ready")
-    return found.status, found.reason, found.message
+    actual = next(c for c in cluster.status.conditions if c.type == "Ready")
+    return actual.status, actual.reason, actual.message
 
 
 def stranger(cluster: Cluster, *hosts: str) -> Object:
@@ -441,7 +441,7 @@ class TestNamesOutliveTheirHolder:
 
         async def main() -> None:
             cluster, operator = await self._serving(**by_data)
-            held = next(c for c in operator.lookups.hostnames.known().claims.all() if c.host == HOST)
+            pending = next(c for c in operator.lookups.hostnames.known().claims.all() if c.host == HOST)
             cluster.remove(MODEL_DEPLOYMENT, "digits")
             await operator.settle()
             cluster.user(b.spec(1, pinned=True, traffic=traffic(), **by_data))
@@ -456,16 +456,16 @@ class TestNamesOutliveTheirHolder:
             made = {
                 digest: version_of(asks.user_input(), b.sha(1), digest) for digest in ("sha256:1", "sha256:2")
             }
-            assert held.version not in made.values() and len(set(made.values())) == 2
+            assert pending.version not in made.values() and len(set(made.values())) == 2
             moves = replace(
-                held, holder="ml/digits/u-0", version=made["sha256:1"], released=stamp(cluster.now)
+                pending, holder="ml/digits/u-0", version=made["sha256:1"], released=stamp(cluster.now)
             )
             known = replace(known, claims=Claims([moves]))
             for digest, problem in (("sha256:1", None), ("sha256:2", "NameReserved")):
-                found = standing(
+                actual = standing(
                     "ml/other/u-9", asks, frozenset(), known, NO_RULES, serves=made[digest]
                 ).problem
-                assert (found and found.reason) == problem, (
+                assert (actual and actual.reason) == problem, (
                     "another that serves just this may take the name over"
                 )
 
@@ -504,8 +504,8 @@ class TestNamesOutliveTheirHolder:
             assert standing("ml/new/u-9", asks, frozenset(), gone, NO_RULES, None, lease.version).free == (
                 HOST,
             )
-            found = standing("ml/new/u-9", asks, frozenset(), gone, NO_RULES, None, "another")
-            assert found.problem is not None and found.problem.reason == "NameReserved" and not found.free
+            actual = standing("ml/new/u-9", asks, frozenset(), gone, NO_RULES, None, "another")
+            assert actual.problem is not None and actual.problem.reason == "NameReserved" and not actual.free
 
         run(main())
 

@@ -328,7 +328,7 @@ def test_odd_host_names_mark_nothing(bench: Bench, hosts: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "found"),
+    ("path", "actual"),
     [
         ("/api/v1/pods", (POD, None)), ("/api/v1/namespaces/ml/pods", (POD, "ml")),
         ("/apis/apps/v1/namespaces/ml/deployments", (DEPLOYMENT, "ml")),
@@ -339,8 +339,8 @@ def test_odd_host_names_mark_nothing(bench: Bench, hosts: Any) -> None:
         ("/apis/modelrollout.dev/v1alpha1/namespaces/ml/rolloutpolicies", None),
     ],
 )  # fmt: skip
-def test_which_paths_are_watched(bench: Bench, path: str, found: tuple[Resource, str | None] | None) -> None:
-    assert bench.intake.watched(path) == found
+def test_which_paths_are_watched(bench: Bench, path: str, actual: tuple[Resource, str | None] | None) -> None:
+    assert bench.intake.watched(path) == actual
 
 
 # --- kopf's session
@@ -403,12 +403,12 @@ async def test_kopfs_list_is_the_intakes(bench: Bench, serve: Any) -> None:
 
     url = await serve(answer)
     bench.kube.items = [obj(2, name=KEY[1])]
-    found = await through(
+    result = await through(
         bench, url, "/apis/modelrollout.dev/v1alpha1/namespaces/ml/modeldeployments?limit=1"
     )
     assert (
-        found["items"] == []
-        and found["metadata"] == {"resourceVersion": "99"}
+        result["items"] == []
+        and result["metadata"] == {"resourceVersion": "99"}
         and bench.woken == [(KEY[0], KEY[1])]
     )
     assert bench.kube.asked == [(MODEL_DEPLOYMENT, "ml", "")]

@@ -138,7 +138,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(main)
 
 
-class Held(Cluster):
+class SuspendingCluster(Cluster):
     """Kueue's webhook: a Job with a queue's name is suspended when it is made."""
 
     def __init__(self, served: Resource = WORKLOAD) -> None:
@@ -155,12 +155,12 @@ class Held(Cluster):
 
     def waiting(self) -> Object:
         """The prepare Job."""
-        (found,) = (
+        (actual,) = (
             o
             for o in self.all(JOB).values()
             if o["metadata"]["labels"][names.LABEL_COMPONENT] == names.COMPONENT_PREPARE
         )
-        return found
+        return actual
 
     def says(self, conditions: list[Object]) -> None:
         """Kueue writes the Workload of that Job, which it makes if need be."""
@@ -181,13 +181,13 @@ class Held(Cluster):
         return rollout.reason, rollout.message or ""
 
 
-def wanted(**optimization: Any) -> Any:
+def edited(**optimization: Any) -> Any:
     return b.spec(1, optimization={"queueName": "optimizers"} | optimization)
 
 
-async def queued(cluster: Held, **optimization: Any) -> Operator:
+async def queued(cluster: SuspendingCluster, **optimization: Any) -> Operator:
     """A first version whose prepare Job waits in its queue."""
-    cluster.user(wanted(**optimization))
+    cluster.user(edited(**optimization))
     operator = Operator(cluster)
     await operator.settle()
     cluster.end_jobs()  # resolve
@@ -199,7 +199,7 @@ async def queued(cluster: Held, **optimization: Any) -> Operator:
 @pytest.mark.parametrize("served", [WORKLOAD, WORKLOAD_BEFORE])
 def test_the_latest_words_of_kueue_stand_in_status_and_one_event_is_posted(served: Resource) -> None:
     async def main() -> None:
-        cluster = Held(served)
+        cluster = SuspendingCluster(served)
         operator = await queued(cluster)
         assert cluster.told()[0] == "Queued"
         for needed in ("1 more needed", "2 more needed"):
@@ -218,7 +218,7 @@ def test_the_latest_words_of_kueue_stand_in_status_and_one_event_is_posted(serve
 
 def test_a_queue_that_is_missing_is_told_and_taken_back_when_it_is_made() -> None:
     async def main() -> None:
-        cluster = Held()
+        cluster = SuspendingCluster()
         operator = await queued(cluster)
         cluster.says(pending(MISSING, "Inadmissible"))
         await operator.settle()
@@ -238,7 +238,7 @@ def test_a_queue_that_is_missing_is_told_and_taken_back_when_it_is_made() -> Non
 
 def test_kueue_is_asked_again_soon_until_it_has_spoken_or_should_have() -> None:
     async def main() -> None:
-        cluster = Held()
+        cluster = SuspendingCluster()
         operator = await queued(cluster, queuePriorityClass="urgent")
         assert await operator.settle() == SOON_SECONDS
         assert cluster.told()[0] == "Queued" and "no Workload" not in cluster.told()[1], (
@@ -258,7 +258,7 @@ def test_kueue_is_asked_again_soon_until_it_has_spoken_or_should_have() -> None:
 
 def test_without_the_right_to_read_workloads_the_queue_is_told_all_the_same() -> None:
     async def main() -> None:
-        cluster = Held()
+        cluster = SuspendingCluster()
 
         def forbidden(verb: str, resource: Resource, name: str) -> None:
             if resource == WORKLOAD and verb == "list":
@@ -288,10 +288,10 @@ def test_what_is_corrected_in_spec_reaches_a_job_that_waits(correction: dict[str
     """
 
     async def main() -> None:
-        cluster = Held()
+        cluster = SuspendingCluster()
         operator = await queued(cluster)
         before = cluster.waiting()["metadata"]
-        cluster.user(wanted(**correction))
+        cluster.user(edited(**correction))
         await operator.settle()
         after = cluster.waiting()
         assert after["metadata"]["name"] == before["name"] and after["metadata"]["uid"] != before["uid"]
@@ -332,7 +332,7 @@ def other_labels(o: Object) -> None:
 )
 def test_what_others_change_in_the_job_is_not_fought_over(changes: list[Callable[[Object], None]]) -> None:
     async def main() -> None:
-        cluster = Held()
+        cluster = SuspendingCluster()
         operator = await queued(cluster)
         name = cluster.waiting()["metadata"]["name"]
         for change in changes:
@@ -348,25 +348,25 @@ def test_what_others_change_in_the_job_is_not_fought_over(changes: list[Callable
 
 def test_a_job_that_runs_is_left_alone_and_one_that_somebody_else_suspended() -> None:
     async def main() -> None:
-        cluster = Held()
+        cluster = SuspendingCluster()
         operator = await queued(cluster)
         live = cluster.change(JOB, cluster.waiting()["metadata"]["name"], admitted)
-        cluster.user(wanted(resources={"limits": {"cpu": "2"}}))
+        cluster.user(edited(resources={"limits": {"cpu": "2"}}))
         await operator.settle()
         assert cluster.waiting() == live
 
-        plain = Held()
+        plain = SuspendingCluster()
         plain.user(b.spec(1))
         other = Operator(plain)
         await other.settle()
         plain.end_jobs()
         await other.settle()
-        held = plain.change(
+        pending = plain.change(
             JOB, plain.waiting()["metadata"]["name"], lambda o: o["spec"].update(suspend=True)
         )
         plain.user(b.spec(1, optimization={"timeout": "2h"}))
         await other.settle()
-        assert plain.waiting() == held, "who suspended it has a reason"
+        assert plain.waiting() == pending, "who suspended it has a reason"
 
     run(main())
 
@@ -385,7 +385,7 @@ def failed(o: Object) -> None:
     }
 
 
-def ended_pod(cluster: Held, state: Object) -> None:
+def ended_pod(cluster: SuspendingCluster, state: Object) -> None:
     job = cluster.waiting()
     status = {"phase": "Failed", "containerStatuses": [{"name": "job", "state": {"terminated": state}}]}
     cluster.put(
@@ -399,7 +399,7 @@ def test_a_preempted_pod_that_had_to_be_killed_is_no_failed_try_however_often(po
     """It has five seconds to end, and native code may hold the interpreter for longer."""
 
     async def main() -> None:
-        cluster = Held()
+        cluster = SuspendingCluster()
         operator = await queued(cluster)
         uids = set()
         for _ in range(2 * MAX_LOST):
@@ -433,7 +433,7 @@ def test_a_preempted_pod_that_had_to_be_killed_is_no_failed_try_however_often(po
 )
 def test_what_a_pod_found_out_before_its_place_was_taken_counts(state: Object, reason: str) -> None:
     async def main() -> None:
-        cluster = Held()
+        cluster = SuspendingCluster()
         operator = await queued(cluster)
         ended_pod(cluster, state)
         for change in (admitted, preempted, failed):

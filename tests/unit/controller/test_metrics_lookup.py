@@ -73,26 +73,26 @@ class Prometheus(PrometheusReader):
             return Answer(tuple(self._feedback()))
         if "traefik" not in query:
             return Answer((Series({}, self.value, 0),))
-        found = []
+        actual = []
         for revision, (total, bad) in self.requests.items():
             service = {"service": f"ml-{revision}-http-8000@kubernetesgateway", "instance": "g"}
-            found += [
+            actual += [
                 Series({**service, "code": c, "reading": "count"}, n, 0)
                 for c, n in (("200", total - bad), ("500", bad))
             ]
-            found.append(Series({**service, "reading": "scraped"}, self.scraped, 0))
-        return Answer(tuple(found))
+            actual.append(Series({**service, "reading": "scraped"}, self.scraped, 0))
+        return Answer(tuple(actual))
 
     def _feedback(self) -> list[Series]:
-        found = [
+        actual = [
             Series({"version": v, "instance": "f", "reading": "scraped"}, self.scraped, 0) for v in ("1", "2")
         ]
         for (version, part), (total, bad) in self.labels.items():
             labels = {"version": str(version), "slice": part, "instance": "f", "reading": "count"}
-            found += [
+            actual += [
                 Series({**labels, "result": r}, n, 0) for r, n in (("right", total - bad), ("wrong", bad))
             ]
-        return found
+        return actual
 
 
 class Bench:
@@ -121,9 +121,9 @@ class Bench:
         return self.providers["main"]
 
     async def look(self, s: Snapshot) -> Assessment:
-        found = await self.assessor.assess(s)
-        assert found is not None
-        return found
+        assessment = await self.assessor.assess(s)
+        assert assessment is not None
+        return assessment
 
 
 def canary(
@@ -141,8 +141,8 @@ def ruled(**spec: Any) -> dict[str, Any]:
     return {"rules": rules, "templates": rules.templates, "mandatory": rules.mandatory}
 
 
-def names(found: Assessment) -> list[str]:
-    return [m.name for m in found.metrics]
+def names(actual: Assessment) -> list[str]:
+    return [m.name for m in actual.metrics]
 
 
 async def test_the_first_look_is_a_baseline_and_the_next_counts_and_judges() -> None:
@@ -169,13 +169,13 @@ async def test_more_requests_than_the_weight_gives_are_no_ground_to_roll_back() 
     bench = Bench()
     first = await bench.look(canary())
     bench.main.requests, bench.main.scraped = {V1: (13, 0), V2: (97, 87)}, 1.0
-    found = await bench.look(canary(metrics=first.metrics))
-    assert (found.verdict, found.reason) == (
+    reading = await bench.look(canary(metrics=first.metrics))
+    assert (reading.verdict, reading.reason) == (
         "Error",
         "EvidenceImplausible",
-    ) and "97 of 110 requests" in found.message
+    ) and "97 of 110 requests" in reading.message
     bench.main.requests, bench.main.scraped = {V1: (950, 1), V2: (50, 0)}, 2.0
-    after = (await bench.look(canary(metrics=found.metrics))).metrics[0].canary
+    after = (await bench.look(canary(metrics=reading.metrics))).metrics[0].canary
     assert after and (after.total, after.bad) == (50, 0), "what somebody else had counted has left no trace"
     bench.main.requests, bench.main.scraped = {V1: (13, 0), V2: (97, 87)}, 3.0
     step = b.step(0, 0, strategy="ABTest", metrics=list(first.metrics))
@@ -218,8 +218,11 @@ async def test_own_queries_are_asked_apart_where_they_are_allowed_and_are_an_err
         "metrics": [{"name": "errors", "maxIncrease": 0.1}, {"name": "memory", "query": "max(x)", "max": 5}]
     }
     bench = Bench()
-    found = await bench.look(canary(analysis))
-    assert (found.verdict, found.reason) == ("Error", "QueryNotAllowed") and "use a template" in found.message
+    reading = await bench.look(canary(analysis))
+    assert (reading.verdict, reading.reason) == (
+        "Error",
+        "QueryNotAllowed",
+    ) and "use a template" in reading.message
     assert len(bench.main.asked) == 1 and not bench.main.own, "the others are measured"
     allowed = await bench.look(canary(analysis, **ruled(gates={"queries": "Own"})))
     assert bench.main.own == ['max(x{namespace="ml"})'] and allowed.verdict == "Inconclusive"
@@ -291,8 +294,8 @@ async def test_who_else_may_count_is_told_of_the_sources_that_judge(caplog: pyte
 
 
 async def test_no_prometheus_is_an_error_that_names_the_remedy() -> None:
-    found = await Bench(prometheus=[]).look(canary())
-    assert (found.verdict, found.reason) == ("Error", "NoSource") and "configuration" in found.message
+    reading = await Bench(prometheus=[]).look(canary())
+    assert (reading.verdict, reading.reason) == ("Error", "NoSource") and "configuration" in reading.message
 
 
 async def test_an_outage_keeps_the_counts_and_is_timed() -> None:
@@ -315,13 +318,13 @@ async def test_a_prometheus_that_hangs_is_given_up_and_the_other_is_heard(
     bench = Bench(prometheus=hanging, gatewayMetrics={"provider": "edge"})
     bench.main.hangs = True
     sliced = {"name": "accuracy", "maxDrop": 0.1, "slices": [{"name": "night"}]}
-    found = await bench.look(canary({"metrics": [{"name": "errors", "maxIncrease": 0.1}, sliced]}))
-    assert [(m.name, m.reason) for m in found.metrics] == [
+    reading = await bench.look(canary({"metrics": [{"name": "errors", "maxIncrease": 0.1}, sliced]}))
+    assert [(m.name, m.reason) for m in reading.metrics] == [
         ("errors", "NoData"),
         ("accuracy", "ProviderTimeout"),
         ("accuracy/night", "ProviderTimeout"),
     ]
-    assert found.verdict == "Error"
+    assert reading.verdict == "Error"
 
 
 async def test_counting_begins_after_the_initial_delay() -> None:
@@ -405,20 +408,20 @@ async def test_metrics_of_templates_and_policies_are_measured_too() -> None:
 
 
 async def test_an_unknown_template_holds_the_step_and_loses_no_counts() -> None:
-    kept = MetricStatus(
+    status = MetricStatus(
         name="errors", verdict="Inconclusive", reason="TooFewSamples", canary=Counter(total=7)
     )
-    found = await Bench().look(canary({"templates": ["oops"]}, metrics=(kept,)))
-    assert (found.verdict, found.reason, found.metrics) == ("Error", "UnknownTemplate", (kept,))
+    reading = await Bench().look(canary({"templates": ["oops"]}, metrics=(status,)))
+    assert (reading.verdict, reading.reason, reading.metrics) == ("Error", "UnknownTemplate", (status,))
 
 
 async def test_the_evidence_of_earlier_steps_goes_into_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[list[float]] = []
+    specified: list[list[float]] = []
     real = assessment.judge_all
 
-    def spy(parts: Any, found: Any, before: Any, carried: Any, *more: Any, **named: Any) -> Any:
-        given.append(list(carried.get("errors", ())))
-        return real(parts, found, before, carried, *more, **named)
+    def spy(parts: Any, actual: Any, before: Any, carried: Any, *more: Any, **named: Any) -> Any:
+        specified.append(list(carried.get("errors", ())))
+        return real(parts, actual, before, carried, *more, **named)
 
     monkeypatch.setattr(assessment, "judge_all", spy)
     past = StepEvidence(
@@ -429,7 +432,7 @@ async def test_the_evidence_of_earlier_steps_goes_into_this_one(monkeypatch: pyt
         "Canary", wanted=b.spec(2, steps=b.STEPS), changes={"step": b.step(1, 25), "history": [past]}
     )
     await Bench().look(s)
-    assert given == [[-0.7]]
+    assert specified == [[-0.7]]
 
 
 async def test_without_a_rollout_there_is_nothing_to_look_at() -> None:
@@ -468,8 +471,8 @@ async def test_a_comparer_that_nobody_is_known_to_be_kept_from_is_told(
         wanted=b.spec(2, rollout={"shadow": {"minAgreement": 0.99}}),
         changes={"shadow": ShadowStatus.model_validate(shadow)},
     )
-    found = await bench.look(s)
-    assert (found.doubt.reason if found.doubt else None) == told
+    reading = await bench.look(s)
+    assert (reading.doubt.reason if reading.doubt else None) == told
 
 
 async def test_prometheus_keeps_the_protocol_of_providers() -> None:

@@ -35,12 +35,12 @@ V2 = b.revision_name(2)
 
 
 def baking(*metrics: MetricStatus) -> Snapshot:
-    wanted = b.spec(
+    spec = b.spec(
         2,
         gateway=False,
         rollout={"bake": "30m", "analysis": {"metrics": [{"name": "errors", "maxIncrease": 0.01}]}},
     )
-    return b.second("Bake", wanted=wanted, changes={"step": b.step(3, 100, metrics=list(metrics))})
+    return b.second("Bake", wanted=spec, changes={"step": b.step(3, 100, metrics=list(metrics))})
 
 
 def counted(bad: float, total: float) -> dict[str, Any]:
@@ -77,12 +77,12 @@ def test_it_is_compared_with_what_stable_did_before(
     )
     fake = counted(bad, 4000)
     monkeypatch.setattr(PrometheusReader, "query", fake["query"])
-    found = asyncio.run(MetricsAssessor(CONFIG, lambda: b.START).assess(s))
-    assert found is not None and found.verdict == verdict
+    assessment = asyncio.run(MetricsAssessor(CONFIG, lambda: b.START).assess(s))
+    assert assessment is not None and assessment.verdict == verdict
     assert (
-        found.metrics[0].stable == frozen
-        and found.metrics[0].canary
-        and found.metrics[0].canary.total == 4000
+        assessment.metrics[0].stable == frozen
+        and assessment.metrics[0].canary
+        and assessment.metrics[0].canary.total == 4000
     )
     assert all(b.revision_name(1) not in query for query in fake["queries"]), (
         "the former stable has no traffic to count"
@@ -95,5 +95,8 @@ def test_without_a_reference_there_is_no_comparison(monkeypatch: pytest.MonkeyPa
     )
     s = baking(MetricStatus(name="errors", verdict="Inconclusive", reason="NoData", canary=seen))
     monkeypatch.setattr(PrometheusReader, "query", counted(400, 4000)["query"])
-    found = asyncio.run(MetricsAssessor(CONFIG, lambda: b.START).assess(s))
-    assert found is not None and (found.verdict, found.reason) == ("Inconclusive", "NoStableData")
+    assessment = asyncio.run(MetricsAssessor(CONFIG, lambda: b.START).assess(s))
+    assert assessment is not None and (assessment.verdict, assessment.reason) == (
+        "Inconclusive",
+        "NoStableData",
+    )

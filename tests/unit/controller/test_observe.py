@@ -134,16 +134,18 @@ def seen(
     for resource, o in objects:
         store.observe(resource, {"type": "ADDED", "object": copy.deepcopy(o)})
     mine = store.get(MODEL_DEPLOYMENT, *KEY)
-    held = [Claim(host, holder_of(mine)) for host in stored_requested_hosts(mine.get("spec"))] if mine else []
-    found = observe(
+    pending = (
+        [Claim(host, holder_of(mine)) for host in stored_requested_hosts(mine.get("spec"))] if mine else []
+    )
+    observation = observe(
         store,
         KEY,
         config,
         kinds,
-        known or Known(Claims(held), ForeignRoutes(), lambda: (), only_by_policy=False),
+        known or Known(Claims(pending), ForeignRoutes(), lambda: (), only_by_policy=False),
     )
-    assert found is not None
-    return found
+    assert observation is not None
+    return observation
 
 
 # --- spec and status
@@ -196,8 +198,12 @@ def test_fields_of_a_newer_operator_are_no_damage() -> None:
 
 
 def test_children_of_an_earlier_object_of_the_name_are_not_ours() -> None:
-    found = seen(deployment(), revision(1, owner="md-of-yesterday"), server(1))
-    assert found.snapshot.revisions == () and found.snapshot.servers == {} and found.children == {}
+    observation = seen(deployment(), revision(1, owner="md-of-yesterday"), server(1))
+    assert (
+        observation.snapshot.revisions == ()
+        and observation.snapshot.servers == {}
+        and observation.children == {}
+    )
 
 
 def test_a_revision_that_lost_its_owner_in_a_backup_is_ours() -> None:
@@ -322,11 +328,11 @@ def job(*conditions: str, code: int | None = None, message: str = "") -> list[tu
             for c in conditions
         ]
     }
-    found = [obj(JOB, name, spec={}, status=status)]
+    actual = [obj(JOB, name, spec={}, status=status)]
     if code is not None:
         ended = {"name": "job", "state": {"terminated": {"exitCode": code, "message": message}}}
         labels = {names.LABEL_JOB: name}
-        found.append(
+        actual.append(
             obj(
                 POD,
                 f"{name}-x",
@@ -335,7 +341,7 @@ def job(*conditions: str, code: int | None = None, message: str = "") -> list[tu
                 status={"phase": "Failed" if code else "Succeeded", "containerStatuses": [ended]},
             )
         )
-    return found
+    return actual
 
 
 def work(*objects: tuple[Resource, Object]) -> JobState:
@@ -420,20 +426,20 @@ def test_what_the_job_controller_would_try_in_vain_has_failed() -> None:
         reason="Evicted",
         message='Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". ',
     )
-    found = work((resource, made), full)
-    assert found.state == "Failed" and found.problem and found.problem.reason == "OutOfDisk"
+    state = work((resource, made), full)
+    assert state.state == "Failed" and state.problem and state.problem.reason == "OutOfDisk"
 
 
 def test_a_pod_on_a_node_that_does_not_answer() -> None:
     (resource, made), *_ = job()
     kind, hangs = job_pod(made["metadata"]["name"], {"running": {}})
     hangs["metadata"]["deletionTimestamp"] = "2026-11-22T12:09:00Z"
-    found = work((resource, made), (kind, hangs))
+    state = work((resource, made), (kind, hangs))
     assert (
-        found.stuck
-        and found.stuck[0] == "2026-11-22T12:09:00Z"
-        and found.stuck[1].reason == "NodeLost"
-        and not found.no_pod_created
+        state.stuck
+        and state.stuck[0] == "2026-11-22T12:09:00Z"
+        and state.stuck[1].reason == "NodeLost"
+        and not state.no_pod_created
     )
 
 
@@ -444,9 +450,9 @@ def test_a_job_whose_turn_has_not_come(queue: str | None, told: str) -> None:
     made["metadata"]["labels"] = made["metadata"]["labels"] | (
         {"kueue.x-k8s.io/queue-name": queue} if queue else {}
     )
-    found = work((resource, made))
-    assert found.queued and found.queued.reason == "Queued" and told in found.queued.message
-    assert found.idle_since is None and not found.no_pod_created, "no deadline runs"
+    state = work((resource, made))
+    assert state.queued and state.queued.reason == "Queued" and told in state.queued.message
+    assert state.idle_since is None and not state.no_pod_created, "no deadline runs"
     made["spec"]["suspend"] = False
     made["metadata"]["creationTimestamp"] = "2026-11-20T12:00:00Z"
     made["status"] = {"conditions": [{"type": "Suspended", "status": "True", "reason": "JobSuspended"}]}
@@ -463,18 +469,18 @@ def test_a_job_whose_turn_has_not_come(queue: str | None, told: str) -> None:
 
 
 def test_a_job_that_ended_well_with_its_result() -> None:
-    found = work(*job("Complete", code=0, message=f'{{"sha256": "{b.sha(2)}", "size_bytes": 5}}'))
-    assert found.state == "Succeeded" and found.result and found.result.sha256 == b.sha(2)
+    state = work(*job("Complete", code=0, message=f'{{"sha256": "{b.sha(2)}", "size_bytes": 5}}'))
+    assert state.state == "Succeeded" and state.result and state.result.sha256 == b.sha(2)
 
 
 def test_a_result_that_went_with_its_pod() -> None:
-    found = work(*job("Complete"))
-    assert (found.state, found.result) == ("Succeeded", None)
+    state = work(*job("Complete"))
+    assert (state.state, state.result) == ("Succeeded", None)
 
 
 def test_the_answer_of_a_pod_that_failed_before_is_not_the_jobs() -> None:
-    found = work(*job("Complete", code=1, message='{"reason": "StoreUnreachable", "message": "try again"}'))
-    assert (found.state, found.result) == ("Succeeded", None)
+    state = work(*job("Complete", code=1, message='{"reason": "StoreUnreachable", "message": "try again"}'))
+    assert (state.state, state.result) == ("Succeeded", None)
 
 
 def test_a_job_that_failed_says_why_itself_or_its_pod_or_its_controller() -> None:
@@ -490,8 +496,8 @@ def test_a_job_that_failed_says_why_itself_or_its_pod_or_its_controller() -> Non
 
 
 def test_a_job_that_was_ended_because_all_was_done_before_has_ended_well() -> None:
-    found = work(*job("Failed", code=20, message='{"artifact_digest": "sha256:00", "reused": true}'))
-    assert (found.state, found.exit_code) == ("Succeeded", 0) and found.result and found.result.reused
+    state = work(*job("Failed", code=20, message='{"artifact_digest": "sha256:00", "reused": true}'))
+    assert (state.state, state.exit_code) == ("Succeeded", 0) and state.result and state.result.reused
     not_told_yet = work(*job(code=20, message=f'{{"sha256": "{b.sha(2)}", "reused": true}}'))
     assert (not_told_yet.state, not_told_yet.result) == ("Running", None), (
         "until the pod failure policy has ended the Job"
@@ -615,14 +621,14 @@ STATIC = {"steps": [{"int8": {"method": "Static", "calibration": {"uri": "s3://e
     ],
 )
 def test_a_store_that_is_not_allowed_is_named_with_its_field_and_the_remedy(spec: Any, field: str) -> None:
-    found = refusal(spec)
+    problem = refusal(spec)
     assert (
-        found
-        and found[0] == "StoreNotAllowed"
-        and found[1].startswith(f"{field}: ")
-        and "ask the platform team" in found[1]
+        problem
+        and problem[0] == "StoreNotAllowed"
+        and problem[1].startswith(f"{field}: ")
+        and "ask the platform team" in problem[1]
     )
-    assert "prometheus" not in found[1] and found[1].count("://") == 1, "no other store is named"
+    assert "prometheus" not in problem[1] and problem[1].count("://") == 1, "no other store is named"
 
 
 def test_what_is_not_the_specs_own_needs_a_policy_where_the_configuration_says_so() -> None:
@@ -630,11 +636,11 @@ def test_what_is_not_the_specs_own_needs_a_policy_where_the_configuration_says_s
     shut = CONFIG.model_copy(
         update={"workloads": CONFIG.workloads.model_copy(update={"only_by_policy": True})}
     )
-    found = refusal(spec, config=shut)
+    problem = refusal(spec, config=shut)
     assert (
-        found
-        and found[0] == "ServiceAccountNotAllowed"
-        and found[1].startswith("spec.serving.serviceAccountName: builder: ")
+        problem
+        and problem[0] == "ServiceAccountNotAllowed"
+        and problem[1].startswith("spec.serving.serviceAccountName: builder: ")
     )
     assert refusal(spec) is None and refusal(b.spec(1), config=shut) is None
 
@@ -646,12 +652,12 @@ def test_a_step_that_trains_needs_an_image_that_can() -> None:
             "steps": [{"prune": {"sparsity": 0.5, "training": {"data": {"uri": "s3://models/t.npz"}}}}]
         },
     )
-    found = refusal(spec)
+    problem = refusal(spec)
     assert (
-        found
-        and found[0] == "TrainerMissing"
-        and found[1].startswith("spec.optimization.steps[0].prune: ")
-        and "trainer.image" in found[1]
+        problem
+        and problem[0] == "TrainerMissing"
+        and problem[1].startswith("spec.optimization.steps[0].prune: ")
+        and "trainer.image" in problem[1]
     )
     images = CONFIG.images.model_copy(update={"trainer": "trainer:1"})
     assert refusal(spec, config=CONFIG.model_copy(update={"images": images})) is None
@@ -678,11 +684,11 @@ def test_a_job_has_one_image(step: str, kind: Any) -> None:
     config = CONFIG.model_copy(update={"images": images})
     spec = b.spec(1, optimization={"steps": [{"graph": {}}, {step: kind}]})
     trees = spec.model_copy(update={"model": spec.model.model_copy(update={"format": "XGBoost"})})
-    found = refusal(trees, config=config)
-    assert found and found[0] == "ImageFlavoursClash"
+    problem = refusal(trees, config=config)
+    assert problem and problem[0] == "ImageFlavoursClash"
     assert (
-        found[1].startswith(f"spec.optimization.steps[1].{step}: ")
-        and "spec.model.format: XGBoost" in found[1]
+        problem[1].startswith(f"spec.optimization.steps[1].{step}: ")
+        and "spec.model.format: XGBoost" in problem[1]
     )
     assert refusal(spec, config=config) is None
     light = trees.model_copy(
@@ -692,21 +698,25 @@ def test_a_job_has_one_image(step: str, kind: Any) -> None:
 
 
 def test_a_prometheus_that_is_not_allowed_is_named() -> None:
-    found = refusal(b.spec(1, rollout={"analysis": {"prometheus": "mine"}}))
-    assert found and found[0] == "PrometheusNotAllowed" and "main" in found[1]
+    problem = refusal(b.spec(1, rollout={"analysis": {"prometheus": "mine"}}))
+    assert problem and problem[0] == "PrometheusNotAllowed" and "main" in problem[1]
     assert refusal(b.spec(1, rollout={"analysis": {"prometheus": "main"}})) is None
 
 
 def test_promql_of_a_specs_own_is_refused_before_anything_begins_unless_it_is_allowed() -> None:
     spec = b.spec(1, rollout={"analysis": {"metrics": [{"name": "gpu", "query": "max(x)", "max": 1}]}})
-    found = refusal(spec)
-    assert found and found[0] == "QueryNotAllowed" and "spec.rollout.analysis.metrics[gpu].query" in found[1]
+    problem = refusal(spec)
+    assert (
+        problem
+        and problem[0] == "QueryNotAllowed"
+        and "spec.rollout.analysis.metrics[gpu].query" in problem[1]
+    )
     assert refusal(spec, config=CONFIG.model_copy(update={"queries": "Own"})) is None
 
 
 def test_no_gateway_api_on_the_cluster() -> None:
-    found = refusal(b.spec(1), kinds=frozenset())
-    assert found and found[0] == "GatewayAPIMissing" and "HTTPRoute" in found[1]
+    problem = refusal(b.spec(1), kinds=frozenset())
+    assert problem and problem[0] == "GatewayAPIMissing" and "HTTPRoute" in problem[1]
     assert refusal(b.spec(1, gateway=False), kinds=frozenset()) is None
 
 

@@ -109,11 +109,11 @@ def test_a_strangers_object_with_our_labels_is_left_alone(
         cluster.user(b.spec(2, traffic=BOTH))
         operator.assessment = b.judged("Successful")
         await operator.live(rounds=20)
-        found = cluster.find(resource, "theirs")
+        live = cluster.find(resource, "theirs")
         assert (
-            found is not None
-            and found["metadata"]["uid"] == before["metadata"]["uid"]
-            and found["spec"] == before["spec"]
+            live is not None
+            and live["metadata"]["uid"] == before["metadata"]["uid"]
+            and live["spec"] == before["spec"]
         )
         assert cluster.status.stable and cluster.status.stable.revision == V2, "and disturbs nothing"
 
@@ -152,12 +152,12 @@ def test_a_name_that_is_taken_is_told_and_holds_up_nothing_else(
             for route in (HTTP_ROUTE, GRPC_ROUTE):
                 if (resource, name) != (route, b.NAME):
                     accept(cluster, route)
-        found = cluster.find(resource, name)
-        assert found is not None and (found["metadata"]["uid"], found["spec"]) == (
+        live = cluster.find(resource, name)
+        assert live is not None and (live["metadata"]["uid"], live["spec"]) == (
             theirs["metadata"]["uid"],
             theirs["spec"],
         )
-        assert controller_of(found) is None and found["metadata"]["labels"] == theirs["metadata"]["labels"]
+        assert controller_of(live) is None and live["metadata"]["labels"] == theirs["metadata"]["labels"]
         told = [e for e in operator.events if e.reason == "NameTaken"]
         assert (
             told
@@ -227,8 +227,8 @@ def test_what_a_stranger_puts_in_the_place_of_a_child_between_two_passes_is_not_
         for _ in range(2):
             await operator.settle()
             operator.hear()
-        found = cluster.find(resource, name)
-        assert found is not None and (found["metadata"], found["spec"]) == (
+        live = cluster.find(resource, name)
+        assert live is not None and (live["metadata"], live["spec"]) == (
             theirs["metadata"],
             theirs["spec"],
         )
@@ -431,7 +431,7 @@ KINDS = [SERVICE.kind, DEPLOYMENT.kind, JOB.kind, HTTP_ROUTE.kind, MODEL_REVISIO
 
 @st.composite
 def objects(draw: st.DrawFn) -> dict[tuple[str, str], Object]:
-    found: dict[tuple[str, str], Object] = {}
+    actual: dict[tuple[str, str], Object] = {}
     for i in range(draw(st.integers(0, 8))):
         kind, controller = draw(st.sampled_from(KINDS)), draw(st.sampled_from(UIDS))
         owners = [{"uid": controller, "controller": draw(st.booleans())}] if controller else []
@@ -445,8 +445,8 @@ def objects(draw: st.DrawFn) -> dict[tuple[str, str], Object]:
             o["status"] = {
                 "children": draw(st.lists(st.sampled_from([f"u{n}" for n in range(8)]), max_size=3))
             }
-        found[kind, f"o{i}"] = o
-    return found
+        actual[kind, f"o{i}"] = o
+    return actual
 
 
 @given(objects())
@@ -454,13 +454,13 @@ def test_nothing_is_our_own_but_by_a_uid_that_we_control_or_recorded(
     by_name: dict[tuple[str, str], Object],
 ) -> None:
     deployment = {"metadata": {"uid": "md", "name": KEY[1], "namespace": KEY[0]}}
-    found = own_children(deployment, by_name)
-    revisions = [o for (kind, _), o in found.items() if kind == MODEL_REVISION.kind]
+    children = own_children(deployment, by_name)
+    revisions = [o for (kind, _), o in children.items() if kind == MODEL_REVISION.kind]
     recorded = {uid for o in revisions for uid in o["status"]["children"]}
-    for (kind, _), o in found.items():
+    for (kind, _), o in children.items():
         controller = controller_of(o)
         assert controller in ("md", *(r["metadata"]["uid"] for r in revisions)) or (
             controller is None and (kind == MODEL_REVISION.kind or o["metadata"]["uid"] in recorded)
         )
     relabelled = {i: {**o, "metadata": {**o["metadata"], "labels": {}}} for i, o in by_name.items()}
-    assert set(own_children(deployment, relabelled)) == set(found), "labels change nothing"
+    assert set(own_children(deployment, relabelled)) == set(children), "labels change nothing"

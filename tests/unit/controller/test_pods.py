@@ -221,9 +221,9 @@ def disrupted(why: str, message: str = "by somebody") -> list[dict[str, str]]:
 
 
 def end(**status: Any) -> Ending:
-    found = ending([pod(phase="Failed", **status)])
-    assert found is not None
-    return found
+    actual = ending([pod(phase="Failed", **status)])
+    assert actual is not None
+    return actual
 
 
 def why(**status: Any) -> str | None:
@@ -248,15 +248,9 @@ def test_the_newest_pod_that_ended_speaks() -> None:
         "c", "2026-01-01T00:02:00Z", phase="Running", containerStatuses=[container(state={"running": {}})]
     )
     for order in ((old, new, runs), (runs, new, old)):
-        found = ending(order)
-        assert (
-            found
-            and found.exit_code == 0
-            and found.result
-            and found.result.sha256 == "ab"
-            and found.problem is None
-        )
-        assert found.at == "2026-01-01T00:03:00Z"
+        end = ending(order)
+        assert end and end.exit_code == 0 and end.result and end.result.sha256 == "ab" and end.problem is None
+        assert end.at == "2026-01-01T00:03:00Z"
 
 
 def test_nothing_has_ended() -> None:
@@ -269,20 +263,20 @@ def test_nothing_has_ended() -> None:
 def test_an_out_of_memory_kill_names_the_limit_and_its_field(limits: dict[str, str], told: str) -> None:
     killed = pod(phase="Failed", containerStatuses=ended(137, reason="OOMKilled"))
     killed["spec"] = {"nodeName": "n1", "containers": [{"name": "job", "resources": {"limits": limits}}]}
-    found = ending([killed])
-    assert found and found.exit_code == 137 and found.problem and found.problem.reason == "OutOfMemory"
+    end = ending([killed])
+    assert end and end.exit_code == 137 and end.problem and end.problem.reason == "OutOfMemory"
     assert (
-        told in found.problem.message
-        and "spec.optimization.resources.limits.memory" in found.problem.message
-        and "node n1" in found.problem.message
+        told in end.problem.message
+        and "spec.optimization.resources.limits.memory" in end.problem.message
+        and "node n1" in end.problem.message
     )
 
 
 def test_the_fields_of_prepare_are_not_told_of_another_job() -> None:
     killed = pod(phase="Failed", containerStatuses=ended(137, reason="OOMKilled"))
     killed["metadata"]["labels"] = {names.LABEL_COMPONENT: names.COMPONENT_EVALUATE}
-    found = ending([killed])
-    assert found and found.problem and "spec.optimization" not in found.problem.message
+    end = ending([killed])
+    assert end and end.problem and "spec.optimization" not in end.problem.message
 
 
 @pytest.mark.parametrize(
@@ -300,16 +294,20 @@ def test_who_takes_a_pod_away_is_the_reason_and_not_how_it_died(
     condition: str, expected: str, code: int
 ) -> None:
     """The program's own word, Terminated, says less; and a SIGKILL is not for memory here."""
-    found = end(conditions=disrupted(condition), containerStatuses=ended(code, '{"reason": "Terminated"}'))
-    assert found.problem and (found.problem.reason, found.result, found.hopeless) == (expected, None, False)
-    assert "by somebody" in found.problem.message
+    ending = end(conditions=disrupted(condition), containerStatuses=ended(code, '{"reason": "Terminated"}'))
+    assert ending.problem and (ending.problem.reason, ending.result, ending.hopeless) == (
+        expected,
+        None,
+        False,
+    )
+    assert "by somebody" in ending.problem.message
 
 
 def test_what_the_program_found_out_before_it_was_taken_away_holds() -> None:
-    found = end(
+    ending = end(
         conditions=disrupted("EvictionByEvictionAPI"), containerStatuses=ended(10, '{"reason": "NotOnnx"}')
     )
-    assert found.problem is None and found.result and found.result.reason == "NotOnnx"
+    assert ending.problem is None and ending.result and ending.result.reason == "NotOnnx"
 
 
 @pytest.mark.parametrize(
@@ -324,30 +322,30 @@ def test_an_eviction_for_its_own_disk_is_bad_sizing(message: str) -> None:
     """The kubelet's words; it sets no DisruptionTarget then, so the Job controller would try it
     again.
     """
-    found = end(reason="Evicted", message=message, containerStatuses=ended(1, '{"reason": "Terminated"}'))
-    assert found.problem and found.problem.reason == "OutOfDisk" and found.hopeless
-    assert "limits.ephemeral-storage" in found.problem.message and "1Gi" in found.problem.message
+    ending = end(reason="Evicted", message=message, containerStatuses=ended(1, '{"reason": "Terminated"}'))
+    assert ending.problem and ending.problem.reason == "OutOfDisk" and ending.hopeless
+    assert "limits.ephemeral-storage" in ending.problem.message and "1Gi" in ending.problem.message
 
 
 def test_an_eviction_for_the_nodes_sake_is_none() -> None:
-    found = end(
+    ending = end(
         reason="Evicted",
         message="The node was low on resource: ephemeral-storage.",
         conditions=disrupted("TerminationByKubelet"),
     )
-    assert found.problem and found.problem.reason == "Evicted" and not found.hopeless
+    assert ending.problem and ending.problem.reason == "Evicted" and not ending.hopeless
     assert why(reason="Evicted", message="The node was low on resource: memory.") == "Evicted"
 
 
 def test_a_pod_that_hung_is_not_tried_again() -> None:
-    found = end(
+    ending = end(
         reason="DeadlineExceeded", message="Pod was active on the node longer than the specified deadline"
     )
     assert (
-        found.problem
-        and found.problem.reason == "DeadlineExceeded"
-        and found.hopeless
-        and "spec.optimization.timeout" in found.problem.message
+        ending.problem
+        and ending.problem.reason == "DeadlineExceeded"
+        and ending.hopeless
+        and "spec.optimization.timeout" in ending.problem.message
     )
 
 
@@ -370,11 +368,11 @@ def test_pods_that_start_run_and_hang() -> None:
     gone["metadata"]["deletionTimestamp"] = "2026-01-01T00:05:00Z"
     assert any_running([works, pulls]) and not any_running([pulls, done, gone]) and not any_running([])
     assert starting_pods([works, pulls, done, gone]) == [pulls]
-    found = stuck_pod([works, gone])
+    problem = stuck_pod([works, gone])
     assert (
-        found
-        and found[0] == "2026-01-01T00:05:00Z"
-        and found[1].reason == "NodeLost"
+        problem
+        and problem[0] == "2026-01-01T00:05:00Z"
+        and problem[1].reason == "NodeLost"
         and stuck_pod([works, pulls, done]) is None
     )
 
@@ -410,19 +408,17 @@ def of_three(
 
 
 def end_of(made: dict[str, Any]) -> Ending:
-    found = ending([made])
-    assert found is not None
-    return found
+    end = ending([made])
+    assert end is not None
+    return end
 
 
 def test_the_users_container_failed_and_is_no_result_whatever_it_says() -> None:
     said = 'Epoch 1\n{"reason": "Completed", "artifact_digest": "sha256:00"}\nno GPU:\x1b[31m found\n\n'
-    found = end_of(of_three(DONE, {"terminated": {"exitCode": 12, "message": said}}, NEVER))
-    assert (found.exit_code, found.result, found.hopeless) == (None, None, True), (
-        "its code is not one of ours"
-    )
-    assert found.problem and found.problem.reason == "ContainerFailed"
-    assert "ended with code 12: no GPU:[31m found; " in found.problem.message
+    end = end_of(of_three(DONE, {"terminated": {"exitCode": 12, "message": said}}, NEVER))
+    assert (end.exit_code, end.result, end.hopeless) == (None, None, True), "its code is not one of ours"
+    assert end.problem and end.problem.reason == "ContainerFailed"
+    assert "ended with code 12: no GPU:[31m found; " in end.problem.message
 
 
 @pytest.mark.parametrize("code", [0, 10, 20])
@@ -434,12 +430,12 @@ def test_the_users_container_cannot_speak_for_ours(code: int) -> None:
 @pytest.mark.parametrize("code", [1, 137, 139, 143])
 def test_the_users_container_that_says_nothing(code: int) -> None:
     """Also one that killed itself: no crash of ours that would be tried again."""
-    found = end_of(of_three(DONE, {"terminated": {"exitCode": code, "reason": "Error"}}, NEVER))
+    end = end_of(of_three(DONE, {"terminated": {"exitCode": code, "reason": "Error"}}, NEVER))
     assert (
-        found.problem
-        and found.problem.reason == "ContainerFailed"
-        and "it said nothing" in found.problem.message
-        and found.hopeless
+        end.problem
+        and end.problem.reason == "ContainerFailed"
+        and "it said nothing" in end.problem.message
+        and end.hopeless
     )
 
 
@@ -452,12 +448,12 @@ def test_the_users_container_that_says_nothing(code: int) -> None:
     ],
 )
 def test_whose_memory_was_too_little(states: tuple[dict[str, Any], ...], limit: str, field: str) -> None:
-    found = end_of(of_three(*states))
-    assert found.problem and found.problem.reason == "OutOfMemory" and found.hopeless, (
+    end = end_of(of_three(*states))
+    assert end.problem and end.problem.reason == "OutOfMemory" and end.hopeless, (
         "with the same limit it would end the same way"
     )
-    assert f"its limit of {limit}" in found.problem.message and f"raise {field}" in found.problem.message
-    assert found.exit_code == (None if limit == "8Gi" else 137)
+    assert f"its limit of {limit}" in end.problem.message and f"raise {field}" in end.problem.message
+    assert end.exit_code == (None if limit == "8Gi" else 137)
 
 
 @pytest.mark.parametrize(
@@ -468,8 +464,8 @@ def test_whose_memory_was_too_little(states: tuple[dict[str, Any], ...], limit: 
     ],
 )
 def test_who_takes_a_pod_of_three_away_is_the_reason(states: tuple[dict[str, Any], ...]) -> None:
-    found = end_of(of_three(*states, conditions=disrupted("DeletionByTaintManager")))
-    assert found.problem and (found.problem.reason, found.result, found.hopeless) == ("NodeLost", None, False)
+    end = end_of(of_three(*states, conditions=disrupted("DeletionByTaintManager")))
+    assert end.problem and (end.problem.reason, end.result, end.hopeless) == ("NodeLost", None, False)
     shut = end_of(
         of_three(
             *states,
@@ -484,8 +480,8 @@ def test_who_takes_a_pod_of_three_away_is_the_reason(states: tuple[dict[str, Any
 def test_a_queue_that_takes_its_job_back_tells_the_pod_to_end_and_nothing_else() -> None:
     told = of_three(DONE, {"terminated": {"exitCode": 143, "reason": "Error"}}, NEVER)
     told["metadata"]["deletionTimestamp"] = "2026-01-01T00:20:00Z"
-    found = end_of(told)
-    assert found.problem and found.problem.reason == "Evicted" and not found.hopeless
+    end = end_of(told)
+    assert end.problem and end.problem.reason == "Evicted" and not end.hopeless
 
 
 @pytest.mark.parametrize(
@@ -502,19 +498,17 @@ def test_a_queue_that_takes_its_job_back_tells_the_pod_to_end_and_nothing_else()
     ],
 )
 def test_whose_disk_was_too_small(message: str, field: str) -> None:
-    found = end_of(
-        of_three(DONE, {"terminated": {"exitCode": 137}}, NEVER, reason="Evicted", message=message)
-    )
+    end = end_of(of_three(DONE, {"terminated": {"exitCode": 137}}, NEVER, reason="Evicted", message=message))
     assert (
-        found.problem
-        and found.problem.reason == "OutOfDisk"
-        and found.hopeless
-        and f"raise {field}" in found.problem.message
+        end.problem
+        and end.problem.reason == "OutOfDisk"
+        and end.hopeless
+        and f"raise {field}" in end.problem.message
     )
 
 
 def test_a_pod_that_took_too_long_in_the_users_container() -> None:
-    found = end_of(
+    end = end_of(
         of_three(
             DONE,
             {"terminated": {"exitCode": 143}},
@@ -523,18 +517,14 @@ def test_a_pod_that_took_too_long_in_the_users_container() -> None:
             message="Pod was active too long",
         )
     )
-    assert found.problem and found.problem.reason == "DeadlineExceeded" and found.hopeless
+    assert end.problem and end.problem.reason == "DeadlineExceeded" and end.hopeless
 
 
 def test_of_containers_in_turn_the_one_that_ended_the_pod_speaks() -> None:
     told = {"terminated": {"exitCode": 10, "message": '{"reason": "NotOnnx"}'}}
     for made in (of_three(told, NEVER, NEVER), of_three(DONE, DONE, told)):
-        found = end_of(made)
-        assert (
-            (found.exit_code, found.problem) == (10, None)
-            and found.result
-            and found.result.reason == "NotOnnx"
-        )
+        end = end_of(made)
+        assert (end.exit_code, end.problem) == (10, None) and end.result and end.result.reason == "NotOnnx"
     well = end_of(
         of_three(DONE, DONE, {"terminated": {"exitCode": 0, "message": '{"sha256": "ab"}'}}, "Succeeded")
     )
@@ -543,8 +533,8 @@ def test_of_containers_in_turn_the_one_that_ended_the_pod_speaks() -> None:
 
 def test_what_was_found_done_holds_whoever_takes_the_pod_away_then() -> None:
     reused = {"terminated": {"exitCode": 20, "message": '{"reused": true}'}}
-    found = end_of(of_three(reused, NEVER, NEVER, conditions=disrupted("EvictionByEvictionAPI")))
-    assert found.exit_code == 20 and found.result and found.result.reused and found.problem is None
+    end = end_of(of_three(reused, NEVER, NEVER, conditions=disrupted("EvictionByEvictionAPI")))
+    assert end.exit_code == 20 and end.result and end.result.reused and end.problem is None
 
 
 def test_a_pod_works_while_one_of_its_containers_does() -> None:
@@ -562,15 +552,15 @@ def test_a_pod_works_while_one_of_its_containers_does() -> None:
 def test_an_init_container_that_failed_speaks_for_its_pod_and_a_sidecar_never_does() -> None:
     said = ended(10, '{"reason": "ArtifactCorrupt", "message": "retry"}')
     waits = [container(state={"waiting": {"reason": "PodInitializing"}})]
-    found = end(initContainerStatuses=said, containerStatuses=waits)
-    assert found.exit_code == 10 and found.result and found.result.reason == "ArtifactCorrupt"
+    ending = end(initContainerStatuses=said, containerStatuses=waits)
+    assert ending.exit_code == 10 and ending.result and ending.result.reason == "ArtifactCorrupt"
     sidecar = pod(
         phase="Succeeded",
         initContainerStatuses=ended(143),
         containerStatuses=ended(0, '{"reason": "Completed"}'),
     )
-    found = end_of(sidecar)
-    assert found.exit_code == 0 and found.result and found.result.reason == "Completed"
+    ending = end_of(sidecar)
+    assert ending.exit_code == 0 and ending.result and ending.result.reason == "Completed"
     killed = end_of(
         pod(
             phase="Failed",
@@ -649,10 +639,10 @@ def test_a_server_that_starts_for_the_first_time_is_not_down() -> None:
 
 def test_a_server_that_was_ready_and_is_not_is_down() -> None:
     unready = container(ready=False, state={"running": {"startedAt": "2026-11-28T12:00:05Z"}})
-    found = server_down([was_ready("2026-11-28T12:05:00Z", unready)])
-    assert found and found.reason == "ServerNotReady"
-    found = server_down([was_ready("2026-11-28T12:05:00Z", crashed(code=139))])
-    assert found and found.reason == "ServerCrashed" and "139" in found.message
+    problem = server_down([was_ready("2026-11-28T12:05:00Z", unready)])
+    assert problem and problem.reason == "ServerNotReady"
+    problem = server_down([was_ready("2026-11-28T12:05:00Z", crashed(code=139))])
+    assert problem and problem.reason == "ServerCrashed" and "139" in problem.message
 
 
 def test_the_last_crash_is_the_one_that_came_last_also_with_code_0_and_when_all_is_well_again() -> None:
@@ -668,6 +658,6 @@ def test_the_last_crash_is_the_one_that_came_last_also_with_code_0_and_when_all_
             "terminated": {"reason": "OOMKilled", "exitCode": 137, "finishedAt": "2026-11-28T12:09:00Z"}
         },
     )
-    found = last_crash([pod(containerStatuses=[first]), pod(containerStatuses=[last])])
-    assert found and (found.at, found.reason) == ("2026-11-28T12:09:00Z", "OutOfMemory")
+    crash = last_crash([pod(containerStatuses=[first]), pod(containerStatuses=[last])])
+    assert crash and (crash.at, crash.reason) == ("2026-11-28T12:09:00Z", "OutOfMemory")
     assert last_crash([pod(containerStatuses=[container(ready=True)])]) is None

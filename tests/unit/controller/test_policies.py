@@ -200,7 +200,7 @@ class TestInTheLoop:
             }
             flying = b.status(1, rollout=b.rollout("Canary", 2, step=b.step())).wire()
             cluster._create((MODEL_DEPLOYMENT, "ns", "other"), other)
-            held = cluster._put(
+            pending = cluster._put(
                 (MODEL_DEPLOYMENT, "ns", "other"),
                 {**cluster.objects[MODEL_DEPLOYMENT, "ns", "other"], "status": flying},
             )
@@ -217,7 +217,7 @@ class TestInTheLoop:
                             "modelrollout.dev/gpus": "2",
                         },
                     },
-                    "spec": {"holderIdentity": f"ns/other/{held['metadata']['uid']}"},
+                    "spec": {"holderIdentity": f"ns/other/{pending['metadata']['uid']}"},
                 },
             )
             cluster.user(b.spec(2))

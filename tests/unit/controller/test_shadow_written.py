@@ -21,11 +21,13 @@ TRAFFIC = {"http": {"hostnames": ["digits.example.com"]}, "gateway": {"name": "p
 
 
 def judged(verdict: VerdictName) -> Assessment:
-    found = b.judged(verdict)
+    verdicts = b.judged(verdict)
     return replace(
-        found,
+        verdicts,
         metrics=(
-            MetricStatus(name="agreement", verdict=verdict, reason=found.reason, canary=Counter(total=100)),
+            MetricStatus(
+                name="agreement", verdict=verdict, reason=verdicts.reason, canary=Counter(total=100)
+            ),
         ),
     )
 
@@ -47,12 +49,12 @@ async def mirroring(rollout: dict[str, Any] | None = None) -> tuple[Cluster, Ope
             ]
         },
     }
-    wanted = {"shadow": {"minSamples": 10}, **(rollout or {})}
-    cluster.user(b.spec(1, rollout=wanted, traffic=TRAFFIC))
+    desired = {"shadow": {"minSamples": 10}, **(rollout or {})}
+    cluster.user(b.spec(1, rollout=desired, traffic=TRAFFIC))
     operator = Operator(cluster)
     await operator.live()
     operator.assessment = judged("Inconclusive")
-    cluster.user(b.spec(2, rollout=wanted, traffic=TRAFFIC))
+    cluster.user(b.spec(2, rollout=desired, traffic=TRAFFIC))
     await operator.live(rounds=8)
     assert cluster.status.phase == "Shadowing" and mirrors(cluster), cluster.status.rollout
     return cluster, operator

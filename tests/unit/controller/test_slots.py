@@ -88,9 +88,9 @@ class Process:
             return
         rollout = seen.snapshot.status.rollout
         if rollout is not None and rollout.queue is not None:
-            found = await self.slots.view(seen)
-            seen = replace(seen, snapshot=replace(seen.snapshot, slots=found))
-            if len(found) == len(seen.snapshot.rules.limits) and all(s.held for s in found):
+            slots = await self.slots.view(seen)
+            seen = replace(seen, snapshot=replace(seen.snapshot, slots=slots))
+            if len(slots) == len(seen.snapshot.rules.limits) and all(s.held for s in slots):
                 admitted = seen.snapshot.status.model_copy(
                     update={"rollout": rollout.model_copy(update={"queue": None})}
                 )
@@ -131,12 +131,12 @@ def end(cluster: Cluster, name: str) -> None:
 
 def running(cluster: Cluster) -> dict[str, int]:
     """GPUs by name of the rollouts that have been let through and are not over."""
-    found = {}
+    actual = {}
     for (resource, _, name), o in cluster.objects.items():
         rollout = (o.get("status") or {}).get("rollout") or {}
         if resource == MODEL_DEPLOYMENT and rollout.get("stage") == "Provision" and "queue" not in rollout:
-            found[name] = GPUS[name]
-    return found
+            actual[name] = GPUS[name]
+    return actual
 
 
 GPUS = {"a": 1, "b": 1, "c": 2, "d": 1, "e": 3}
@@ -327,13 +327,13 @@ def test_two_who_take_the_last_gpus_at_once_are_not_both_let_through() -> None:
 class TestStanding:
     LIMIT = Limit("p", "u", 2, 4)
 
-    def held(self, name: str, version: int, gpus: int = 1, ended: bool = False) -> TakenSlot:
+    def taken(self, name: str, version: int, gpus: int = 1, ended: bool = False) -> TakenSlot:
         return TakenSlot(version, SlotRequest(f"ns/{name}/u", "r", gpus), version, ended)
 
     def test_a_small_one_does_not_slip_past_a_large_one(self) -> None:
         queue = [SlotRequest("ns/large/u", "r", 4), SlotRequest("ns/small/u", "r", 1)]
-        assert not standing(self.LIMIT, [self.held("x", 1)], queue, queue[0]).turn
-        small = standing(self.LIMIT, [self.held("x", 1)], queue, queue[1])
+        assert not standing(self.LIMIT, [self.taken("x", 1)], queue, queue[0]).turn
+        small = standing(self.LIMIT, [self.taken("x", 1)], queue, queue[1])
         assert not small.turn and (small.position, small.waiting, small.holders) == (2, 2, ("ns/x",))
 
     def test_who_asks_for_more_than_the_lowered_limit_holds_up_nobody(self) -> None:
@@ -343,12 +343,14 @@ class TestStanding:
         assert small.turn and (small.position, small.waiting) == (1, 1)
 
     def test_who_took_the_last_one_later_is_over_the_limit(self) -> None:
-        both = [self.held("x", 5, 3), self.held("y", 6, 3)]
+        both = [self.taken("x", 5, 3), self.taken("y", 6, 3)]
         assert is_within_limit(self.LIMIT, both, both[0]) and not is_within_limit(self.LIMIT, both, both[1])
 
     def test_what_has_ended_makes_room(self) -> None:
         queue = [SlotRequest("ns/a/u", "r", 1)]
-        assert standing(self.LIMIT, [self.held("x", 1), self.held("y", 2, ended=True)], queue, queue[0]).turn
+        assert standing(
+            self.LIMIT, [self.taken("x", 1), self.taken("y", 2, ended=True)], queue, queue[0]
+        ).turn
 
 
 ACTIONS = st.one_of(
@@ -442,9 +444,9 @@ def test_never_more_than_the_limit(limits: dict[str, int], actions: list[tuple[s
                 cluster.before = lambda verb, resource, n: None
                 if what == "die":
                     processes[which] = Process(cluster)
-            found = running(cluster)
-            assert len(found) <= limits.get("concurrentRollouts", 99), found
-            assert sum(found.values()) <= limits.get("gpus", 99), found
+            active = running(cluster)
+            assert len(active) <= limits.get("concurrentRollouts", 99), active
+            assert sum(active.values()) <= limits.get("gpus", 99), active
         # in the end everybody gets his turn
         process = Process(cluster)
         for _ in range(12):

@@ -184,10 +184,10 @@ def test_a_restart_is_an_annotation_of_the_pods_that_stays() -> None:
         def stands() -> str | None:
             live = cluster.find(DEPLOYMENT, V1)
             assert live
-            found: str | None = live["spec"]["template"]["metadata"]["annotations"].get(
+            actual: str | None = live["spec"]["template"]["metadata"]["annotations"].get(
                 names.ANNOTATION_RESTARTED
             )
-            return found
+            return actual
 
         first = stands()
         assert first
@@ -329,15 +329,15 @@ def test_a_route_that_is_too_wide_does_not_count_as_taken_up() -> None:
         cluster, operator = await on_trial({"canary": {"steps": [{"weight": 25}]}}, traffic=TRAFFIC)
 
         def looked() -> Snapshot:
-            found = observe(
+            observation = observe(
                 operator.store,
                 KEY,
                 CONFIG,
                 frozenset({HTTP_ROUTE.kind, GRPC_ROUTE.kind}),
                 operator.lookups.hostnames.known(),
             )
-            assert found
-            return found.snapshot
+            assert observation
+            return observation.snapshot
 
         assert looked().traffic.programmed and looked().overly_open == ()
         widen(cluster, GRPC_ROUTE)
@@ -398,8 +398,8 @@ def test_a_deployment_that_cannot_be_written_holds_up_no_way_back() -> None:
         cluster.annotate(V2, "abort", "n1")
         await operator.live(rounds=4)
         assert led(cluster) == {V1: 100}
-        found = cluster.find(MODEL_DEPLOYMENT)
-        assert found and "volumes of pods are emptyDir and secret" in str(found["status"]["conditions"])
+        live = cluster.find(MODEL_DEPLOYMENT)
+        assert live and "volumes of pods are emptyDir and secret" in str(live["status"]["conditions"])
 
     run(main())
 

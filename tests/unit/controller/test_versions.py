@@ -44,10 +44,10 @@ class World:
         return self.answers.get(host)
 
     async def look(self, *pods: Object) -> dict[str, str | None]:
-        found = self.versions.with_versions(KEY, {"r1": Server(1, 1), "r2": Server(1, 1)}, pods)
+        servers = self.versions.with_versions(KEY, {"r1": Server(1, 1), "r2": Server(1, 1)}, pods)
         for _ in range(5):
             await asyncio.sleep(0)
-        return {name: server.version for name, server in found.items()}
+        return {name: server.version for name, server in servers.items()}
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:

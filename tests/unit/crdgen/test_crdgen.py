@@ -36,8 +36,8 @@ MADE = {kind.kind: crd(kind) for kind in KINDS}
 
 
 def version(kind: Any) -> dict[str, Any]:
-    found: dict[str, Any] = MADE[kind.kind]["spec"]["versions"][0]
-    return found
+    actual: dict[str, Any] = MADE[kind.kind]["spec"]["versions"][0]
+    return actual
 
 
 def root(kind: Any) -> dict[str, Any]:
@@ -47,13 +47,13 @@ def root(kind: Any) -> dict[str, Any]:
 
 def nodes(schema: dict[str, Any], path: str = "") -> list[tuple[str, dict[str, Any]]]:
     """The schema and all schemas inside it, each with its path."""
-    found = [(path, schema)]
+    actual = [(path, schema)]
     for name, child in schema.get("properties", {}).items():
-        found += nodes(child, f"{path}.{name}")
+        actual += nodes(child, f"{path}.{name}")
     for key in ("items", "additionalProperties"):
         if isinstance(schema.get(key), dict):
-            found += nodes(schema[key], f"{path}[]")
-    return found
+            actual += nodes(schema[key], f"{path}[]")
+    return actual
 
 
 def fill(schema: dict[str, Any], value: Any) -> Any:
@@ -191,20 +191,20 @@ def test_full_example_names_every_field_of_the_spec() -> None:
     examples = [yaml.safe_load((ROOT / f"examples/{name}.yaml").read_text())["spec"] for name in files]
 
     def used(value: Any, path: str) -> set[str]:
-        found = {path}
+        actual = {path}
         if isinstance(value, dict):
-            found |= {p for k, v in value.items() for p in used(v, f"{path}.{k}")}
+            actual |= {p for k, v in value.items() for p in used(v, f"{path}.{k}")}
         elif isinstance(value, list):
-            found |= {p for v in value for p in used(v, f"{path}[]")}
-        return found
+            actual |= {p for v in value for p in used(v, f"{path}[]")}
+        return actual
 
     schema = root(MODEL_DEPLOYMENT)["properties"]["spec"]
     # the gate's data shows all fields of a data set
     data = re.compile(r"\.(calibration|training\.data|container\.data|tune\.data)\.")
     kubernetes = re.compile(r"\.(affinity\.|tolerations\[)")  # explained by Kubernetes
     skipped = re.compile(rf"{data.pattern}|{kubernetes.pattern}|\.credentials|\[\]$")
-    wanted = {path for path, _ in nodes(schema, "spec") if not skipped.search(path)}
-    assert wanted - {path for example in examples for path in used(example, "spec")} == set()
+    desired = {path for path, _ in nodes(schema, "spec") if not skipped.search(path)}
+    assert desired - {path for example in examples for path in used(example, "spec")} == set()
 
 
 def test_a_revision_is_immutable() -> None:

@@ -71,9 +71,9 @@ class ScriptedCluster:
         return ""
 
     def apply(self, *objects: Object) -> None:
-        for found in objects:
-            if found["kind"] == "ModelDeployment":
-                self._begin(found)
+        for actual in objects:
+            if actual["kind"] == "ModelDeployment":
+                self._begin(actual)
 
     def modelrollout(self, *arguments: str) -> str:
         verb, _, _, revision = arguments[:4]
@@ -99,11 +99,11 @@ class ScriptedCluster:
         return self.revisions[name]
 
     def pods(self, namespace: str, selector: str) -> list[Object]:
-        wanted = dict(pair.split("=") for pair in selector.split(",")).get("modelrollout.dev/revision")
+        desired = dict(pair.split("=") for pair in selector.split(",")).get("modelrollout.dev/revision")
         return [
             {"metadata": {"labels": {"modelrollout.dev/revision": r}}}
             for r in sorted(self.servers)
-            if wanted in (None, r)
+            if desired in (None, r)
         ]
 
     def jobs(self, namespace: str, selector: str) -> list[Object]:
@@ -114,11 +114,11 @@ class ScriptedCluster:
 
     # --- the operator ---
 
-    def _begin(self, found: Object) -> None:
-        version = found["spec"]["model"]["uri"].split("/")[-2]
+    def _begin(self, actual: Object) -> None:
+        version = actual["spec"]["model"]["uri"].split("/")[-2]
         generation = self._object["metadata"]["generation"] + 1 if self._object else 1
         status = self._object["status"] if self._object else {}
-        self._object = {**copy.deepcopy(found), "status": status}
+        self._object = {**copy.deepcopy(actual), "status": status}
         self._object["metadata"]["generation"] = generation
         number = len(self.revisions) + 1
         name = f"digits-{version}"

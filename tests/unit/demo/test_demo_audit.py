@@ -46,7 +46,7 @@ def test_requests_of_one_user_in_the_window_are_counted_by_kind(tmp_path: Path) 
         + line(stage="ResponseStarted")
         + line()[:-20]
     )
-    found = audit.count(log, START, END, user=OPERATOR)
-    assert found.total == 4 and found.leases == 1
-    assert found.kinds == {"get modelrevisions": 2, "update modeldeployments/status": 1, "get /x": 1}
+    counts = audit.count(log, START, END, user=OPERATOR)
+    assert counts.total == 4 and counts.leases == 1
+    assert counts.kinds == {"get modelrevisions": 2, "update modeldeployments/status": 1, "get /x": 1}
     assert audit.count(log, START, END, agent="kubectl").total == 0

@@ -53,16 +53,16 @@ async def run(
         client = Client(settings(folder, ports, **changes), data or live(), Record(folder))
         asyncio.get_running_loop().call_later(seconds, client.stop)
         await client.run()
-    found: dict[str, Any] = json.loads((folder / "client.json").read_text())
-    return found
+    report: dict[str, Any] = json.loads((folder / "client.json").read_text())
+    return report
 
 
 async def test_every_answer_is_counted_by_version_and_protocol(tmp_path: Path) -> None:
     server = FakeServer(choose=lambda n: "2" if n % 4 == 0 else "1")
-    found = await run(server, tmp_path, 0.5)
-    assert found["done"] and found["failed"] == found["in_flight"] == 0
-    assert found["sent"] == found["answered"] == server.seen
-    one, two = found["versions"]["1"], found["versions"]["2"]
+    result = await run(server, tmp_path, 0.5)
+    assert result["done"] and result["failed"] == result["in_flight"] == 0
+    assert result["sent"] == result["answered"] == server.seen
+    one, two = result["versions"]["1"], result["versions"]["2"]
     assert two["answers"] == server.seen // 4
     http, grpc = (one[protocol] + two[protocol] for protocol in ("http", "grpc"))
     assert http > grpc > 0 and http + grpc == server.seen
@@ -78,8 +78,8 @@ async def test_the_host_name_of_the_route_is_sent(tmp_path: Path) -> None:
 
 
 async def test_a_wrong_answer_is_wrong_and_not_failed(tmp_path: Path) -> None:
-    found = await run(FakeServer(), tmp_path, 0.5, live(wrong=50))
-    assert found["failed"] == 0 and found["versions"]["1"]["right"] == 0
+    result = await run(FakeServer(), tmp_path, 0.5, live(wrong=50))
+    assert result["failed"] == 0 and result["versions"]["1"]["right"] == 0
 
 
 async def test_refused_requests_fail_once_each_and_say_why(tmp_path: Path) -> None:
@@ -89,44 +89,49 @@ async def test_refused_requests_fail_once_each_and_say_why(tmp_path: Path) -> No
         return "1"
 
     server = FakeServer(choose=choose)
-    found = await run(server, tmp_path, 0.5)
-    assert found["failed"] == server.seen // 10 and found["sent"] == server.seen, "no retries"
-    errors = {failure["protocol"]: failure["error"] for failure in found["failures"]}
+    result = await run(server, tmp_path, 0.5)
+    assert result["failed"] == server.seen // 10 and result["sent"] == server.seen, "no retries"
+    errors = {failure["protocol"]: failure["error"] for failure in result["failures"]}
     assert errors["http"] == "BadAnswerError: HTTP 503: 'no available server'" and errors["grpc"].startswith(
         "gRPC UNAVAILABLE: no available"
     )
 
 
 async def test_a_late_answer_is_a_failed_request(tmp_path: Path) -> None:
-    found = await run(FakeServer(delay=0.5), tmp_path, 0.2, deadline=0.2)
-    assert found["sent"] == found["failed"] > 1 and found["answered"] == 0
-    assert {f["error"].split(":")[0] for f in found["failures"]} == {"TimeoutError", "gRPC DEADLINE_EXCEEDED"}
+    result = await run(FakeServer(delay=0.5), tmp_path, 0.2, deadline=0.2)
+    assert result["sent"] == result["failed"] > 1 and result["answered"] == 0
+    assert {f["error"].split(":")[0] for f in result["failures"]} == {
+        "TimeoutError",
+        "gRPC DEADLINE_EXCEEDED",
+    }
 
 
 async def test_a_slow_server_slows_nothing_down(tmp_path: Path) -> None:
-    found = await run(FakeServer(delay=0.3), tmp_path, 0.5)
-    assert found["sent"] > 8, "open loop: a closed one would come to 4, on a busy machine to fewer"
-    assert found["answered"] == found["sent"], "what is in flight at the end is waited for"
+    result = await run(FakeServer(delay=0.3), tmp_path, 0.5)
+    assert result["sent"] > 8, "open loop: a closed one would come to 4, on a busy machine to fewer"
+    assert result["answered"] == result["sent"], "what is in flight at the end is waited for"
 
 
 async def test_nobody_there_is_a_failed_request(tmp_path: Path) -> None:
     client = Client(settings(tmp_path, (1, 1), feedback_url=None), live(), Record(tmp_path))
     asyncio.get_running_loop().call_later(0.2, client.stop)
     await client.run()
-    found = json.loads((tmp_path / "client.json").read_text())
-    assert found["failed"] == found["sent"] > 5
+    report = json.loads((tmp_path / "client.json").read_text())
+    assert report["failed"] == report["sent"] > 5
 
 
 async def test_every_answer_is_handed_in_as_feedback_with_its_version(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret\n")
     server = FakeServer(choose=lambda n: "2" if n % 4 == 0 else "1")
-    found = await run(server, tmp_path, 0.5, live(wrong=25), feedback_token=str(tmp_path / "token"), run="r1")
+    result = await run(
+        server, tmp_path, 0.5, live(wrong=25), feedback_token=str(tmp_path / "token"), run="r1"
+    )
     assert server.tokens == {"Bearer secret"}
-    assert found["feedback"] == {"sent": found["answered"], "errors": 0, "last_error": None}
-    assert len({item["id"] for item in server.feedback}) == found["answered"] and all(
+    assert result["feedback"] == {"sent": result["answered"], "errors": 0, "last_error": None}
+    assert len({item["id"] for item in server.feedback}) == result["answered"] and all(
         i["id"].startswith("r1-") for i in server.feedback
     )
-    for version, counts in found["versions"].items():
+    for version, counts in result["versions"].items():
         mine = [
             i
             for i in server.feedback
@@ -148,15 +153,22 @@ async def test_refused_feedback_is_sent_again(tmp_path: Path) -> None:
                 await asyncio.sleep(0.05)
         client.stop()
         await running
-    found: dict[str, Any] = json.loads((tmp_path / "client.json").read_text())
-    assert found["feedback"]["errors"] == 2 and found["failed"] == 0
-    assert found["feedback"]["sent"] == found["answered"] == len(server.feedback)
+    report: dict[str, Any] = json.loads((tmp_path / "client.json").read_text())
+    assert report["feedback"]["errors"] == 2 and report["failed"] == 0
+    assert report["feedback"]["sent"] == report["answered"] == len(server.feedback)
 
 
 async def test_each_request_has_its_line(tmp_path: Path) -> None:
-    found = await run(FakeServer(), tmp_path, 0.3)
+    result = await run(FakeServer(), tmp_path, 0.3)
     lines = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
-    assert len(lines) == found["sent"] and set(lines[0]) == {"at", "protocol", "id", "version", "ms", "right"}
+    assert len(lines) == result["sent"] and set(lines[0]) == {
+        "at",
+        "protocol",
+        "id",
+        "version",
+        "ms",
+        "right",
+    }
 
 
 async def test_the_process_stops_on_the_drivers_word(tmp_path: Path) -> None:
@@ -166,8 +178,8 @@ async def test_the_process_stops_on_the_drivers_word(tmp_path: Path) -> None:
         await asyncio.to_thread(load.start)
         await asyncio.sleep(1.0)
         assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
-        found = await asyncio.to_thread(load.stop)
-    assert found["done"] and found["sent"] == found["answered"] > 20 and not load.runs
+        actual = await asyncio.to_thread(load.stop)
+    assert actual["done"] and actual["sent"] == actual["answered"] > 20 and not load.runs
 
 
 async def test_a_dead_client_is_noticed(tmp_path: Path) -> None:

@@ -45,10 +45,10 @@ def test_training_learns(net: Net) -> None:
 
 def test_training_with_dropout_learns() -> None:
     split = blobs(4000)
-    found = train_net(
+    trained = train_net(
         Recipe(hidden=(64,), epochs=5, seed=1, dropout=0.2), lambda _: (split.images, split.labels), CLASSES
     )
-    assert (found.logits(split.images).argmax(axis=1) == split.labels).mean() > 0.95
+    assert (trained.logits(split.images).argmax(axis=1) == split.labels).mean() > 0.95
 
 
 def test_the_same_seed_gives_the_same_net() -> None:

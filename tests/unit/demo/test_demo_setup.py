@@ -73,11 +73,11 @@ def test_a_cluster_of_ones_own_is_read_from_a_file(tmp_path: Path) -> None:
             }
         )
     )
-    found = from_file(path, None, "mine", "registry.test/x")
-    assert found.context == "mine" and found.gateway.grpc == "192.0.2.7:81" and found.store.models == "m"
+    target = from_file(path, None, "mine", "registry.test/x")
+    assert target.context == "mine" and target.gateway.grpc == "192.0.2.7:81" and target.store.models == "m"
     assert (
-        found.images.triton == "other/triton:1"
-        and found.images.operator == "registry.test/x/modelrollout-operator:dev"
+        target.images.triton == "other/triton:1"
+        and target.images.operator == "registry.test/x/modelrollout-operator:dev"
     )
 
 

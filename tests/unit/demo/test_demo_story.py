@@ -45,8 +45,8 @@ class Telling:
 
     @property
     def report(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
-        return found
+        parsed: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
+        return parsed
 
 
 @pytest.fixture

@@ -99,9 +99,9 @@ class Setting:
 
 @pytest.fixture
 def setting(store: ObjectStore) -> Iterator[Setting]:
-    found = Setting(store)
-    with found.stack:
-        yield found
+    actual = Setting(store)
+    with actual.stack:
+        yield actual
 
 
 def test_candidate_alone(setting: Setting) -> None:
@@ -251,8 +251,8 @@ def test_no_server(setting: Setting) -> None:
 )
 def test_failed_requests(setting: Setting, error: tuple[int, str], code: ExitCode, reason: str) -> None:
     setting.candidate.error = error
-    found = setting.refusal()
-    assert (found.code, found.reason) == (code, reason)
+    problem = setting.refusal()
+    assert (problem.code, problem.reason) == (code, reason)
 
 
 def test_short_trouble_is_lived_through_and_counted_once(setting: Setting) -> None:

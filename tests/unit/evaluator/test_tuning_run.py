@@ -181,14 +181,14 @@ def test_the_data_given_is_what_is_sent(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(program, "ObjectStore", Local)
     with started(Repo()) as repo:
-        given = task(
+        specified = task(
             repo,
             tmp_path,
             data=DataSet(location=Location(uri="s3://data/x.npz")),
             field="spec.serving.tune.data",
         )
-        result = program.tune(given, Progress())
-        sent, rows = program.requests(given, [X], Progress())
+        result = program.tune(specified, Progress())
+        sent, rows = program.requests(specified, [X], Progress())
     assert result.message == "" and result.tuned is not None
     assert (len(sent), rows) == (3, 1)
     head, _, body = sent[0].partition(b"\r\n\r\n")
@@ -281,16 +281,17 @@ def test_the_result_has_room_in_the_termination_message() -> None:
     trials += [
         Trial(ServingConfig(instances=i, batch=32), None, problem="x" * program.PROBLEM) for i in range(1, 40)
     ]
-    found = program.TuneResult(
+    result = program.TuneResult(
         configured=program._result_of(trials[0]),
         chosen=program._result_of(trials[1]),
         candidates=78,
         trials=program._others(trials, trials[:2]),
     )
-    assert len(found.trials) >= 5
-    back = TaskResult.model_validate_json(encode(TaskResult(tuned=found, message="m" * 5000)))
+    assert len(result.trials) >= 5
+    back = TaskResult.model_validate_json(encode(TaskResult(tuned=result, message="m" * 5000)))
     assert (
-        len(encode(TaskResult(tuned=found, message="m" * 5000))) <= RESULT_LIMIT_BYTES and back.tuned == found
+        len(encode(TaskResult(tuned=result, message="m" * 5000))) <= RESULT_LIMIT_BYTES
+        and back.tuned == result
     )
 
 
@@ -300,9 +301,9 @@ REQUEST = encoded(NAME, {"x": np.zeros((1, 4), np.float32)}, [X])
 def test_a_window_counts_what_was_answered_and_asks_for_enough() -> None:
     with started(Repo(serving={})) as repo:
         repo.serving = {"name": NAME}
-        found = window(repo.address, [REQUEST], 3, 0.01, 50)
-    assert len(found.latencies) >= 1 and found.latencies == tuple(sorted(found.latencies)) and found.rate > 0
-    assert found.latency(1.0) == found.latencies[-1] and found.latency(0.5) in found.latencies
+        loads = window(repo.address, [REQUEST], 3, 0.01, 50)
+    assert len(loads.latencies) >= 1 and loads.latencies == tuple(sorted(loads.latencies)) and loads.rate > 0
+    assert loads.latency(1.0) == loads.latencies[-1] and loads.latency(0.5) in loads.latencies
 
 
 def test_a_request_that_fails_ends_a_window() -> None:
@@ -332,12 +333,12 @@ def test_what_is_written_is_what_was_measured() -> None:
     config = parse(text)
     assert serving_of(config) == ServingConfig(instances=1, batch=32, queue_delay_us=700)
     assert printed(with_serving(config, serving_of(config))) == text
-    wanted = ServingConfig(instances=2, batch=8, queue_delay_us=200)
-    changed = with_serving(config, wanted)
-    assert serving_of(changed) == wanted and changed.max_batch_size == 32, "what a client may send stays"
+    desired = ServingConfig(instances=2, batch=8, queue_delay_us=200)
+    changed = with_serving(config, desired)
+    assert serving_of(changed) == desired and changed.max_batch_size == 32, "what a client may send stays"
     assert not with_serving(config, ServingConfig()).HasField("dynamic_batching")
 
 
 def test_the_task_is_read_back() -> None:
-    given = TuneTask(http="127.0.0.1:8000", repository="/models", model=NAME, objective_ms=50)
-    assert parse_task(given.model_dump_json()) == given
+    specified = TuneTask(http="127.0.0.1:8000", repository="/models", model=NAME, objective_ms=50)
+    assert parse_task(specified.model_dump_json()) == specified

@@ -149,14 +149,14 @@ def test_the_space_keeps_to_the_largest_request_and_to_the_objective() -> None:
 def test_a_delay_goes_with_the_batches() -> None:
     """Joining nothing and waiting for others is one configuration, not ten."""
     at = ServingConfig(instances=1, batch=2, queue_delay_us=500)
-    found = list(BATCHED.neighbours(at))
-    assert ServingConfig() in found and all(s.queue_delay_us == 0 for s in found if s.batch == 0)
+    settings = list(BATCHED.neighbours(at))
+    assert ServingConfig() in settings and all(s.queue_delay_us == 0 for s in settings if s.batch == 0)
 
 
 @pytest.mark.parametrize("start", [1, 4, 64, 512])
 def test_a_sweep_finds_the_same_load_from_wherever_it_starts(start: int) -> None:
-    found = sweep(ServingConfig(batch=32), Formula(call=10, row=1), OBJECTIVE, start, always)
-    assert found.within and found.load and 20 <= found.load.in_flight <= 48
+    trial = sweep(ServingConfig(batch=32), Formula(call=10, row=1), OBJECTIVE, start, always)
+    assert trial.within and trial.load and 20 <= trial.load.in_flight <= 48
 
 
 def test_one_burst_of_something_else_does_not_end_a_sweep() -> None:

@@ -603,12 +603,12 @@ async def test_bodies_on_their_way_have_room_for_each_tenant(monkeypatch: pytest
 
 
 async def test_a_small_body_that_unpacks_to_a_large_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[int] = []
+    pending: list[int] = []
 
     class Seen(BodyBudget):
         @contextmanager
         def room(self, tenant: str, size: int) -> Iterator[None]:
-            held.append(size)
+            pending.append(size)
             with super().room(tenant, size):
                 yield
 
@@ -623,7 +623,7 @@ async def test_a_small_body_that_unpacks_to_a_large_one_is_refused(monkeypatch: 
             "/v1/feedback", data=gzip.compress(json.dumps(GOOD).encode()), headers=headers
         ) as response:
             assert response.status == 200
-    assert held == [feedback.MAX_BODY_BYTES] * 2, "its length says nothing of the room that it takes"
+    assert pending == [feedback.MAX_BODY_BYTES] * 2, "its length says nothing of the room that it takes"
 
 
 async def test_a_body_that_breaks_off_is_no_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -716,7 +716,7 @@ async def test_strangers_with_half_a_head_keep_neither_senders_nor_prometheus_ou
     half = b"POST /v1/feedback HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "
     async with running(connections=64, connections_per_source=16) as (senders, status):
         strangers = []
-        async with aiohttp.ClientSession() as kept, aiohttp.ClientSession() as new:
+        async with aiohttp.ClientSession() as retained, aiohttp.ClientSession() as new:
             for i in range(400):
                 for port in (senders, status):
                     opened = await asyncio.open_connection(
@@ -725,10 +725,10 @@ async def test_strangers_with_half_a_head_keep_neither_senders_nor_prometheus_ou
                     opened[1].write(half)
                     strangers.append(opened)
                 if i % 40 == 0:
-                    for session in (kept, new):
+                    for session in (retained, new):
                         headers = {
                             "Authorization": f"Bearer {TOKEN}",
-                            "Connection": "keep-alive" if session is kept else "close",
+                            "Connection": "keep-alive" if session is retained else "close",
                         }
                         async with session.post(
                             f"http://127.0.0.1:{senders}/v1/feedback",

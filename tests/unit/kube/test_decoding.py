@@ -129,8 +129,8 @@ def test_nothing_is_asked_of_what_may_be_left_out() -> None:
 
 @pytest.mark.parametrize("spec", [DEEP, WIDE, "[" * 50_000], ids=["deep", "wide", "cut off"])
 def test_an_object_is_named_whatever_it_holds(spec: str) -> None:
-    found = identify(raw_object("culprit", spec).encode(), ("metadata",), "why")
-    assert (found.namespace, found.name, found.uid, found.version, found.why) == (
+    unreadable = identify(raw_object("culprit", spec).encode(), ("metadata",), "why")
+    assert (unreadable.namespace, unreadable.name, unreadable.uid, unreadable.version, unreadable.why) == (
         "ml",
         "culprit",
         "u-culprit",
@@ -138,11 +138,11 @@ def test_an_object_is_named_whatever_it_holds(spec: str) -> None:
         "why",
     )
     line = f'{{"type":"MODIFIED","object":{raw_object("culprit", spec)}}}'.encode()
-    assert identify(line, ("object", "metadata"), "why") == found
+    assert identify(line, ("object", "metadata"), "why") == unreadable
     for custom in (True, False):
         assert (
             identify(raw_list(raw_object("culprit", spec), custom=custom), ("items", "", "metadata"), "why")
-            == found
+            == unreadable
         )
 
 
@@ -155,8 +155,8 @@ def test_managed_fields_as_large_as_the_object_hide_no_name() -> None:
         f'{{"type":"ADDED","object":{{"apiVersion":"v1","kind":"X","metadata":{about},"spec":[[',
         f'{{"object":{{"metadata":{about}',
     ):
-        found = identify(raw.encode(), ("object", "metadata"), "why")
-        assert found.name == ("culprit" if "type" in raw else ""), (
+        unreadable = identify(raw.encode(), ("object", "metadata"), "why")
+        assert unreadable.name == ("culprit" if "type" in raw else ""), (
             "what does not begin like an answer is searched only so far"
         )
 
@@ -272,6 +272,6 @@ def test_random_bytes_in_a_list_are_an_error_or_a_list() -> None:
 def test_no_json_is_told_apart() -> None:
     with pytest.raises(NotJsonError):
         parse(b"<html>")
-    with pytest.raises(UnreadableError) as found:
+    with pytest.raises(UnreadableError) as actual:
         parse(nested(100_000).encode())
-    assert not isinstance(found.value, NotJsonError)
+    assert not isinstance(actual.value, NotJsonError)

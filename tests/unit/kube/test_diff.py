@@ -12,7 +12,7 @@ from modelrollout.kube.diff import is_up_to_date
 
 
 @pytest.mark.parametrize(
-    ("live", "wanted"),
+    ("live", "desired"),
     [
         ({"a": 1, "default": 2}, {"a": 1}),
         ({"a": {"b": 1, "default": 2}}, {"a": {"b": 1}}),
@@ -23,12 +23,12 @@ from modelrollout.kube.diff import is_up_to_date
         ({"a": {"default": 1}}, {"a": {}}),
     ],
 )
-def test_what_the_api_server_adds_does_not_count(live: Any, wanted: Any) -> None:
-    assert is_up_to_date(live, wanted)
+def test_what_the_api_server_adds_does_not_count(live: Any, desired: Any) -> None:
+    assert is_up_to_date(live, desired)
 
 
 @pytest.mark.parametrize(
-    ("live", "wanted"),
+    ("live", "desired"),
     [
         ({}, {"a": 1}),
         ({"a": 2}, {"a": 1}),
@@ -44,24 +44,24 @@ def test_what_the_api_server_adds_does_not_count(live: Any, wanted: Any) -> None
         ({"weight": 25}, {"weight": 0}),
     ],
 )
-def test_what_differs_is_written(live: Any, wanted: Any) -> None:
-    assert not is_up_to_date(live, wanted)
+def test_what_differs_is_written(live: Any, desired: Any) -> None:
+    assert not is_up_to_date(live, desired)
 
 
 @pytest.mark.parametrize(
-    ("live", "wanted"),
+    ("live", "desired"),
     [("1", 1), ("500m", "0.5"), ("1Gi", "1024Mi"), ("1k", 1000), ("100m", "0.1"), (2, "2")],
 )
-def test_quantities_are_compared_by_value(live: Any, wanted: Any) -> None:
-    assert is_up_to_date({"limits": {"x": live}}, {"limits": {"x": wanted}})
+def test_quantities_are_compared_by_value(live: Any, desired: Any) -> None:
+    assert is_up_to_date({"limits": {"x": live}}, {"limits": {"x": desired}})
 
 
 @pytest.mark.parametrize(
-    ("live", "wanted"),
+    ("live", "desired"),
     [("2", 1), ("1Gi", "1G"), ("1", True), ("abc", 1), ("", 0), ("x", ""), ("nan", "nan2"), (True, "true")],
 )
-def test_other_quantities_and_what_is_none_are_not(live: Any, wanted: Any) -> None:
-    assert not is_up_to_date({"limits": {"x": live}}, {"limits": {"x": wanted}})
+def test_other_quantities_and_what_is_none_are_not(live: Any, desired: Any) -> None:
+    assert not is_up_to_date({"limits": {"x": live}}, {"limits": {"x": desired}})
 
 
 @pytest.mark.parametrize("key", ["selector", "matchLabels"])

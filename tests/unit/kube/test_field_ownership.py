@@ -33,8 +33,8 @@ def test_the_spec_is_ours_and_the_rest_of_others_stays_theirs() -> None:
     edited = entry(
         "kubectl-edit", "Update", {"f:metadata": {"f:annotations": {"f:note": {}}}, "f:spec": {"f:x": {}}}
     )
-    found = taken_over([edited, status, scale], US)
-    assert found == [
+    entries = taken_over([edited, status, scale], US)
+    assert entries == [
         entry(US, "Apply", {"f:spec": {"f:x": {}}}, time=None),
         entry("kubectl-edit", "Update", {"f:metadata": {"f:annotations": {"f:note": {}}}}),
         status,

@@ -14,12 +14,12 @@ _RULE = re.compile(r"- apiGroups: \[(.*)\]\n\s*resources: \[(.*)\]\n(?:  .*\n)*?
 
 def granted() -> dict[tuple[str, str], set[str]]:
     """Verbs by group and resource, over all roles of the operator."""
-    found: dict[tuple[str, str], set[str]] = {}
+    actual: dict[tuple[str, str], set[str]] = {}
     for name in ("_helpers.tpl", "rbac.yaml"):
         for group, resources, verbs in _RULE.findall(_WORDS.sub("", (CHART / name).read_text())):
             for resource in resources.split(", "):
-                found.setdefault((group.strip('"'), resource), set()).update(verbs.split(", "))
-    return found
+                actual.setdefault((group.strip('"'), resource), set()).update(verbs.split(", "))
+    return actual
 
 
 def test_the_chart_grants_the_verbs_of_the_table_and_no_others() -> None:

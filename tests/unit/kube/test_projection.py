@@ -51,14 +51,14 @@ def pod() -> dict[str, Any]:
 
 
 def test_a_pod_without_what_fills_it() -> None:
-    found = project(POD, pod())
-    assert FILLER not in json.dumps(found)
-    assert found["spec"]["containers"][0] == {
+    projected = project(POD, pod())
+    assert FILLER not in json.dumps(projected)
+    assert projected["spec"]["containers"][0] == {
         "name": "c", "image": "i", "command": ["x"], "resources": {"limits": {"memory": "1Gi"}},
         "env": [{"name": TASK_ENV, "value": "{}"}],
     }  # fmt: skip
-    assert found["spec"]["nodeName"] == "n" and found["metadata"]["ownerReferences"] == [{"uid": "o"}]
-    ended = found["status"]["containerStatuses"][0]["state"]["terminated"]
+    assert projected["spec"]["nodeName"] == "n" and projected["metadata"]["ownerReferences"] == [{"uid": "o"}]
+    ended = projected["status"]["containerStatuses"][0]["state"]["terminated"]
     assert ended == {"exitCode": 1, "message": "m" * MESSAGE}, (
         "a kubelet writes no more, whoever writes a pod's status may"
     )
@@ -72,13 +72,13 @@ def test_a_job_keeps_what_was_asked_and_how_it_stands() -> None:
         "spec": {"suspend": True, "template": pod()},
         "status": {"conditions": []},
     }
-    found = project(JOB, body)
-    assert "affinity" not in json.dumps(found) and "managedFields" not in json.dumps(found)
-    assert found["spec"]["template"]["spec"]["containers"] == [CONTAINER], "by it its pods are compared"
+    projected = project(JOB, body)
+    assert "affinity" not in json.dumps(projected) and "managedFields" not in json.dumps(projected)
+    assert projected["spec"]["template"]["spec"]["containers"] == [CONTAINER], "by it its pods are compared"
     assert (
-        found["spec"]["suspend"] is True
-        and found["metadata"]["annotations"] == {f"{names.GROUP}/promote": "1"}
-        and found["status"] == {"conditions": []}
+        projected["spec"]["suspend"] is True
+        and projected["metadata"]["annotations"] == {f"{names.GROUP}/promote": "1"}
+        and projected["status"] == {"conditions": []}
     )
 
 
@@ -91,11 +91,11 @@ def test_of_others_everything_that_is_compared_stays() -> None:
         "status": {"a": 1},
     }
     for resource in (SERVICE, MODEL_DEPLOYMENT):
-        found = project(resource, body)
-        assert (found["spec"], found["status"]) == (body["spec"], body["status"])
+        projected = project(resource, body)
+        assert (projected["spec"], projected["status"]) == (body["spec"], body["status"])
         assert (
-            found["metadata"]["annotations"] == {f"{names.GROUP}/promote": "1"}
-            and "managedFields" not in found["metadata"]
+            projected["metadata"]["annotations"] == {f"{names.GROUP}/promote": "1"}
+            and "managedFields" not in projected["metadata"]
         )
     assert "managedFields" in body["metadata"], "the object itself is not touched"
 
@@ -107,8 +107,8 @@ def test_objects_without_parts_have_none() -> None:
 
 
 def test_for_capacity_only_what_is_counted() -> None:
-    found = pod_for_capacity(pod())
-    assert FILLER not in json.dumps(found) and found["spec"]["containers"] == [
+    projected = pod_for_capacity(pod())
+    assert FILLER not in json.dumps(projected) and projected["spec"]["containers"] == [
         {"resources": {"limits": {"memory": "1Gi"}}}
     ]
     node = {
@@ -116,9 +116,9 @@ def test_for_capacity_only_what_is_counted() -> None:
         "spec": {"taints": []},
         "status": {"allocatable": {"cpu": "1"}, "images": [FILLER], "conditions": []},
     }
-    found = node_for_capacity(node)
+    projected = node_for_capacity(node)
     assert (
-        FILLER not in json.dumps(found)
-        and found["status"] == {"allocatable": {"cpu": "1"}, "conditions": []}
-        and found["spec"] == {"taints": []}
+        FILLER not in json.dumps(projected)
+        and projected["status"] == {"allocatable": {"cpu": "1"}, "conditions": []}
+        and projected["spec"] == {"taints": []}
     )

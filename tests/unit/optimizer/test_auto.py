@@ -111,15 +111,15 @@ class TestWithoutTraining:
             gate=gate(),
             warnings=warnings,
         )
-        found = auto(AutoStep(data=PLACE), w)
-        search = found["search"]
+        result = auto(AutoStep(data=PLACE), w)
+        search = result["search"]
         assert (search["objective"], search["metric"], search["allowed"], search["ended"]) == (
             "Size",
             "accuracy",
             0.02,
             "Complete",
         )
-        by_name = {point["name"]: point for point in found["candidates"]}
+        by_name = {point["name"]: point for point in result["candidates"]}
         within = [p for p in by_name.values() if p["within"] and p["name"] != "source"]
         chosen = by_name[search["chosen"]]
         assert (
@@ -130,15 +130,17 @@ class TestWithoutTraining:
             < 0.6 * by_name["source"]["size"]
         )
         assert by_name["source"]["loss"] == 0 and by_name["source"]["within"]
-        assert {"graph", "int8", "int8-dynamic", "float16"} <= {*by_name, *found["refused"]}
+        assert {"graph", "int8", "int8-dynamic", "float16"} <= {*by_name, *result["refused"]}
         assert [by_name[name]["steps"][0]["method"] for name in ("int8", "int8-dynamic")] == [
             "Static",
             "Dynamic",
         ]
         assert search["tried"] == len(by_name) - 1
-        assert [s["kind"] for s in found["steps"]] == [s["kind"] for s in chosen["steps"]] and found["steps"]
+        assert [s["kind"] for s in result["steps"]] == [s["kind"] for s in chosen["steps"]] and result[
+            "steps"
+        ]
         # calibration samples judge nothing
-        assert (found["calibrationSamples"], found["samples"]) == (256, 1600 - 256)
+        assert (result["calibrationSamples"], result["samples"]) == (256, 1600 - 256)
         assert [p[0] for p in search["points"]][:2] == [search["chosen"], "source"]
         assert all(p["milliseconds"] > 0 for p in by_name.values())
         assert not list(tmp_path.glob("candidate-*")) or w.target.exists()
@@ -160,10 +162,10 @@ class TestWithoutTraining:
             warnings=warnings,
             hardware="gpu",
         )
-        found = auto(AutoStep(data=PLACE, objective="Latency"), w)
-        within = {p["name"]: p["milliseconds"] for p in found["candidates"] if p["within"]}
+        search = auto(AutoStep(data=PLACE, objective="Latency"), w)
+        within = {p["name"]: p["milliseconds"] for p in search["candidates"] if p["within"]}
         worth = {name: ms for name, ms in within.items() if ms <= 0.95 * within["source"]}
-        assert found["search"]["chosen"] == (min(worth, key=lambda name: worth[name]) if worth else "source")
+        assert search["search"]["chosen"] == (min(worth, key=lambda name: worth[name]) if worth else "source")
         assert any("measured on the Job's CPU" in text and "Size" in text for text in warnings)
 
     def test_nothing_within_the_budget_leaves_the_model_as_it_was(
@@ -180,10 +182,10 @@ class TestWithoutTraining:
         warnings: list[str] = []
         source = save(classifier(hidden=512), tmp_path)
         w = work(source, data={"data": points(1600)}, gate=gate(), warnings=warnings)
-        found = auto(AutoStep(data=PLACE), w)
+        search = auto(AutoStep(data=PLACE), w)
         assert (
-            found["search"]["chosen"] == "source"
-            and found["steps"] == []
+            search["search"]["chosen"] == "source"
+            and search["steps"] == []
             and not w.target.exists()
             and source.exists()
         )
@@ -201,25 +203,25 @@ class TestWithoutTraining:
         source = save(fragile(), tmp_path)
         x = samples(1200, 3)[0]
         answers = predict(open_session(source, "f"), check(source).inputs, {"x": x}, "f", lambda *_: None)[0]
-        found = auto(
+        search = auto(
             AutoStep(data=PLACE), work(source, data={"data": Data({"x": x}, answers, {})}, gate=gate())
         )
-        by_name = {p["name"]: p for p in found["candidates"]}
+        by_name = {p["name"]: p for p in search["candidates"]}
         assert not by_name["int8"]["within"] and by_name["int8"]["loss"] > 0.02
-        assert found["refused"]["float16"].startswith("OutOfRange: ") and "bfloat16" in by_name
-        assert {"int8-percentile", "int8-entropy", "int8-sensitivity"} <= {*by_name, *found["refused"]}
-        assert by_name[found["search"]["chosen"]]["within"]
+        assert search["refused"]["float16"].startswith("OutOfRange: ") and "bfloat16" in by_name
+        assert {"int8-percentile", "int8-entropy", "int8-sensitivity"} <= {*by_name, *search["refused"]}
+        assert by_name[search["search"]["chosen"]]["within"]
 
     def test_nothing_can_be_made_of_it(self, tmp_path: Path) -> None:
         """Trees have no matrices."""
         x = np.random.default_rng(0).normal(size=(800, 2)).astype(np.float32)
         warnings: list[str] = []
         data = Data({"x": x}, (x[:, 0] > 0).astype(np.int64), {})
-        found = auto(
+        search = auto(
             AutoStep(data=PLACE),
             work(save(stump(), tmp_path), data={"data": data}, gate=gate(), warnings=warnings),
         )
-        assert found["search"]["chosen"] == "source" and set(found["refused"]) >= {
+        assert search["search"]["chosen"] == "source" and set(search["refused"]) >= {
             "int8",
             "int8-dynamic",
             "float16",
@@ -252,17 +254,17 @@ class TestWithoutTraining:
             run_step=counted,
             warnings=warnings,
         )
-        found = auto(AutoStep(data=PLACE, time_limit="1m"), w)
-        assert (found["search"]["ended"], found["search"]["tried"]) == ("TimeLimit", after)
-        assert found["cut"] == ["graph", "int8", "int8-dynamic"][after]
+        search = auto(AutoStep(data=PLACE, time_limit="1m"), w)
+        assert (search["search"]["ended"], search["search"]["tried"]) == ("TimeLimit", after)
+        assert search["cut"] == ["graph", "int8", "int8-dynamic"][after]
         assert any("the time limit of 1m ended the search" in text for text in warnings)
-        assert found["search"]["chosen"] == ("source" if after == 0 else "int8")
+        assert search["search"]["chosen"] == ("source" if after == 0 else "int8")
         assert w.target.exists() == (after > 0)
 
     def test_training_that_the_image_cannot_do_is_named(self, tmp_path: Path) -> None:
         warnings: list[str] = []
         data = {"data": points(1600), "training.data": points(200, 7)}
-        found = auto(
+        search = auto(
             AutoStep(data=PLACE, training=Training(data=PLACE)),
             work(save(classifier(), tmp_path), data=data, gate=gate(), warnings=warnings),
         )
@@ -270,15 +272,15 @@ class TestWithoutTraining:
             text.startswith(f"{FIELD[:-5].replace('spec.optimization.', '')}") or "no JAX" in text
             for text in warnings
         )
-        assert not any("losses" in s for p in found["candidates"] for s in p["steps"])
+        assert not any("losses" in s for p in search["candidates"] for s in p["steps"])
 
     def test_calibration_of_its_own_leaves_all_samples_to_judge(self, tmp_path: Path) -> None:
         data = {"data": points(1600), "calibration": points(100, 8)}
-        found = auto(
+        search = auto(
             AutoStep(data=PLACE, calibration=PLACE),
             work(save(classifier(), tmp_path), data=data, gate=gate()),
         )
-        assert (found["calibrationSamples"], found["samples"]) == (100, 1600)
+        assert (search["calibrationSamples"], search["samples"]) == (100, 1600)
 
     def test_slices_count_where_the_data_names_them(self, tmp_path: Path) -> None:
         sliced = Gate(data=PLACE, metrics=(GateMetric(max_drop=0.02, slices=GateBudget(max_drop=0.1)),))
@@ -343,7 +345,7 @@ class TestWithoutTraining:
         truth = open_session(source, "f").run(None, {"x": x})[0][:, 0].astype(
             np.float64
         ) + np.random.default_rng(0).normal(0, 1, 2000)
-        found = auto(
+        search = auto(
             AutoStep(data=PLACE),
             work(
                 source,
@@ -351,9 +353,9 @@ class TestWithoutTraining:
                 gate=gate(name="mae", max_increase=0.2),
             ),
         )
-        assert found["search"]["metric"] == "mae" and found["search"]["chosen"] != "source"
-        int8 = next(p for p in found["candidates"] if p["name"] == "int8")
-        assert int8["loss"] == pytest.approx(int8["value"] - found["search"]["before"], abs=1e-6)
+        assert search["search"]["metric"] == "mae" and search["search"]["chosen"] != "source"
+        int8 = next(p for p in search["candidates"] if p["name"] == "int8")
+        assert int8["loss"] == pytest.approx(int8["value"] - search["search"]["before"], abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -381,17 +383,17 @@ def test_training_makes_the_smallest_models(
     w = work(
         source, data={"data": images(2000, 8), "training.data": images(1500, 9)}, gate=gate(max_drop=0.05)
     )
-    found = auto(AutoStep(data=PLACE, training=training), w)
-    by_name = {p["name"]: p for p in found["candidates"]}
+    search = auto(AutoStep(data=PLACE, training=training), w)
+    by_name = {p["name"]: p for p in search["candidates"]}
     assert {"prune-0.5", "prune-0.5+int8", "distill-0.25"} <= set(by_name)
     assert by_name["prune-0.5+int8"]["size"] < min(by_name["prune-0.5"]["size"], by_name["int8"]["size"])
-    assert "+" in found["search"]["chosen"] and len(found["steps"]) == 2
+    assert "+" in search["search"]["chosen"] and len(search["steps"]) == 2
     assert [s["kind"] for s in by_name["prune-0.5+int8"]["steps"]] == ["prune", "int8"] and by_name[
         "prune-0.5"
     ]["steps"][0]["losses"]
     assert (
-        set(found["frontier"]) == {"Size", "Latency"}
-        and found["search"]["chosen"] in found["frontier"]["Size"]
+        set(search["frontier"]) == {"Size", "Latency"}
+        and search["search"]["chosen"] in search["frontier"]["Size"]
     )
 
 
@@ -422,13 +424,13 @@ def task(store: ObjectStore, step: AutoStep | None = None, **changes: Any) -> Pr
     return PrepareTask(**(fields | changes))
 
 
-def prepared(wanted: PrepareTask) -> TaskResult:
-    return run(wanted, Progress())
+def prepared(desired: PrepareTask) -> TaskResult:
+    return run(desired, Progress())
 
 
-def refusal(wanted: PrepareTask) -> JobError:
+def refusal(desired: PrepareTask) -> JobError:
     with pytest.raises(JobError) as error:
-        prepared(wanted)
+        prepared(desired)
     return error.value
 
 

@@ -36,9 +36,9 @@ def listed(folder: str, age_days: float, *files: str, size: int = 10) -> list[Li
 
 
 def goes(
-    objects: list[Listed], kept: tuple[str, ...] = (), namespaces: tuple[str, ...] = (), root: str = ROOT
+    objects: list[Listed], retained: tuple[str, ...] = (), namespaces: tuple[str, ...] = (), root: str = ROOT
 ) -> set[str]:
-    return set(deletable_artifacts(objects, root, frozenset(kept), frozenset(namespaces), NOW - MONTH))
+    return set(deletable_artifacts(objects, root, frozenset(retained), frozenset(namespaces), NOW - MONTH))
 
 
 def test_a_namespace_in_which_something_cannot_be_read_stays_as_it_is() -> None:
@@ -134,10 +134,10 @@ def test_a_whole_bucket_may_be_the_store(server: ObjectStore, task: Callable[...
     server.objects = {
         path.replace("/artifacts/all/", "/artifacts/"): body for path, body in server.objects.items()
     }
-    wanted = task({"artifacts": [f"s3://artifacts/ml/{B}"], "untouched": []}).model_copy(
+    desired = task({"artifacts": [f"s3://artifacts/ml/{B}"], "untouched": []}).model_copy(
         update={"artifacts": server.s3("artifacts/")}
     )
-    assert "1 artifacts" in run(wanted, Progress()).message
+    assert "1 artifacts" in run(desired, Progress()).message
     assert {path.split("/")[3] for path in server.objects} == {B}
     with pytest.raises(JobError, match="names no object"):
         Store(server.s3("artifacts/"), "spec.model.uri")
@@ -154,10 +154,10 @@ def test_what_is_found_while_it_lists_stays(
     real = cleanup.deletable_artifacts
 
     def late(*args: Any) -> Any:
-        found = real(*args)
+        actual = real(*args)
         server.objects[f"/artifacts/all/ml/{A}/used.json"] = b"{}"
         server.modified[f"/artifacts/all/ml/{A}/used.json"] = datetime.now(UTC)
-        return found
+        return actual
 
     monkeypatch.setattr(cleanup, "deletable_artifacts", late)
     run(task(), Progress())
@@ -172,9 +172,9 @@ def test_what_is_made_anew_while_it_deletes_others_stays(
     real = cleanup.deletable_artifacts
 
     def late(*args: Any) -> Any:
-        found = real(*args)
+        actual = real(*args)
         server.modified[f"/artifacts/all/ml/{A}/{file}"] = datetime.now(UTC)
-        return found
+        return actual
 
     monkeypatch.setattr(cleanup, "deletable_artifacts", late)
     assert run(task(), Progress()).size_bytes == 0

@@ -106,8 +106,8 @@ def test_the_container_reads_what_the_steps_before_it_made_and_those_after_it_ta
     pod: Pod,
 ) -> None:
     pod.run("BeforeContainer")
-    given = pod.folder / "in" / "model.onnx"
-    onnx.checker.check_model(onnx.load(given))
+    specified = pod.folder / "in" / "model.onnx"
+    onnx.checker.check_model(onnx.load(specified))
     assert sorted(np.load(pod.folder / "in" / "data.npz")) == ["labels", "x"]
     assert published(pod) == [], "nothing is published before the gate"
     pod.made.write_bytes(classifier(hidden=24).SerializeToString())
@@ -118,7 +118,7 @@ def test_the_container_reads_what_the_steps_before_it_made_and_those_after_it_ta
         "what the first container has fetched is not fetched again"
     )
     assert result.metrics[0].verdict == "Successful"
-    assert result.artifact_size_bytes is not None and result.artifact_size_bytes < given.stat().st_size
+    assert result.artifact_size_bytes is not None and result.artifact_size_bytes < specified.stat().st_size
     report = next(body.decode() for path, body in pod.store.objects.items() if "/report-" in path)
     assert [report.index(f'"kind": "{kind}"') > 0 for kind in ("graph", "container", "int8")] == [True] * 3
     assert IMAGE in report
@@ -127,10 +127,10 @@ def test_the_container_reads_what_the_steps_before_it_made_and_those_after_it_ta
 def test_a_model_too_large_for_one_file_goes_through_the_container_with_its_data(pod: Pod) -> None:
     recipe = (PruneStep(granularity="Unstructured", sparsity=0.01), ContainerStep(image=IMAGE))
     pod.run("BeforeContainer", steps=recipe, one_file_bytes=512)
-    given = pod.folder / "in" / "model.onnx"
-    assert given.with_name("model.onnx.data").stat().st_size > 1024
-    check(given)
-    model = onnx.load(given)
+    specified = pod.folder / "in" / "model.onnx"
+    assert specified.with_name("model.onnx.data").stat().st_size > 1024
+    check(specified)
+    model = onnx.load(specified)
     onnx.save(model, pod.made, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
     assert pod.run("AfterContainer", steps=recipe, one_file_bytes=512).metrics[0].verdict == "Successful"
     assert [path.rsplit("/", 1)[1][:10] for path in published(pod) if "model.onnx-" in path] == ["model.onnx"]

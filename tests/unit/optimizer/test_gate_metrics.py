@@ -120,9 +120,11 @@ def test_influences_are_those_of_leaving_a_sample_out(name: MetricName, average:
     whole = estimate(metric, average, labels, before, after, "data")
     left_out = []
     for i in range(400):
-        kept = np.arange(400) != i
+        retained = np.arange(400) != i
         left_out.append(
-            estimate(metric, average, labels[kept], before.rows(kept), after.rows(kept), "data").loss
+            estimate(
+                metric, average, labels[retained], before.rows(retained), after.rows(retained), "data"
+            ).loss
         )
     # n - 1 times the change: influences, by sample
     jackknife = 399 * (np.mean(left_out) - np.array(left_out))
@@ -152,11 +154,11 @@ def test_the_interval_covers_in_simulation(name: MetricName, average: Average | 
 @pytest.mark.parametrize(("name", "average"), CASES)
 def test_identical_answers_on_few_samples_are_no_certainty(name: MetricName, average: Average | None) -> None:
     labels, before, _ = drawn(name, 40, np.random.default_rng(2))
-    found = estimate(GateMetric(name=name), average, labels, before, before, "data")
-    low, high = found.interval()
-    assert found.loss == 0
+    estimated = estimate(GateMetric(name=name), average, labels, before, before, "data")
+    low, high = estimated.interval()
+    assert estimated.loss == 0
     assert low < 0 < high
-    assert high - low > 0.04 * (found.before if name in ("mae", "mse") else 1)
+    assert high - low > 0.04 * (estimated.before if name in ("mae", "mse") else 1)
 
 
 def test_which_average_counts() -> None:

@@ -127,9 +127,9 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "tmp").mkdir()
     with object_store() as store:
-        found = Child(store, folder)
-        yield found
-        found.close()
+        actual = Child(store, folder)
+        yield actual
+        actual.close()
 
 
 def test_there_are_many_and_each_is_told_apart() -> None:

@@ -43,13 +43,13 @@ def test_result_always_fits_and_is_valid(
 
 
 def test_evidence_outlives_a_long_message() -> None:
-    kept = TaskResult.model_validate_json(
+    decoded = TaskResult.model_validate_json(
         encode(TaskResult(reason="X", message="ä" * 5000, sha256="a" * 64, extra={"big": "y" * 3000}))
     )
-    assert kept.sha256 == "a" * 64
-    assert kept.message.startswith("ääää")
-    assert kept.message.endswith("...")
-    assert len(kept.message) > 500
+    assert decoded.sha256 == "a" * 64
+    assert decoded.message.startswith("ääää")
+    assert decoded.message.endswith("...")
+    assert len(decoded.message) > 500
 
 
 @pytest.mark.parametrize("message", [10, 5000])
@@ -81,18 +81,18 @@ def test_points_of_a_search_give_way_before_metrics_and_the_last_ones_first(mess
     encoded = encode(
         TaskResult(message="m" * message, metrics=(metric,) * 3, search=search, seconds={"a": 1.0})
     )
-    kept = TaskResult.model_validate_json(encoded)
+    decoded = TaskResult.model_validate_json(encoded)
     assert (
         len(encoded) <= RESULT_LIMIT_BYTES
-        and len(kept.metrics) == 3
-        and len(kept.message) >= min(message, 300)
+        and len(decoded.metrics) == 3
+        and len(decoded.message) >= min(message, 300)
     )
     assert (
-        kept.search
-        and 5 < len(kept.search.points) < 30
-        and kept.search.points == points[: len(kept.search.points)]
+        decoded.search
+        and 5 < len(decoded.search.points) < 30
+        and decoded.search.points == points[: len(decoded.search.points)]
     )
-    assert kept.search.chosen == points[0].name
+    assert decoded.search.chosen == points[0].name
 
 
 def test_small_result_is_unchanged() -> None:
@@ -125,8 +125,8 @@ def test_exceptions_become_reasons(raised: BaseException, code: ExitCode, reason
     def runner(*_: object) -> TaskResult:
         raise raised
 
-    found, result = execute(runner, RESOLVE, log.Progress())
-    assert (found, result.reason) == (code, reason)
+    actual, result = execute(runner, RESOLVE, log.Progress())
+    assert (actual, result.reason) == (code, reason)
     assert result.message
 
 

@@ -81,9 +81,11 @@ def applied(recipe: Sequence[Step], source: Path, folder: Path, one_file: int) -
     folder.mkdir()
     x, labels = samples(300, 5)
     data = Data({"x": x}, labels, {})
-    given = {f"{field_of(i, step)}.{name}": data for i, step in enumerate(recipe) for name in step.sources()}
+    specified = {
+        f"{field_of(i, step)}.{name}": data for i, step in enumerate(recipe) for name in step.sources()
+    }
     return run_steps(
-        recipe, source, folder, given, {}, gate=Gate(data=DATA, metrics=(GateMetric(max_drop=0.5),)),
+        recipe, source, folder, specified, {}, gate=Gate(data=DATA, metrics=(GateMetric(max_drop=0.5),)),
         symmetric=False, hardware="any",
         advance=lambda *_: None, one_file=one_file,
     )  # fmt: skip
@@ -111,18 +113,18 @@ def test_a_step_makes_the_same_of_a_split_model(name: str, tmp_path: Path) -> No
     (tmp_path / "whole").mkdir()
     whole = tmp_path / "whole" / MODEL_FILE
     files.save(wide(), whole)
-    wanted = applied(RECIPES[name], whole, tmp_path / "one", files.ONE_FILE_BYTES)
-    assert not files.is_split(wanted.path)
+    result = applied(RECIPES[name], whole, tmp_path / "one", files.ONE_FILE_BYTES)
+    assert not files.is_split(result.path)
 
-    found = applied(RECIPES[name], split(wide(), tmp_path / "split"), tmp_path / "two", 1024)
-    assert files.is_split(found.path)
-    check(found.path)
+    optimized = applied(RECIPES[name], split(wide(), tmp_path / "split"), tmp_path / "two", 1024)
+    assert files.is_split(optimized.path)
+    check(optimized.path)
     x, _ = samples(50, 6)
-    answers = [ort.InferenceSession(path).run(None, {"x": x})[0] for path in (wanted.path, found.path)]
+    answers = [ort.InferenceSession(path).run(None, {"x": x})[0] for path in (result.path, optimized.path)]
     np.testing.assert_allclose(answers[1], answers[0], rtol=1e-5, atol=1e-5)
     weights = [
         {t.name: (t.data_type, list(t.dims), t.raw_data) for t in onnx.load(p).graph.initializer}
-        for p in (wanted.path, found.path)
+        for p in (result.path, optimized.path)
     ]
     assert weights[1].keys() == weights[0].keys()
     assert [
@@ -133,25 +135,25 @@ def test_a_step_makes_the_same_of_a_split_model(name: str, tmp_path: Path) -> No
 
 
 def test_what_becomes_small_enough_is_one_file(tmp_path: Path) -> None:
-    found = applied((HalfPrecisionStep(),), split(wide(), tmp_path / "split"), tmp_path / "two", 5000)
-    assert not files.is_split(found.path)
-    assert found.done[0]["sizeBefore"] > 5000 > found.done[0]["sizeAfter"] == found.path.stat().st_size
+    result = applied((HalfPrecisionStep(),), split(wide(), tmp_path / "split"), tmp_path / "two", 5000)
+    assert not files.is_split(result.path)
+    assert result.done[0]["sizeBefore"] > 5000 > result.done[0]["sizeAfter"] == result.path.stat().st_size
 
 
 def test_a_step_splits_what_came_in_one_file_and_is_too_large_for_it(tmp_path: Path) -> None:
     whole = tmp_path / "m.onnx"
     whole.write_bytes(wide().SerializeToString())
-    found = applied((GraphStep(),), whole, tmp_path / "two", 1024)
-    assert files.is_split(found.path)
+    result = applied((GraphStep(),), whole, tmp_path / "two", 1024)
+    assert files.is_split(result.path)
     assert whole.exists()
 
 
 def test_auto_searches_a_split_model(tmp_path: Path) -> None:
     step = AutoStep(data=DATA, time_limit="1m")
-    found = applied((step,), split(wide(), tmp_path / "split"), tmp_path / "two", 1024)
-    chosen = found.done[0]["search"]["chosen"]
-    assert chosen != "source", found.warnings
-    assert found.done[0]["sizeAfter"] == files.size_of(found.path) < found.done[0]["sizeBefore"]
+    result = applied((step,), split(wide(), tmp_path / "split"), tmp_path / "two", 1024)
+    chosen = result.done[0]["search"]["chosen"]
+    assert chosen != "source", result.warnings
+    assert result.done[0]["sizeAfter"] == files.size_of(result.path) < result.done[0]["sizeBefore"]
 
 
 def test_equal_models_give_equal_bytes_and_small_constants_stay_in_the_graph(tmp_path: Path) -> None:
@@ -176,9 +178,9 @@ def test_numbers_that_are_no_bytes_yet_are_moved_too(tmp_path: Path) -> None:
     )
     model.graph.initializer.append(helper.make_tensor("names", TensorProto.STRING, [1000], [b"name"] * 1000))
     path = split(model, tmp_path / "a")
-    found = {t.name: t for t in onnx.load(path).graph.initializer}
-    np.testing.assert_array_equal(numpy_helper.to_array(found["w1"]), values)
-    assert found["names"].string_data[999] == b"name"
+    actual = {t.name: t for t in onnx.load(path).graph.initializer}
+    np.testing.assert_array_equal(numpy_helper.to_array(actual["w1"]), values)
+    assert actual["names"].string_data[999] == b"name"
 
 
 def test_constants_among_the_inputs_of_a_split_model(tmp_path: Path) -> None:
@@ -188,9 +190,9 @@ def test_constants_among_the_inputs_of_a_split_model(tmp_path: Path) -> None:
         helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer
     )
     (tmp_path / "b").mkdir()
-    given = constants_inside(split(model, tmp_path / "a"), tmp_path / "b" / MODEL_FILE)
-    assert [spec.name for spec in check(given).inputs] == ["x"]
-    ort.InferenceSession(given)
+    cleaned = constants_inside(split(model, tmp_path / "a"), tmp_path / "b" / MODEL_FILE)
+    assert [spec.name for spec in check(cleaned).inputs] == ["x"]
+    ort.InferenceSession(cleaned)
 
 
 def _said(path: Path, key: str, value: str) -> None:
@@ -280,9 +282,9 @@ def test_from_the_archive_to_the_servers_folder(
     assert sorted(p.name for p in path.parent.iterdir()) == [MODEL_FILE, DATA_FILE]
     assert result.artifact_size_bytes == files.size_of(path)
     x, _ = samples(300, 8)
-    wanted = ort.InferenceSession(wide().SerializeToString()).run(None, {"x": x})[0].argmax(axis=1)
-    found = ort.InferenceSession(path).run(None, {"x": x})[0].argmax(axis=1)
-    assert np.mean(found == wanted) > 0.98
+    desired = ort.InferenceSession(wide().SerializeToString()).run(None, {"x": x})[0].argmax(axis=1)
+    actual = ort.InferenceSession(path).run(None, {"x": x})[0].argmax(axis=1)
+    assert np.mean(actual == desired) > 0.98
     manifest = json.loads(
         next(body for name, body in store.objects.items() if name.endswith("/manifest.json"))
     )

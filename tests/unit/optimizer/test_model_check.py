@@ -182,18 +182,18 @@ def _ways_to_tensors() -> list[tuple[str, ...]]:
     """Fields that lead from a model to a tensor, as the installed ONNX defines its messages; each
     kind of message at most twice on a way.
     """
-    found: list[tuple[str, ...]] = []
+    actual: list[tuple[str, ...]] = []
 
     def walk(kind: Any, way: tuple[str, ...], above: tuple[str, ...]) -> None:
         for field in kind.fields:
             name = field.message_type.name if field.message_type else None
             if name == "TensorProto":
-                found.append((*way, field.name))
+                actual.append((*way, field.name))
             elif name is not None and above.count(name) < 2:
                 walk(field.message_type, (*way, field.name), (*above, name))
 
     walk(onnx.ModelProto.DESCRIPTOR, (), ())
-    return found
+    return actual
 
 
 def test_no_place_for_a_tensor_is_overlooked() -> None:

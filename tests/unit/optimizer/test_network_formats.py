@@ -92,11 +92,11 @@ def test_is_converted_with_its_own_names_and_answers_as_before(
     session = onnxruntime.InferenceSession(published(store, "model-"))
     taken = {i.name: i.shape for i in session.get_inputs()}
     assert set(taken) == set(inputs)
-    for given in session.get_inputs():
-        assert given.shape[1:] == list(inputs[given.name].shape[1:])
-        assert isinstance(given.shape[0], str) != fixed
-        assert {"tensor(float)": np.float32, "tensor(int32)": np.int32}[given.type] == inputs[
-            given.name
+    for specified in session.get_inputs():
+        assert specified.shape[1:] == list(inputs[specified.name].shape[1:])
+        assert isinstance(specified.shape[0], str) != fixed
+        assert {"tensor(float)": np.float32, "tensor(int32)": np.int32}[specified.type] == inputs[
+            specified.name
         ].dtype
     assert [output.name for output in session.get_outputs()] == outputs
     report = json.loads(published(store, "report-"))

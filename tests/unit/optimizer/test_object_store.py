@@ -55,10 +55,10 @@ def error_of(
 @pytest.mark.parametrize("kind", ["s3", "http"])
 def test_download(server: ObjectStore, tmp_path: Path, kind: str) -> None:
     seen: list[tuple[int, int | None]] = []
-    found = Store(getattr(server, kind)("models/a/m.onnx"), "f").download(
+    downloaded = Store(getattr(server, kind)("models/a/m.onnx"), "f").download(
         tmp_path / "out", max_bytes=len(CONTENT), advance=lambda *a: seen.append(a)
     )
-    assert (found.sha256, found.size) == (SHA, len(CONTENT))
+    assert (downloaded.sha256, downloaded.size) == (SHA, len(CONTENT))
     assert (tmp_path / "out").read_bytes() == CONTENT
     assert seen[-1] == (len(CONTENT), len(CONTENT))
 
@@ -146,10 +146,10 @@ def test_credentials_are_sent(server: ObjectStore, tmp_path: Path) -> None:
         ("basic", "http", "Basic bWU6cHctMQ=="),
     ):
         server.authorization = scheme
-        found = Store(getattr(server, kind)("models/a/m.onnx", name), "f", tmp_path).download(
+        downloaded = Store(getattr(server, kind)("models/a/m.onnx", name), "f", tmp_path).download(
             tmp_path / "out", max_bytes=1 << 30
         )
-        assert found.sha256 == SHA
+        assert downloaded.sha256 == SHA
     assert server.headers[0]["x-amz-security-token"] == "st-1"
     assert redact_known("sk-1 st-1 tok-1 pw-1 bWU6cHctMQ==") == "*** *** *** *** ***"
 

@@ -141,9 +141,9 @@ def test_termination_message(message: str) -> None:
             "containerStatuses": [{"state": {"terminated": {"exitCode": 10, "message": message}}}],
         },
     }
-    found = ending([pod])
-    assert found is not None and (found.exit_code, found.problem) == (10, None)
-    assert found.result is None or isinstance(found.result.reason, str)
+    end = ending([pod])
+    assert end is not None and (end.exit_code, end.problem) == (10, None)
+    assert end.result is None or isinstance(end.result.reason, str)
 
 
 @FUZZ
@@ -214,10 +214,11 @@ def test_models(path: Path, content: bytes) -> None:
 )
 def test_configurations_of_others(content: bytes) -> None:
     with contextlib.suppress(JobError):
-        found = config.written(Served(backend="TensorRT"), content, Batching(), "KIND_AUTO")
-        assert found.inputs and found.outputs
+        rendered = config.written(Served(backend="TensorRT"), content, Batching(), "KIND_AUTO")
+        assert rendered.inputs and rendered.outputs
         assert (
-            config.written(Served(backend="TensorRT"), found.text.encode(), Batching(), "KIND_AUTO") == found
+            config.written(Served(backend="TensorRT"), rendered.text.encode(), Batching(), "KIND_AUTO")
+            == rendered
         ), "what is written is read"
 
 
@@ -235,8 +236,8 @@ def test_engines_of_vllm(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     target = path.with_name("engine")
     with contextlib.suppress(JobError):
-        found = json.loads(vllm.resolved(path, ["weights/config.json"], target, code=False).read_bytes())
-        assert found["model"].startswith("/models/.version/")
+        report = json.loads(vllm.resolved(path, ["weights/config.json"], target, code=False).read_bytes())
+        assert report["model"].startswith("/models/.version/")
 
 
 @FUZZ

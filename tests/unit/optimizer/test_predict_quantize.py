@@ -48,9 +48,9 @@ def conv_classifier(opset: int = 17) -> onnx.ModelProto:
 @pytest.mark.parametrize("batch", ["n", 1, 7])
 def test_predictions_do_not_depend_on_the_batch(tmp_path: Path, batch: int | str) -> None:
     x, y = samples(45)
-    found = classes(save(classifier(batch), tmp_path), x)
-    assert (found == y).mean() > 0.9
-    assert np.array_equal(found, classes(save(classifier(extra_labels=True), tmp_path), x))
+    predicted = classes(save(classifier(batch), tmp_path), x)
+    assert (predicted == y).mean() > 0.9
+    assert np.array_equal(predicted, classes(save(classifier(extra_labels=True), tmp_path), x))
 
 
 @pytest.mark.parametrize("calibrated", [True, False])

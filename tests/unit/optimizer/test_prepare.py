@@ -258,16 +258,16 @@ def test_a_try_is_not_in_the_way_of_the_next(store: ObjectStore) -> None:
 
 
 def test_a_job_answers_for_its_own_folders_and_for_what_it_was_told_of() -> None:
-    found = Recorded(uri="s3://a/ml/" + "1" * 64, digest="sha256:1")
+    record = Recorded(uri="s3://a/ml/" + "1" * 64, digest="sha256:1")
     task = PrepareTask(
         source=Location(uri="s3://m/m"),
         sha256="0" * 64,
         artifacts=Location(uri="s3://a/ml"),
         salt=SALT,
-        recorded=(found,),
+        recorded=(record,),
     )
     own = f"s3://a/ml/{'2' * 64}-{SALT}-0123abcd"
-    assert task.may_answer(own, "sha256:2") and task.may_answer(found.uri, found.digest)
+    assert task.may_answer(own, "sha256:2") and task.may_answer(record.uri, record.digest)
     others = [
         own.replace("/ml/", "/other/"),
         own.replace(SALT, "0" * 16),
@@ -277,7 +277,7 @@ def test_a_job_answers_for_its_own_folders_and_for_what_it_was_told_of() -> None
         "",
     ]
     assert not any(task.may_answer(uri, "sha256:2") for uri in others) and not task.may_answer(
-        found.uri, "sha256:2"
+        record.uri, "sha256:2"
     )
 
 
@@ -664,11 +664,11 @@ def test_a_student_is_checked_like_the_model_before_anything_is_trained(
 def test_steps_get_the_smallest_budget_of_the_gate(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: list[float | None] = []
+    actual: list[float | None] = []
     real = run_module.run_step
 
     def spied(step: Step, work: StepContext) -> dict[str, Any]:
-        found.append(work.max_drop)
+        actual.append(work.max_drop)
         return real(step, work)
 
     monkeypatch.setattr(run_module, "run_step", spied)
@@ -681,7 +681,7 @@ def test_steps_get_the_smallest_budget_of_the_gate(
         (GateMetric(name="agreement", min=0.5), GateMetric(name="f1", max_drop_relative=0.1)),
     ):
         prepared(task_for(store, gate=gate_for(store, *metrics)))
-    assert found == [0.02, None]
+    assert actual == [0.02, None]
 
 
 def test_the_key_holds_every_option_of_a_step(store: ObjectStore) -> None:

@@ -31,8 +31,8 @@ SOME = Training(
 
 
 def scores(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    found: np.ndarray = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
-    return found
+    result: np.ndarray = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    return result
 
 
 def silenced(model: onnx.ModelProto, weights: dict[str, np.ndarray]) -> onnx.ModelProto:
@@ -74,7 +74,7 @@ def test_channels_that_nothing_listens_to_can_go(network: Callable[[], onnx.Mode
     left = sum(
         numpy_helper.to_array(t).size for t in cut.graph.initializer if t.data_type == onnx.TensorProto.FLOAT
     )
-    assert left == channels.weights_left({space: len(kept) for space, kept in keep.items()})
+    assert left == channels.weights_left({space: len(retained) for space, retained in keep.items()})
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -113,9 +113,9 @@ def test_the_least_important_goes_first() -> None:
     weight = channels.weights[first.weight].copy()
     weight[::2] *= 0.01
     cut, _ = narrowed(Channels(infer_shapes(silenced(model, {first.weight: weight}))), 0.3, "f", {})
-    kept = numpy_helper.to_array(next(t for t in cut.graph.initializer if t.name == first.weight))
+    weights = numpy_helper.to_array(next(t for t in cut.graph.initializer if t.name == first.weight))
     loud = {w.tobytes() for w in weight[1::2]}
-    assert loud <= {w.tobytes() for w in kept}
+    assert loud <= {w.tobytes() for w in weights}
 
 
 @pytest.mark.parametrize("importance", ["Magnitude", "Activation"])

@@ -113,8 +113,8 @@ def test_a_host_that_is_named_is_asked_without_what_opens_the_store(
     server.redirects["/m.onnx"] = f"{other.url}/elsewhere/m.onnx?sig=1"
     other.redirects["/elsewhere/m.onnx?sig=1"] = f"{server.url}/back"
     server.objects["/back"] = b"model"
-    found = read(server.http("m.onnx", "mine", (f"{server.url}/", f"{other.url}/elsewhere/")), tmp_path)
-    assert found == b"model"
+    answer = read(server.http("m.onnx", "mine", (f"{server.url}/", f"{other.url}/elsewhere/")), tmp_path)
+    assert answer == b"model"
     assert server.headers[0]["authorization"] == "Bearer s3cret"
     assert other.requests == [("GET", "/elsewhere/m.onnx?sig=1")]
     # Not even its own host gets it once more: who leads back chooses what is asked with it.

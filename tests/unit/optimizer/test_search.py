@@ -25,14 +25,14 @@ MEANS = st.builds(Means, st.just(DATA), st.sampled_from([None, TRAINING]), st.bo
 
 def played(means: Means, outcome: Callable[[Candidate], Outcome]) -> list[Candidate]:
     """All candidates in order, each with that outcome."""
-    found: list[Candidate] = []
+    actual: list[Candidate] = []
     outcomes: dict[str, Outcome] = {}
     while (candidate := next_candidate(means, outcomes)) is not None:
         assert candidate.name not in outcomes
-        assert len(found) < 100
-        found.append(candidate)
+        assert len(actual) < 100
+        actual.append(candidate)
         outcomes[candidate.name] = outcome(candidate)
-    return found
+    return actual
 
 
 @given(MEANS, st.randoms(use_true_random=False))
@@ -44,29 +44,31 @@ def test_a_search_ends_and_every_base_is_there_when_it_is_needed(means: Means, r
         outcomes[candidate.name] = random.choice(OUTCOMES)  # type: ignore[attr-defined]
         return outcomes[candidate.name]
 
-    found = played(means, outcome)
+    candidates = played(means, outcome)
     # What builds on a candidate follows it at once: no other candidate of the source lies between,
     # so that no file is kept for later.
     base = SOURCE
-    for candidate in found:
+    for candidate in candidates:
         assert candidate.base in (SOURCE, base)
         if candidate.base == SOURCE:
             base = candidate.name
-    assert means.training or not any(getattr(candidate.step, "training", None) for candidate in found)
-    assert means.int4 or not any(candidate.step.kind == "int4" for candidate in found)
+    assert means.training or not any(getattr(candidate.step, "training", None) for candidate in candidates)
+    assert means.int4 or not any(candidate.step.kind == "int4" for candidate in candidates)
 
 
-def names(means: Means, *kept: str, refused: tuple[str, ...] = ()) -> list[str]:
+def names(means: Means, *retained: str, refused: tuple[str, ...] = ()) -> list[str]:
     def outcome(candidate: Candidate) -> Outcome:
-        return "Within" if candidate.name in kept else "Refused" if candidate.name in refused else "Beyond"
+        return (
+            "Within" if candidate.name in retained else "Refused" if candidate.name in refused else "Beyond"
+        )
 
     return [candidate.name for candidate in played(means, outcome)]
 
 
 def test_what_is_cheap_and_likely_comes_first() -> None:
-    found = names(ALL, "graph", "int8", "int8-dynamic", "float16", "int4")
-    assert found[:6] == ["graph", "int8", "int8-dynamic", "float16", "int4", "int4-128"]
-    assert found[6:9] == ["prune-0.5", "prune-0.5-activation", "prune-0.3"]
+    tried = names(ALL, "graph", "int8", "int8-dynamic", "float16", "int4")
+    assert tried[:6] == ["graph", "int8", "int8-dynamic", "float16", "int4", "int4-128"]
+    assert tried[6:9] == ["prune-0.5", "prune-0.5-activation", "prune-0.3"]
 
 
 def test_other_ways_to_calibrate_are_tried_while_int8_loses_too_much() -> None:
@@ -77,11 +79,11 @@ def test_other_ways_to_calibrate_are_tried_while_int8_loses_too_much() -> None:
 
 
 def test_pruning_climbs_while_the_budget_is_kept_and_quantizes_what_keeps_it() -> None:
-    found = names(
+    tried = names(
         ALL, "int8", "prune-0.5", "prune-0.5+int8", "prune-0.7-activation", "prune-0.7-activation+float16"
     )
-    start = found.index("prune-0.5")
-    assert found[start : start + 9] == [
+    start = tried.index("prune-0.5")
+    assert tried[start : start + 9] == [
         "prune-0.5",
         "prune-0.5+int8",
         "prune-0.7",
@@ -92,19 +94,19 @@ def test_pruning_climbs_while_the_budget_is_kept_and_quantizes_what_keeps_it() -
         "prune-0.85",
         "prune-0.85-activation",
     ]
-    assert "prune-0.3" not in found  # more was kept
+    assert "prune-0.3" not in tried  # more was kept
 
 
 def test_less_is_pruned_where_the_first_rung_loses_too_much() -> None:
-    found = names(ALL, "prune-0.15", "prune-0.15+int8", "distill-0.5")
-    assert [name for name in found if name.startswith("prune")] == [
+    tried = names(ALL, "prune-0.15", "prune-0.15+int8", "distill-0.5")
+    assert [name for name in tried if name.startswith("prune")] == [
         "prune-0.5",
         "prune-0.5-activation",
         "prune-0.3",
         "prune-0.15",
         "prune-0.15+int8",
     ]
-    assert [name for name in found if name.startswith("distill")][:3] == [
+    assert [name for name in tried if name.startswith("distill")][:3] == [
         "distill-0.25",
         "distill-0.5",
         "distill-0.5+int8",
@@ -120,10 +122,10 @@ def test_what_kept_the_budget_alone_is_used_on_what_is_pruned() -> None:
             else "Beyond"
         )
 
-    found = {candidate.name: candidate for candidate in played(BARE, outcome)}
-    step = found["prune-0.1+int8-entropy"].step
+    actual = {candidate.name: candidate for candidate in played(BARE, outcome)}
+    step = actual["prune-0.1+int8-entropy"].step
     assert isinstance(step, Int8Step) and step.calibration_method == "Entropy"
-    bare = found["prune-0.1"].step
+    bare = actual["prune-0.1"].step
     assert isinstance(bare, PruneStep) and bare.training is None
 
 
@@ -148,10 +150,10 @@ def test_the_choice_keeps_the_budget_and_nothing_within_it_is_cheaper(
     made: list[Point], objective: Objective
 ) -> None:
     cost = cost_of(objective)
-    found = choose(START, made, objective)
-    assert found.within
-    assert found is START or cost(found) <= WORTH * cost(START)
-    assert not [p for p in made if p.within and cost(p) < cost(found) and cost(p) <= WORTH * cost(START)]
+    chosen = choose(START, made, objective)
+    assert chosen.within
+    assert chosen is START or cost(chosen) <= WORTH * cost(START)
+    assert not [p for p in made if p.within and cost(p) < cost(chosen) and cost(p) <= WORTH * cost(START)]
 
 
 @given(POINTS, st.sampled_from(OBJECTIVES))
@@ -173,13 +175,13 @@ def test_a_source_beyond_the_budget_gives_way() -> None:
 @given(POINTS, st.sampled_from(OBJECTIVES))
 def test_the_frontier_is_what_no_other_beats(points: list[Point], objective: Objective) -> None:
     cost = cost_of(objective)
-    found = frontier(points, objective)
+    front = frontier(points, objective)
 
     def beaten(p: Point) -> bool:
         return any(
             cost(o) <= cost(p) and o.loss <= p.loss and (cost(o), o.loss) != (cost(p), p.loss) for o in points
         )
 
-    assert not any(map(beaten, found))
-    assert {(cost(p), p.loss) for p in found} == {(cost(p), p.loss) for p in points if not beaten(p)}
-    assert [cost(p) for p in found] == sorted({cost(p) for p in found})
+    assert not any(map(beaten, front))
+    assert {(cost(p), p.loss) for p in front} == {(cost(p), p.loss) for p in points if not beaten(p)}
+    assert [cost(p) for p in front] == sorted({cost(p) for p in front})

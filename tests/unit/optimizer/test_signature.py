@@ -82,14 +82,14 @@ def bent(
     change: Callable[[dict[str, Any]], None],
     statement: Callable[[dict[str, Any]], None] | None = None,
 ) -> bytes:
-    found = json.loads(bundle)
-    envelope = found["dsseEnvelope"]
+    report = json.loads(bundle)
+    envelope = report["dsseEnvelope"]
     if statement:
         payload = json.loads(base64.b64decode(envelope["payload"]))
         statement(payload)
         envelope["payload"] = base64.b64encode(json.dumps(payload).encode()).decode()
-    change(found)
-    return json.dumps(found).encode()
+    change(report)
+    return json.dumps(report).encode()
 
 
 def test_a_changed_bundle_is_refused(desk: Desk) -> None:
@@ -102,16 +102,16 @@ def test_a_changed_bundle_is_refused(desk: Desk) -> None:
     def hashed(payload: dict[str, Any]) -> None:
         payload["predicate"]["resources"][0]["algorithm"] = "md5"
 
-    def unsigned(found: dict[str, Any]) -> None:
-        found["dsseEnvelope"]["signatures"] = []
+    def unsigned(actual: dict[str, Any]) -> None:
+        actual["dsseEnvelope"]["signatures"] = []
 
-    def flipped(found: dict[str, Any]) -> None:
-        raw = bytearray(base64.b64decode(found["dsseEnvelope"]["signatures"][0]["sig"]))
+    def flipped(actual: dict[str, Any]) -> None:
+        raw = bytearray(base64.b64decode(actual["dsseEnvelope"]["signatures"][0]["sig"]))
         raw[-1] ^= 1
-        found["dsseEnvelope"]["signatures"][0]["sig"] = base64.b64encode(raw).decode()
+        actual["dsseEnvelope"]["signatures"][0]["sig"] = base64.b64encode(raw).decode()
 
-    def typed(found: dict[str, Any]) -> None:
-        found["dsseEnvelope"]["payloadType"] = "text/plain"
+    def typed(actual: dict[str, Any]) -> None:
+        actual["dsseEnvelope"]["payloadType"] = "text/plain"
 
     statements = [bent(bundle, lambda _: None, change) for change in (signed, hashed)]
     for changed in statements + [bent(bundle, change) for change in (unsigned, flipped, typed)]:
@@ -168,8 +168,8 @@ def test_a_keyless_bundle_is_refused_as_such(desk: Desk) -> None:
     v0.3.
     """
 
-    def keyless(found: dict[str, Any]) -> None:
-        found["verificationMaterial"] = {
+    def keyless(actual: dict[str, Any]) -> None:
+        actual["verificationMaterial"] = {
             "certificate": {"rawBytes": "MA=="},
             "tlogEntries": [{"logIndex": "1"}],
         }

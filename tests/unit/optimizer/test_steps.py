@@ -40,8 +40,8 @@ CALIBRATION = DataSet(location=Location(uri="s3://data/x"))
 
 
 def scores(path: Path, x: np.ndarray) -> np.ndarray:
-    found: np.ndarray = ort.InferenceSession(path).run(None, {"x": x})[0]
-    return found
+    result: np.ndarray = ort.InferenceSession(path).run(None, {"x": x})[0]
+    return result
 
 
 @pytest.mark.parametrize("method", ["MinMax", "Entropy", "Percentile"])
@@ -286,13 +286,13 @@ def two_products(*more: Any, outputs: tuple[str, ...] = (), opset: int = 17, ir:
     used = {name for node in nodes for name in node.input} | {
         n for node in nodes for a in node.attribute for b in a.g.node for n in b.input
     }
-    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])]
+    specified = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])]
     made = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])]
     made += [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, constants[name].shape) for name in outputs
     ]
     inside = [numpy_helper.from_array(value, name) for name, value in constants.items() if name in used]
-    graph = helper.make_graph(nodes, "g", given, made, inside)
+    graph = helper.make_graph(nodes, "g", specified, made, inside)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
 
 

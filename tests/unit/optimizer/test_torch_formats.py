@@ -150,19 +150,19 @@ def copied(tmp_path: Path, model: bytes) -> dict[str, bytes]:
 
 def first_layout(version: dict[str, int]) -> dict[str, Any]:
     """``program()`` without what is there for people."""
-    wanted = program()
-    wanted["graph_module"]["graph"]["nodes"][0] |= {"metadata": {}}
-    return wanted | {"schema_version": version}
+    desired = program()
+    desired["graph_module"]["graph"]["nodes"][0] |= {"metadata": {}}
+    return desired | {"schema_version": version}
 
 
 SAVED = zipped(("archive/data.pkl", WEIGHT), ("archive/data/0", b"w"))
 
 
 def test_of_an_exported_program_metadata_and_samples_are_left_behind(tmp_path: Path) -> None:
-    found = copied(tmp_path, exported(weights=SAVED))
-    assert json.loads(found[pt2_archive.PROGRAM]) == first_layout({"major": 8, "minor": 2})
-    assert found[pt2_archive.VERSION].startswith(b"8.")
-    assert (found[pt2_archive.WEIGHTS], found[pt2_archive.CONSTANTS], found[pt2_archive.SAMPLES]) == (
+    copy = copied(tmp_path, exported(weights=SAVED))
+    assert json.loads(copy[pt2_archive.PROGRAM]) == first_layout({"major": 8, "minor": 2})
+    assert copy[pt2_archive.VERSION].startswith(b"8.")
+    assert (copy[pt2_archive.WEIGHTS], copy[pt2_archive.CONSTANTS], copy[pt2_archive.SAMPLES]) == (
         SAVED,
         SAVED,
         b"",
@@ -171,12 +171,12 @@ def test_of_an_exported_program_metadata_and_samples_are_left_behind(tmp_path: P
 
 def test_a_later_program_is_told_in_terms_of_the_first_layout(tmp_path: Path) -> None:
     """As PyTorch 2.8 lays it out, with files of torch.save."""
-    found = copied(
+    copy = copied(
         tmp_path,
         packaged(None, ("data/weights/m.pt", SAVED), ("data/constants/m.pt", b""), ("extra/notes.txt", b"x")),
     )
-    assert json.loads(found.pop(pt2_archive.PROGRAM)) == first_layout({"major": 8, "minor": 20})
-    assert found == {
+    assert json.loads(copy.pop(pt2_archive.PROGRAM)) == first_layout({"major": 8, "minor": 20})
+    assert copy == {
         pt2_archive.VERSION: b"8.0",
         pt2_archive.WEIGHTS: SAVED,
         pt2_archive.CONSTANTS: b"",
@@ -191,15 +191,15 @@ def test_numbers_that_are_not_finite_are_text_in_later_programs() -> None:
         {"as_floats": [1.5, "Infinity"]},
         {"as_string": "Infinity"},
     )
-    found = exported_program.checked_program(json.dumps(later(fill)).encode())
-    arguments = [given["arg"] for given in found["graph_module"]["graph"]["nodes"][0]["inputs"]]
+    checked = exported_program.checked_program(json.dumps(later(fill)).encode())
+    arguments = [specified["arg"] for specified in checked["graph_module"]["graph"]["nodes"][0]["inputs"]]
     assert arguments == [{"as_float": -math.inf}, {"as_floats": [1.5, math.inf]}, {"as_string": "Infinity"}]
 
 
 def test_checks_of_tensors_are_left_behind() -> None:
     check = node("torch.ops.aten._assert_tensor_metadata.default", {"as_tensor": {"name": "x"}})
-    found = exported_program.checked_program(json.dumps(later(check, RELU)).encode())
-    assert [one["target"] for one in found["graph_module"]["graph"]["nodes"]] == [
+    checked = exported_program.checked_program(json.dumps(later(check, RELU)).encode())
+    assert [one["target"] for one in checked["graph_module"]["graph"]["nodes"]] == [
         "torch.ops.aten.relu.default"
     ]
 
@@ -208,8 +208,8 @@ def test_a_tensor_may_have_any_name() -> None:
     content = later()
     tensors = content["graph_module"]["graph"]["tensor_values"]
     tensors |= {name: dict(tensors["x"]) for name in ("metadata", "kind", "name", "guards_code")}
-    found = exported_program.checked_program(json.dumps(content).encode())
-    assert found["graph_module"]["graph"]["tensor_values"] == tensors
+    checked = exported_program.checked_program(json.dumps(content).encode())
+    assert checked["graph_module"]["graph"]["tensor_values"] == tensors
 
 
 def stored(tmp_path: Path, model: bytes) -> pt2_archive.Parts:
@@ -227,10 +227,10 @@ def test_tensors_lie_in_their_files_as_it_is_said(tmp_path: Path) -> None:
         "one": tensor(path="weight_2", dtype=12, parameter=False),
     }
     files = [(f"data/weights/weight_{number}", b"\0" * size) for number, size in enumerate((48, 0, 1))]
-    found = stored(tmp_path, packaged(None, *files, weights=said))
+    archive = stored(tmp_path, packaged(None, *files, weights=said))
     at = tmp_path / "a" / "m" / "data" / "weights"
-    assert found.constants == {}
-    assert found.weights == {
+    assert archive.constants == {}
+    assert archive.weights == {
         "w": pt2_archive.Stored(at / "weight_0", "float32", 4, (3, 4), (4, 1), 0, True, True),
         "tied": pt2_archive.Stored(at / "weight_0", "float32", 4, (4, 3), (1, 4), 0, True, True),
         "part": pt2_archive.Stored(at / "weight_0", "float32", 4, (2,), (1,), 10, False, False),

@@ -44,24 +44,24 @@ SOME = Training(data=DataSet(location=PLACE), epochs=2, learning_rate=0.01, batc
 
 def accuracy(path: Path) -> float:
     test = images(300, seed=6)
-    found: float = (
+    actual: float = (
         ort.InferenceSession(path).run(None, {"x": test.inputs["x"]})[0].argmax(1) == test.labels
     ).mean()
-    return found
+    return actual
 
 
 @pytest.mark.parametrize("network", [plain, residual, depthwise, dense])
 def test_the_framework_understands_the_graph(tmp_path: Path, network: Callable[[], onnx.ModelProto]) -> None:
     """The constructor compares with ONNX Runtime and refuses a difference."""
     path = save(network(), tmp_path)
-    found = Network(path, images(40).inputs, "f")
+    actual = Network(path, images(40).inputs, "f")
     assert (
-        found.classes == CLASSES and found.logits != "scores"
+        actual.classes == CLASSES and actual.logits != "scores"
         if network is plain
-        else found.logits == "scores"
+        else actual.logits == "scores"
     )
     again = tmp_path / "again.onnx"
-    found.save(found.weights, again)
+    actual.save(actual.weights, again)
     x = images(8).inputs
     assert np.array_equal(
         ort.InferenceSession(again).run(None, x)[0], ort.InferenceSession(path).run(None, x)[0]
@@ -188,9 +188,9 @@ def test_a_rate_that_is_far_too_high_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_labels_that_the_model_has_no_class_for(tmp_path: Path, shift: int) -> None:
     """To JAX -1 is the last class, and what is beyond it makes the loss no number."""
-    found = images(40)
-    assert found.labels is not None
-    data = replace(found, labels=found.labels + shift)
+    actual = images(40)
+    assert actual.labels is not None
+    data = replace(actual, labels=actual.labels + shift)
     network = Network(save(plain(), tmp_path), data.inputs, "f")
     with pytest.raises(JobError) as error:
         fit(network, data, Recipe(1, 0.01, 32), "f.training", lambda *_: None)

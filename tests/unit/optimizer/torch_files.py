@@ -93,13 +93,13 @@ def later(*nodes: dict[str, Any]) -> dict[str, Any]:
     return as_later(program(*nodes))
 
 
-def as_later(found: dict[str, Any]) -> dict[str, Any]:
+def as_later(actual: dict[str, Any]) -> dict[str, Any]:
     """A program as PyTorch 2.15 writes it, with what its JSON has more."""
-    for number, one in enumerate(found["graph_module"]["graph"]["nodes"]):
+    for number, one in enumerate(actual["graph_module"]["graph"]["nodes"]):
         one |= {"is_hop_single_tensor_return": None, "name": f"n_{number}"}
         one["inputs"] = [argument | {"kind": 1} for argument in one["inputs"]]
-    found["graph_module"] |= {"treespec_namedtuple_fields": {}, "metadata": {}}
-    return found | {"schema_version": {"major": 8, "minor": 20}, "guards_code": ["L['x'].size()[0] <= 1024"]}
+    actual["graph_module"] |= {"treespec_namedtuple_fields": {}, "metadata": {}}
+    return actual | {"schema_version": {"major": 8, "minor": 20}, "guards_code": ["L['x'].size()[0] <= 1024"]}
 
 
 def tensor(

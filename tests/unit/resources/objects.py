@@ -145,8 +145,8 @@ def tune(
 ) -> Object:
     source = ("spec.rollout.analysis.golden", data) if data else None
     name = names.stage_job_name(REVISION, "tune", "1f2e")
-    wanted = Tune.model_validate({"objective": "50ms", **(asked or {})})
-    return tune_job(context(name, serving=serving), wanted, source, template(serving), ARTIFACT)
+    spec = Tune.model_validate({"objective": "50ms", **(asked or {})})
+    return tune_job(context(name, serving=serving), spec, source, template(serving), ARTIFACT)
 
 
 def everything() -> list[Object]:
@@ -192,5 +192,5 @@ def task(obj: Object) -> dict[str, Any]:
         assert len({json.dumps(json.loads(value) | {"part": None}) for value in values}) == 1
     else:
         assert len(values) == 1 + (component == names.COMPONENT_TUNE), "with it, what its server fetches"
-    found: dict[str, Any] = json.loads(values[0])
-    return found
+    report: dict[str, Any] = json.loads(values[0])
+    return report

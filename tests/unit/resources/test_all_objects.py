@@ -35,10 +35,10 @@ def test_names_and_labels_fit_for_the_longest_name(obj: Object) -> None:
 @pytest.mark.parametrize("obj", EVERYTHING, ids=name_of)
 def test_labels_are_ours_alone(obj: Object) -> None:
     """A tracking label of Argo CD or Helm would make that tool claim the child and prune it."""
-    found = set(obj["metadata"]["labels"]) | set(
+    actual = set(obj["metadata"]["labels"]) | set(
         obj["spec"].get("template", {}).get("metadata", {}).get("labels", {})
     )
-    assert all(key.startswith(f"{names.GROUP}/") or key == names.LABEL_MANAGED_BY for key in found)
+    assert all(key.startswith(f"{names.GROUP}/") or key == names.LABEL_MANAGED_BY for key in actual)
     assert obj["metadata"]["labels"][names.LABEL_NAME] == o.NAME
 
 

@@ -29,20 +29,20 @@ NAME = "digits"
 
 def earlier() -> o.Object:
     """As builder 2 rendered it."""
-    found: o.Object = json.loads(Path(__file__).with_name("template-builder-2.json").read_text())
-    return found
+    report: o.Object = json.loads(Path(__file__).with_name("template-builder-2.json").read_text())
+    return report
 
 
 def server(template: o.Object) -> o.Object:
-    (found,) = template["spec"]["containers"]
-    return found  # type: ignore[no-any-return]
+    (actual,) = template["spec"]["containers"]
+    return actual  # type: ignore[no-any-return]
 
 
 def test_flags_mounts_key_and_probe_are_laid_over_a_frozen_template_and_nothing_else() -> None:
     before = earlier()
-    kept = copy.deepcopy(before)
+    retained = copy.deepcopy(before)
     after = harden(before, NAME)
-    assert before == kept, "the frozen one is left alone"
+    assert before == retained, "the frozen one is left alone"
     old, new = server(before), server(after)
     assert {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)} == {
         "args",
@@ -66,13 +66,15 @@ def test_flags_mounts_key_and_probe_are_laid_over_a_frozen_template_and_nothing_
 
 def test_a_hardened_server_has_one_immutable_model_and_a_key_of_its_pod() -> None:
     for template in (harden(earlier(), NAME), o.template()):
-        found = server(template)
-        args = dict(a.partition("=")[::2] for a in found["args"])
+        container = server(template)
+        args = dict(a.partition("=")[::2] for a in container["args"])
         assert args["--model-control-mode"] == "none" and "--load-model" not in args
         restricted = f"{','.join(RESTRICTED)}:{KEY_HEADER}=$(POD_UID)"
         assert args["--http-restricted-api"] == args["--grpc-restricted-protocol"] == restricted
-        assert {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}} in found["env"]
-        models = [m for m in found["volumeMounts"] if m["name"] == "models"]
+        assert {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}} in container[
+            "env"
+        ]
+        models = [m for m in container["volumeMounts"] if m["name"] == "models"]
         assert len(models) == 2 and all(m["readOnly"] for m in models)
         writable = [
             m for c in template["spec"]["initContainers"] for m in c["volumeMounts"] if m["name"] == "models"
@@ -133,14 +135,14 @@ class Pod:
 
     def named(self) -> dict[int, int]:
         """Parents of the processes with the name of a stub that are alive, by number."""
-        found: dict[int, int] = {}
+        actual: dict[int, int] = {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
                 text = stat.read_text()
                 state, parent = text.rpartition(") ")[2].split()[:2]
                 if f"({self.stub})" in text and state != "Z":
-                    found[int(stat.parent.name)] = int(parent)
-        return found
+                    actual[int(stat.parent.name)] = int(parent)
+        return actual
 
     def stubs(self) -> list[int]:
         """Those of the server itself."""
@@ -188,9 +190,9 @@ def wait(done: Any) -> None:
 
 @pytest.fixture
 def pod(tmp_path: Path) -> Iterator[Pod]:
-    found = Pod(tmp_path)
-    yield found
-    found.close()
+    actual = Pod(tmp_path)
+    yield actual
+    actual.close()
 
 
 def test_servers_that_are_well_are_left_alone(pod: Pod) -> None:
@@ -211,8 +213,8 @@ def test_a_dead_python_process_is_noticed_though_the_server_says_that_all_is_wel
 def test_one_that_is_gone_for_good_is_noticed_as_well(pod: Pod) -> None:
     listed = pod.probe()
     assert listed.returncode == 0
-    (found,) = pod.folder.glob(".stubs-of-*")
-    found.write_text(f"{found.read_text().strip()} /proc/999999999\n")
+    (actual,) = pod.folder.glob(".stubs-of-*")
+    actual.write_text(f"{actual.read_text().strip()} /proc/999999999\n")
     assert pod.probe().returncode == 1
 
 
@@ -273,5 +275,7 @@ def test_what_a_newer_operator_has_laid_over_a_template_is_believed() -> None:
 
 def test_version_1_is_what_it_was() -> None:
     """Pods run with it: a change is another version, for an operator's upgrade restarts nothing."""
-    found = server(harden(earlier(), NAME, "1"))
-    assert hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16] == "420e94ec9221157e"
+    container = server(harden(earlier(), NAME, "1"))
+    assert (
+        hashlib.sha256(json.dumps(container, sort_keys=True).encode()).hexdigest()[:16] == "420e94ec9221157e"
+    )

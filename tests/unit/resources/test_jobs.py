@@ -168,10 +168,10 @@ def test_a_backend_reaches_the_job_with_its_tensors() -> None:
 
 def test_only_steps_that_train_get_the_image_that_can() -> None:
     def image(steps: list[dict[str, object]]) -> str:
-        found: str = o.pod(o.prepare(optimization=Optimization.model_validate({"steps": steps})))[
+        finished: str = o.pod(o.prepare(optimization=Optimization.model_validate({"steps": steps})))[
             "containers"
         ][0]["image"]
-        return found
+        return finished
 
     assert image(EVERY_STEP) == "example/trainer@sha256:3"
     assert image([{"prune": {"sparsity": 0.5}}, EVERY_STEP[4]]) == "example/optimizer@sha256:1"
@@ -312,8 +312,8 @@ def test_a_search_takes_the_image_that_trains_where_there_is_one_and_none_is_ask
     def image(model: Model | None = None, **images: object) -> str:
         config = o.CONFIG.model_copy(update={"images": o.CONFIG.images.model_copy(update=images)})
         job = o.prepare(model or o.MODEL, Optimization.model_validate({"steps": steps}), config=config)
-        found: str = o.pod(job)["containers"][0]["image"]
-        return found
+        finished: str = o.pod(job)["containers"][0]["image"]
+        return finished
 
     assert image() == "example/trainer@sha256:3"
     assert image(trainer=None) == "example/optimizer@sha256:1"
@@ -381,8 +381,8 @@ def test_prepare_has_the_users_resources_and_time() -> None:
 
 
 def limit(job: o.Object) -> str:
-    (found,) = (e["value"] for e in o.pod(job)["containers"][0]["env"] if e["name"] == TIMEOUT_ENV)
-    return str(found)
+    (actual,) = (e["value"] for e in o.pod(job)["containers"][0]["env"] if e["name"] == TIMEOUT_ENV)
+    return str(actual)
 
 
 @pytest.mark.parametrize(("timeout", "seconds"), [("500ms", 1), ("0s", 1), ("1.5s", 2), ("1h", 3600)])

@@ -131,8 +131,8 @@ def test_who_reaches_whom(who: str, to: str) -> None:
     if who not in INSIDE and to not in INSIDE:
         return  # theirs
     for port in PORTS:
-        wanted = (who, to, port) in MAY or wide_open(who, to, port)
-        assert allowed([*POLICIES, *OTHER], ENDS[who], ENDS[to], port) is wanted, f"{who} to {to}:{port}"
+        desired = (who, to, port) in MAY or wide_open(who, to, port)
+        assert allowed([*POLICIES, *OTHER], ENDS[who], ENDS[to], port) is desired, f"{who} to {to}:{port}"
         udp = port == 53 and to in ("dns", "node-local dns") and who in INSIDE
         assert allowed([*POLICIES, *OTHER], ENDS[who], ENDS[to], port, "UDP") is udp, (
             f"{who} to {to}:{port}/UDP"
@@ -186,9 +186,9 @@ def test_two_models_of_a_namespace_have_no_name_in_common() -> None:
 
 def test_one_word_more_is_another_policy() -> None:
     servers, _, jobs, _ = POLICIES
-    kept = {k: v for k, v in jobs["spec"].items() if v}  # the API server keeps no empty list
-    assert jobs["spec"]["ingress"] == [] and network_policies.is_equivalent({"spec": kept}, jobs)
-    assert not network_policies.is_equivalent({"spec": kept | {"ingress": [{}]}}, jobs)
+    retained = {k: v for k, v in jobs["spec"].items() if v}  # the API server keeps no empty list
+    assert jobs["spec"]["ingress"] == [] and network_policies.is_equivalent({"spec": retained}, jobs)
+    assert not network_policies.is_equivalent({"spec": retained | {"ingress": [{}]}}, jobs)
     assert not network_policies.is_equivalent(
         {"spec": servers["spec"] | {"egress": [*servers["spec"]["egress"], {}]}}, servers
     )

@@ -70,8 +70,8 @@ def test_pods_fetch_the_artifact_that_the_revision_names() -> None:
 
 
 def test_what_pods_fetch_can_be_read_back() -> None:
-    found = server.fetch_task(o.deployment())
-    assert found is not None and (found.artifact.uri, found.digest, found.serving) == (
+    task = server.fetch_task(o.deployment())
+    assert task is not None and (task.artifact.uri, task.digest, task.serving) == (
         "s3://artifacts/all/ml/key",
         "sha256:aa",
         None,
@@ -83,8 +83,8 @@ def test_what_tuning_chose_is_told_to_the_pods_and_can_be_read_back() -> None:
     best = ServingConfig(instances=2, batch=16, queue_delay_us=500)
     tuned = server.server_deployment(o.OWNER, o.VERSION, o.template(), o.ARTIFACT, 2, o.CONFIG, serving=best)
     assert o.task(tuned)["serving"] == {"instances": 2, "batch": 16, "queue_delay_us": 500}
-    found = server.fetch_task(tuned)
-    assert found is not None and found.serving == best
+    task = server.fetch_task(tuned)
+    assert task is not None and task.serving == best
 
 
 def test_a_server_beside_a_program_is_that_of_the_pods_without_a_model() -> None:
@@ -96,8 +96,8 @@ def test_a_server_beside_a_program_is_that_of_the_pods_without_a_model() -> None
         }
     )
     frozen = o.template(serving)
-    found = server.beside(frozen, o.VERSION, o.ARTIFACT, o.CONFIG)
-    fetch, triton = found["initContainers"]
+    containers = server.beside(frozen, o.VERSION, o.ARTIFACT, o.CONFIG)
+    fetch, triton = containers["initContainers"]
     (pods,) = frozen["spec"]["containers"]
     assert fetch == o.pod(o.deployment(frozen))["initContainers"][0]
     assert (triton["image"], triton["resources"]) == (pods["image"], pods["resources"])
@@ -114,11 +114,11 @@ def test_a_server_beside_a_program_is_that_of_the_pods_without_a_model() -> None
     assert not {"startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "ports"} & set(triton), (
         "no kubelet reaches it there"
     )
-    assert (found["nodeSelector"], found["serviceAccountName"]) == (
+    assert (containers["nodeSelector"], containers["serviceAccountName"]) == (
         {"gpu": "h100"},
         "reader",
-    ) and "topologySpreadConstraints" not in found
-    assert found["tolerations"] == frozen["spec"]["tolerations"]
+    ) and "topologySpreadConstraints" not in containers
+    assert containers["tolerations"] == frozen["spec"]["tolerations"]
 
 
 # --- probes and drain

@@ -69,19 +69,19 @@ FIELDS = {
 
 
 def spec(**parts: Any) -> ModelDeploymentSpec:
-    found = b.spec(1).wire()
-    return ModelDeploymentSpec.model_validate(found | {k: found.get(k, {}) | v for k, v in parts.items()})
+    actual = b.spec(1).wire()
+    return ModelDeploymentSpec.model_validate(actual | {k: actual.get(k, {}) | v for k, v in parts.items()})
 
 
-def told(given: ModelDeploymentSpec, *policies: Policy, shut: bool = False) -> str:
-    found = allowance_violation(combine(policies), given, "ml", SHUT if shut else CONFIG)
-    return f"{found.reason}: {found.message}" if found else ""
+def told(specified: ModelDeploymentSpec, *policies: Policy, shut: bool = False) -> str:
+    violation = allowance_violation(combine(policies), specified, "ml", SHUT if shut else CONFIG)
+    return f"{violation.reason}: {violation.message}" if violation else ""
 
 
 def test_every_secret_that_a_spec_can_name_is_found() -> None:
-    found = list(secrets(ModelDeploymentSpec.model_validate(EVERYWHERE)))
-    assert {s.field for s in found} == FIELDS
-    assert {s.field.rsplit(".", 1)[0] for s in found if s.uri is None} == {
+    references = list(secrets(ModelDeploymentSpec.model_validate(EVERYWHERE)))
+    assert {s.field for s in references} == FIELDS
+    assert {s.field.rsplit(".", 1)[0] for s in references if s.uri is None} == {
         "spec.model.signature.keySecretRef",
         "spec.serving.imagePullSecrets[0]",
     }
@@ -127,14 +127,14 @@ def test_the_fields_above_are_all_that_the_types_have() -> None:
 
 @pytest.mark.parametrize("field", sorted(FIELDS))
 def test_no_secret_is_named_that_no_policy_allows(field: str) -> None:
-    given = ModelDeploymentSpec.model_validate(EVERYWHERE)
-    names = {s.name for s in secrets(given) if s.field != field}
-    (one,) = (s for s in secrets(given) if s.field == field)
+    spec = ModelDeploymentSpec.model_validate(EVERYWHERE)
+    names = {s.name for s in secrets(spec) if s.field != field}
+    (one,) = (s for s in secrets(spec) if s.field == field)
     renamed = ModelDeploymentSpec.model_validate(
         _renamed(EVERYWHERE, field.removeprefix("spec.").removesuffix(".name"), "theirs")
     )
     allowing = policy(allowedSecrets=sorted(names | {one.name}))
-    assert told(given, allowing) == ""
+    assert told(spec, allowing) == ""
     assert told(renamed, allowing).startswith(
         f"SecretNotAllowed: {field}: theirs: RolloutPolicy p allows only "
     )
@@ -164,12 +164,12 @@ class TestSecrets:
         )
 
     def test_without_a_policy_all_are_allowed_unless_the_configuration_says_otherwise(self) -> None:
-        given = ModelDeploymentSpec.model_validate(EVERYWHERE)
-        assert told(given) == ""
-        assert told(given, shut=True).startswith(
+        spec = ModelDeploymentSpec.model_validate(EVERYWHERE)
+        assert told(spec) == ""
+        assert told(spec, shut=True).startswith(
             "SecretNotAllowed: spec.model.credentials.secretRef.name: mine: no RolloutPolicy allows any"
         )
-        assert told(given, policy(allowedSecrets=["*"]), shut=True) == ""
+        assert told(spec, policy(allowedSecrets=["*"]), shut=True) == ""
 
     def test_an_empty_list_leaves_the_stores_own(self) -> None:
         nothing = policy(allowedSecrets=[])
@@ -183,12 +183,12 @@ class TestSecrets:
         )
 
     def test_each_policy_must_allow_it(self) -> None:
-        given = spec(model={"uri": "s3://models/digits/v1/model.onnx", "credentials": MINE})
-        assert told(given, policy("a", allowedSecrets=["mi*"]), policy("b", allowedSecrets=["mine"])) == ""
-        found = told(
-            given, policy("a", allowedSecrets=["mi*"]), policy("b", allowedSecrets=["s3-*", "signer"])
+        desired = spec(model={"uri": "s3://models/digits/v1/model.onnx", "credentials": MINE})
+        assert told(desired, policy("a", allowedSecrets=["mi*"]), policy("b", allowedSecrets=["mine"])) == ""
+        message = told(
+            desired, policy("a", allowedSecrets=["mi*"]), policy("b", allowedSecrets=["s3-*", "signer"])
         )
-        assert "RolloutPolicy b allows only s3-*, signer, each store's own Secret" in found
+        assert "RolloutPolicy b allows only s3-*, signer, each store's own Secret" in message
 
 
 class TestAccounts:
@@ -223,12 +223,14 @@ class TestAccounts:
     def test_pods_run_as_whom_the_policies_allow(
         self, named: str | None, lists: list[list[str]], refused: str
     ) -> None:
-        given = spec(serving={"serviceAccountName": named} if named else {})
-        found = told(given, *(policy(f"p{i}", allowedServiceAccounts=names) for i, names in enumerate(lists)))
+        desired = spec(serving={"serviceAccountName": named} if named else {})
+        message = told(
+            desired, *(policy(f"p{i}", allowedServiceAccounts=names) for i, names in enumerate(lists))
+        )
         assert (
-            bool(found) is bool(refused)
-            and refused in found
-            and (not found or found.startswith("ServiceAccountNotAllowed: "))
+            bool(message) is bool(refused)
+            and refused in message
+            and (not message or message.startswith("ServiceAccountNotAllowed: "))
         )
 
     def test_without_a_policy_the_configuration_may_leave_default_alone(self) -> None:
@@ -251,20 +253,20 @@ class TestAccounts:
 def test_without_a_policy_the_configuration_may_leave_the_platforms_images_alone() -> None:
     step = spec(optimization={"steps": [{"container": {"image": IMAGE}}]})
     server = spec(serving={"triton": {"image": "example.com/triton:1"}})
-    for given, field in (
+    for specified, field in (
         (step, "spec.optimization.steps[0].container.image"),
         (server, "spec.serving.triton.image"),
     ):
-        assert told(given) == ""
-        assert told(given, shut=True).startswith(f"ImageNotAllowed: {field}: example.com/")
-        assert told(given, policy(allowedSources={"images": ["example.com/"]}), shut=True) == ""
-        assert told(given, policy(allowedSources={"models": ["s3://models/"]}), shut=True).startswith(
+        assert told(specified) == ""
+        assert told(specified, shut=True).startswith(f"ImageNotAllowed: {field}: example.com/")
+        assert told(specified, policy(allowedSources={"images": ["example.com/"]}), shut=True) == ""
+        assert told(specified, policy(allowedSources={"models": ["s3://models/"]}), shut=True).startswith(
             "ImageNotAllowed"
         )
     assert told(spec(), shut=True) == ""
 
 
-KEPT_OFF = "podAntiAffinity"
+ANTI_AFFINITY = "podAntiAffinity"
 TERM = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {}}
 
 
@@ -288,11 +290,11 @@ class TestAffinity:
     )
     def test_nobody_keeps_other_namespaces_off_a_node(self, term: dict[str, Any], refused: str) -> None:
         anti = {"requiredDuringSchedulingIgnoredDuringExecution": [TERM | term]}
-        found = told(spec(serving={"affinity": {KEPT_OFF: anti}}))
+        message = told(spec(serving={"affinity": {ANTI_AFFINITY: anti}}))
         assert (
-            bool(found) is bool(refused)
-            and refused in found
-            and (not found or found.startswith("AffinityNotAllowed: spec.serving.affinity."))
+            bool(message) is bool(refused)
+            and refused in message
+            and (not message or message.startswith("AffinityNotAllowed: spec.serving.affinity."))
         )
 
     def test_what_is_preferred_or_about_ones_own_place_displaces_nobody(self) -> None:
@@ -301,10 +303,14 @@ class TestAffinity:
             "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": wide}]
         }
         beside = {"requiredDuringSchedulingIgnoredDuringExecution": [wide]}
-        assert told(spec(serving={"affinity": {KEPT_OFF: preferred, "podAffinity": beside}})) == ""
+        assert told(spec(serving={"affinity": {ANTI_AFFINITY: preferred, "podAffinity": beside}})) == ""
 
     @pytest.mark.parametrize(
-        "odd", [{KEPT_OFF: 1}, {KEPT_OFF: {"requiredDuringSchedulingIgnoredDuringExecution": ["x", 1, None]}}]
+        "odd",
+        [
+            {ANTI_AFFINITY: 1},
+            {ANTI_AFFINITY: {"requiredDuringSchedulingIgnoredDuringExecution": ["x", 1, None]}},
+        ],
     )
     def test_what_was_stored_before_there_was_a_schema_is_no_fault(self, odd: dict[str, Any]) -> None:
         assert told(spec(serving={"affinity": odd})) == ""

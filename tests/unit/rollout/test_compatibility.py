@@ -25,9 +25,9 @@ DECLARED = b.spec(2, model={"uri": b.uri(2), "interfaceChange": "Allowed"})
 
 
 def having(version: int, interface: Interface | None) -> Revision:
-    kept = b.revision(version, "Stable")
+    existing = b.revision(version, "Stable")
     artifact = b.artifact(version).model_copy(update={"interface": interface})
-    return replace(kept, status=kept.status.model_copy(update={"artifact": artifact}))
+    return replace(existing, status=existing.status.model_copy(update={"artifact": artifact}))
 
 
 def prepared(

@@ -216,8 +216,10 @@ def test_transition_times_move_only_with_the_status() -> None:
 
 
 def test_who_else_may_have_counted_is_told_while_a_version_is_judged() -> None:
-    found = Assessment("Inconclusive", "NoData", "", doubt=Problem("ForeignTargets", "tenant/x may count"))
-    conditions = {c.type: c for c in told(b.in_canary(assessment=found)).conditions}
+    assessment = Assessment(
+        "Inconclusive", "NoData", "", doubt=Problem("ForeignTargets", "tenant/x may count")
+    )
+    conditions = {c.type: c for c in told(b.in_canary(assessment=assessment)).conditions}
     assert (conditions["EvidenceVerified"].status, conditions["EvidenceVerified"].reason) == (
         "False",
         "ForeignTargets",

@@ -198,15 +198,19 @@ def test_the_evidence_of_a_rollout_stands_in_its_revision() -> None:
         "history": [evidence],
         "stages": {"Canary": 31.0},
     }
-    kept = revision_status(b.second("Failed", changes=changes))[V2]
-    assert (kept.outcome, kept.reason, kept.message) == ("RolledBack", "LatencyHigh", "proven slower")
-    assert (kept.steps, kept.stages, kept.started, kept.finished) == (
+    statuses = revision_status(b.second("Failed", changes=changes))[V2]
+    assert (statuses.outcome, statuses.reason, statuses.message) == (
+        "RolledBack",
+        "LatencyHigh",
+        "proven slower",
+    )
+    assert (statuses.steps, statuses.stages, statuses.started, statuses.finished) == (
         [evidence],
         {"Canary": 31.0},
         b.ago(60),
         b.ago(10),
     )
-    assert (kept.accuracy, kept.size, kept.p99) == ("0.975 (-0.005)", "260 (-74 %)", "3.1ms")
+    assert (statuses.accuracy, statuses.size, statuses.p99) == ("0.975 (-0.005)", "260 (-74 %)", "3.1ms")
 
 
 def test_the_former_stable_is_retired() -> None:
@@ -215,8 +219,12 @@ def test_the_former_stable_is_retired() -> None:
         b.status(2, rollout=b.rollout("Done", 2, outcome="Promoted")),
         revisions=(b.revision(1, "Stable"), b.revision(2, "Canary")),
     )
-    kept = revision_status(s)
-    assert (kept[V1].outcome, kept[V1].reason, kept[V2].outcome) == ("Retired", "Replaced", "Promoted")
+    statuses = revision_status(s)
+    assert (statuses[V1].outcome, statuses[V1].reason, statuses[V2].outcome) == (
+        "Retired",
+        "Replaced",
+        "Promoted",
+    )
 
 
 def test_a_rollback_under_way_says_nothing_about_its_target() -> None:

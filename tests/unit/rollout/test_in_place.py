@@ -15,7 +15,7 @@ from modelrollout.testing.model_cluster import ModelCluster
 ONE, TWO = b.revision_name(1), b.revision_name(2)
 
 
-def wanted(
+def in_place(
     version: int,
     *,
     replicas: int = 4,
@@ -24,13 +24,13 @@ def wanted(
     **serving: Any,
 ) -> ModelDeploymentSpec:
     limits = {"limits": {"nvidia.com/gpu": 1}}
-    given = {"replicas": replicas, "resources": limits, "surge": "InPlace", **serving}
-    return b.spec(version, steps=steps, gateway=gateway, serving=given)
+    specified = {"replicas": replicas, "resources": limits, "surge": "InPlace", **serving}
+    return b.spec(version, steps=steps, gateway=gateway, serving=specified)
 
 
 def serving(*, gpus: int, replicas: int = 4, **more: Any) -> ModelCluster:
     """Version 1 is stable, and has ``replicas`` of ``gpus`` GPUs."""
-    world = ModelCluster(wanted(1, replicas=replicas, **more), gpus=gpus)
+    world = ModelCluster(in_place(1, replicas=replicas, **more), gpus=gpus)
     world.serve()
     assert world.status.stable is not None and world.servers[ONE].ready == replicas
     return world
@@ -51,7 +51,7 @@ def ran(world: ModelCluster, rounds: int = 90) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("gateway", [True, False])
 def test_promoted_pod_by_pod_where_no_gpu_is_free(gateway: bool) -> None:
     world = serving(gpus=4, gateway=gateway)
-    world.edit(wanted(2, gateway=gateway))
+    world.edit(in_place(2, gateway=gateway))
     world.verdict = "Successful"
     seen = ran(world)
     assert world.status.stable is not None and world.status.stable.revision == TWO
@@ -63,7 +63,7 @@ def test_promoted_pod_by_pod_where_no_gpu_is_free(gateway: bool) -> None:
 def test_what_is_free_is_taken_first() -> None:
     """One of six GPUs is free twice: stable gives up nothing for a step that two pods carry."""
     world = serving(gpus=6)
-    world.edit(wanted(2, steps=[{"weight": 25}, {"weight": 50}]))
+    world.edit(in_place(2, steps=[{"weight": 25}, {"weight": 50}]))
     world.verdict = None
     seen = ran(world, 20)
     assert world.status.rollout is not None and world.status.rollout.stage == "Canary"
@@ -75,7 +75,7 @@ def test_what_is_free_is_taken_first() -> None:
 
 def test_with_room_for_all_it_is_like_auto() -> None:
     world = serving(gpus=8)
-    world.edit(wanted(2))
+    world.edit(in_place(2))
     world.verdict = "Successful"
     assert (4, 4) in ran(world)
     assert all(r.in_place is None for r in world.history)
@@ -83,7 +83,7 @@ def test_with_room_for_all_it_is_like_auto() -> None:
 
 def test_taken_back_stable_gets_its_gpus_again() -> None:
     world = serving(gpus=4)
-    world.edit(wanted(2, steps=[{"weight": 50}]))
+    world.edit(in_place(2, steps=[{"weight": 50}]))
     world.verdict = None
     assert ran(world, 20)[-1] == (2, 2)
     world.verdict = "Failed"
@@ -98,7 +98,7 @@ def test_a_floor_that_leaves_no_way_is_told_and_stable_keeps_it() -> None:
     three.
     """
     world = serving(gpus=4, floor=3)
-    world.edit(wanted(2, floor=3))
+    world.edit(in_place(2, floor=3))
     world.verdict = "Successful"
     seen = ran(world, 20)
     assert min(stable for stable, _ in seen) == 3
@@ -113,7 +113,7 @@ def test_a_floor_that_leaves_no_way_is_told_and_stable_keeps_it() -> None:
 
 def test_a_single_pod_gives_nothing_up() -> None:
     world = serving(gpus=1, replicas=1)
-    world.edit(wanted(2, replicas=1))
+    world.edit(in_place(2, replicas=1))
     assert ran(world, 10)[-1] == (1, 1)
     assert world.status.rollout is not None and world.status.rollout.in_place is None
     assert world.servers[ONE].ready == 1
@@ -121,7 +121,7 @@ def test_a_single_pod_gives_nothing_up() -> None:
 
 def test_blue_green_promotes_with_the_floor() -> None:
     world = serving(gpus=4, floor=1)
-    blue = wanted(2, floor=1).model_dump(by_alias=True, exclude_none=True) | {"rollout": {"blueGreen": {}}}
+    blue = in_place(2, floor=1).model_dump(by_alias=True, exclude_none=True) | {"rollout": {"blueGreen": {}}}
     world.edit(ModelDeploymentSpec.model_validate(blue))
     world.verdict = "Successful"
     seen = ran(world)
@@ -135,10 +135,10 @@ def test_blue_green_promotes_with_the_floor() -> None:
 
 def test_another_version_under_way_begins_from_the_whole_stable() -> None:
     world = serving(gpus=4)
-    world.edit(wanted(2, steps=[{"weight": 50}]))
+    world.edit(in_place(2, steps=[{"weight": 50}]))
     world.verdict = None
     ran(world, 20)
-    world.edit(wanted(3))
+    world.edit(in_place(3))
     world.verdict = "Successful"
     world.serve()
     world.serve()
@@ -148,7 +148,7 @@ def test_another_version_under_way_begins_from_the_whole_stable() -> None:
 
 def test_without_a_gateway_status_tells_the_share_that_whole_pods_give() -> None:
     world = serving(gpus=8, gateway=False)
-    world.edit(wanted(2, gateway=False, steps=[{"weight": 5}]))
+    world.edit(in_place(2, gateway=False, steps=[{"weight": 5}]))
     world.verdict = None
     ran(world, 20)
     assert (world.status.weight, world.status.share) == (5, 20), "one of five pods"

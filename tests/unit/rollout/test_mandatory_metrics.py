@@ -320,9 +320,9 @@ def test_a_verdict_for_a_small_next_step_gives_no_large_one() -> None:
         plain = ModelCluster._assessment
 
         def assessed() -> Any:
-            found = plain(world)
-            return found and replace(
-                found, metrics=tuple(m.model_copy(update={"next_weight": weight}) for m in found.metrics)
+            actual = plain(world)
+            return actual and replace(
+                actual, metrics=tuple(m.model_copy(update={"next_weight": weight}) for m in actual.metrics)
             )
 
         world._assessment = assessed  # type: ignore[method-assign]
@@ -393,8 +393,8 @@ def test_a_version_whose_artifact_is_made_anew_is_no_version_to_return_to(reason
     from, and says retry: it is another model.
     """
     s = b.second("Failed", wanted=b.spec(2), changes={"outcome": "Failed", "reason": reason, "message": "x"})
-    kept = tuple(
+    retained = tuple(
         replace(r, status=r.status.model_copy(update={"retired": b.ago(600)})) if r.name == V2 else r
         for r in s.revisions
     )
-    assert (revision_status(replace(s, revisions=kept))[V2].retired is not None) is returns
+    assert (revision_status(replace(s, revisions=retained))[V2].retired is not None) is returns

@@ -23,10 +23,10 @@ TOO_OLD = Problem("TritonTooOld", "pod p, container triton: its image is too old
 
 
 def serves(server: Server = OLD, **facts: Any) -> Snapshot:
-    kept = replace(b.revision(1, "Stable"), hardened=False)
+    changed = replace(b.revision(1, "Stable"), hardened=False)
     state = b.status(1, rollout=b.rollout("Done", 1, outcome="Stable"))
     return b.snapshot(
-        b.spec(1), state, **({"revisions": (kept,), "servers": {V1: server}, "traffic": b.TAKEN} | facts)
+        b.spec(1), state, **({"revisions": (changed,), "servers": {V1: server}, "traffic": b.TAKEN} | facts)
     )
 
 
@@ -36,8 +36,8 @@ def after(s: Snapshot, now: Any = b.START, **facts: Any) -> Snapshot:
 
 
 def row(plan: Plan | Snapshot, kind: str) -> tuple[str, str, str] | None:
-    found = next((c for c in plan.status.conditions if c.type == kind), None)
-    return (found.status, found.reason, found.message) if found else None
+    actual = next((c for c in plan.status.conditions if c.type == kind), None)
+    return (actual.status, actual.reason, actual.message) if actual else None
 
 
 def events(plan: Plan) -> list[tuple[str, str]]:
@@ -51,12 +51,12 @@ def say(verb: str = "restart", nonce: str = "n1", revision: str = V1) -> tuple[V
 def test_an_upgrade_restarts_nothing_and_says_what_is_open() -> None:
     plan = decide(serves(), b.START)
     assert desired(serves(), b.START).hardened == {}
-    found = row(plan, "Hardened")
+    condition = row(plan, "Hardened")
     assert (
-        found
-        and found[:2] == ("False", "Unhardened")
-        and V1 in found[2]
-        and "modelrollout restart" in found[2]
+        condition
+        and condition[:2] == ("False", "Unhardened")
+        and V1 in condition[2]
+        and "modelrollout restart" in condition[2]
     )
     assert ("Warning", "Unhardened") in events(plan)
     assert decide(after(serves()), b.at(60)).status == after(serves()).status, "told once"
@@ -102,9 +102,9 @@ def test_a_restart_that_is_over_is_not_told_again_when_replicas_change() -> None
 
 def test_a_revision_that_comes_up_anew_is_hardened() -> None:
     """A rollback to what an earlier operator rendered, whose pods are long gone."""
-    kept = tuple(replace(b.revision(v, o), hardened=False) for v, o in ((1, "Retired"), (2, "Stable")))
+    retained = tuple(replace(b.revision(v, o), hardened=False) for v, o in ((1, "Retired"), (2, "Stable")))
     s = b.snapshot(
-        b.spec(2), b.status(2), revisions=kept, servers={V2: OLD}, traffic=b.TAKEN, verbs=say("rollback")
+        b.spec(2), b.status(2), revisions=retained, servers={V2: OLD}, traffic=b.TAKEN, verbs=say("rollback")
     )
     going = replace(s, status=decide(s, b.START).status)
     assert going.status.rollout and going.status.rollout.mode == "Rollback"
@@ -139,17 +139,17 @@ def test_an_image_too_old_for_the_flags_leaves_the_pods_that_serve_alone() -> No
     )
     plan = decide(fell, b.at(8))
     assert ("Warning", "TritonTooOld") in events(plan) and plan.status.restarts[V1].triton_too_old
-    kept = replace(fell, status=plan.status)
-    wanted = desired(kept, b.at(9))
-    assert wanted.hardened == {} and wanted.restarts == {V1: "2026-11-20T10:00:00.000Z"}, (
+    changed = replace(fell, status=plan.status)
+    expected = desired(changed, b.at(9))
+    assert expected.hardened == {} and expected.restarts == {V1: "2026-11-20T10:00:00.000Z"}, (
         "the very template that they have"
     )
-    told = after(replace(kept, servers={V1: before}), b.at(10))
-    found = row(told, "Hardened")
+    told = after(replace(changed, servers={V1: before}), b.at(10))
+    condition = row(told, "Hardened")
     assert (
-        found
-        and found[:2] == ("False", "TritonTooOld")
-        and "spec.serving.triton.image" in found[2]
+        condition
+        and condition[:2] == ("False", "TritonTooOld")
+        and "spec.serving.triton.image" in condition[2]
         and row(told, "Restarted") is None
     )
     assert desired(told, b.at(20)).hardened == {}
@@ -194,10 +194,10 @@ def test_a_record_of_pods_that_are_gone_is_forgotten() -> None:
     """A Deployment that somebody deletes comes up hardened, and stays so, whatever was known of its
     pods.
     """
-    kept = after(serves(), servers={V1: OLD})
+    restored = after(serves(), servers={V1: OLD})
     old = replace(
-        kept,
-        status=kept.status.model_copy(
+        restored,
+        status=restored.status.model_copy(
             update={"restarts": {V1: RestartStatus(at=b.ago(9), triton_too_old=True)}}
         ),
         servers={},
@@ -220,9 +220,11 @@ def test_a_restart_without_a_free_gpu_waits_with_numbers() -> None:
         gpus=Gpus("nvidia.com/gpu", 1, 0, 8, 1),
     )
     plan = decide(stuck, b.at(5))
-    found = row(plan, "Restarted")
-    assert found and found[:2] == ("False", "InsufficientGPU")
-    assert "1 nvidia.com/gpu is needed, 0 of 8 are free" in found[2] and "--allow-downtime" in found[2]
+    condition = row(plan, "Restarted")
+    assert condition and condition[:2] == ("False", "InsufficientGPU")
+    assert (
+        "1 nvidia.com/gpu is needed, 0 of 8 are free" in condition[2] and "--allow-downtime" in condition[2]
+    )
     assert ("Warning", "InsufficientGPU") in events(plan)
     rest = replace(stuck, status=plan.status)
     assert decide(rest, b.at(6)).requeue_after == 30.0, "it looks again by itself"
@@ -279,8 +281,8 @@ def test_a_crash_of_long_ago_is_no_news() -> None:
 def test_what_is_on_trial_is_looked_after_too(stage: str) -> None:
     s = b.second(stage) if stage == "Evaluate" else b.in_canary()
     fell = replace(s, servers=dict(s.servers) | {V2: Server(2, 1, None, 2, down=DOWN)})
-    found = row(decide(fell, b.START), "ServersHealthy")
-    assert found and found[0] == "False" and V2 in found[2]
+    condition = row(decide(fell, b.START), "ServersHealthy")
+    assert condition and condition[0] == "False" and V2 in condition[2]
 
 
 def test_a_restart_status_holds_what_it_is_given() -> None:

@@ -63,14 +63,14 @@ class TestMatching:
         assert broken.matches("models", {}, {}) and not broken.matches("other", {}, {})
 
     def test_labels_of_a_namespace_choose_it_and_where_they_are_not_known_the_policy_holds(self) -> None:
-        found = policy(selector={"namespaceLabels": {"tier": "production"}, "namespaces": ["team-*"]})
-        assert found.matches("team-a", {}, {"tier": "production", "x": "y"}) and found.matches(
+        rule = policy(selector={"namespaceLabels": {"tier": "production"}, "namespaces": ["team-*"]})
+        assert rule.matches("team-a", {}, {"tier": "production", "x": "y"}) and rule.matches(
             "team-a", {}, None
         )
-        assert not found.matches("team-a", {"tier": "production"}, {"tier": "test"}), (
+        assert not rule.matches("team-a", {"tier": "production"}, {"tier": "test"}), (
             "what a ModelDeployment says of itself is no matter"
         )
-        assert not found.matches("other", {}, {"tier": "production"})
+        assert not rule.matches("other", {}, {"tier": "production"})
 
     def test_with_a_selector_that_cannot_be_read_it_is_for_everybody(self) -> None:
         assert policy(selector={"namespace": "models"}).matches("other", {}, {})
@@ -126,14 +126,14 @@ class TestCombining:
 
 class TestDefaults:
     def test_what_the_spec_says_wins(self) -> None:
-        given = {"canary": {}, "analysis": {"interval": "5s"}, "onFailure": "Rollback"}
+        specified = {"canary": {}, "analysis": {"interval": "5s"}, "onFailure": "Rollback"}
         defaults = {
             "onFailure": "Pause",
             "onInconclusive": "Rollback",
             "canary": {"steps": [{"weight": 1}]},
             "analysis": {"prometheus": "x"},
         }
-        assert with_defaults(given, defaults) == {
+        assert with_defaults(specified, defaults) == {
             "canary": {"steps": [{"weight": 1}]}, "analysis": {"interval": "5s", "prometheus": "x"},
             "onFailure": "Rollback",
             "onInconclusive": "Rollback",
@@ -146,8 +146,8 @@ class TestDefaults:
 
 
 def ends(now: str, *windows: dict[str, Any]) -> str | None:
-    found = active_freeze(combine([policy(freezeWindows=list(windows))]), utc(now))
-    return found.until.astimezone(UTC).strftime("%Y-%m-%dT%H:%M") if found and found.until else None
+    freeze = active_freeze(combine([policy(freezeWindows=list(windows))]), utc(now))
+    return freeze.until.astimezone(UTC).strftime("%Y-%m-%dT%H:%M") if freeze and freeze.until else None
 
 
 WEEKEND = {"schedule": "0 16 * * FRI", "timezone": "Europe/Berlin", "duration": "63h"}
@@ -175,7 +175,7 @@ class TestFreeze:
         """02:30 does not exist in March, and comes twice in October."""
         start = utc(f"{day}T00:00:00")
         minutes = [start + timedelta(minutes=m) for m in range(24 * 60)]
-        held = [
+        pending = [
             m
             for m in minutes
             if ends(
@@ -184,7 +184,7 @@ class TestFreeze:
             )
         ]
         first = utc(f"{day}T{begins}:00")
-        assert held == [first + timedelta(minutes=m) for m in range(45)]
+        assert pending == [first + timedelta(minutes=m) for m in range(45)]
 
     def test_windows_that_follow_one_another_end_together(self) -> None:
         end_of_year = {"start": "2026-11-23T05:00:00Z", "end": "2026-12-01T00:00:00+01:00"}
@@ -219,15 +219,16 @@ class TestFreeze:
                 ],
             ),
         ]
-        found = active_freeze(combine(two), utc("2026-11-21T12:00:00"))
-        assert found is not None
+        freeze = active_freeze(combine(two), utc("2026-11-21T12:00:00"))
+        assert freeze is not None
         assert (
-            found.message
+            freeze.message
             == "RolloutPolicy b freezes rollouts until 2026-11-23 00:00 UTC (audit); rollbacks and aborts"
             " work"
         )
         assert (
-            found.left(utc("2026-11-21T12:00:00")) == 600.0 and found.left(utc("2026-11-22T23:59:00")) == 60.0
+            freeze.left(utc("2026-11-21T12:00:00")) == 600.0
+            and freeze.left(utc("2026-11-22T23:59:00")) == 60.0
         )
 
     @pytest.mark.parametrize(
@@ -264,8 +265,10 @@ class TestFreeze:
     ) -> None:
         broken = policy(freezeWindows=[window])
         assert broken.error is not None and told in broken.error
-        found = active_freeze(combine([broken]), utc("2026-11-21T12:00:00"))
-        assert found is not None and found.until is None and found.left(utc("2026-11-21T12:00:00")) == 600.0
+        freeze = active_freeze(combine([broken]), utc("2026-11-21T12:00:00"))
+        assert (
+            freeze is not None and freeze.until is None and freeze.left(utc("2026-11-21T12:00:00")) == 600.0
+        )
 
 
 def demand(spec: ModelDeploymentSpec, *policies: Policy) -> str | None:
@@ -275,10 +278,10 @@ def demand(spec: ModelDeploymentSpec, *policies: Policy) -> str | None:
         else []
     )
     rules = combine(policies)
-    found = first_violation(rules, spec, uris, sum(gpus_of_spec(spec).values())) or allowance_violation(
+    actual = first_violation(rules, spec, uris, sum(gpus_of_spec(spec).values())) or allowance_violation(
         rules, spec, "ml", CONFIG
     )
-    return f"{found.reason}: {found.message}" if found else None
+    return f"{actual.reason}: {actual.message}" if actual else None
 
 
 GATED = {
@@ -379,8 +382,10 @@ class TestDemands:
         ],
     )
     def test_each(self, rules: dict[str, Any], spec: ModelDeploymentSpec, told: str | None) -> None:
-        found = demand(spec, policy(**rules))
-        assert (found is None) if told is None else (found is not None and found.startswith(told)), found
+        violation = demand(spec, policy(**rules))
+        assert (
+            (violation is None) if told is None else (violation is not None and violation.startswith(told))
+        ), violation
 
     @pytest.mark.parametrize(
         ("policies", "told"),
@@ -422,8 +427,10 @@ class TestDemands:
         self, policies: list[dict[str, Any]], told: str | None, triton: dict[str, Any]
     ) -> None:
         spec = b.spec(1, serving={"resources": {}, "triton": triton})
-        found = demand(spec, *(policy(f"p{i}", **rules) for i, rules in enumerate(policies)))
-        assert (found is None) if told is None else (found is not None and told in found), found
+        violation = demand(spec, *(policy(f"p{i}", **rules) for i, rules in enumerate(policies)))
+        assert (violation is None) if told is None else (violation is not None and told in violation), (
+            violation
+        )
 
     @pytest.mark.parametrize("backend", ["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "VLLM"])
     def test_what_runs_no_code_needs_no_policy(self, backend: str) -> None:
@@ -446,9 +453,9 @@ class TestQueries:
         spec = b.spec(
             1, rollout={"analysis": {"metrics": [{**QUERY, "query": text}, {"name": "errors", "max": 0.1}]}}
         )
-        found = query_violation(combine(policies), spec, "ml", "digits", unless_said, "namespace")
-        assert found is None or found.reason == "QueryNotAllowed"
-        return found.message if found else None
+        violation = query_violation(combine(policies), spec, "ml", "digits", unless_said, "namespace")
+        assert violation is None or violation.reason == "QueryNotAllowed"
+        return violation.message if violation else None
 
     @pytest.mark.parametrize(
         ("said", "unless_said", "allowed"),

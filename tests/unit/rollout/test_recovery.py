@@ -42,8 +42,8 @@ def test_what_is_taken_for_stable_in_its_promotion_is_recorded_as_stable() -> No
         servers={V2: b.ready()},
         traffic=b.TAKEN,
     )
-    found = b.children(replace(s, status=decide(s, b.START).status)).revision_status
-    assert {name: status.outcome for name, status in found.items()} == {V2: "Stable"}
+    desired = b.children(replace(s, status=decide(s, b.START).status)).revision_status
+    assert {name: status.outcome for name, status in desired.items()} == {V2: "Stable"}
 
 
 def test_the_route_is_believed_before_the_mirrors() -> None:
@@ -139,8 +139,8 @@ def test_a_status_that_has_lost_only_stable_removes_nothing_that_serves(
     plan = decide(s, b.START)
     assert plan.status.stable and (plan.status.stable.revision, plan.status.rollout) == (V1, None)
     assert [e.reason for e in plan.events] == ["StateRebuilt"]
-    found = b.children(replace(s, status=plan.status, spec=b.spec(1)))
-    assert found.servers == {V1: 2} and found.split == ((V1, 100),)
+    desired = b.children(replace(s, status=plan.status, spec=b.spec(1)))
+    assert desired.servers == {V1: 2} and desired.split == ((V1, 100),)
 
 
 def test_a_rollback_by_hand_that_has_lost_stable_removes_nothing_that_serves() -> None:
@@ -153,8 +153,8 @@ def test_a_rollback_by_hand_that_has_lost_stable_removes_nothing_that_serves() -
         servers={V2: b.ready()},
         live_split=((V2, 100),),
     )
-    found = decide(s, b.START).status
-    assert found.stable and (found.stable.revision, found.rollout) == (V2, None)
+    plan = decide(s, b.START).status
+    assert plan.stable and (plan.stable.revision, plan.rollout) == (V2, None)
 
 
 def test_a_stable_revision_that_somebody_removed_is_not_looked_for() -> None:
@@ -208,16 +208,16 @@ def damaged(stage: str = "Canary", **changes: Any) -> ModelDeploymentStatus:
     ],
 )
 def test_a_rollout_that_contradicts_itself_is_dropped_and_stable_kept(status: ModelDeploymentStatus) -> None:
-    kept = sanitize(status)
-    assert kept.rollout is None and kept.stable == status.stable
-    s = replace(b.in_canary(), status=kept)
+    sanitized = sanitize(status)
+    assert sanitized.rollout is None and sanitized.stable == status.stable
+    s = replace(b.in_canary(), status=sanitized)
     decide(s, b.START)
 
 
 def test_times_of_references_are_not_worth_losing_them() -> None:
     bad = b.ref(1).model_copy(update={"since": "?"})
-    kept = sanitize(b.status(1, retiring=bad).model_copy(update={"stable": bad}))
-    assert kept.stable == b.ref(1).model_copy(update={"since": None}) and kept.retiring is None
+    sanitized = sanitize(b.status(1, retiring=bad).model_copy(update={"stable": bad}))
+    assert sanitized.stable == b.ref(1).model_copy(update={"since": None}) and sanitized.retiring is None
 
 
 def test_handled_verbs_of_another_form_are_dropped() -> None:
@@ -240,16 +240,20 @@ def test_handled_verbs_of_another_form_are_dropped() -> None:
 )
 def test_a_damaged_measurement_is_made_anew_and_the_rollout_goes_on(fields: dict[str, Any]) -> None:
     bad = MetricStatus.model_validate({"name": "errors", "verdict": "Inconclusive", "reason": "x"} | fields)
-    kept = sanitize(damaged(step=b.step(metrics=[bad]))).rollout
-    assert kept and kept.step == b.step(metrics=[])
+    sanitized = sanitize(damaged(step=b.step(metrics=[bad]))).rollout
+    assert sanitized and sanitized.step == b.step(metrics=[])
 
 
 def test_damaged_evidence_of_an_earlier_step_is_left_out() -> None:
     """A bake would be judged against it, and fail at every look."""
     bad = MetricStatus(name="errors", verdict="Successful", reason="x", stable=Counter(total=5, bad=10))
     record = StepEvidence(index=0, weight=5, verdict="Successful", reason="x", seconds=1, metrics=[bad])
-    kept = sanitize(damaged(history=[record])).rollout
-    assert kept and kept.step == b.step() and kept.history == [record.model_copy(update={"metrics": []})]
+    sanitized = sanitize(damaged(history=[record])).rollout
+    assert (
+        sanitized
+        and sanitized.step == b.step()
+        and sanitized.history == [record.model_copy(update={"metrics": []})]
+    )
 
 
 def test_a_sound_measurement_is_kept() -> None:

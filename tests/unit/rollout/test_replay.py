@@ -27,7 +27,7 @@ def moments(
     """A look every 5 s at counters of one gateway; bad shares of the canary and of stable.
     ``broken``: (from, to, Problem).
     """
-    found = []
+    actual = []
     for t in range(0, seconds + 1, 5):
         total = past + per_second * t
         reading: Reading = CounterReading(
@@ -35,23 +35,23 @@ def moments(
         )
         if broken and broken[0] <= t < broken[1]:
             reading = broken[2]
-        found.append(Moment(b.at(t), {"errors": reading}))
-    return found
+        actual.append(Moment(b.at(t), {"errors": reading}))
+    return actual
 
 
 def run(looks: list[Moment], *, steps: Any = None, **rollout: Any) -> Replayed:
     return replay(b.spec(2, steps=steps or b.STEPS, rollout=rollout), looks)
 
 
-def told(found: Replayed) -> list[tuple[str, str]]:
-    return [(e.step, e.what) for e in found.timeline]
+def told(actual: Replayed) -> list[tuple[str, str]]:
+    return [(e.step, e.what) for e in actual.timeline]
 
 
 def test_a_healthy_version_climbs_all_steps_and_each_says_when_with_its_interval() -> None:
-    found = run(moments(0.01))
-    assert found.outcome == "Promoted"
-    assert told(found) == [(f"{i}/3", what) for i in (1, 2, 3) for what in ("Counting", "StepPassed")]
-    passed = [e for e in found.timeline if e.what == "StepPassed"]
+    result = run(moments(0.01))
+    assert result.outcome == "Promoted"
+    assert told(result) == [(f"{i}/3", what) for i in (1, 2, 3) for what in ("Counting", "StepPassed")]
+    passed = [e for e in result.timeline if e.what == "StepPassed"]
     assert [e.weight for e in passed] == [5, 25, 50]
     times = [e.seconds for e in passed]
     assert times == sorted(times) and times[0] >= 5
@@ -60,9 +60,9 @@ def test_a_healthy_version_climbs_all_steps_and_each_says_when_with_its_interval
 
 
 def test_a_regression_is_taken_back_when_it_is_proven() -> None:
-    found = run(moments(0.2))
-    assert (found.outcome, found.reason) == ("RolledBack", "ErrorsHigh")
-    last = found.timeline[-1]
+    result = run(moments(0.2))
+    assert (result.outcome, result.reason) == ("RolledBack", "ErrorsHigh")
+    last = result.timeline[-1]
     assert (last.step, last.what) == ("1/3", "ErrorsHigh") and last.seconds < 300
     assert last.metrics[0].interval and last.metrics[0].interval[0] > 0
 
@@ -108,10 +108,10 @@ def test_a_process_whose_scrape_fails_when_a_step_begins_does_not_bring_its_past
 
 def test_an_outage_holds_and_is_told_and_over() -> None:
     down = MeasurementProblem("ProviderTimeout", "slow")
-    found = run(moments(0.01, broken=(10, 600, down)))
-    assert found.outcome == "Promoted"
-    assert told(found)[:3] == [("1/3", "Counting"), ("1/3", "ProviderTimeout"), ("1/3", "StepPassed")]
-    assert min(e.seconds for e in found.timeline if e.what == "StepPassed") >= 600
+    result = run(moments(0.01, broken=(10, 600, down)))
+    assert result.outcome == "Promoted"
+    assert told(result)[:3] == [("1/3", "Counting"), ("1/3", "ProviderTimeout"), ("1/3", "StepPassed")]
+    assert min(e.seconds for e in result.timeline if e.what == "StepPassed") >= 600
 
 
 @pytest.mark.parametrize(
@@ -119,52 +119,52 @@ def test_an_outage_holds_and_is_told_and_over() -> None:
 )
 def test_no_verdict_ends_as_the_spec_says(policy: str, outcome: str) -> None:
     down = MeasurementProblem("ProviderTimeout", "slow")
-    found = run(moments(0.01, broken=(0, 1e9, down)), onInconclusive=policy, progressDeadline="10m")
-    assert found.outcome == outcome
-    assert next(e.seconds for e in found.timeline if e.what in ("Inconclusive", "PromotedByPolicy")) == 600
+    result = run(moments(0.01, broken=(0, 1e9, down)), onInconclusive=policy, progressDeadline="10m")
+    assert result.outcome == outcome
+    assert next(e.seconds for e in result.timeline if e.what in ("Inconclusive", "PromotedByPolicy")) == 600
 
 
 def test_low_traffic_says_that_the_deadline_cannot_be_met() -> None:
-    found = run(moments(0.01, per_second=0.05), progressDeadline="30m")
-    assert found.outcome == "Paused"
-    assert "DeadlineUnreachable" in [e.what for e in found.timeline]
+    result = run(moments(0.01, per_second=0.05), progressDeadline="30m")
+    assert result.outcome == "Paused"
+    assert "DeadlineUnreachable" in [e.what for e in result.timeline]
 
 
 def test_a_recording_that_ends_early_says_what_was_missing() -> None:
-    found = run(moments(0.01, seconds=20))
-    assert found.outcome == "Unfinished" and found.timeline[-1].what == "Unfinished"
+    result = run(moments(0.01, seconds=20))
+    assert result.outcome == "Unfinished" and result.timeline[-1].what == "Unfinished"
     assert run([]).outcome == "Unfinished"
 
 
 def test_pauses_are_timed_or_left_out() -> None:
     steps = [{"weight": 5}, {"pause": {}}, {"pause": {"duration": "10m"}}, {"weight": 50}]
-    found = run(moments(0.01), steps=steps)
-    assert found.outcome == "Promoted"
-    passed, then = (e.seconds for e in found.timeline if e.what == "StepPassed")
+    result = run(moments(0.01), steps=steps)
+    assert result.outcome == "Promoted"
+    passed, then = (e.seconds for e in result.timeline if e.what == "StepPassed")
     assert then - passed >= 600
 
 
 def test_the_initial_delay_is_kept() -> None:
-    found = run(moments(0.01), analysis={"initialDelay": "2m"})
-    assert min(e.seconds for e in found.timeline if e.what == "StepPassed") > 120
+    result = run(moments(0.01), analysis={"initialDelay": "2m"})
+    assert min(e.seconds for e in result.timeline if e.what == "StepPassed") > 120
 
 
 def test_a_metric_that_was_not_recorded_is_no_pass() -> None:
-    found = run(
+    result = run(
         moments(0.01),
         analysis={
             "metrics": [{"name": "errors", "maxIncrease": 0.005}, {"name": "accuracy", "maxDrop": 0.1}]
         },
     )
-    assert found.outcome != "Promoted" and "no reading" in found.message
+    assert result.outcome != "Promoted" and "no reading" in result.message
 
 
 def test_a_first_revision_is_judged_by_its_own_limits() -> None:
     metrics = {"analysis": {"metrics": [{"name": "errors", "max": 0.05}]}}
-    wanted = b.spec(2, steps=b.STEPS, rollout=metrics)
-    assert replay(wanted, moments(0.01), stable=False).outcome == "Promoted"
-    found = replay(wanted, moments(0.2), stable=False)
-    assert (found.outcome, found.reason) == ("Paused", "LimitExceeded"), (
+    spec = b.spec(2, steps=b.STEPS, rollout=metrics)
+    assert replay(spec, moments(0.01), stable=False).outcome == "Promoted"
+    replayed = replay(spec, moments(0.2), stable=False)
+    assert (replayed.outcome, replayed.reason) == ("Paused", "LimitExceeded"), (
         "what clients send may exceed a limit"
     )
 
@@ -192,6 +192,6 @@ def test_a_preview_and_a_test_by_headers_are_one_step_beside_stable(trial: dict[
 
 def test_a_preview_with_few_requests_ends_when_its_time_is_over() -> None:
     spec = ModelDeploymentSpec.model_validate({**b.spec(2).wire(), "rollout": {"blueGreen": {"for": "10m"}}})
-    found = replay(spec, moments(0.0, per_second=0.01))
-    assert found.outcome == "Promoted"
-    assert [(e.what, e.seconds) for e in found.timeline][-1] == ("PreviewEnded", 605)
+    replayed = replay(spec, moments(0.0, per_second=0.01))
+    assert replayed.outcome == "Promoted"
+    assert [(e.what, e.seconds) for e in replayed.timeline][-1] == ("PreviewEnded", 605)

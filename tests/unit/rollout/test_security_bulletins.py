@@ -34,13 +34,13 @@ VALUES = Path(__file__).parents[3] / "charts" / "model-rollout-operator" / "valu
 def test_a_version_has_the_flaws_of_all_bulletins_after_it(
     version: str, flaws: int, worst: int, then: str
 ) -> None:
-    found = known_flaws(version)
-    assert found and found.reason == "TritonVulnerable"
+    actual = known_flaws(version)
+    assert actual and actual.reason == "TritonVulnerable"
     assert (
-        f"Triton {version} has {flaws} known flaws" in found.message
-        and f"the worst is {worst}, CVSS 9.8" in found.message
+        f"Triton {version} has {flaws} known flaws" in actual.message
+        and f"the worst is {worst}, CVSS 9.8" in actual.message
     )
-    assert f"to {then} or later" in found.message
+    assert f"to {then} or later" in actual.message
 
 
 @pytest.mark.parametrize("version", ["2.70.0", "2.74.0", "3.0.0", "", "nightly", "v2", "1" * 30])

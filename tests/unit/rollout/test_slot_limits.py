@@ -145,7 +145,7 @@ class TestMaxHold:
         )  # type: ignore[union-attr]
 
     def test_no_pause_and_no_deadline_keeps_it(self) -> None:
-        wanted = b.spec(
+        spec = b.spec(
             2, rollout={"progressDeadline": "876000h", "canary": {"steps": [{"weight": 5}, {"pause": {}}]}}
         )
         paused = b.step(1, 5, "Paused")
@@ -155,7 +155,7 @@ class TestMaxHold:
         status = s.status.model_copy(
             update={"rollout": rollout.model_copy(update={"step": paused, "reason": "PauseStep"})}
         )
-        assert b.moved(decide(replace(s, spec=wanted, status=status), b.START)).stage == "Revert"
+        assert b.moved(decide(replace(s, spec=spec, status=status), b.START)).stage == "Revert"
 
     def test_the_shortest_of_several_holds_and_one_that_is_about_to_end_may(self) -> None:
         both = combine(

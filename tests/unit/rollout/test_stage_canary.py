@@ -104,11 +104,11 @@ def test_the_last_step_leads_to_promotion() -> None:
 
 
 def test_a_step_of_weight_100_is_promotion() -> None:
-    wanted = b.spec(2, steps=[{"weight": 50}, {"weight": 100}])
+    spec = b.spec(2, steps=[{"weight": 50}, {"weight": 100}])
     assert (
         b.moved(
             decide(
-                b.in_canary(wanted=wanted, at_step=b.step(0, 50), assessment=b.judged("Successful")), b.START
+                b.in_canary(wanted=spec, at_step=b.step(0, 50), assessment=b.judged("Successful")), b.START
             )
         ).stage
         == "Promote"
@@ -116,8 +116,8 @@ def test_a_step_of_weight_100_is_promotion() -> None:
 
 
 def test_a_weight_with_for_stays_that_long_however_good_it_is() -> None:
-    wanted = b.spec(2, steps=[{"weight": 5, "for": "10m"}, {"weight": 50}])
-    s = b.in_canary(wanted=wanted, assessment=b.judged("Successful"))
+    spec = b.spec(2, steps=[{"weight": 5, "for": "10m"}, {"weight": 50}])
+    s = b.in_canary(wanted=spec, assessment=b.judged("Successful"))
     assert b.moved(decide(s, b.at(594))).step == s.status.rollout.step.model_copy(
         update={"measured": stamp(b.at(594))}
     )  # type: ignore[union-attr]
@@ -140,15 +140,15 @@ def test_fail_wins_at_any_time_also_in_a_pause() -> None:
 
 def failed(**metrics: str) -> Assessment:
     """Metrics by name that failed, with their reasons."""
-    found = tuple(
+    actual = tuple(
         MetricStatus(name=name, verdict="Failed", reason=reason, message="as counted")
         for name, reason in metrics.items()
     )
-    return Assessment("Failed", found[0].reason, found[0].message, found)
+    return Assessment("Failed", actual[0].reason, actual[0].message, actual)
 
 
 @pytest.mark.parametrize(
-    ("strategy", "found", "then"),
+    ("strategy", "actual", "then"),
     [
         # a weight divides what is asked wrongly as it divides the rest
         ("Canary", failed(errors="ErrorsHigh"), "Revert"),
@@ -162,21 +162,21 @@ def failed(**metrics: str) -> Assessment:
     ],
 )
 def test_what_clients_may_have_caused_holds_and_takes_nothing_back(
-    strategy: Strategy, found: Assessment, then: str
+    strategy: Strategy, actual: Assessment, then: str
 ) -> None:
     trial: dict[str, Any] = {
         "Canary": {"canary": {"steps": b.STEPS}},
         "ABTest": {"abTest": {"headers": [{"name": "x-group", "value": "beta"}]}},
         "BlueGreen": {"blueGreen": {}},
     }[strategy]
-    s = b.in_canary(wanted=b.spec(2, rollout=trial), at_step=b.step(strategy=strategy), assessment=found)
+    s = b.in_canary(wanted=b.spec(2, rollout=trial), at_step=b.step(strategy=strategy), assessment=actual)
     plan = decide(s, b.START)
     to = b.moved(plan)
-    assert to.stage == then and [(e.type, e.reason) for e in plan.events] == [("Warning", found.reason)]
+    assert to.stage == then and [(e.type, e.reason) for e in plan.events] == [("Warning", actual.reason)]
     if then == "Canary":
         assert (
             to.step
-            and (to.step.phase, to.reason) == ("Paused", found.reason)
+            and (to.step.phase, to.reason) == ("Paused", actual.reason)
             and "promote or abort" in (to.message or "")
         )
         assert b.condition(plan, "Stalled").status == "True"
@@ -200,7 +200,7 @@ def test_on_failure_pause_holds_for_a_person() -> None:
 @pytest.mark.parametrize("verdict", ["Failed", "Successful", "Inconclusive", "Error"])
 def test_a_pause_for_a_cause_never_ends_by_itself(verdict: VerdictName) -> None:
     """Not even in a pause step whose time is over."""
-    wanted = b.spec(
+    spec = b.spec(
         2,
         rollout={
             "canary": {"steps": [{"weight": 5}, {"pause": {"duration": "1m"}}, {"weight": 50}]},
@@ -208,7 +208,7 @@ def test_a_pause_for_a_cause_never_ends_by_itself(verdict: VerdictName) -> None:
         },
     )
     s = b.in_canary(
-        wanted=wanted, at_step=b.step(1, 5, "Paused"), reason="AccuracyLow", assessment=b.judged(verdict)
+        wanted=spec, at_step=b.step(1, 5, "Paused"), reason="AccuracyLow", assessment=b.judged(verdict)
     )
     assert b.moved(decide(s, b.at(7200))).step == b.step(
         1, 5, "Paused", metrics=[], measured=_measured(s, b.at(7200))
@@ -314,11 +314,11 @@ def test_trouble_with_a_metric_is_news() -> None:
 
 def test_raw_counters_are_not_kept_in_the_history() -> None:
     canary = Counter(total=100, bad=1, last={"pod-a": [100.0, 1.0, 5.0]}, scraped=5.0)
-    found = Assessment(
+    assessment = Assessment(
         "Successful", "", "", (MetricStatus(name="errors", verdict="Successful", reason="x", canary=canary),)
     )
-    kept = b.moved(decide(b.in_canary(assessment=found), b.START)).history[0].metrics[0].canary
-    assert kept == Counter(total=100, bad=1)
+    rollout = b.moved(decide(b.in_canary(assessment=assessment), b.START)).history[0].metrics[0].canary
+    assert rollout == Counter(total=100, bad=1)
 
 
 # --- pause steps
@@ -360,9 +360,12 @@ def test_a_pause_with_a_duration_ends_by_itself() -> None:
 
 def test_a_canary_is_judged_during_a_pause_too() -> None:
     """Counts need a baseline in status, or a regression in a long pause would never be seen."""
-    found = Assessment("Inconclusive", "TooFewSamples", "", (metric("Inconclusive", 0),))
+    assessment = Assessment("Inconclusive", "TooFewSamples", "", (metric("Inconclusive", 0),))
     s = b.in_canary(
-        wanted=b.spec(2, steps=PAUSED), at_step=b.step(1, 5, "Paused"), reason="PauseStep", assessment=found
+        wanted=b.spec(2, steps=PAUSED),
+        at_step=b.step(1, 5, "Paused"),
+        reason="PauseStep",
+        assessment=assessment,
     )
     to = b.moved(decide(s, b.START))
     assert to.step and to.step.metrics == [metric("Inconclusive", 0)] and to.reason == "PauseStep"
@@ -407,8 +410,8 @@ def test_without_a_limit_errors_hold_until_the_deadline() -> None:
 @pytest.mark.parametrize("fields", [{"dry_run": True}, {"slice": "night"}])
 def test_what_does_not_decide_does_not_end_a_step_by_its_errors(fields: dict[str, Any]) -> None:
     young = MetricStatus(name="other", verdict="Error", reason="ProviderTimeout", since=b.ago(1))
-    found = replace(trouble(500, **fields), metrics=(*trouble(500, **fields).metrics, young))
-    assert decide(b.in_canary(wanted=limited(), assessment=found), b.START).status.phase == "Canary"
+    changed = replace(trouble(500, **fields), metrics=(*trouble(500, **fields).metrics, young))
+    assert decide(b.in_canary(wanted=limited(), assessment=changed), b.START).status.phase == "Canary"
 
 
 def test_when_trouble_began_is_written_at_once() -> None:
@@ -436,8 +439,8 @@ def slow(total: float, needed: int, observed: float = 300, **step: Any) -> Snaps
     at_step = b.step(
         since=b.ago(observed), observed_since=b.ago(observed), metrics=[metric], measured=b.ago(1), **step
     )
-    found = Assessment("Inconclusive", "NotYetProven", "about so many more", (metric,))
-    return b.in_canary(wanted=policy(), at_step=at_step, assessment=found)
+    assessment = Assessment("Inconclusive", "NotYetProven", "about so many more", (metric,))
+    return b.in_canary(wanted=policy(), at_step=at_step, assessment=assessment)
 
 
 def test_a_deadline_that_cannot_be_met_is_said_at_once_and_once() -> None:
@@ -552,8 +555,8 @@ def test_status_stays_small_however_much_is_measured() -> None:
         for i in range(16)
     ]
     metrics += [MetricStatus(name=f"q{i}", **fields) for i in range(MAX_METRICS - 3)]
-    found = Assessment("Error", "NotABucketBound", "m" * 5000, tuple(metrics))
-    to = b.moved(decide(b.in_canary(assessment=found), b.START))
+    assessment = Assessment("Error", "NotABucketBound", "m" * 5000, tuple(metrics))
+    to = b.moved(decide(b.in_canary(assessment=assessment), b.START))
     assert to.step and len(to.step.model_dump_json(by_alias=True, exclude_none=True)) < 30 * 1024
 
 
@@ -576,13 +579,13 @@ def test_the_history_keeps_what_later_steps_build_on_longest() -> None:
         for i in range(31)
     ]
     s = b.second("Canary", changes={"step": b.step(0, 5, metrics=metrics), "history": past})
-    kept = b.moved(
+    rollout = b.moved(
         decide(replace(s, assessment=Assessment("Successful", "x", "", tuple(metrics))), b.START)
     ).history
-    assert len(kept) == 32
-    whole, bare, empty = ([e for e in kept if size(e)] for size in (_whole, _carried, _empty))
-    assert whole and bare and empty and kept == [*empty, *bare, *whole]
-    assert sum(len(e.model_dump_json(by_alias=True, exclude_none=True)) for e in kept) < 16 * 1024
+    assert len(rollout) == 32
+    whole, bare, empty = ([e for e in rollout if size(e)] for size in (_whole, _carried, _empty))
+    assert whole and bare and empty and rollout == [*empty, *bare, *whole]
+    assert sum(len(e.model_dump_json(by_alias=True, exclude_none=True)) for e in rollout) < 16 * 1024
 
 
 def _whole(e: StepEvidence) -> bool:

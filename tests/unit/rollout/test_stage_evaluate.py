@@ -75,13 +75,13 @@ def test_a_lost_result_runs_again() -> None:
 
 
 def test_a_job_that_cannot_start_ends_at_the_deadline() -> None:
-    wanted = b.spec(
+    spec = b.spec(
         2,
         golden=True,
         rollout={"progressDeadline": "10m", "analysis": {"golden": {"uri": "s3://models/golden.npz"}}},
     )
     s = b.second(
-        "Evaluate", wanted=wanted, work=JobState("Running", problem=Problem("Unschedulable", "no CPU left"))
+        "Evaluate", wanted=spec, work=JobState("Running", problem=Problem("Unschedulable", "no CPU left"))
     )
     assert b.moved(decide(s, b.START)).stage == "Evaluate"
     assert b.moved(decide(s, b.at(700))).reason == "Unschedulable"

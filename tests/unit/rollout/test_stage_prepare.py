@@ -100,8 +100,8 @@ def test_it_is_made_anew_too_where_the_retry_itself_did_not_get_on(outcome: str)
         revisions=ended.revisions,
         changes={"outcome": "Failed", "reason": "ArtifactCorrupt", "artifact": b.artifact(2)},
     )
-    kept = revision_status(told).get(spoilt.name, spoilt.status)
-    assert kept.artifact == b.artifact(2), "the evidence of the try that found it out stays"
+    retained = revision_status(told).get(spoilt.name, spoilt.status)
+    assert retained.artifact == b.artifact(2), "the evidence of the try that found it out stays"
 
 
 def test_the_same_work_of_another_is_waited_for_and_taken() -> None:
@@ -175,14 +175,14 @@ def test_what_a_search_found_is_kept_and_told() -> None:
         b.second("Prepare", work=JobState("Succeeded", 0, MADE.model_copy(update={"search": search}))),
         b.START,
     )
-    found = b.moved(plan).artifact
+    rollout = b.moved(plan).artifact
     assert (
-        found
-        and found.search
-        and (found.search.chosen, found.search.tried, found.search.ended) == ("int8", 9, "TimeLimit")
+        rollout
+        and rollout.search
+        and (rollout.search.chosen, rollout.search.tried, rollout.search.ended) == ("int8", 9, "TimeLimit")
     )
     assert [
-        (p.name, p.size, p.milliseconds, p.value, p.highest_loss, p.within) for p in found.search.points
+        (p.name, p.size, p.milliseconds, p.value, p.highest_loss, p.within) for p in rollout.search.points
     ] == [tuple(p) for p in points]
     assert any("auto took int8" in event.message for event in plan.events)
 
@@ -224,10 +224,10 @@ def test_a_job_that_runs_has_its_own_deadline_and_not_ours() -> None:
 
 
 def test_a_job_that_cannot_start_is_told_and_ends_at_the_deadline() -> None:
-    wanted = b.spec(2, rollout={"progressDeadline": "10m"})
+    spec = b.spec(2, rollout={"progressDeadline": "10m"})
     s = b.second(
         "Prepare",
-        wanted=wanted,
+        wanted=spec,
         work=JobState("Running", problem=Problem("ImagePullFailed", "no such image")),
     )
     waiting = decide(s, b.START)
@@ -237,8 +237,8 @@ def test_a_job_that_cannot_start_is_told_and_ends_at_the_deadline() -> None:
 
 
 def test_a_job_that_the_api_server_refuses_is_told_and_ends_at_the_deadline() -> None:
-    wanted = b.spec(2, rollout={"progressDeadline": "10m"})
-    s = b.second("Prepare", wanted=wanted, write_problem=Problem("ChildRefused", "Job x: exceeded quota"))
+    spec = b.spec(2, rollout={"progressDeadline": "10m"})
+    s = b.second("Prepare", wanted=spec, write_problem=Problem("ChildRefused", "Job x: exceeded quota"))
     waiting = decide(s, b.START)
     assert (
         b.condition(waiting, "Prepared").message == "Job x: exceeded quota"

@@ -42,10 +42,10 @@ def test_the_former_stable_keeps_its_pods_until_its_traffic_has_surely_gone() ->
     after = decide(b.second("Promote"), b.START).status
     assert [(d.revision, d.until) for d in after.draining] == [(V1, b.ago(-3))]
     s = b.second("Promote")
-    kept = b.snapshot(s.spec, after, revisions=s.revisions, servers=s.servers, traffic=b.TAKEN)
-    early = b.children(kept, b.at(2.9))
+    later = b.snapshot(s.spec, after, revisions=s.revisions, servers=s.servers, traffic=b.TAKEN)
+    early = b.children(later, b.at(2.9))
     assert early.servers == {V2: 2, V1: 2} and early.split == ((V2, 100),)
-    late = decide(kept, b.at(3.1))
+    late = decide(later, b.at(3.1))
     assert (
         late.status == after
         and late.desired

@@ -21,11 +21,9 @@ def test_every_replica_has_to_serve_the_model_first() -> None:
 
 
 def test_a_model_scaled_to_zero_is_proven_on_one_pod() -> None:
-    wanted = b.spec(2, replicas=0)
-    assert (
-        b.moved(decide(b.second("Provision", wanted=wanted, servers=pods(0)), b.START)).stage == "Provision"
-    )
-    assert b.moved(decide(b.second("Provision", wanted=wanted, servers=pods(1)), b.START)).stage == "Evaluate"
+    spec = b.spec(2, replicas=0)
+    assert b.moved(decide(b.second("Provision", wanted=spec, servers=pods(0)), b.START)).stage == "Provision"
+    assert b.moved(decide(b.second("Provision", wanted=spec, servers=pods(1)), b.START)).stage == "Evaluate"
 
 
 def test_a_rollback_by_hand_goes_on_to_promote() -> None:
@@ -53,8 +51,8 @@ def test_the_problem_disappears_from_status_with_its_cause() -> None:
 
 
 def test_at_the_deadline_it_fails_with_what_stood_in_the_way() -> None:
-    wanted = b.spec(2, rollout=DEADLINE)
-    s = b.second("Provision", wanted=wanted, servers=pods(0, Problem("ImagePullFailed", "no such image")))
+    spec = b.spec(2, rollout=DEADLINE)
+    s = b.second("Provision", wanted=spec, servers=pods(0, Problem("ImagePullFailed", "no such image")))
     assert b.moved(decide(s, b.at(589))).stage == "Provision"
     to = b.moved(decide(s, b.at(591)))
     assert (to.stage, to.outcome, to.reason) == (

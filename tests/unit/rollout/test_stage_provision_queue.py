@@ -187,12 +187,12 @@ class TestFreeze:
     @pytest.mark.parametrize("stage", ["Canary", "Promote"])
     def test_what_waits_for_pods_when_it_begins_does_not_rise_with_them(self, stage: str) -> None:
         """The weight was decided before; the pods come in the midst of the freeze."""
-        wanted = b.spec(2, replicas=4, steps=b.STEPS)
+        spec = b.spec(2, replicas=4, steps=b.STEPS)
         few, all_there = (
             {b.revision_name(1): b.ready(4, 4), b.revision_name(2): Server(4, n, None, 4)} for n in (1, 4)
         )
         at = b.step(2, 50, "Shifting", previous_weight=25) if stage == "Canary" else b.step(2, 50)
-        before = b.second(stage, wanted=wanted, changes={"step": at}, servers=few, rules=FREEZE)
+        before = b.second(stage, wanted=spec, changes={"step": at}, servers=few, rules=FREEZE)
         s = replace(settled(before), servers=all_there)
         for seconds in (1, 5, 60, 600):
             s = settled(replace(s, assessment=b.judged("Successful")), b.at(seconds))
@@ -202,7 +202,7 @@ class TestFreeze:
         assert b.moved(decide(s, AFTER)).stage == ("Canary" if stage == "Canary" else "Promote")
         by_hand = b.second(
             stage,
-            wanted=wanted,
+            wanted=spec,
             changes={"step": at.model_copy(update={"override": "promote n1 at 2/3"})},
             servers=few,
             rules=FREEZE,

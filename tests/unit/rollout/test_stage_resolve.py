@@ -11,7 +11,7 @@ from modelrollout.rollout.decide import decide
 from modelrollout.rollout.snapshot import JobState
 from modelrollout.testing import builders as b
 
-FOUND = JobState("Succeeded", 0, TaskResult(sha256=b.sha(2), size_bytes=1000))
+PINNED = JobState("Succeeded", 0, TaskResult(sha256=b.sha(2), size_bytes=1000))
 
 
 def test_a_given_digest_needs_no_job() -> None:
@@ -34,7 +34,7 @@ def test_without_a_digest_a_job_of_the_model_deployment_looks_for_it() -> None:
 
 
 def test_the_digest_names_the_revision_and_takes_the_next_number() -> None:
-    plan = decide(b.second("Resolve", work=FOUND), b.START)
+    plan = decide(b.second("Resolve", work=PINNED), b.START)
     to = b.moved(plan)
     assert (to.stage, to.sha256, to.revision, to.number) == ("Prepare", b.sha(2), b.revision_name(2), 3)
     assert plan.status.last_number == 3
@@ -42,7 +42,7 @@ def test_the_digest_names_the_revision_and_takes_the_next_number() -> None:
 
 def test_a_version_that_is_known_keeps_its_revision_and_its_number() -> None:
     plan = decide(
-        b.second("Resolve", work=FOUND, revisions=(b.revision(1, "Stable"), b.revision(2, "Superseded"))),
+        b.second("Resolve", work=PINNED, revisions=(b.revision(1, "Stable"), b.revision(2, "Superseded"))),
         b.START,
     )
     assert (b.moved(plan).revision, b.moved(plan).number, plan.status.last_number) == (
@@ -54,7 +54,7 @@ def test_a_version_that_is_known_keeps_its_revision_and_its_number() -> None:
 
 def test_a_number_is_not_used_again_after_its_revision_went() -> None:
     state = b.status(1, rollout=b.rollout("Resolve"), last_number=7)
-    plan = decide(b.snapshot(b.spec(2), state, work=FOUND, revisions=(b.revision(1, "Stable"),)), b.START)
+    plan = decide(b.snapshot(b.spec(2), state, work=PINNED, revisions=(b.revision(1, "Stable"),)), b.START)
     assert b.moved(plan).number == 8
 
 
@@ -98,9 +98,9 @@ def test_a_lost_result_is_asked_for_again_by_a_job_of_another_name() -> None:
 
 
 def test_the_wait_for_the_job_ends_at_the_deadline() -> None:
-    wanted = b.spec(2, rollout={"progressDeadline": "10m"})
+    spec = b.spec(2, rollout={"progressDeadline": "10m"})
     s = b.second(
-        "Resolve", wanted=wanted, work=JobState("Running", problem=Problem("Unschedulable", "no node fits"))
+        "Resolve", wanted=spec, work=JobState("Running", problem=Problem("Unschedulable", "no node fits"))
     )
     waiting = decide(s, b.at(589))
     assert b.moved(waiting).stage == "Resolve" and b.condition(waiting, "Resolved").reason == "Unschedulable"
@@ -108,9 +108,7 @@ def test_the_wait_for_the_job_ends_at_the_deadline() -> None:
     assert (
         b.moved(
             decide(
-                b.second(
-                    "Resolve", wanted=wanted, work=JobState("Running", idle_since=b.at(-20).isoformat())
-                ),
+                b.second("Resolve", wanted=spec, work=JobState("Running", idle_since=b.at(-20).isoformat())),
                 b.at(591),
             )
         ).reason

@@ -24,21 +24,21 @@ from modelrollout.testing.model_cluster import ModelCluster
 from modelrollout.traffic.gateway_api.mirror import mirror_of
 
 SHADOW = {"minSamples": 100}
-WANTED = b.spec(2, steps=b.STEPS, rollout={"shadow": SHADOW, "progressDeadline": "10m"})
+SPEC = b.spec(2, steps=b.STEPS, rollout={"shadow": SHADOW, "progressDeadline": "10m"})
 COMPARER = f"{b.revision_name(2)}-shadow"
 UP = MirrorState("TraefikService", tried=Traffic(True))
 
 
 def at(phase: str, **changes: Any) -> ShadowStatus:
-    assert WANTED.rollout.shadow is not None
+    assert SPEC.rollout.shadow is not None
     made = ShadowStatus.model_validate(
         {"phase": phase, "since": b.ago(10), "mirror": "TraefikService", "observedSince": b.ago(5)}
     )
-    return made.model_copy(update={"outputs_hash": outputs_of(WANTED.rollout.shadow)} | changes)
+    return made.model_copy(update={"outputs_hash": outputs_of(SPEC.rollout.shadow)} | changes)
 
 
 def in_shadow(
-    phase: str, *, wanted: Any = WANTED, shadow: dict[str, Any] | None = None, ready: int = 1, **facts: Any
+    phase: str, *, wanted: Any = SPEC, shadow: dict[str, Any] | None = None, ready: int = 1, **facts: Any
 ) -> Snapshot:
     """``second`` in this phase of the shadow; the comparer is ready, the gateway takes the
     mirror.
@@ -61,12 +61,12 @@ def agreement(verdict: VerdictName, reason: str, total: float = 500, bad: float 
 
 
 def phase(plan: Plan) -> str | None:
-    found = b.moved(plan)
-    return found.shadow.phase if found.stage == "Shadow" and found.shadow else found.stage
+    rollout = b.moved(plan)
+    return rollout.shadow.phase if rollout.stage == "Shadow" and rollout.shadow else rollout.stage
 
 
 def test_it_comes_after_evaluate_where_the_spec_asks_for_it() -> None:
-    to = b.moved(decide(b.second("Evaluate", wanted=WANTED, mirror=UP), b.START))
+    to = b.moved(decide(b.second("Evaluate", wanted=SPEC, mirror=UP), b.START))
     assert (
         to.stage == "Shadow"
         and to.shadow
@@ -75,9 +75,9 @@ def test_it_comes_after_evaluate_where_the_spec_asks_for_it() -> None:
 
 
 def test_the_first_version_has_nothing_to_be_compared_with() -> None:
-    wanted = b.spec(1, rollout={"shadow": SHADOW})
+    spec = b.spec(1, rollout={"shadow": SHADOW})
     s = b.snapshot(
-        wanted,
+        spec,
         b.status(None, rollout=b.rollout("Evaluate", 1)),
         revisions=(b.revision(1),),
         servers={b.revision_name(1): b.ready()},
@@ -111,12 +111,12 @@ def test_the_mirror_outlives_its_place_in_the_route() -> None:
     """Until the data plane has surely taken up that it is gone: in Revert, and as long as the
     canary's pods stay.
     """
-    reverting = b.second("Revert", wanted=WANTED, changes={"shadow": at("Observing"), "outcome": "Rejected"})
+    reverting = b.second("Revert", wanted=SPEC, changes={"shadow": at("Observing"), "outcome": "Rejected"})
     mirror = mirror_of(reverting)
     assert mirror is not None and not mirror.routed
     ended = decide(reverting, b.START).status
     assert ended.rollout and ended.rollout.stage == "Failed" and ended.draining
-    after = b.snapshot(WANTED, ended, revisions=reverting.revisions)
+    after = b.snapshot(SPEC, ended, revisions=reverting.revisions)
     assert mirror_of(after) is None, "nothing is written of it any more"
     assert desired(after, b.START).draining == {b.revision_name(2)}
     assert desired(after, datetime.fromisoformat(ended.draining[0].until)).draining == frozenset()
@@ -126,7 +126,7 @@ def test_a_rollback_from_the_canary_makes_no_mirror_again() -> None:
     left = b.moved(decide(in_shadow("Leaving"), b.START))
     assert left.shadow is not None and left.shadow.mirror is None
     assert (
-        mirror_of(b.second("Revert", wanted=WANTED, changes={"shadow": left.shadow, "outcome": "RolledBack"}))
+        mirror_of(b.second("Revert", wanted=SPEC, changes={"shadow": left.shadow, "outcome": "RolledBack"}))
         is None
     )
 
@@ -241,8 +241,8 @@ def test_a_gateway_that_refuses_the_mirror_loses_it_at_once() -> None:
 
 
 def test_stay_at_least_as_long_as_asked() -> None:
-    wanted = b.spec(2, steps=b.STEPS, rollout={"shadow": SHADOW | {"for": "1m"}})
-    s = in_shadow("Observing", wanted=wanted, assessment=agreement("Successful", "ShadowAgrees"))
+    spec = b.spec(2, steps=b.STEPS, rollout={"shadow": SHADOW | {"for": "1m"}})
+    s = in_shadow("Observing", wanted=spec, assessment=agreement("Successful", "ShadowAgrees"))
     here = decide(s, b.START).status.rollout
     assert here and here.shadow and here.shadow.phase == "Observing"
     assert phase(decide(s, b.at(60))) == "Leaving"
@@ -293,8 +293,8 @@ def test_promote_in_full_leads_past_the_shadow_and_all_steps() -> None:
 
 @pytest.mark.parametrize("verb", ["pause", "resume"])
 def test_nobody_can_hold_a_shadow(verb: str) -> None:
-    found = decide(in_shadow("Observing", verbs=(Verb(verb, b.revision_name(2), "n1"),)), b.START)
-    assert "promote or abort" in found.status.handled_verbs[-1] and [e.reason for e in found.events] == [
+    plan = decide(in_shadow("Observing", verbs=(Verb(verb, b.revision_name(2), "n1"),)), b.START)
+    assert "promote or abort" in plan.status.handled_verbs[-1] and [e.reason for e in plan.events] == [
         "VerbRefused"
     ]
 
@@ -340,7 +340,7 @@ def test_it_is_looked_at_only_while_requests_are_mirrored() -> None:
 def test_an_unreadable_spec_and_abort_take_the_mirror_out() -> None:
     world = ModelCluster(b.spec(1))
     world.serve()
-    world.edit(WANTED)
+    world.edit(SPEC)
     world.verdict = "Inconclusive"
     for _ in range(10):
         world.kindly()
@@ -385,9 +385,11 @@ def test_a_newer_spec_takes_the_mirror_out_first() -> None:
 
 
 def test_what_people_see() -> None:
-    found = agreement("Inconclusive", "TooFewSamples", 3)
+    assessment = agreement("Inconclusive", "TooFewSamples", 3)
     plan = decide(
-        in_shadow("Observing", shadow={"metric": found.metrics[0], "measured": b.ago(5)}, assessment=found),
+        in_shadow(
+            "Observing", shadow={"metric": assessment.metrics[0], "measured": b.ago(5)}, assessment=assessment
+        ),
         b.START,
     )
     assert (plan.status.phase, plan.status.step, plan.status.weight, plan.status.verdict) == (
@@ -406,7 +408,7 @@ def test_a_gateway_that_cannot_mirror_is_refused_before_anything_begins() -> Non
     world = ModelCluster(b.spec(1))
     world.serve()
     world.way = None
-    world.edit(WANTED)
+    world.edit(SPEC)
     world.reconcile()
     stalled = next(c for c in world.status.conditions if c.type == "Stalled")
     assert (stalled.status, stalled.reason) == ("True", "GatewayFeatureMissing")

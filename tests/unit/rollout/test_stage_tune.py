@@ -19,13 +19,13 @@ from modelrollout.rollout.stages.tune import serving_of
 from modelrollout.testing import builders as b
 from modelrollout.testing.model_cluster import ModelCluster
 
-WANTED = b.spec(2, steps=b.STEPS, tune={"objective": "50ms"})
+SPEC = b.spec(2, steps=b.STEPS, tune={"objective": "50ms"})
 BEST = ServingConfig(instances=2, batch=16, queue_delay_us=500)
 CONFIGURED = TrialResult(
     serving=ServingConfig(batch=32), throughput=400, latency_ms=45, in_flight=8, within=True
 )
 CHOSEN = TrialResult(serving=BEST, throughput=900, latency_ms=40, in_flight=24, within=True)
-FOUND = JobState(
+TUNED = JobState(
     "Succeeded",
     0,
     TaskResult(
@@ -33,12 +33,12 @@ FOUND = JobState(
         message="inputs were made up",
     ),
 )
-KEPT = TuningEvidence(objective="50ms", share=0.99, chosen=TuningTrial(instances=2, batch=16))
+EVIDENCE = TuningEvidence(objective="50ms", share=0.99, chosen=TuningTrial(instances=2, batch=16))
 
 
 def prepared(**changes: Any) -> Snapshot:
     """At the end of Prepare, with an artifact that is there already; no pods of the new version."""
-    s = b.second("Prepare", wanted=WANTED)
+    s = b.second("Prepare", wanted=SPEC)
     second = b.revision(2)
     if "status" in changes:
         second = replace(second, status=second.status.model_copy(update=changes.pop("status")))
@@ -55,7 +55,7 @@ def prepared(**changes: Any) -> Snapshot:
 def test_a_version_is_tuned_between_prepare_and_its_first_pods() -> None:
     to = b.moved(decide(prepared(), b.START))
     assert to.stage == "Tune" and to.artifact is not None
-    s = b.second("Tune", wanted=WANTED)
+    s = b.second("Tune", wanted=SPEC)
     component, name = stage_job(s.status, s) or ("", "")
     assert component == "tune" and name.startswith(f"{b.revision_name(2)}-tune-")
     assert b.revision_name(2) not in b.children(s).servers, "its pods come afterwards"
@@ -65,7 +65,7 @@ def test_a_version_is_tuned_between_prepare_and_its_first_pods() -> None:
     "changes",
     [
         {"spec": b.spec(2, steps=b.STEPS)},
-        {"status": {"tuning": KEPT}},
+        {"status": {"tuning": EVIDENCE}},
         {"status": {"outcome": "Retired"}},
         {"servers": {b.revision_name(2): Server(2, 2, None, 2)}},
     ],
@@ -77,7 +77,7 @@ def test_it_is_passed_over_when_not_wanted_done_before_or_when_pods_would_change
 
 
 def test_what_was_found_is_kept_with_the_revision_and_served() -> None:
-    plan = decide(b.second("Tune", wanted=WANTED, work=FOUND), b.START)
+    plan = decide(b.second("Tune", wanted=SPEC, work=TUNED), b.START)
     to = b.moved(plan)
     assert to.stage == "Provision" and to.tuning is not None and serving_of(to.tuning) == BEST
     assert (to.tuning.candidates, to.tuning.failed, to.tuning.objective) == (9, 1, "50ms")
@@ -89,7 +89,7 @@ def test_what_was_found_is_kept_with_the_revision_and_served() -> None:
     assert [e.reason for e in plan.events] == ["ServingTuned"] and b.condition(
         plan, "Tuned"
     ).message == to.tuning.message
-    s = b.second("Tune", wanted=WANTED, work=FOUND)
+    s = b.second("Tune", wanted=SPEC, work=TUNED)
     written = desired(replace(s, status=plan.status), b.START).revision_status[b.revision_name(2)]
     assert written.tuning == to.tuning
 
@@ -99,7 +99,7 @@ def test_an_objective_that_nothing_keeps_to_is_told_and_no_failure() -> None:
     plan = decide(
         b.second(
             "Tune",
-            wanted=WANTED,
+            wanted=SPEC,
             work=JobState("Succeeded", 0, TaskResult(tuned=TuneResult(configured=worst))),
         ),
         b.START,
@@ -113,7 +113,7 @@ def test_settings_that_nothing_beats_stay() -> None:
     plan = decide(
         b.second(
             "Tune",
-            wanted=WANTED,
+            wanted=SPEC,
             work=JobState("Succeeded", 0, TaskResult(tuned=TuneResult(configured=CONFIGURED))),
         ),
         b.START,
@@ -122,21 +122,21 @@ def test_settings_that_nothing_beats_stay() -> None:
 
 
 def test_a_lost_result_runs_again_and_in_the_end_fails() -> None:
-    assert b.moved(decide(b.second("Tune", wanted=WANTED, work=JobState("Succeeded")), b.START)).attempt == 1
-    last = b.second("Tune", wanted=WANTED, work=JobState("Succeeded"), changes={"attempt": 3})
+    assert b.moved(decide(b.second("Tune", wanted=SPEC, work=JobState("Succeeded")), b.START)).attempt == 1
+    last = b.second("Tune", wanted=SPEC, work=JobState("Succeeded"), changes={"attempt": 3})
     assert b.moved(decide(last, b.START)).reason == "ResultLost"
 
 
 def test_a_job_that_failed_ends_the_rollout_with_its_reason() -> None:
     work = JobState("Failed", 10, TaskResult(reason="DataNeeded", message="give spec.serving.tune.data"))
-    to = b.moved(decide(b.second("Tune", wanted=WANTED, work=work), b.START))
+    to = b.moved(decide(b.second("Tune", wanted=SPEC, work=work), b.START))
     assert (to.stage, to.outcome, to.reason) == ("Failed", "Failed", "DataNeeded")
 
 
 def test_a_job_that_finds_no_gpu_waits_and_ends_at_the_deadline() -> None:
-    wanted = b.spec(2, tune={"objective": "50ms"}, rollout={"progressDeadline": "10m"})
+    spec = b.spec(2, tune={"objective": "50ms"}, rollout={"progressDeadline": "10m"})
     s = b.second(
-        "Tune", wanted=wanted, work=JobState("Running", problem=Problem("Unschedulable", "no GPU is free"))
+        "Tune", wanted=spec, work=JobState("Running", problem=Problem("Unschedulable", "no GPU is free"))
     )
     assert b.moved(decide(s, b.START)).stage == "Tune"
     assert b.moved(decide(s, b.at(700))).reason == "Unschedulable"
@@ -159,7 +159,7 @@ def test_tuning_taken_out_under_way_goes_on_without() -> None:
 
 
 def test_another_objective_is_other_work_and_starts_no_canary() -> None:
-    s = b.second("Tune", wanted=WANTED)
+    s = b.second("Tune", wanted=SPEC)
     t = b.second("Tune", wanted=b.spec(2, steps=b.STEPS, tune={"objective": "20ms"}))
     assert stage_job(s.status, s) != stage_job(t.status, t)
     stable = b.snapshot(
@@ -172,7 +172,7 @@ def test_another_objective_is_other_work_and_starts_no_canary() -> None:
 
 
 def test_a_rollout_that_waits_for_its_slot_uses_no_gpu_for_tuning() -> None:
-    s = b.second("Tune", wanted=WANTED, changes={"queue": QueueStatus(since=b.ago(10), gpus=2)})
+    s = b.second("Tune", wanted=SPEC, changes={"queue": QueueStatus(since=b.ago(10), gpus=2)})
     assert stage_job(s.status, s) is None
     to = b.moved(decide(s, b.START))
     assert to.stage == "Tune" and to.queue is None, "nothing limits it any more"

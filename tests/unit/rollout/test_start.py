@@ -49,7 +49,7 @@ def test_another_version_begins() -> None:
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    "edited",
     [
         b.spec(1, replicas=7),
         b.spec(1, steps=b.STEPS, golden=True),
@@ -61,9 +61,9 @@ def test_another_version_begins() -> None:
     ],
     ids=["replicas", "rollout", "traffic", "the digest itself", "history", "lineage", "the job's resources"],
 )
-def test_what_changes_no_answer_is_no_other_version(wanted: Any) -> None:
+def test_what_changes_no_answer_is_no_other_version(edited: Any) -> None:
     assert not begins(
-        replace(at_rest(), spec=wanted, generation=2, exact_weights=wanted.traffic.gateway is not None)
+        replace(at_rest(), spec=edited, generation=2, exact_weights=edited.traffic.gateway is not None)
     )
 
 
@@ -192,9 +192,9 @@ def test_after_a_rollback_by_hand_only_another_version_or_a_retry_climbs() -> No
     assert not begins(replace(s, generation=5, spec=scaled))
     assert begins(replace(s, generation=5, spec=b.spec(3)))
     known = replace(s, revisions=(*s.revisions, b.revision(2, "Retired")))
-    held = replace(known, status=state.model_copy(update={"pinned": pinned(known, V1)}))
-    assert not begins(held)
-    assert b.revision(2, "Retired").name not in b.children(held).forget
+    changed = replace(known, status=state.model_copy(update={"pinned": pinned(known, V1)}))
+    assert not begins(changed)
+    assert b.revision(2, "Retired").name not in b.children(changed).forget
 
 
 # --- what stands in the way

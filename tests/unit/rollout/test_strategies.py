@@ -119,8 +119,8 @@ def test_a_preview_with_a_time_goes_on_when_nothing_speaks_against_it() -> None:
 
 
 def test_it_ends_not_before_its_time_however_short_the_deadline() -> None:
-    wanted = b.spec(2, rollout={"blueGreen": {"for": "10m"}, "progressDeadline": "1m"})
-    s = b.in_canary(wanted=wanted, at_step=beside("BlueGreen"), assessment=b.judged("Inconclusive"))
+    spec = b.spec(2, rollout={"blueGreen": {"for": "10m"}, "progressDeadline": "1m"})
+    s = b.in_canary(wanted=spec, at_step=beside("BlueGreen"), assessment=b.judged("Inconclusive"))
     assert b.moved(decide(s, b.at(300))).step == replace_measured(s, 300)
 
 
@@ -149,10 +149,10 @@ def test_a_bad_preview_goes_back() -> None:
 
 
 def test_without_auto_promote_a_person_has_the_last_word() -> None:
-    wanted = blue_green(autoPromote=False)
+    spec = blue_green(autoPromote=False)
     to = b.moved(
         decide(
-            b.in_canary(wanted=wanted, at_step=beside("BlueGreen"), assessment=b.judged("Successful")),
+            b.in_canary(wanted=spec, at_step=beside("BlueGreen"), assessment=b.judged("Successful")),
             b.START,
         )
     )
@@ -163,7 +163,7 @@ def test_without_auto_promote_a_person_has_the_last_word() -> None:
         "PauseStep",
     )
     waits = b.in_canary(
-        wanted=wanted,
+        wanted=spec,
         at_step=beside("BlueGreen", "Paused", 1),
         reason="PauseStep",
         assessment=b.judged("Successful"),
@@ -247,9 +247,9 @@ def scaled(
 ) -> Snapshot:
     """8 replicas, pods by weight, on the way from 5 % (1 pod) to 25 % (2 pods)."""
     steps = [{"weight": 5}, {"weight": weight, **step}, {"weight": 50}]
-    wanted = b.spec(2, replicas=8, rollout={"canary": {"scale": "Weight", "steps": steps}})
+    spec = b.spec(2, replicas=8, rollout={"canary": {"scale": "Weight", "steps": steps}})
     return b.in_canary(
-        wanted=wanted,
+        wanted=spec,
         at_step=b.step(1, weight, phase, previous_weight=previous_weight),
         servers=pods((8, 8), (asked, ready)),
     )
@@ -301,9 +301,9 @@ def waiting(**rollout: Any) -> Snapshot:
     """5 % are proven, and the second pod for 25 % is still to come."""
     first = scaled(1)
     assert first.spec is not None and first.status.rollout is not None
-    wanted = first.spec.model_copy(update={"rollout": first.spec.rollout.model_copy(update=rollout)})
+    desired = first.spec.model_copy(update={"rollout": first.spec.rollout.model_copy(update=rollout)})
     s = b.in_canary(
-        wanted=wanted, at_step=b.step(0, 5), servers=first.servers, assessment=counted("Successful", 0)
+        wanted=desired, at_step=b.step(0, 5), servers=first.servers, assessment=counted("Successful", 0)
     )
     return replace(s, status=decide(s, b.START).status, assessment=None)
 
@@ -377,9 +377,9 @@ def test_provision_waits_for_the_pods_of_the_first_step_only() -> None:
 
 
 def promoting(ready: int, **facts: Any) -> Snapshot:
-    wanted = b.spec(2, replicas=8, rollout={"canary": {"scale": "Weight"}, "progressDeadline": "10m"})
+    spec = b.spec(2, replicas=8, rollout={"canary": {"scale": "Weight"}, "progressDeadline": "10m"})
     changes = {"step": b.step(2, 50)}
-    return b.second("Promote", wanted=wanted, changes=changes, servers=pods((8, 8), (8, ready)), **facts)
+    return b.second("Promote", wanted=spec, changes=changes, servers=pods((8, 8), (8, ready)), **facts)
 
 
 def test_promotion_brings_all_pods_before_all_traffic() -> None:
@@ -454,13 +454,13 @@ def test_errors_alone_take_nothing_back_while_all_requests_go_to_it(metric: str,
     """Who asks wrongly in the bake fails there and nowhere else: it is told, and a person
     decides.
     """
-    found = Assessment(
+    assessment = Assessment(
         "Failed",
         "High",
         "worse",
         (MetricStatus(name=metric, verdict="Failed", reason="High", message="worse"),),
     )
-    plan = decide(baking(assessment=found), b.START)
+    plan = decide(baking(assessment=assessment), b.START)
     assert b.moved(plan).stage == then and plan.events[0].type == "Warning"
     if then == "Bake":
         assert plan.status.phase == "Paused" and "all requests on this revision" in (
@@ -511,9 +511,9 @@ def test_a_bake_keeps_what_stable_did_over_its_initial_delay() -> None:
         at_step={"metrics": [COUNTED.metrics[0].model_copy(update={"canary": None})]},
         policy={"analysis": {"initialDelay": "1m"}},
     )
-    found = metrics_due(s, b.at(1))
-    assert isinstance(found, Assessment) and found.reason == "InitialDelay"
-    to = b.moved(decide(replace(s, assessment=found), b.at(1)))
+    due = metrics_due(s, b.at(1))
+    assert isinstance(due, Assessment) and due.reason == "InitialDelay"
+    to = b.moved(decide(replace(s, assessment=due), b.at(1)))
     assert to.step and to.step.metrics[0].stable == Counter(total=900, bad=3)
 
 
@@ -542,8 +542,8 @@ def test_a_first_version_and_a_proven_rollback_have_nothing_to_bake_for() -> Non
 def test_in_bake_both_have_their_pods_and_one_the_traffic() -> None:
     s = baking(servers=pods((6, 6), (4, 4)))
     assert split(s) == ((V2, 100),) and replicas_with_traffic(s) == {V1: 6, V2: 2} and needs_measurement(s)
-    found = desired(s, b.at(60))
-    assert found.servers == {V1: 6, V2: 2} and found.budget == V2 and found.selector == V2
+    actual = desired(s, b.at(60))
+    assert actual.servers == {V1: 6, V2: 2} and actual.budget == V2 and actual.selector == V2
     assert replicas(baking(baked=1, servers=pods((6, 6), (4, 4))), b.START)[V2] == 4, (
         "not before an autoscaler has seen the load"
     )
@@ -612,10 +612,10 @@ def test_a_baking_revision_without_pods_gives_way_until_all_are_back() -> None:
 
 
 def test_pause_holds_a_bake_and_it_is_judged_all_the_same() -> None:
-    held = {"paused_by_user": UserPause(since=b.ago(5), by="n")}
-    plan = decide(baking(changes=held, assessment=b.judged("Successful")), b.at(100_000))
+    pending = {"paused_by_user": UserPause(since=b.ago(5), by="n")}
+    plan = decide(baking(changes=pending, assessment=b.judged("Successful")), b.at(100_000))
     assert b.moved(plan).stage == "Bake" and plan.status.phase == "Paused"
-    assert b.moved(decide(baking(changes=held, assessment=b.judged("Failed")), b.START)).stage == "Revert"
+    assert b.moved(decide(baking(changes=pending, assessment=b.judged("Failed")), b.START)).stage == "Revert"
 
 
 def test_a_paused_bake_writes_only_news() -> None:
@@ -688,11 +688,11 @@ def test_a_status_of_the_version_before_goes_on() -> None:
 
 
 def test_a_scale_down_delay_is_the_formers() -> None:
-    wanted = b.spec(2, rollout={"scaleDownDelay": "10m"})
-    plan = decide(b.second("Promote", wanted=wanted), b.START)
+    spec = b.spec(2, rollout={"scaleDownDelay": "10m"})
+    plan = decide(b.second("Promote", wanted=spec), b.START)
     assert [(d.revision, d.until) for d in plan.status.draining] == [(V1, b.ago(-600))]
     failed = decide(
-        b.second("Revert", wanted=wanted, changes={"outcome": "RolledBack", "reason": "x"}), b.START
+        b.second("Revert", wanted=spec, changes={"outcome": "RolledBack", "reason": "x"}), b.START
     )
     assert [(d.revision, d.until) for d in failed.status.draining] == [(V2, b.ago(-3))], (
         "a failed one gives its GPUs back at once"

@@ -23,7 +23,7 @@ def steps(*made: Any) -> list[Step]:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "index", "weight", "phase", "found"),
+    ("edited", "index", "weight", "phase", "actual"),
     [
         (steps(5, 25, 50), 1, 25, "Observing", Position(1, True)),
         (steps(5, None, 50), 1, 5, "Paused", Position(1, True)),
@@ -43,27 +43,27 @@ def steps(*made: Any) -> list[Step]:
     ],
 )
 def test_the_place_in_an_edited_list(
-    wanted: list[Step], index: int, weight: int, phase: str, found: Position
+    edited: list[Step], index: int, weight: int, phase: str, actual: Position
 ) -> None:
-    assert locate(wanted, b.step(index, weight, phase)) == found
+    assert locate(edited, b.step(index, weight, phase)) == actual
 
 
 @pytest.mark.parametrize(
-    "wanted", [steps(5, 25, 50), steps(None, 5), steps(5, None, None, 50), steps(5, "1m", 100), steps(100)]
+    "edited", [steps(5, 25, 50), steps(None, 5), steps(5, None, None, 50), steps(5, "1m", 100), steps(100)]
 )
-def test_going_on_never_goes_down_and_always_gets_on(wanted: list[Step]) -> None:
+def test_going_on_never_goes_down_and_always_gets_on(edited: list[Step]) -> None:
     at: Position | None = Position(-1, False)
     weight, seen = 0, []
     while at is not None:
-        index = next_index(wanted, at)
-        assert next_weight(wanted, at) > weight or next_weight(wanted, at) == 100
+        index = next_index(edited, at)
+        assert next_weight(edited, at) > weight or next_weight(edited, at) == 100
         if index is None:
             break
-        weight = wanted[index].weight or weight
-        at = locate(wanted, b.step(index, weight, "Paused" if wanted[index].pause else "Shifting"))
+        weight = edited[index].weight or weight
+        at = locate(edited, b.step(index, weight, "Paused" if edited[index].pause else "Shifting"))
         assert at == Position(index, True)
-        seen.append(step_position(wanted, at))
-    assert len(seen) == len([s for s in wanted if s.weight != 100])
+        seen.append(step_position(edited, at))
+    assert len(seen) == len([s for s in edited if s.weight != 100])
 
 
 def test_an_edit_never_raises_the_weight_by_itself() -> None:
@@ -75,17 +75,17 @@ def test_an_edit_never_raises_the_weight_by_itself() -> None:
 
 
 def test_the_next_step_is_the_first_beyond_what_was_reached() -> None:
-    wanted = b.spec(2, steps=[{"weight": 5}, {"weight": 10}, {"weight": 30}, {"weight": 60}])
+    spec = b.spec(2, steps=[{"weight": 5}, {"weight": 10}, {"weight": 30}, {"weight": 60}])
     to = b.moved(
-        decide(b.in_canary(wanted=wanted, at_step=b.step(1, 25), assessment=b.judged("Successful")), b.START)
+        decide(b.in_canary(wanted=spec, at_step=b.step(1, 25), assessment=b.judged("Successful")), b.START)
     ).step
     assert to and (to.index, to.weight) == (2, 30)
 
 
 def test_a_pause_put_behind_the_present_weight_is_kept() -> None:
-    wanted = b.spec(2, steps=[{"weight": 25}, {"pause": {}}, {"weight": 50}])
+    spec = b.spec(2, steps=[{"weight": 25}, {"pause": {}}, {"weight": 50}])
     to = b.moved(
-        decide(b.in_canary(wanted=wanted, at_step=b.step(1, 25), assessment=b.judged("Successful")), b.START)
+        decide(b.in_canary(wanted=spec, at_step=b.step(1, 25), assessment=b.judged("Successful")), b.START)
     ).step
     assert to and (to.index, to.weight, to.phase) == (1, 25, "Paused")
 

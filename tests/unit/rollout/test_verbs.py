@@ -278,10 +278,10 @@ ROLLBACK = Verb("rollback", V1, "n1")
 
 def test_what_has_served_and_was_superseded_when_it_was_tried_again_can_still_be_gone_back_to() -> None:
     """Git went back to version 1 for a minute and on to version 3: nothing was found against it."""
-    kept = b.revision(1, "Canary")
-    kept = replace(kept, status=kept.status.model_copy(update={"retired": b.ago(500)}))
+    existing = b.revision(1, "Canary")
+    existing = replace(existing, status=existing.status.model_copy(update={"retired": b.ago(500)}))
     state = b.status(2, rollout=b.rollout("Failed", 1, outcome="Superseded", reason="Superseded"))
-    s = settled(replace(third(revisions=(kept, b.revision(2, "Stable"))), status=state))
+    s = settled(replace(third(revisions=(existing, b.revision(2, "Stable"))), status=state))
     assert s.revisions[0].status.outcome == "Retired"
     assert b.moved(decide(replace(s, verbs=(ROLLBACK,)), b.START)).mode == "Rollback"
 

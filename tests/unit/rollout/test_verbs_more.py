@@ -15,20 +15,20 @@ from modelrollout.testing import builders as b
 from tests.unit.rollout.test_verbs import refusal
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
-HELD = UserPause(since=b.ago(5), by="n0")
+PAUSE = UserPause(since=b.ago(5), by="n0")
 
 
 def say(verb: str, step: str | None = None, revision: str = V2) -> tuple[Verb, ...]:
     return (Verb(verb, revision, "n1", step),)
 
 
-def held(**facts: Any) -> Snapshot:
+def paused(**facts: Any) -> Snapshot:
     s = b.in_canary(**facts)
     assert s.status.rollout
     return replace(
         s,
         status=s.status.model_copy(
-            update={"rollout": s.status.rollout.model_copy(update={"paused_by_user": HELD})}
+            update={"rollout": s.status.rollout.model_copy(update={"paused_by_user": PAUSE})}
         ),
     )
 
@@ -42,12 +42,12 @@ def test_pause_holds_the_weight_whatever_the_verdict(step: str | None) -> None:
     assert (
         b.moved(plan).paused_by_user == UserPause(since=b.ago(0), by="n1") and plan.status.phase == "Paused"
     )
-    later = decide(held(assessment=b.judged("Successful")), b.at(100_000)).status.rollout
+    later = decide(paused(assessment=b.judged("Successful")), b.at(100_000)).status.rollout
     assert later and later.step and (later.stage, later.step.weight) == ("Canary", 5)
 
 
 def test_a_paused_rollout_is_no_stall_and_says_what_to_do() -> None:
-    plan = decide(held(assessment=b.judged("Inconclusive")), b.START)
+    plan = decide(paused(assessment=b.judged("Inconclusive")), b.START)
     assert b.condition(plan, "Stalled").status == "False"
     assert (
         b.condition(plan, "Reconciling").reason == "PausedByUser"
@@ -56,7 +56,7 @@ def test_a_paused_rollout_is_no_stall_and_says_what_to_do() -> None:
 
 
 def test_what_is_proven_worse_goes_back_in_a_pause_too() -> None:
-    to = b.moved(decide(held(assessment=b.judged("Failed")), b.START))
+    to = b.moved(decide(paused(assessment=b.judged("Failed")), b.START))
     assert (to.stage, to.paused_by_user) == ("Revert", None)
 
 
@@ -64,12 +64,12 @@ def test_pause_of_another_step_revision_or_stage_is_refused() -> None:
     assert "it names step 2/3" in refusal(b.in_canary(verbs=say("pause", "2/3")))
     assert "not in a step of a trial" in refusal(b.in_canary(verbs=say("pause", revision=V1)))
     assert "not in a step of a trial" in refusal(b.second("Provision", verbs=say("pause")))
-    assert "paused already" in refusal(replace(held(), verbs=say("pause")))
+    assert "paused already" in refusal(replace(paused(), verbs=say("pause")))
 
 
 def test_a_pause_takes_no_time_from_the_deadline() -> None:
     s = replace(
-        held(wanted=b.spec(2, rollout={"canary": {"steps": b.STEPS}, "progressDeadline": "1m"})),
+        paused(wanted=b.spec(2, rollout={"canary": {"steps": b.STEPS}, "progressDeadline": "1m"})),
         verbs=say("resume"),
     )
     to = b.moved(decide(s, b.at(1000)))
@@ -83,8 +83,8 @@ def test_a_pause_takes_no_time_from_the_deadline() -> None:
 
 
 def test_a_timed_pause_does_not_end_while_somebody_holds_it() -> None:
-    wanted = b.spec(2, steps=[{"weight": 5}, {"pause": {"duration": "1m"}}, {"weight": 50}])
-    s = held(wanted=wanted, at_step=b.step(1, 5, "Paused"), reason="PauseStep")
+    spec = b.spec(2, steps=[{"weight": 5}, {"pause": {"duration": "1m"}}, {"weight": 50}])
+    s = paused(wanted=spec, at_step=b.step(1, 5, "Paused"), reason="PauseStep")
     assert decide(s, b.at(10_000)).status.weight == 5
 
 
@@ -95,7 +95,7 @@ def test_resume_of_what_nobody_paused_is_refused() -> None:
 
 
 def test_promote_ends_a_pause_by_hand() -> None:
-    to = b.moved(decide(replace(held(), verbs=say("promote", "1/3")), b.START))
+    to = b.moved(decide(replace(paused(), verbs=say("promote", "1/3")), b.START))
     assert to.step and (to.step.weight, to.paused_by_user) == (25, None)
 
 
@@ -114,8 +114,8 @@ def test_it_names_the_step_that_it_means() -> None:
 
 
 def test_promote_ends_a_bake_and_promote_full_does_not() -> None:
-    wanted = b.spec(2, rollout={"bake": "30m"})
-    s = b.second("Bake", wanted=wanted, changes={"step": b.step(3, 100)}, live_split=((V2, 100),))
+    spec = b.spec(2, rollout={"bake": "30m"})
+    s = b.second("Bake", wanted=spec, changes={"step": b.step(3, 100)}, live_split=((V2, 100),))
     assert b.moved(decide(replace(s, verbs=say("promote", "bake")), b.START)).stage == "Done"
     assert "promote ends its bake" in refusal(replace(s, verbs=say("promote-full", "bake")))
 
@@ -175,13 +175,13 @@ def test_downtime_is_allowed_for_one_restart() -> None:
 
 
 def back(window: str | None, retired: str | None) -> Any:
-    kept = b.revision(1, "Retired")
-    kept = replace(kept, status=kept.status.model_copy(update={"retired": retired}))
-    wanted = b.spec(2, steps=b.STEPS, rollout={"rollbackWindow": window} if window else {})
+    existing = b.revision(1, "Retired")
+    existing = replace(existing, status=existing.status.model_copy(update={"retired": retired}))
+    spec = b.spec(2, steps=b.STEPS, rollout={"rollbackWindow": window} if window else {})
     s = b.snapshot(
-        wanted,
+        spec,
         b.status(2),
-        revisions=(kept, b.revision(2, "Promoted")),
+        revisions=(existing, b.revision(2, "Promoted")),
         servers={V1: b.ready(), V2: b.ready()},
         traffic=b.TAKEN,
     )

@@ -131,7 +131,7 @@ def test_the_listeners_port_is_the_entry_points(config: Config) -> None:
 
 
 def test_processes_have_names_in_the_cluster(config: Config) -> None:
-    found = {
+    actual = {
         (o["metadata"]["namespace"], o["metadata"]["name"]): o
         for o in addons.base(config)
         if o["kind"] == "Service"
@@ -141,8 +141,8 @@ def test_processes_have_names_in_the_cluster(config: Config) -> None:
         ("storage", "objectstore"),
         ("gateways", "traefik"),
         ("kube-system", "kube-dns"),
-    } == set(found)
-    assert found["kube-system", "kube-dns"]["spec"]["clusterIP"] == config.slot.dns_service
+    } == set(actual)
+    assert actual["kube-system", "kube-dns"]["spec"]["clusterIP"] == config.slot.dns_service
     slices = [o for o in addons.base(config) if o["kind"] == "EndpointSlice"]
     assert all(o["endpoints"][0]["addresses"] == [config.slot.infra] for o in slices)
 

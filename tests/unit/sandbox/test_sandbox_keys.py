@@ -73,9 +73,9 @@ def test_pins_agree_with_the_modules() -> None:
 
 
 def test_versions_names_every_part_but_pause() -> None:
-    found = build_parts.versions()
-    assert {"kube", "traefik", "coredns", "versitygw", "helm"} <= set(found)
-    assert found["versitygw"][0].isdigit()
+    pinned = build_parts.versions()
+    assert {"kube", "traefik", "coredns", "versitygw", "helm"} <= set(pinned)
+    assert pinned["versitygw"][0].isdigit()
 
 
 def test_two_checkouts_have_two_sandboxes() -> None:

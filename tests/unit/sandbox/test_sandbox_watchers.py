@@ -39,10 +39,10 @@ def pod(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_target_has_the_labels_of_prometheus_own_discovery() -> None:
-    found = target(pod())
-    assert found is not None
-    assert found["targets"] == ["10.0.0.1:8000"]
-    labels = found["labels"]
+    entry = target(pod())
+    assert entry is not None
+    assert entry["targets"] == ["10.0.0.1:8000"]
+    labels = entry["labels"]
     assert labels["__meta_kubernetes_namespace"] == "ns"
     assert labels["__meta_kubernetes_pod_label_modelrollout_dev_revision"] == "digits-1"
     assert labels["__meta_kubernetes_pod_annotation_prometheus_io_port"] == "8002"

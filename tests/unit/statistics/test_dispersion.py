@@ -16,7 +16,7 @@ NOTHING = NO_SPREAD
 Sizes = NDArray[np.float64]
 
 
-def found(bad: Sizes, total: Sizes) -> float:
+def estimated(bad: Sizes, total: Sizes) -> float:
     """The dispersion after looks that brought these."""
     spread = NOTHING
     for x, n in zip(bad.tolist(), total.tolist(), strict=True):
@@ -29,7 +29,7 @@ def test_independent_requests_are_not_dispersed(share: float) -> None:
     rng = np.random.default_rng(1)
     total = rng.poisson(100, (100, 40)).astype(np.float64)
     bad = rng.binomial(total.astype(np.int64), share).astype(np.float64)
-    values = [found(b, n) for b, n in zip(bad, total, strict=True)]
+    values = [estimated(b, n) for b, n in zip(bad, total, strict=True)]
     assert (
         min(values) >= 1
         and np.median(values) == pytest.approx(1 + 1 / 1600, abs=1e-3)
@@ -40,12 +40,12 @@ def test_independent_requests_are_not_dispersed(share: float) -> None:
 def test_clusters_of_four_weigh_a_quarter() -> None:
     rng = np.random.default_rng(2)
     total = np.full(400, 400.0)
-    assert found(4.0 * rng.poisson(1.0, 400), total) == pytest.approx(4, rel=0.2)
+    assert estimated(4.0 * rng.poisson(1.0, 400), total) == pytest.approx(4, rel=0.2)
 
 
 def test_a_slow_course_is_no_dispersion() -> None:
     bad = np.array([1.0, 1.0] * 20 + [10.0, 10.0] * 20)
-    assert found(bad, np.full(80, 100.0)) < 1.3
+    assert estimated(bad, np.full(80, 100.0)) < 1.3
 
 
 @pytest.mark.parametrize(("looks", "least"), [(0, 2.0), (1, 2.0), (2, 1.25), (11, 1 + 1 / 121)])
@@ -91,4 +91,4 @@ def test_arrays_and_numbers_agree() -> None:
     for x, n in zip(bad.T, total.T, strict=True):
         spread = widened(spread, n, x)
     together = dispersion(spread)
-    assert together == pytest.approx([found(b, n) for b, n in zip(bad, total, strict=True)])
+    assert together == pytest.approx([estimated(b, n) for b, n in zip(bad, total, strict=True)])

@@ -120,9 +120,9 @@ def test_over_steps_it_is_1_on_average_however_many_there_are() -> None:
     """Every step ends with 3 with probability 1/4 and with 1/3 otherwise: on average 1."""
     for steps in (1, 2, 4):
         total = 0.0
-        for found in product((3.0, 1 / 3), repeat=steps):
-            chance = np.prod([0.25 if e == 3.0 else 0.75 for e in found])
-            total += float(chance) * exp(over_steps(log(found[-1]), [log(e) for e in found[:-1]]))
+        for actual in product((3.0, 1 / 3), repeat=steps):
+            chance = np.prod([0.25 if e == 3.0 else 0.75 for e in actual])
+            total += float(chance) * exp(over_steps(log(actual[-1]), [log(e) for e in actual[:-1]]))
         assert total == pytest.approx(1)
 
 
@@ -179,12 +179,12 @@ def test_a_test_for_one_look_would_not_keep_them() -> None:
 )
 def test_a_clear_difference_is_found(canary: float, stable: float, weight: float, within: int) -> None:
     """In nine of ten runs before the canary has answered ``within`` requests."""
-    found = np.zeros(500, dtype=np.bool_)
+    actual = np.zeros(500, dtype=np.bool_)
     for bad, total, other_bad, other_total in looks(
         np.random.default_rng(21), canary, stable, weight, round(1.2 * within / weight), 500
     ):
-        found |= (total <= within) & (log_evidence(bad, total, other_bad, other_total, 0.0) >= log(100))
-    assert found.mean() >= 0.9
+        actual |= (total <= within) & (log_evidence(bad, total, other_bad, other_total, 0.0) >= log(100))
+    assert actual.mean() >= 0.9
 
 
 # --- intervals

@@ -337,8 +337,8 @@ async def test_a_body_that_nobody_reads_takes_little_memory() -> None:
         (protocol,) = w.server._connections
         sending = asyncio.create_task(flood(client, b"x" * 65536))
         await until(lambda: not protocol.transport.is_reading())  # type: ignore[attr-defined]
-        held = protocol._current_request.content.total_raw_bytes  # type: ignore[attr-defined]
-        assert held <= 5 * http_guard.CHUNK_BYTES
+        pending = protocol._current_request.content.total_raw_bytes  # type: ignore[attr-defined]
+        assert pending <= 5 * http_guard.CHUNK_BYTES
         client.writer.transport.abort()
         await sending
 

@@ -51,11 +51,11 @@ def test_what_is_not_said_is_not_missing() -> None:
 
 
 def test_a_route_is_refused_only_for_what_is_known_to_be_missing() -> None:
-    found = route_problem(SPEC, facts("HTTPRoute", METHOD))
-    assert found is not None and found.reason == "GatewayFeatureMissing"
+    problem = route_problem(SPEC, facts("HTTPRoute", METHOD))
+    assert problem is not None and problem.reason == "GatewayFeatureMissing"
     assert (
-        found.message.startswith("spec.traffic.grpc: GatewayClass simple of Gateway ml/g")
-        and "GRPCRoute" in found.message
+        problem.message.startswith("spec.traffic.grpc: GatewayClass simple of Gateway ml/g")
+        and "GRPCRoute" in problem.message
     )
     by_path = route_problem(SPEC, facts("HTTPRoute", "GRPCRoute"))
     assert (

@@ -41,7 +41,7 @@ def spec(
 
 
 def stands(
-    wanted: ModelDeploymentSpec | None = None,
+    desired: ModelDeploymentSpec | None = None,
     *claims: Claim,
     live: tuple[str, ...] = (),
     routes: tuple[Object, ...] = (),
@@ -50,7 +50,7 @@ def stands(
     only_by_policy: bool = False,
 ) -> Standing:
     known = Known(Claims(claims), foreign, lambda: routes, only_by_policy)
-    return stand(ME, wanted or spec(), frozenset(live), known, rules)
+    return stand(ME, desired or spec(), frozenset(live), known, rules)
 
 
 def told(standing: Standing) -> tuple[str, str]:
@@ -81,7 +81,7 @@ def test_a_name_that_is_free_is_claimed_and_one_that_is_held_is_settled() -> Non
 
 
 @pytest.mark.parametrize(
-    ("wanted", "theirs"),
+    ("desired", "theirs"),
     [
         (spec([HOST]), HOST),  # the very name
         # as a name for gRPC of what is HTTP there: a claim has no kind
@@ -92,12 +92,12 @@ def test_a_name_that_is_free_is_claimed_and_one_that_is_held_is_settled() -> Non
     ],
 )
 def test_the_first_claim_wins_across_kinds_previews_and_wildcards(
-    wanted: ModelDeploymentSpec, theirs: str
+    desired: ModelDeploymentSpec, theirs: str
 ) -> None:
-    found = stands(wanted, Claim(theirs, THEM))
-    reason, message = told(found)
+    claims = stands(desired, Claim(theirs, THEM))
+    reason, message = told(claims)
     assert reason == "HostnameTaken" and "hostnames[0]" in message and "choose another name" in message
-    assert found.in_the_way == (Claim(theirs, THEM),) and found.lost == frozenset()
+    assert claims.in_the_way == (Claim(theirs, THEM),) and claims.lost == frozenset()
 
 
 def test_a_wildcard_takes_nothing_from_those_below_it() -> None:
@@ -122,13 +122,13 @@ def test_who_has_it_is_told_within_a_namespace_only() -> None:
 
 
 def test_what_it_serves_since_before_there_were_claims_is_claimed_whatever_overlaps() -> None:
-    found = stands(spec(["*.example.com"]), Claim(HOST, THEM), live=("*.example.com",), only_by_policy=True)
-    assert found.free == ("*.example.com",) and found.problem is None and not found.lost
+    claims = stands(spec(["*.example.com"]), Claim(HOST, THEM), live=("*.example.com",), only_by_policy=True)
+    assert claims.free == ("*.example.com",) and claims.problem is None and not claims.lost
 
 
 def test_a_name_that_it_serves_and_that_is_anothers_is_lost() -> None:
-    found = stands(None, Claim(HOST, THEM), live=(HOST,))
-    assert found.lost == {HOST} and told(found)[0] == "HostnameTaken"
+    claims = stands(None, Claim(HOST, THEM), live=(HOST,))
+    assert claims.lost == {HOST} and told(claims)[0] == "HostnameTaken"
     unreadable = stand(
         ME,
         None,
@@ -178,13 +178,13 @@ def test_a_foreign_route_that_takes_a_name_is_told_also_of_a_name_that_is_held()
         stands(None, Claim(HOST, ME), foreign=theirs),
         stands(live=(HOST,), foreign=theirs),
     )
-    for found, problem in ((asks, asks.problem), (holds, holds.taken), (serves, serves.taken)):
+    for actual, problem in ((asks, asks.problem), (holds, holds.taken), (serves, serves.taken)):
         assert (
             problem is not None
             and problem.reason == "HostnameTaken"
             and "a route of another namespace" in problem.message
         )
-        assert found.taker == "HTTPRoute audit/theirs"
+        assert actual.taker == "HTTPRoute audit/theirs"
     assert not asks.free and asks.taken is None
     assert holds.settled and serves.free == (HOST,) and serves.problem is None, (
         "whoever may write a route must not be able to stop rollouts"
@@ -217,7 +217,7 @@ def test_a_foreign_route_that_takes_nothing_is_no_obstacle(harmless: Object) -> 
 
 
 @pytest.mark.parametrize(
-    ("taking", "wanted"),
+    ("taking", "desired"),
     [
         # Traefik ranks it by the longer name
         (route("*.example.com", "x" * 60 + ".example.org"), spec()),
@@ -241,8 +241,8 @@ def test_a_foreign_route_that_takes_nothing_is_no_obstacle(harmless: Object) -> 
         ),
     ],
 )
-def test_a_foreign_route_takes_what_its_matches_open(taking: Object, wanted: ModelDeploymentSpec) -> None:
-    assert told(stands(wanted, foreign=foreign(taking)))[0] == "HostnameTaken"
+def test_a_foreign_route_takes_what_its_matches_open(taking: Object, desired: ModelDeploymentSpec) -> None:
+    assert told(stands(desired, foreign=foreign(taking)))[0] == "HostnameTaken"
 
 
 def test_a_route_of_another_gateway_takes_nothing() -> None:
@@ -252,8 +252,8 @@ def test_a_route_of_another_gateway_takes_nothing() -> None:
 
 
 def test_names_of_a_spec_have_fields_and_one_that_is_odd_has_what_can_be_read() -> None:
-    found = requested_hosts(spec(["a.x", "b.x"], ["c.x"], ["d.x"]))
-    assert [(n.field, n.host) for n in found] == [
+    hosts = requested_hosts(spec(["a.x", "b.x"], ["c.x"], ["d.x"]))
+    assert [(n.field, n.host) for n in hosts] == [
         ("spec.traffic.http.hostnames[0]", "a.x"),
         ("spec.traffic.http.hostnames[1]", "b.x"),
         ("spec.traffic.grpc.hostnames[0]", "c.x"),

@@ -46,9 +46,9 @@ def facts(features: frozenset[str] | None, controller: str = "example.com/gatewa
 
 
 def router(way: MirrorMethod | None = "TraefikService", routed: bool = True, **shadow: Any) -> MirrorRouter:
-    wanted = spec(**shadow)
-    mirror = MirrorTarget(way, routed, CANARY, STABLE, wanted.rollout.shadow or Shadow()) if way else None
-    return MirrorRouter(GatewayRouter(b.NAME, wanted.traffic), b.NAME, wanted, mirror, config())
+    desired = spec(**shadow)
+    mirror = MirrorTarget(way, routed, CANARY, STABLE, desired.rollout.shadow or Shadow()) if way else None
+    return MirrorRouter(GatewayRouter(b.NAME, desired.traffic), b.NAME, desired, mirror, config())
 
 
 def children(made: MirrorRouter) -> dict[tuple[str, str], Any]:
@@ -74,12 +74,12 @@ def test_request_mirror_where_the_class_says_so_and_a_percentage_only_where_it_s
 
 @pytest.mark.parametrize("features", [frozenset({"HTTPRoute"}), None])
 def test_a_gateway_that_cannot_mirror_is_refused_by_name(features: frozenset[str] | None) -> None:
-    found = mirror_method(spec(), facts(features), config())
-    assert isinstance(found, Problem) and found.reason == "GatewayFeatureMissing"
+    method = mirror_method(spec(), facts(features), config())
+    assert isinstance(method, Problem) and method.reason == "GatewayFeatureMissing"
     assert (
-        "spec.rollout.shadow" in found.message
-        and "GatewayClass shiny" in found.message
-        and "leave rollout.shadow out" in found.message
+        "spec.rollout.shadow" in method.message
+        and "GatewayClass shiny" in method.message
+        and "leave rollout.shadow out" in method.message
     )
 
 
@@ -95,8 +95,8 @@ def test_traefik_mirrors_by_its_own_kind_where_the_platform_team_says_so() -> No
 
 
 def test_without_a_gateway_or_with_grpc_alone_nothing_can_be_mirrored() -> None:
-    found = mirror_method(b.spec(2, gateway=False, rollout={"shadow": {}}), None, config())
-    assert isinstance(found, Problem) and found.reason == "GatewayRequired"
+    method = mirror_method(b.spec(2, gateway=False, rollout={"shadow": {}}), None, config())
+    assert isinstance(method, Problem) and method.reason == "GatewayRequired"
 
 
 # --- what is written
@@ -111,8 +111,8 @@ def test_traefik_the_service_stands_before_the_route_that_names_it() -> None:
         ("HTTPRoute", "digits-2-shadow"),
         ("HTTPRoute", "digits"),
     ]
-    found = children(router(percent=30))
-    mirroring = found["TraefikService", "digits-1"]["spec"]["mirroring"]
+    desired = children(router(percent=30))
+    mirroring = desired["TraefikService", "digits-1"]["spec"]["mirroring"]
     assert (mirroring["name"], mirroring["port"], mirroring["maxBodySize"]) == ("digits-1", 8000, 1 << 20)
     [mirror] = mirroring["mirrors"]
     assert (mirror["name"], mirror["percent"]) == ("digits-2-shadow", 30)
@@ -138,13 +138,13 @@ def test_the_route_that_tries_the_mirror_out_matches_no_clients_path() -> None:
 
 
 def test_request_mirror_is_a_filter_and_needs_no_other_object() -> None:
-    found = children(router("RequestMirror", percent=100))
-    assert set(found) == {
+    desired = children(router("RequestMirror", percent=100))
+    assert set(desired) == {
         ("Deployment", "digits-2-shadow"),
         ("Service", "digits-2-shadow"),
         ("HTTPRoute", "digits"),
     }
-    [rule] = found["HTTPRoute", "digits"]["spec"]["rules"]
+    [rule] = desired["HTTPRoute", "digits"]["spec"]["rules"]
     backend = {"group": "", "kind": "Service", "name": "digits-2-shadow", "port": names.PORT_COMPARER}
     assert rule["filters"] == [{"type": "RequestMirror", "requestMirror": {"backendRef": backend}}]
     [rule] = children(router("RequestMirror", percent=5))["HTTPRoute", "digits"]["spec"]["rules"]
@@ -190,8 +190,8 @@ def test_the_comparer_knows_whom_to_ask_from_the_operator_alone() -> None:
 
 
 def seen(made: MirrorRouter, **trial: str) -> dict[tuple[str, str], Any]:
-    found = children(made)
-    for (kind, name), o in found.items():
+    desired = children(made)
+    for (kind, name), o in desired.items():
         if kind == "HTTPRoute":
             o["metadata"]["generation"] = 3
             told = trial if name != b.NAME and trial else {"Accepted": "True", "ResolvedRefs": "True"}
@@ -200,7 +200,7 @@ def seen(made: MirrorRouter, **trial: str) -> dict[tuple[str, str], Any]:
                 for t, s in told.items()
             ]
             o["status"] = {"parents": [{"conditions": conditions}]}
-    return found
+    return desired
 
 
 def test_taken_up_means_with_the_mirror_where_it_is_to_be_and_without_it_elsewhere() -> None:
@@ -228,9 +228,9 @@ def test_the_trial_is_judged_apart_from_the_clients_route() -> None:
 def test_a_kept_route_loses_its_mirror() -> None:
     """The spec cannot be read, and the rollout is aborted."""
     live = children(router())["HTTPRoute", b.NAME]
-    kept = MirrorRouter(FrozenRoutes(b.NAME, {("HTTPRoute", b.NAME): live}), b.NAME, None, None, config())
-    assert not kept.programmed(SPLIT, {("HTTPRoute", b.NAME): live}, {}).programmed
-    [route] = kept.children(OWNER, SPLIT)
+    frozen = MirrorRouter(FrozenRoutes(b.NAME, {("HTTPRoute", b.NAME): live}), b.NAME, None, None, config())
+    assert not frozen.programmed(SPLIT, {("HTTPRoute", b.NAME): live}, {}).programmed
+    [route] = frozen.children(OWNER, SPLIT)
     assert not is_mirrored(route) and route["spec"]["rules"][0]["backendRefs"] == [
         {"group": "", "kind": "Service", "name": "digits-1", "port": names.PORT_HTTP, "weight": 100}
     ]

@@ -284,9 +284,9 @@ def test_a_trial_waits_for_its_preview_and_nothing_else_does() -> None:
 
 def test_kept_routes_follow_the_weights_and_keep_the_rest() -> None:
     live = answered(GatewayRouter(NAME, BOTH, TEST, matched="v2").children(OWNER, SPLIT))
-    kept = FrozenRoutes(NAME, live)
-    assert not kept.programmed(STABLE, live, {}).programmed
-    made = kept.children(OWNER, STABLE)
+    frozen = FrozenRoutes(NAME, live)
+    assert not frozen.programmed(STABLE, live, {}).programmed
+    made = frozen.children(OWNER, STABLE)
     for route in made:
         assert [r["backendRefs"][0]["name"] for r in route["spec"]["rules"]] == ["v1"] and weights(route) == {
             "v1": 100
@@ -308,11 +308,11 @@ def test_kept_routes_lose_the_names_that_are_anothers_and_keep_what_tests_and_pr
     left = FrozenRoutes(NAME, live, TEST, "v2", withheld=frozenset({"a.x"})).children(OWNER, STABLE)
     assert [r["spec"]["hostnames"] for r in left] == [["*.y"]] and len(left[0]["spec"]["rules"]) == 2
     shown = answered(GatewayRouter(NAME, BOTH, BLUE, preview="v2").children(OWNER, STABLE))
-    kept = {
+    retained = {
         (r["kind"], r["metadata"]["name"]): r
         for r in FrozenRoutes(NAME, shown, BLUE, None, "v2").children(OWNER, STABLE)
     }
-    assert {key: weights(route) for key, route in kept.items()} == {
+    assert {key: weights(route) for key, route in retained.items()} == {
         key: weights(route) for key, route in shown.items()
     }
     assert {r["metadata"]["name"] for r in FrozenRoutes(NAME, shown, BLUE).children(OWNER, STABLE)} == {NAME}
