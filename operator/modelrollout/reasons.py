@@ -70,8 +70,8 @@ class Reason(StrEnum):
     URI_INVALID = (
         "UriInvalid",
         JOB,
-        "the URI names no object, or carries a user name, password, query or fragment (of an "
-        "object that was stored by an earlier version: new ones are refused)",
+        "the URI names no object, or contains a user name, password, query or fragment (only in an "
+        "object stored by an earlier version: the API server refuses new ones)",
         10,
     )
     REDIRECT_REFUSED = (
@@ -85,14 +85,19 @@ class Reason(StrEnum):
     INSECURE_STORE = "InsecureStore", JOB, "plain HTTP to a store that is not configured for it", 10
     OBJECT_MISSING = "ObjectMissing", JOB, "the object does not exist", 10
     BUCKET_MISSING = "BucketMissing", JOB, "the bucket does not exist", 10
-    TOO_LARGE = "TooLarge", JOB, "the object, an archive or a data set unpacked exceeds the limit", 10
+    TOO_LARGE = (
+        "TooLarge",
+        JOB,
+        "the object, or an archive or data set after unpacking, is larger than the limit",
+        10,
+    )
     WRONG_REGION = "WrongRegion", JOB, "the bucket lies in another region", 10
     STORE_REFUSED = "StoreRefused", JOB, "the store refused the request (another 4xx status)", 10
     CERTIFICATE_REFUSED = "CertificateRefused", JOB, "the store's TLS certificate is not trusted", 10
     CREDENTIALS_MISSING = (
         "CredentialsMissing",
         JOB,
-        "the store requires credentials and none were given, or the Secret is not mounted",
+        "the store requires credentials and spec names none, or the Secret is not mounted",
         11,
     )
     CREDENTIALS_INCOMPLETE = "CredentialsIncomplete", JOB, "the Secret lacks a key", 11
@@ -108,19 +113,19 @@ class Reason(StrEnum):
     SIGNATURE_MISSING = (
         "SignatureMissing",
         JOB,
-        "`spec.model.signature` asks for a signature and there is none",
+        "`spec.model.signature` requires a signature, and there is none",
         10,
     )
     SIGNATURE_INVALID = (
         "SignatureInvalid",
         JOB,
-        "the signature is not of that key, was changed, or is of another file",
+        "the signature was made with another key or for another file, or was changed",
         10,
     )
     SIGNATURE_MALFORMED = (
         "SignatureMalformed",
         JOB,
-        "the file is no signature of OpenSSF model signing for one file with SHA-256",
+        "the file is not an OpenSSF model signing signature of one file with SHA-256",
         10,
     )
     SIGNATURE_UNSUPPORTED = (
@@ -132,34 +137,34 @@ class Reason(StrEnum):
     SIGNER_KEY_MISSING = (
         "SignerKeyMissing",
         JOB,
-        "the Secret with the public key, or its key, is not there",
+        "the Secret with the public key does not exist, or lacks the key",
         10,
     )
-    SIGNER_KEY_INVALID = "SignerKeyInvalid", JOB, "no public key in PEM form on P-256, P-384 or P-521", 10
-    DIGEST_MISMATCH = "DigestMismatch", JOB, "the file's SHA-256 is not the pinned one", 10
+    SIGNER_KEY_INVALID = (
+        "SignerKeyInvalid",
+        JOB,
+        "the file is not a public key in PEM form on P-256, P-384 or P-521",
+        10,
+    )
+    DIGEST_MISMATCH = "DigestMismatch", JOB, "the file's SHA-256 differs from the pinned one", 10
     # The model
-    MODEL_TRUNCATED = "ModelTruncated", JOB, "the file is empty or ends in the middle", 10
+    MODEL_TRUNCATED = "ModelTruncated", JOB, "the file is empty or cut off", 10
     PICKLE_REFUSED = (
         "PickleRefused",
         JOB,
         "a Python pickle, a PyTorch checkpoint, or more than tensors in an exported program: "
-        "loading it could run any code",
+        "loading it could run arbitrary code",
         10,
     )
     NOT_ONNX = (
         "NotOnnx",
         JOB,
-        "another format, or graphs nested deeper than 100; the message names it when it is known "
-        "(HDF5, SavedModel, zip, an HTML page, a Git LFS pointer)",
+        "the file has another format (HDF5, SavedModel, zip, an HTML page, a Git LFS pointer), "
+        "which the message names if it is known, or graphs nested deeper than 100",
         10,
     )
-    FORMAT_NOT_SET = (
-        "FormatNotSet",
-        JOB,
-        "the file is of another format than ONNX, and the Job's image was chosen for ONNX",
-        10,
-    )
-    FORMAT_MISMATCH = "FormatMismatch", JOB, "the file is of another format than `spec.model.format`", 10
+    FORMAT_NOT_SET = "FormatNotSet", JOB, "the file is not ONNX, but the Job's image was chosen for ONNX", 10
+    FORMAT_MISMATCH = "FormatMismatch", JOB, "the file's format is not that of `spec.model.format`", 10
     FLAVOUR_MISSING = "FlavourMissing", JOB, "the Job's image lacks the libraries of the format", 10
     SKOPS_UNTRUSTED = "SkopsUntrusted", JOB, "a skops file with types that skops does not trust", 10
     MODEL_TIMEOUT = (
@@ -171,29 +176,29 @@ class Reason(StrEnum):
     KERAS_UNTRUSTED = (
         "KerasUntrusted",
         JOB,
-        "a Keras file with code (Lambda, layers of one's own), layers that lead to other files or"
-        " frameworks, or weights that lie elsewhere",
+        "a Keras file with code (Lambda or custom layers), with layers that refer to other files or "
+        "frameworks, or with weights stored elsewhere",
         10,
     )
     OPERATOR_REFUSED = (
         "OperatorRefused",
         JOB,
-        "a SavedModel with an operator that does more than compute (reads files, calls Python) or"
-        " has no match in ONNX, or with the name of a file; a TFLite model with operators of "
-        "TensorFlow or of one's own; a program of PyTorch with an operator that is not on the "
-        "list of those that compute",
+        "a SavedModel with an operator that does more than compute (reads files, calls Python), has "
+        "no equivalent in ONNX, or contains the name of a file; a TFLite model with TensorFlow or "
+        "custom operators; a PyTorch program with an operator that is not on the list of those that "
+        "only compute",
         10,
     )
     SERVING_SIGNATURE_MISSING = (
         "ServingSignatureMissing",
         JOB,
-        "several signatures, and none is `serving_default`",
+        "the model has several signatures, and none is `serving_default`",
         10,
     )
     CONVERSION_FAILED = (
         "ConversionFailed",
         JOB,
-        "skl2onnx, onnxmltools, tf2onnx or torch.onnx does not convert this model",
+        "skl2onnx, onnxmltools, tf2onnx or torch.onnx cannot convert this model",
         10,
     )
     CONVERSION_UNFAITHFUL = (
@@ -205,26 +210,27 @@ class Reason(StrEnum):
     TENSOR_MISMATCH = (
         "TensorMismatch",
         JOB,
-        "the model of PyTorch takes or gives other tensors than `spec.serving.triton` says",
+        "the PyTorch model's inputs or outputs differ from those in `spec.serving.triton`",
         10,
     )
     MODEL_TOO_LARGE = (
         "ModelTooLarge",
         JOB,
-        "over 2 GiB in one ONNX file, or in constants of its nodes",
+        "the model has over 2 GiB in one ONNX file, or in constants of its nodes",
         10,
     )
-    EXTERNAL_DATA = "ExternalData", JOB, "tensors lie in other files", 10
+    EXTERNAL_DATA = "ExternalData", JOB, "the model stores tensors in other files", 10
     EXTERNAL_DATA_UNSAFE = (
         "ExternalDataUnsafe",
         JOB,
-        "a tensor says that it lies outside the archive, or nowhere",
+        "a tensor refers to a file outside the archive, or to none",
         10,
     )
     EXTERNAL_DATA_MISSING = (
         "ExternalDataMissing",
         JOB,
-        "the file of a tensor is not there, or not that part of it, or it is not as long as the tensor",
+        "a tensor's file is missing or too short, or the part that the tensor names has another "
+        "length than the tensor",
         10,
     )
     ARCHIVE_BROKEN = (
@@ -236,81 +242,86 @@ class Reason(StrEnum):
     BACKEND_FILE_MISSING = (
         "BackendFileMissing",
         JOB,
-        "the archive lacks the file that `spec.serving.triton.backend` reads, or it is no archive"
-        " and has to be one",
+        "the archive lacks the file that `spec.serving.triton.backend` reads, or the source is not "
+        "an archive although that backend needs one",
         10,
     )
     BACKEND_FILE_INVALID = (
         "BackendFileInvalid",
         JOB,
-        "that file is of another format, cut off, or has another tool's header",
+        "the backend's file has another format, is cut off, or has another tool's header",
         10,
     )
-    BACKEND_FILE_AMBIGUOUS = "BackendFileAmbiguous", JOB, "several models, or versions of one", 10
+    BACKEND_FILE_AMBIGUOUS = (
+        "BackendFileAmbiguous",
+        JOB,
+        "the archive holds several models, or several versions of one",
+        10,
+    )
     CODE_REFUSED = (
         "CodeRefused",
         JOB,
-        "code in a model that was not said to have any: Python, a library, pickled weights, "
-        "`trust_remote_code`, a graph that reaches files, what would run while PyTorch reads a "
-        "file",
+        "the model contains code that spec does not declare: Python, a library, pickled weights, "
+        "`trust_remote_code`, a graph that accesses files, or something that would run while "
+        "PyTorch reads the file",
         10,
     )
-    NAME_REFUSED = "NameRefused", JOB, "a file name with odd characters, too long, or taken", 10
-    CONFIG_MISSING = "ConfigMissing", JOB, "nothing says what the model takes and gives", 10
-    CONFIG_AMBIGUOUS = "ConfigAmbiguous", JOB, "both say it", 10
-    CONFIG_INVALID = (
-        "ConfigInvalid",
+    NAME_REFUSED = (
+        "NameRefused",
         JOB,
-        "Triton would not read config.pbtxt, or it leaves something open",
+        "a file name contains unsupported characters, is too long, or is reserved",
         10,
     )
-    CONFIG_MISMATCH = (
-        "ConfigMismatch",
+    CONFIG_MISSING = (
+        "ConfigMissing",
         JOB,
-        "config.pbtxt is of another backend or names another file",
+        "neither spec nor config.pbtxt declares the model's inputs and outputs",
         10,
     )
+    CONFIG_AMBIGUOUS = "ConfigAmbiguous", JOB, "spec and config.pbtxt both declare the inputs and outputs", 10
+    CONFIG_INVALID = "ConfigInvalid", JOB, "Triton could not read config.pbtxt, or the file is incomplete", 10
+    CONFIG_MISMATCH = "ConfigMismatch", JOB, "config.pbtxt is for another backend or names another file", 10
     CONFIG_UNSUPPORTED = (
         "ConfigUnsupported",
         JOB,
-        "config.pbtxt asks for what a single, moving version cannot have: other models, "
+        "config.pbtxt uses what a single version that moves between pods cannot have: other models, "
         "sequences, paths, numbers of GPUs",
         10,
     )
     TENSOR_UNKNOWN = "TensorUnknown", JOB, "the model has no such input or output", 10
-    ENGINE_INVALID = "EngineInvalid", JOB, "model.json is no JSON object with a model", 10
+    ENGINE_INVALID = "EngineInvalid", JOB, "model.json is not a JSON object with a model", 10
     WEIGHTS_MISSING = (
         "WeightsMissing",
         JOB,
-        "model.json names weights that are not in the archive; nothing is fetched from a hub",
+        "model.json names weights that are not in the archive; the operator fetches nothing from a hub",
         10,
     )
     ARCHIVE_UNSAFE = (
         "ArchiveUnsafe",
         JOB,
-        "a name in the archive (or in a .keras file, or of a weight of an exported program) leads"
-        " out of its folder, is there twice, or is a link or a device",
+        "a name in the archive (or in a .keras file, or of a weight of an exported program) leads "
+        "out of its folder, occurs twice, or is a link or a device",
         10,
     )
     ARCHIVE_AMBIGUOUS = "ArchiveAmbiguous", JOB, "the archive holds several models", 10
     CUSTOM_OPERATOR = (
         "CustomOperator",
         JOB,
-        "an operator that is not one of ONNX or ONNX Runtime: it would be code",
+        "the model has an operator of neither ONNX nor ONNX Runtime, which would need code",
         10,
     )
     TENSOR_TOO_LARGE = (
         "TensorTooLarge",
         JOB,
-        "a tensor, an input or an output says that it has more than 2^31 elements, or a negative size",
+        "a tensor, an input or an output declares more than 2^31 elements, or a negative size",
         10,
     )
-    MODEL_INVALID = "ModelInvalid", JOB, "the ONNX checker, or the model's own library, refuses it", 10
-    MODEL_REFUSED = "ModelRefused", JOB, "valid ONNX that ONNX Runtime does not run", 10
+    MODEL_INVALID = "ModelInvalid", JOB, "the ONNX checker, or the model's own library, rejects the model", 10
+    MODEL_REFUSED = "ModelRefused", JOB, "the model is valid ONNX, but ONNX Runtime does not run it", 10
     TYPE_UNSUPPORTED = (
         "TypeUnsupported",
         JOB,
-        "an input or output is no tensor, or of a type that cannot be served",
+        "an input or output is not a tensor, or has a type that cannot be served",
         10,
     )
     SHAPE_UNKNOWN = "ShapeUnknown", JOB, "an input or output has no shape", 10
@@ -325,67 +336,63 @@ class Reason(StrEnum):
     OUTPUT_NOT_CLASSES = (
         "OutputNotClasses",
         JOB,
-        "the metric accuracy needs classes, and the model's outputs are none",
+        "the metric accuracy needs classes, and the model's outputs are not classes",
         10,
     )
     OUTPUT_NOT_SCORES = (
         "OutputNotScores",
         JOB,
-        "the metrics auc and topK need scores, and the model's outputs are none",
+        "the metrics auc and topK need scores, and the model's outputs are not scores",
         10,
     )
     OUTPUT_NOT_NUMBERS = (
         "OutputNotNumbers",
         JOB,
-        "the metrics mae and mse need numbers, and the model's outputs are none",
+        "the metrics mae and mse need numbers, and the model's outputs are not numbers",
         10,
     )
-    OUTPUT_NOT_FINITE = "OutputNotFinite", JOB, "a regression answers with NaN or Inf", 10
+    OUTPUT_NOT_FINITE = "OutputNotFinite", JOB, "a regression model answered NaN or Inf", 10
     # Data sets: calibration, held-out, golden
-    DATA_NOT_NPZ = "DataNotNpz", JOB, "no .npz archive, or a damaged one", 10
+    DATA_NOT_NPZ = "DataNotNpz", JOB, "the data set is not an .npz archive, or is damaged", 10
     DATA_PICKLE_REFUSED = "DataPickleRefused", JOB, "an array holds Python objects", 10
-    DATA_INPUT_MISSING = "DataInputMissing", JOB, "an input of the model has no array", 10
-    DATA_EMPTY = "DataEmpty", JOB, "no samples", 10
+    DATA_INPUT_MISSING = "DataInputMissing", JOB, "the data set has no array for an input of the model", 10
+    DATA_EMPTY = "DataEmpty", JOB, "the data set has no samples", 10
     DATA_SHAPE_MISMATCH = "DataShapeMismatch", JOB, "an array does not fit the model's input", 10
     DATA_TYPE_MISMATCH = (
         "DataTypeMismatch",
         JOB,
-        "an array has another type than the input; integers are refused for a float input, "
-        "because they are mostly unscaled pixels",
+        "an array has another type than the input; integers are refused for a float input, because "
+        "they are usually unscaled pixels",
         10,
     )
     DATA_LENGTH_MISMATCH = "DataLengthMismatch", JOB, "the arrays have different numbers of samples", 10
-    DATA_NOT_FINITE = "DataNotFinite", JOB, "NaN or Inf", 10
-    LABELS_NOT_NUMBERS = "LabelsNotNumbers", JOB, "labels for mae or mse are no finite numbers", 10
+    DATA_NOT_FINITE = "DataNotFinite", JOB, "an array contains NaN or Inf", 10
+    LABELS_NOT_NUMBERS = "LabelsNotNumbers", JOB, "labels for mae or mse are not finite numbers", 10
     LABELS_MISSING = "LabelsMissing", JOB, "the archive has no array of that name", 10
-    LABELS_NOT_INTEGER = "LabelsNotInteger", JOB, "labels are no integers", 10
+    LABELS_NOT_INTEGER = "LabelsNotInteger", JOB, "labels are not integers", 10
     LABELS_SHAPE = "LabelsShape", JOB, "labels are not one-dimensional", 10
     LABELS_LENGTH = "LabelsLength", JOB, "labels and samples differ in number", 10
-    LABELS_OUT_OF_RANGE = "LabelsOutOfRange", JOB, "labels that the model cannot predict", 10
-    SLICE_INVALID = "SliceInvalid", JOB, "a slice's array is missing, of another length, or has NaN", 10
+    LABELS_OUT_OF_RANGE = "LabelsOutOfRange", JOB, "labels name classes that the model cannot predict", 10
+    SLICE_INVALID = "SliceInvalid", JOB, "a slice's array is missing, has another length, or contains NaN", 10
     CALIBRATION_MISSING = "CalibrationMissing", JOB, "`method: Static` without calibration data", 10
     # Optimization and gate
-    ALREADY_QUANTIZED = "AlreadyQuantized", JOB, "the model is quantized already", 10
+    ALREADY_QUANTIZED = "AlreadyQuantized", JOB, "the model is already quantized", 10
     OPSET_TOO_OLD = "OpsetTooOld", JOB, "static quantization per channel needs opset 13", 10
     NOTHING_TO_QUANTIZE = (
         "NothingToQuantize",
         JOB,
-        "no operator that this method quantizes (Dynamic leaves convolutions alone; trees have none)",
+        "the model has no operator that this method quantizes (Dynamic leaves convolutions alone; "
+        "trees have none)",
         10,
     )
     STEP_FAILED = (
         "StepFailed",
         JOB,
-        "a step's library does not handle this model, or what it made cannot be run; the Job's "
-        "log has the traceback",
+        "a step's library cannot handle this model, or its output cannot be run; the Job's log has "
+        "the traceback",
         10,
     )
-    QUANTIZATION_FAILED = (
-        "QuantizationFailed",
-        JOB,
-        "ONNX Runtime's quantizer does not handle this model",
-        10,
-    )
+    QUANTIZATION_FAILED = "QuantizationFailed", JOB, "ONNX Runtime's quantizer cannot handle this model", 10
     NOTHING_TO_PRUNE = (
         "NothingToPrune",
         JOB,
@@ -402,40 +409,41 @@ class Reason(StrEnum):
     STUDENT_MISMATCH = (
         "StudentMismatch",
         JOB,
-        "the student's inputs and outputs are not those of the source model",
+        "the student's inputs and outputs differ from those of the source model",
         10,
     )
     TRAINING_UNSUPPORTED = (
         "TrainingUnsupported",
         JOB,
-        "an operator that cannot be trained through here, which the message names, or no float32 weights",
+        "the model has an operator that training does not support (the message names it), or no "
+        "float32 weights",
         10,
     )
     TRAINING_DATA_TOO_SMALL = (
         "TrainingDataTooSmall",
         JOB,
-        "fewer samples than the model's fixed batch",
+        "the training data has fewer samples than the model's fixed batch",
         10,
     )
     TRAINING_DIVERGED = "TrainingDiverged", JOB, "the loss is no longer a finite number", 10
-    TOOL_MISSING = "ToolMissing", JOB, "the Job's image lacks what the step needs", 10
+    TOOL_MISSING = "ToolMissing", JOB, "the Job's image lacks a tool that the step needs", 10
     CONTAINER_OUTPUT_MISSING = (
         "ContainerOutputMissing",
         JOB,
-        "the container of the step ended with code 0 and left no /out/model.onnx",
+        "the step's container exited with code 0 and wrote no /out/model.onnx",
         10,
     )
     CONTAINER_OUTPUT_INVALID = (
         "ContainerOutputInvalid",
         JOB,
-        "the step's container left something that is no readable plain file, or is larger than an"
-        " ONNX file can be",
+        "the step's container wrote something that is not a readable regular file, or is larger "
+        "than an ONNX file can be",
         10,
     )
     CONTAINER_OUTPUT_MISMATCH = (
         "ContainerOutputMismatch",
         JOB,
-        "the inputs and outputs of the model that the container left differ from those of the source model",
+        "the inputs and outputs of the model that the container wrote differ from those of the source model",
         10,
     )
     SELECTION_IS_HELD_OUT = (
@@ -452,12 +460,12 @@ class Reason(StrEnum):
         "for the budget, or a value beyond `min` or `max`; the message says which",
         10,
     )
-    NOTHING_TO_CONVERT = "NothingToConvert", JOB, "no float32 weights to store in 16 bit", 10
+    NOTHING_TO_CONVERT = "NothingToConvert", JOB, "the model has no float32 weights to store in 16 bit", 10
     OUT_OF_RANGE = "OutOfRange", JOB, "a weight is too large for float16", 10
     GRAPH_OPTIMIZATION_FAILED = (
         "GraphOptimizationFailed",
         JOB,
-        "ONNX Runtime's optimizer does not handle this model",
+        "ONNX Runtime's optimizer cannot handle this model",
         10,
     )
     WITHIN_BUDGET = "WithinBudget", JOB, "the gate of the prepared model passed", 0
@@ -482,8 +490,18 @@ class Reason(StrEnum):
         "`k` is not less than the number of classes: every answer would be right",
         10,
     )
-    AVERAGE_IMPOSSIBLE = "AverageImpossible", JOB, "`average: Binary` with more than two classes", 10
-    AUC_UNDEFINED = "AucUndefined", JOB, "auc with samples of one class only, in all or in a slice", 10
+    AVERAGE_IMPOSSIBLE = (
+        "AverageImpossible",
+        JOB,
+        "the metric has `average: Binary`, and the data has more than two classes",
+        10,
+    )
+    AUC_UNDEFINED = (
+        "AucUndefined",
+        JOB,
+        "auc is undefined: all samples, or all samples of a slice, have one class",
+        10,
+    )
     TOO_FEW_SAMPLES = (
         "TooFewSamples",
         JOB | VERDICT,
@@ -515,15 +533,15 @@ class Reason(StrEnum):
     ARTIFACT_CORRUPT = (
         "ArtifactCorrupt",
         JOB | ROLLOUT,
-        "a file differs from the manifest, or the manifest has another form",
+        "a file differs from the manifest, or the manifest has an unexpected form",
         10,
     )
     OUTPUT_REFUSED = (
         "OutputRefused",
         JOB | ROLLOUT,
-        "the container that reads the model left something else than the task specifies (another "
-        "backend, a setting, a further file or name), or a revision records such a result; it is "
-        "neither published nor served",
+        "the container that reads the model produced something other than the task specifies "
+        "(another backend, a setting, a further file or name), or a revision records such a result; "
+        "it is neither published nor served",
         10,
     )
     REFERENCES_INVALID = (
@@ -535,8 +553,8 @@ class Reason(StrEnum):
     ARTIFACT_IN_THE_WAY = (
         "ArtifactInTheWay",
         JOB,
-        "another manifest already lies where the Job has to write, under a name that only the Job"
-        " knows; the Job uses nothing of it",
+        "another manifest already exists where the Job has to write, under a name that only the Job "
+        "knows; the Job uses nothing of it",
         10,
     )
     # Golden data through the served model
@@ -584,7 +602,7 @@ class Reason(StrEnum):
     PROVEN_WITHIN_LIMIT = (
         "ProvenWithinLimit",
         VERDICT,
-        "an absolute limit (`min`, `max`, `share`) is kept, proven, where there is no margin or "
+        "an absolute limit (`min`, `max`, `share`) is proven to be met, where there is no margin or "
         "no stable revision to compare with",
     )
     WITHIN_LIMITS = (
@@ -612,7 +630,7 @@ class Reason(StrEnum):
         "SliceAccuracyLow",
         VERDICT,
         "more wrong answers than stable on one slice, proven beyond a tenth of its `maxDrop`, "
-        "whatever all answers together do",
+        "whatever the result on all answers",
     )
     VALUE_TOO_HIGH = (
         "ValueTooHigh",
@@ -642,12 +660,12 @@ class Reason(StrEnum):
     NO_DATA = (
         "NoData",
         VERDICT | ROLLOUT,
-        "no request or label of the canary has been counted in this step, or a query found nothing",
+        "no request or label of the canary has been counted in this step, or a query returned nothing",
     )
     NO_STABLE_DATA = (
         "NoStableData",
         VERDICT,
-        "nothing of stable has been counted, so there is nothing to compare with",
+        "no request or label of stable has been counted, so there is nothing to compare with",
     )
     NO_METRICS = (
         "NoMetrics",
@@ -657,7 +675,7 @@ class Reason(StrEnum):
     PROVIDER_UNREACHABLE = (
         "ProviderUnreachable",
         VERDICT,
-        "Prometheus cannot be connected to: refused, unknown host, TLS",
+        "the operator cannot connect to Prometheus: refused, unknown host, TLS",
     )
     PROVIDER_TIMEOUT = (
         "ProviderTimeout",
@@ -678,19 +696,23 @@ class Reason(StrEnum):
     QUERY_REJECTED = (
         "QueryRejected",
         VERDICT,
-        "Prometheus calls the query wrong (the message has its words), or the answer is too large",
+        "Prometheus rejected the query (the message quotes it), or the answer is too large",
     )
     BAD_ANSWER = (
         "BadAnswer",
         VERDICT,
-        "the answer is no instant vector: a login page, a wrong path, a range selector",
+        "the answer is not an instant vector: a login page, a wrong path, a range selector",
     )
     SEVERAL_SERIES = (
         "SeveralSeries",
         VERDICT,
-        "a query gives several series, and none of them is *the* value",
+        "a query returned several series, and none of them is *the* value",
     )
-    NOT_A_NUMBER = "NotANumber", VERDICT, "NaN or infinity (often 0 / 0). It neither passes nor fails"
+    NOT_A_NUMBER = (
+        "NotANumber",
+        VERDICT,
+        "a query returned NaN or infinity (often 0 / 0), which neither passes nor fails",
+    )
     EVIDENCE_IMPLAUSIBLE = (
         "EvidenceImplausible",
         VERDICT,
@@ -700,12 +722,12 @@ class Reason(StrEnum):
     NOT_A_BUCKET_BOUND = (
         "NotABucketBound",
         VERDICT,
-        "`objective` is no bucket bound of the gateway's histogram; the message names the bounds",
+        "`objective` is not a bucket bound of the gateway's histogram; the message names the bounds",
     )
     NO_SOURCE = (
         "NoSource",
         VERDICT,
-        "nothing here measures this: latency without a gateway, or no Prometheus configured",
+        "no source measures this: latency without a gateway, or no Prometheus configured",
     )
     QUERY_NOT_ALLOWED = (
         "QueryNotAllowed",
@@ -725,16 +747,17 @@ class Reason(StrEnum):
         "a query of this namespace's own took too long, or broke Prometheus; no further one runs "
         "until the time in the message",
     )
-    UNKNOWN_PLACEHOLDER = "UnknownPlaceholder", VERDICT, "a query holds an unknown `{{...}}`"
+    UNKNOWN_PLACEHOLDER = "UnknownPlaceholder", VERDICT, "a query contains an unknown `{{...}}`"
     UNKNOWN_TEMPLATE = (
         "UnknownTemplate",
         VERDICT,
-        "`templates` names one that no RolloutPolicy in force here has; the message lists the known ones",
+        "`templates` names a template that no RolloutPolicy in force here defines; the message "
+        "lists the known ones",
     )
     TOO_MANY_METRICS = (
         "TooManyMetrics",
         VERDICT,
-        "more than 32 metrics with those of templates and policies",
+        "there are more than 32 metrics, including those of templates and policies",
     )
     # Verdicts on golden data
     NOT_PAIRED = (
@@ -755,7 +778,7 @@ class Reason(StrEnum):
         "proven: the canary's answer differs for more than that, or the canary fails on the requests",
     )
     # At rest
-    STABLE = "Stable", ROLLOUT, "the present spec is the stable revision, and it serves"
+    STABLE = "Stable", ROLLOUT, "the current spec is the stable revision, and it serves"
     SERVING = "Serving", ROLLOUT, "a pod of the stable revision is ready, or spec requests zero replicas"
     NO_STABLE = "NoStable", ROLLOUT, "no revision has become stable yet"
     NO_READY_PODS = (
@@ -765,7 +788,7 @@ class Reason(StrEnum):
     )
     PENDING = "Pending", ROLLOUT, "the rollout has not begun, or stable's pods are starting"
     HEALTHY = "Healthy", ROLLOUT, "the servers of stable and of the canary are ready"
-    SERVER_NOT_READY = "ServerNotReady", ROLLOUT, "a server that was ready is not ready any more"
+    SERVER_NOT_READY = "ServerNotReady", ROLLOUT, "a server that was ready is no longer ready"
     SERVER_CRASHED = (
         "ServerCrashed",
         ROLLOUT,
@@ -775,8 +798,8 @@ class Reason(StrEnum):
     UNHARDENED = (
         "Unhardened",
         ROLLOUT,
-        "an earlier operator rendered these pods, and whoever reaches them inside the cluster can"
-        " manage their servers: `modelrollout restart`",
+        "an earlier operator rendered these pods, and any client that reaches them inside the "
+        "cluster can manage their servers: run `modelrollout restart`",
     )
     TRITON_VULNERABLE = (
         "TritonVulnerable",
@@ -830,7 +853,7 @@ class Reason(StrEnum):
         "`unscheduledDeadline` the rollout ends",
     )
     UNSCHEDULABLE = "Unschedulable", ROLLOUT, "no node fits; the message is the scheduler's"
-    IDLE = "Idle", ROLLOUT, "nothing is under way"
+    IDLE = "Idle", ROLLOUT, "no rollout is under way"
     PROGRESSING = "Progressing", ROLLOUT, "a rollout is under way"
     PAUSED = "Paused", ROLLOUT, "the rollout waits for `promote` or `abort`"
     PASSED = "Passed", ROLLOUT, "the latest rollout has passed this stage"
@@ -890,8 +913,8 @@ class Reason(StrEnum):
     HOSTNAME_TAKEN = (
         "HostnameTaken",
         ROLLOUT,
-        "another ModelDeployment holds this host name or one that overlaps it, or a route of "
-        "someone else takes its requests",
+        "another ModelDeployment holds this host name or one that overlaps it, or a route that is "
+        "not the operator's takes its requests",
     )
     HOSTNAME_NOT_ALLOWED = (
         "HostnameNotAllowed",
@@ -951,8 +974,8 @@ class Reason(StrEnum):
     SLOT_HELD_TOO_LONG = (
         "SlotHeldTooLong",
         ROLLOUT,
-        "the rollout held a slot of a RolloutPolicy for longer than `limits.maxHold` and was "
-        "ended; traffic went back to stable",
+        "the rollout held a slot of a RolloutPolicy for longer than `limits.maxHold`, so the "
+        "operator ended it; traffic went back to stable",
     )
     LIMIT_TOO_SMALL = (
         "LimitTooSmall",
@@ -968,8 +991,8 @@ class Reason(StrEnum):
     CHILD_UNREADABLE = (
         "ChildUnreadable",
         ROLLOUT,
-        "the operator can no longer read a child of its own, because it was made larger than 256 "
-        "KiB or nested too deeply",
+        "the operator can no longer read a child of its own: the object is larger than 256 KiB or "
+        "nested too deeply",
     )
     REVISION_UNREADABLE = "RevisionUnreadable", ROLLOUT, "a newer operator made the revision in flight"
     QUARANTINED = "Quarantined", ROLLOUT, "this version failed before; the message names revision and reason"
@@ -988,7 +1011,7 @@ class Reason(StrEnum):
     OBJECTIVE_UNMET = (
         "ObjectiveUnmet",
         ROLLOUT,
-        "no settings kept the latency objective: the configured ones stay, and the canary's evidence decides",
+        "no settings met the latency objective: the configured ones stay, and the canary's evidence decides",
     )
     # What a stage waits for
     WAITING_FOR_SLOT = (
@@ -1047,7 +1070,7 @@ class Reason(StrEnum):
     DEADLINE_UNREACHABLE = (
         "DeadlineUnreachable",
         ROLLOUT,
-        "at the present rate of samples the evidence will not suffice before `progressDeadline`; "
+        "at the current rate of samples the evidence will not suffice before `progressDeadline`; "
         "the message has the numbers",
     )
     # Jobs: queues, lost nodes, limits
@@ -1119,18 +1142,18 @@ class Reason(StrEnum):
     PREVIEW_ENDED = (
         "PreviewEnded",
         ROLLOUT,
-        "the time of a preview is over, and nothing speaks against the revision",
+        "the time of a preview is over, and no evidence is against the revision",
     )
     BAKE_STARTED = "BakeStarted", ROLLOUT, "the revision has all traffic and is watched"
     PROMOTED_BY_USER = "PromotedByUser", ROLLOUT, "a user promoted a step, or the whole rollout"
     RESUMED_BY_USER = "ResumedByUser", ROLLOUT, "a user resumed the rollout"
     RETRIED_BY_USER = "RetriedByUser", ROLLOUT, "a user retried a revision"
     RESTARTED_BY_USER = "RestartedByUser", ROLLOUT, "a user restarted the pods"
-    VERB_REFUSED = "VerbRefused", ROLLOUT, "a verb could not be carried out; the message says why"
+    VERB_REFUSED = "VerbRefused", ROLLOUT, "the operator could not carry out a verb; the message says why"
     SIGNATURE_UNKNOWN = (
         "SignatureUnknown",
         ROLLOUT,
-        "inputs and outputs could not be compared with those of stable",
+        "the operator could not compare inputs and outputs with those of stable",
     )
     CAPACITY_UNKNOWN = (
         "CapacityUnknown",
@@ -1146,7 +1169,7 @@ class Reason(StrEnum):
     METRICS_DEMANDED = (
         "MetricsDemanded",
         ROLLOUT,
-        "a weight was to rise before the metrics of a RolloutPolicy had a verdict",
+        "a weight was about to rise before the metrics of a RolloutPolicy had a verdict",
     )
     PROMOTED_BY_POLICY = (
         "PromotedByPolicy",
@@ -1156,12 +1179,12 @@ class Reason(StrEnum):
     ROUTES_NARROWED = (
         "RoutesNarrowed",
         ROLLOUT,
-        "routes opened more than clients may request, and were narrowed",
+        "routes exposed more than clients may request, so the operator narrowed them",
     )
     STATE_REBUILT = (
         "StateRebuilt",
         ROLLOUT,
-        "status was empty or did not name a stable revision, and was recovered",
+        "status was empty or did not name a stable revision, so the operator recovered it",
     )
     PASS_FAILED = (
         "PassFailed",
@@ -1171,4 +1194,8 @@ class Reason(StrEnum):
     UNREADABLE = "Unreadable", ROLLOUT, "the operator ignores this object because it cannot read it"
     # RolloutPolicies
     ACCEPTED = "Accepted", ROLLOUT, "the RolloutPolicy is valid and in force"
-    INVALID = "Invalid", ROLLOUT, "the RolloutPolicy is invalid: what it matches starts no rollout"
+    INVALID = (
+        "Invalid",
+        ROLLOUT,
+        "the RolloutPolicy is invalid: ModelDeployments that it matches start no rollout",
+    )
