@@ -50,8 +50,8 @@ def in_flight(rollout: Rollout) -> RolloutStatus | None:
 
 
 def promote(rollout: Rollout, revision: str | None, token: str, *, full: bool = False) -> Request:
-    """Let the present step, or the shadow, go on without waiting for its verdict; ``full``: past
-    all steps, to all traffic.
+    """Move the rollout past the current step, or past the shadow, without its verdict; ``full``:
+    past all steps, to all traffic.
     """
     flying, step = _on_trial(rollout, revision, "promote")
     if full and flying.stage == "Bake":
@@ -73,8 +73,8 @@ def promote(rollout: Rollout, revision: str | None, token: str, *, full: bool = 
 
 
 def pause(rollout: Rollout, revision: str | None, token: str) -> Request:
-    """Hold the rollout at its present weight, whatever step that is by the time that the request
-    arrives.
+    """Pause the rollout at the weight that it has when the operator reads the request, whatever
+    step that is.
     """
     flying, _ = _on_trial(rollout, revision, "pause")
     if flying.paused_by_user is not None:
@@ -94,7 +94,7 @@ def resume(rollout: Rollout, revision: str | None, token: str) -> Request:
 
 def restart(rollout: Rollout, revision: str | None, token: str, *, allow_downtime: bool = False) -> Request:
     """Replace the pods of a revision, by default stable's, one after the other; ``allow_downtime``:
-    each ends before its successor is there.
+    each ends before its successor is created.
     """
     stable = rollout.status.stable
     if revision is None and stable is None:
@@ -119,13 +119,13 @@ def _on_trial(rollout: Rollout, revision: str | None, verb: str) -> tuple[Rollou
     step = rollout.status.step
     if flying.stage == "Shadow" and verb != "promote":
         raise Refused(
-            f"nothing to {verb}: {flying.revision} is in its shadow, where no client gets its answers;"
-            " promote or abort"
+            f"cannot {verb}: {flying.revision} is in stage Shadow, where clients get no answers from it;"
+            " promote or abort it"
         )
     if flying.stage not in ("Shadow", "Canary", "Bake") or flying.revision is None or step is None:
         raise Refused(
-            f"nothing to {verb}: {flying.revision or rollout.name} is in stage {flying.stage}, and that is"
-            " only for the steps of a trial"
+            f"cannot {verb}: {flying.revision or rollout.name} is in stage {flying.stage};"
+            f" {verb} needs a step of the stage Canary or Bake{', or Shadow' if verb == 'promote' else ''}"
         )
     return flying, step
 
@@ -136,14 +136,14 @@ def abort(rollout: Rollout, token: str) -> Request:
     if flying is None:
         raise Refused(f"nothing to abort: {idle(rollout)}")
     if flying.stage == "Revert":
-        raise Refused(f"nothing to abort: {flying.revision} is being taken back already")
+        raise Refused(f"nothing to abort: {flying.revision} is already going back to stable")
     return _on_either(
         "abort", rollout, flying.revision, token, f"abort the rollout of {flying.revision or rollout.name}"
     )
 
 
 def retry(rollout: Rollout, revision: str | None, token: str) -> Request:
-    """Try a failed version again, or the spec's version after a rollback by hand."""
+    """Retry a failed version, or the spec's version after a manual rollback."""
     flying = in_flight(rollout)
     if flying is not None:
         raise Refused(
@@ -159,8 +159,8 @@ def retry(rollout: Rollout, revision: str | None, token: str) -> Request:
 
 
 def rollback(rollout: Rollout, to: str | None, token: str) -> Request:
-    """Back to a kept revision; without ``to`` the rollout in flight is aborted, or else the
-    revision before stable comes back.
+    """Return to an existing revision. Without ``to``, abort the rollout in flight; if there is
+    none, return to the revision before stable.
     """
     stable = rollout.status.stable
     if to is None and in_flight(rollout) is not None:
@@ -195,7 +195,8 @@ def _target(rollout: Rollout, to: str | None) -> Revision:
     earlier = next((r for r in candidates if r.spec.number < stable.number), None)
     if earlier is None:
         raise Refused(
-            f"nothing to roll back to: no revision before {stable.revision} is kept; {_choices(candidates)}"
+            f"nothing to roll back to: no revision before {stable.revision} exists any more;"
+            f" {_choices(candidates)}"
         )
     return earlier
 
@@ -211,7 +212,7 @@ def answer(handled: Sequence[str], request: Request) -> tuple[bool, str | None]:
 
 
 def idle(rollout: Rollout) -> str:
-    """Why nothing is in flight, in a few words."""
+    """Why no rollout is in flight, in a few words."""
     last, stable = rollout.status.rollout, rollout.status.stable
     if last is not None and last.stage == "Failed":
         return (
@@ -250,7 +251,7 @@ def find_revision(rollout: Rollout, name_or_number: str) -> Revision:
     revision = next((r for r in rollout.revisions if name_or_number in (r.name, str(r.spec.number))), None)
     if revision is None:
         existing = ", ".join(r.name for r in rollout.revisions) or "none"
-        raise Refused(f"no revision {name_or_number!r} of {rollout.name} is kept; there are: {existing}")
+        raise Refused(f"{rollout.name} has no revision {name_or_number!r}; existing revisions: {existing}")
     return revision
 
 

@@ -219,7 +219,7 @@ def _abort(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     if rollout is None or not in_flight(rollout) or (verb.revision and rollout.revision != verb.revision):
         return f"no rollout of {verb.revision} is in flight", None
     if rollout.stage == "Revert":
-        return "the rollout is being taken back already", None
+        return "the rollout is already going back to stable", None
     return None, _end(s, now, Reason.ABORTED_BY_USER, "aborted by hand")
 
 

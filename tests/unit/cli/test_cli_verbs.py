@@ -85,7 +85,7 @@ class TestPromote:
 
     def test_not_in_a_canary_yet(self, cli: Cli, kube: FakeKube) -> None:
         with_status(kube, phase="Preparing", stable=STABLE, rollout=rollout("Prepare"))
-        refused(cli("promote", "digits"), "nothing to promote", "stage Prepare")
+        refused(cli("promote", "digits"), "cannot promote", "stage Prepare")
 
     def test_after_a_failure(self, cli: Cli, kube: FakeKube) -> None:
         with_status(
@@ -119,7 +119,7 @@ class TestAbort:
 
     def test_being_taken_back_already(self, cli: Cli, kube: FakeKube) -> None:
         with_status(kube, phase="RollingBack", stable=STABLE, rollout=rollout("Revert"))
-        refused(cli("abort", "digits"), "being taken back already")
+        refused(cli("abort", "digits"), "already going back to stable")
 
 
 class TestRetry:
@@ -189,7 +189,7 @@ class TestRollback:
             stable={"revision": "digits-5aaa", "number": 1},
             rollout=rollout("Done", "digits-5aaa"),
         )
-        refused(cli("rollback", "digits"), "no revision before digits-5aaa is kept", "possible: digits-6c9f")
+        refused(cli("rollback", "digits"), "no revision before digits-5aaa exists", "possible: digits-6c9f")
 
     def test_nothing_is_stable(self, cli: Cli, kube: FakeKube) -> None:
         with_status(kube, phase="Failed", rollout=rollout("Failed"))
@@ -218,7 +218,7 @@ class TestRollback:
     def test_to_nothing(self, cli: Cli, kube: FakeKube) -> None:
         refused(
             cli("rollback", "digits", "--to", "digits-0000"),
-            "there are: digits-8d1b, digits-6c9f, digits-5aaa",
+            "existing revisions: digits-8d1b, digits-6c9f, digits-5aaa",
         )
 
 
@@ -436,7 +436,10 @@ class TestPauseResumeFullRestart:
             step="shadow",
             rollout=rollout("Shadow", shadow={"phase": "Observing", "since": ago(seconds=9)}),
         )
-        refused(cli(verb, "digits"), "is in its shadow, where no client gets its answers; promote or abort")
+        refused(
+            cli(verb, "digits"),
+            "is in stage Shadow, where clients get no answers from it; promote or abort it",
+        )
 
     @pytest.mark.parametrize("verb", ["pause", "resume", "promote"])
     def test_at_rest_there_is_nothing_to_hold(self, verb: str, cli: Cli, kube: FakeKube) -> None:

@@ -186,7 +186,7 @@ def test_abort_of_a_rollback_is_refused() -> None:
         verbs=(Verb("abort", V2, "n1"),),
         traffic=type(b.TAKEN)(False),
     )
-    assert "being taken back already" in refusal(s)
+    assert "already going back to stable" in refusal(s)
 
 
 # --- retry
