@@ -19,7 +19,7 @@ NO_SPREAD = Spread(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 @dataclass(frozen=True, slots=True)
 class Sample:
     """The counters of one process as scraped at ``scraped`` (Unix seconds; 0: unknown). Raises
-    ValueError for what no counter can be.
+    ValueError for values that no counter can have.
     """
 
     total: float

@@ -1,4 +1,4 @@
-"""How long the evidence takes at the present rate."""
+"""Estimates when the evidence of a metric suffices, at the current rate of samples."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ MeasurementReason = Literal[
     Reason.NO_STABLE_DATA,
     Reason.SEVERAL_SERIES,
     Reason.NOT_A_NUMBER,
-    # impossible counts: they say that someone else counts, not how the model performs
+    # impossible counts: another program writes the counters; they say nothing about the model
     Reason.EVIDENCE_IMPLAUSIBLE,
     Reason.NOT_A_BUCKET_BOUND,
     Reason.QUERY_NOT_ALLOWED,  # a namespace's own query: no such query here, or not this one

@@ -39,9 +39,9 @@ class Part:
 def combine(metrics: Sequence[MetricStatus]) -> Verdict:
     """Failed wins over Error over Inconclusive over Successful. Without metrics: Inconclusive.
 
-    Implausible evidence wins over all: where someone else counts, nothing is proven. A slice
-    decides only by failing: a rare one would hold every rollout for ever. A dry run decides
-    nothing.
+    Implausible evidence wins over all: if another program writes the counters, they prove nothing.
+    A slice decides only by failing: one with few samples would block every rollout. A dry run
+    decides nothing.
     """
     voting = [m for m in metrics if not m.dry_run and (m.slice is None or m.verdict == "Failed")]
     if implausible := [m for m in voting if m.verdict == "Error" and m.reason == Reason.EVIDENCE_IMPLAUSIBLE]:

@@ -295,7 +295,7 @@ def _spec(deployment: Object) -> ModelDeploymentSpec | None:
 
 def _printable(value: Any) -> Any:
     """The value without what a terminal would obey or hide (escape sequences, changes of
-    direction): messages quote what strangers' files say. And without what opens a store: objects
+    direction), because messages quote untrusted files. And with its URIs masked, because objects
     and statuses of earlier versions may have URIs with passwords.
     """
     if isinstance(value, str):

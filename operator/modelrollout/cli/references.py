@@ -16,8 +16,8 @@ from modelrollout.resources.server import fetch_task
 
 @dataclass(frozen=True)
 class InUse:
-    """``untouched``: namespaces in which something could not be read, so that nobody knows what
-    else is in use there.
+    """``untouched``: namespaces with an object that cannot be read, so other artifacts may be in
+    use there.
     """
 
     artifacts: tuple[str, ...]  # URIs
@@ -50,7 +50,7 @@ async def in_use(kube: Kube, namespaces: Sequence[str | None]) -> InUse:
 
 
 def _needed_parts(o: Object) -> Object:
-    """The other parts are large, and only fill the memory."""
+    """The parts that ``in_use`` reads: the others are large."""
     reduced: Object = {"metadata": {k: o["metadata"].get(k) for k in ("name", "namespace")}}
     return reduced | (
         {"spec": o["spec"]} if o.get("kind") == DEPLOYMENT.kind else {"status": o.get("status")}

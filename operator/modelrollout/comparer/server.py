@@ -96,7 +96,7 @@ class ServerAnswer:
 
 
 class BodyQueue:
-    """How often each body has counted, of those that came last. Kept are digests."""
+    """How often each of the latest bodies has counted. It stores digests only."""
 
     def __init__(self, remembered: int = REMEMBERED) -> None:
         self._remembered = remembered

@@ -63,8 +63,8 @@ class SearchPoint(NamedTuple):
 
 
 class Search(ContractModel):
-    """What the step auto found. ``points``: the chosen one and the source first, then the frontier;
-    as many as the message has room for.
+    """The result of the step auto. ``points``: the chosen one and the source first, then the
+    frontier; as many as the message has room for.
     """
 
     objective: Literal["Size", "Latency"]
@@ -100,8 +100,8 @@ class TrialResult(ContractModel):
 
 
 class TuneResult(ContractModel):
-    """What tuning found. ``chosen`` None: nothing kept to the objective, or nothing was better than
-    what is configured.
+    """The result of tuning. ``chosen`` None: no setting met the objective, or none was better than
+    the configured one.
     """
 
     configured: TrialResult

@@ -11,8 +11,8 @@ from modelrollout.contract.common import ContractModel, DataSet, ModelFile
 
 
 class Training(ContractModel):
-    """Labelled data and how to train on it: Adam, a rate that falls to nothing, batches in an order
-    of a fixed seed.
+    """Labelled data and how to train on it: Adam, a rate that falls to zero, batches in an order of
+    a fixed seed.
     """
 
     data: DataSet
@@ -54,8 +54,8 @@ class Int8Step(StepBase):
 
 
 class PruneStep(StepBase):
-    """Weights taken away, by channels or one by one, until ``sparsity`` of the model's weights are
-    gone; trained afterwards where data is given.
+    """Removes weights, by channels or one by one, until ``sparsity`` of the model's weights are
+    gone; then trains the rest if there is data.
     """
 
     kind: Literal["prune"] = "prune"

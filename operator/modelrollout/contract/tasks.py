@@ -87,9 +87,9 @@ class PrepareTask(ContractModel):
     instance_kind: Literal["KIND_GPU", "KIND_CPU", "KIND_AUTO"] = "KIND_AUTO"
     # the folder of this tenant in the artifact store; the result goes to <uri>/<key>-<salt>-<try>/
     artifacts: Location
-    # random, chosen by the operator for this Job: nothing can be laid where its result will go
+    # random, chosen by the operator for this Job: others cannot predict the folder of its result
     salt: str = Field(pattern=r"^[0-9a-f]{16}$")
-    recorded: tuple[Recorded, ...] = ()  # what lies in the store is taken from here only
+    recorded: tuple[Recorded, ...] = ()  # the only artifacts of the store that the Job may reuse
     target_hardware: str = "any"
     max_bytes: int = MAX_MODEL_BYTES
     one_file_bytes: int = ONE_FILE_BYTES  # a larger model is written as graph and weights apart
@@ -131,7 +131,7 @@ class CleanTask(ContractModel):
     artifacts: Location  # the whole store, without a namespace
     references: str  # file that ``modelrollout references`` wrote
     namespaces: tuple[str, ...] = ()  # whose artifacts may go; empty: all
-    # less would race with Jobs that have just found something
+    # less would race with Jobs that are about to reuse an artifact
     older_than_seconds: float = Field(ge=3600)
     dry_run: bool = False
 
@@ -169,7 +169,7 @@ class TuneTask(ContractModel):
     objective_ms: float
     share: float = 0.99  # of the requests that are to be within the objective
     instances: tuple[int, ...] = (1, 2, 4)
-    timeout_seconds: float = 600.0  # of the search; what is found until then counts
+    timeout_seconds: float = 600.0  # of the search; the best result until then counts
     window_seconds: float = 1.5  # of one measurement, at least; prolonged where requests are few
 
 

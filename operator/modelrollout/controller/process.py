@@ -64,7 +64,7 @@ COUNTED_CONDITIONS = (
     "EvidenceVerified",
 )
 TRUTHS = ("True", "False", "Unknown")
-MOST_CONDITIONS = 32  # of an object that are looked at: it has some fifteen
+MOST_CONDITIONS = 32  # of an object that are counted: it has some fifteen
 UNWATCHED = (
     "NetworkPolicies are not watched; grant get, list and watch and restart the operator, or set"
     " networkPolicy.models.mode to Ignore"

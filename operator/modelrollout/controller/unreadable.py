@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 # objects; the oldest are forgotten first, and reported again if they still exist
 REMEMBERED = 10_000
 REPORT_SECONDS = 600.0  # a log line for each change of such an object would be a flood
-STALE_SECONDS = 1800.0  # an object not met for so long is gone
+STALE_SECONDS = 1800.0  # an object that nothing has reported for so long is gone
 POSTING = 20  # events under way at one time
 _Id = tuple[Resource, str, str]
 
@@ -47,7 +47,7 @@ class UnreadableObjects:
         self._posting: set[asyncio.Task[None]] = set()
 
     def note(self, resource: Resource, unread: UnreadableObject) -> None:
-        """An object was met that cannot be read."""
+        """Report an object that cannot be read."""
         i, now = (resource, unread.namespace, unread.name), self._clock()
         version = number(unread.version)
         if version is not None and version <= self._cleared.get(i, -1):

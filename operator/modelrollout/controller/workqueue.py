@@ -161,7 +161,7 @@ class WorkQueue(Generic[K]):
             self._idle.set()
 
     def pause(self) -> None:
-        """Hand out nothing more; adds are kept. What is in work goes on (see ``drain``)."""
+        """Hand out no more keys, but accept adds. Keys in work are finished (see ``drain``)."""
         self._paused = True
 
     def resume(self) -> None:

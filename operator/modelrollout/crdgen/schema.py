@@ -63,8 +63,8 @@ def model_schema(model: type[BaseModel]) -> Schema:
 
 
 def unbounded(schema: Schema, path: str = "") -> list[str]:
-    """Paths in the schema of what could grow without end: texts, lists, maps and objects whose
-    fields nobody knows.
+    """Paths in the schema of what could grow without end: texts, lists, maps and objects with
+    unknown fields.
     """
     paths: list[str] = []
     kind = schema.get("type")

@@ -42,7 +42,7 @@ SLICES, SLICES_BYTES, SLICE_NAME = 16, 900, 40
 # has not seen
 WARM_UP = 3
 
-# of a request that found no server: one pod less is no reason to repeat the whole pass
+# of a request while no server answers: one lost pod is no reason to repeat the whole pass
 TRIES = 3
 _PAUSE_SECONDS = 1.0
 
@@ -50,8 +50,8 @@ T = TypeVar("T")
 
 
 def _blame(error: TritonError, who: str) -> JobError:
-    """A failed request as a reason. Trouble with stable is never the candidate's: it is tried
-    again.
+    """A failed request as a reason. A failure of stable never counts against the candidate: the Job
+    is retried.
     """
     if who == "stable":
         return retryable(
@@ -82,7 +82,7 @@ def _blame(error: TritonError, who: str) -> JobError:
 
 
 def _request_with_retries(request: Callable[[], T], who: str) -> T:
-    """A request with a few tries where no server was found; raises JobError."""
+    """Send a request, with a few tries while no server answers; raises JobError."""
     for attempt in range(1, TRIES + 1):
         try:
             return request()
@@ -124,7 +124,7 @@ class _Party:
         )
 
     def answer(self, server: Server, part: Arrays) -> Answer:
-        """One request; the version is checked."""
+        """Send one request and check which version answered."""
         answer = _request_with_retries(
             lambda: server.infer(self.model, part, self.served.inputs, self.served.outputs), self.who
         )

@@ -81,7 +81,7 @@ class Creator(Protocol):
 
 
 class KubernetesAuthorizer:
-    """Asks the API server: TokenReview, then SubjectAccessReview. Caches the answers for a minute,
+    """Uses the API server: TokenReview, then SubjectAccessReview. Caches the answers for a minute,
     by the SHA-256 of the token.
 
     A source may cause ``refused_per_minute`` TokenReviews that end in a refusal. Tokens that were
@@ -176,7 +176,7 @@ class KubernetesAuthorizer:
 
 class _Cache(Generic[T]):
     """A cache with a time limit that drops the longest unused entry first. Concurrent callers with
-    the same key share one question; failures are not cached.
+    the same key share one request; failures are not cached.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -185,7 +185,7 @@ class _Cache(Generic[T]):
         self._asking: dict[Hashable, asyncio.Task[T]] = {}
 
     def would_ask(self, key: Hashable) -> bool:
-        """Whether ``get`` would have to send a new question."""
+        """Whether ``get`` would send a new request."""
         entry = self._known.get(key)
         return not (entry and entry[0] > self._clock()) and key not in self._asking
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 MAX_ITEMS = 1000
 MAX_ID = 128
-MAX_MODELS = 16  # in one request: each costs a question to the API server
+MAX_MODELS = 16  # in one request: each costs a request to the API server
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _SLICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.:/=+-]{0,63}")
 _FIELDS = frozenset({"namespace", "name", "version", "id", "correct", "prediction", "label", "slice"})
@@ -42,8 +42,8 @@ class Item:
 
 
 def parse(body: bytes) -> list[Item]:
-    """The items of a request body: one object, or ``{"items": [...]}``. All of them are good, or
-    BadRequestError tells of the first that is not.
+    """The items of a request body: one object, or ``{"items": [...]}``. Raises BadRequestError for
+    the first invalid one.
     """
     try:
         data = json.loads(body, parse_constant=_no_constant)

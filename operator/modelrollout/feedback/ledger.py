@@ -22,12 +22,12 @@ OTHER = "other"
 class Limits:
     """Bounds of the process. The longest unused is dropped first.
 
-    A counter that goes and comes back starts at 0, which the analysis takes for a restart. ``ids``
-    are remembered to tell a repeated label from a new one, over all models, about 150 bytes each: a
-    label sent again after so many others counts again. A model that sends many takes from its own
-    share first. Slices beyond the limit are counted as ``other``. ``series`` are the counters of
-    right and wrong over all models, about 400 bytes each and as much again in Prometheus's answer:
-    beyond them the namespace that has most loses its longest unused model.
+    A counter that is dropped and comes back starts at 0, which the analysis takes for a restart.
+    ``ids`` are remembered to tell a repeated label from a new one, over all models, about 150 bytes
+    each: a label sent again after so many others counts again. A model that sends many takes from
+    its own share first. Slices beyond the limit are counted as ``other``. ``series`` are the
+    counters of right and wrong over all models, about 400 bytes each and as much again in
+    Prometheus's answer: beyond them the namespace that has most loses its longest unused model.
     """
 
     ids: int = 200_000
@@ -57,7 +57,7 @@ class Ledger(Collector):
 
     def record(self, items: Sequence[Item]) -> int:
         """Count what is new; returns how many items were duplicates of (namespace, name, version,
-        id). The first of them stands.
+        id). The first one counts.
         """
         return sum(not self._record(item) for item in items)
 
@@ -121,8 +121,8 @@ class Ledger(Collector):
         self._series_of -= Counter({key[0]: sum(len(slices) for slices in model.versions.values())})
 
     def _make_room(self, sender: tuple[str, str]) -> None:
-        """One model goes: the longest unused of the namespace with most series; the sender's only
-        where there is no other.
+        """Drop one model: the longest unused one of the namespace with most series; one of the
+        sender's only if there is no other.
         """
         crowded = max(self._series_of, key=lambda namespace: self._series_of[namespace])
         others = [key for key in self._models if key != sender]
@@ -147,8 +147,8 @@ class Ledger(Collector):
         return part
 
     def _forget_one(self, sender: _Model) -> None:
-        """One id goes: the sender's oldest when it holds more than its share, else the oldest of
-        whoever holds most.
+        """Forget one id: the sender's oldest if it holds more than its share, else the oldest of
+        the sender that holds most.
         """
         share = self._limits.ids / len(self._models)
         victim = sender if len(sender.ids) > share else max(self._models.values(), key=lambda m: len(m.ids))

@@ -98,7 +98,7 @@ class FeedbackService:
         return app
 
     def watch(self, *others: Collector) -> None:
-        """Show the metrics of other collectors too."""
+        """Publish the metrics of other collectors too."""
         for other in others:
             self._registry.register(other)
 
@@ -180,8 +180,8 @@ async def serve(
     """Serve until SIGTERM, SIGINT or ``stop``; then answer on for ``drain_seconds``, not ready, and
     end with no request cut off.
 
-    ``settings``: None takes those of the environment. ``started`` is told the ports of senders and
-    of metrics (of interest when they are 0). Raises OSError when an address is taken, and
+    ``settings``: None takes those of the environment. Calls ``started`` with the ports of senders
+    and of metrics (useful when they are 0). Raises OSError when an address is taken, and
     SettingsError.
     """
     settings = settings or FeedbackSettings.from_environment()
@@ -220,8 +220,8 @@ async def serve(
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every failure as JSON that says what to do; what nobody expected is logged without headers
-    and body.
+    """Every failure as JSON that says what to do; unexpected errors are logged without headers and
+    body.
     """
     try:
         return await handler(request)

@@ -36,8 +36,8 @@ _NOISE = frozenset(
 class _Entry:
     obj: Object
     key: Key | None
-    # A write without guard brought this version: it may hold others' changes that no pass has
-    # looked at, so its event still counts.
+    # A write without guard brought this version: it may hold others' changes that no pass has read,
+    # so its event still counts.
     unseen: bool
     weight: int  # bytes of memory
     marks: tuple[Hashable, ...] = ()  # values by which ``find_marked`` finds it
@@ -73,7 +73,7 @@ def _field(value: Any, name: str) -> Any:
     return value.get(name) if isinstance(value, Mapping) else None
 
 
-QUEUED = "queued"  # mark of ModelDeployments whose rollout waits to be given GPUs
+QUEUED = "queued"  # mark of ModelDeployments whose rollout waits for GPUs
 # Marks by which ``find_marked`` finds objects without a search through all of them.
 _MARKS: Mapping[Resource, Callable[[Object], tuple[Hashable, ...]]] = {
     MODEL_DEPLOYMENT: _marks,

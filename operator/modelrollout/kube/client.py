@@ -278,7 +278,7 @@ class Kube:
                 "apply", resource, path, body=body, query=query, content_type=APPLY_PATCH
             )
         except Invalid as e:
-            if uid and "metadata.uid" in e.message:  # what the API server says to another uid
+            if uid and "metadata.uid" in e.message:  # the API server answers so for another uid
                 raise Conflict(409, "Conflict", e.message) from e
             raise
 
@@ -286,8 +286,8 @@ class Kube:
         """Write ``obj["status"]``, if the object is still at its metadata.resourceVersion;
         otherwise Conflict. ValueError without it.
 
-        Only what the API server looks at is sent (seen with custom resources; built-in kinds would
-        want their spec).
+        Sends only what the API server reads for custom resources; built-in kinds would need their
+        spec.
         """
         metadata = {
             k: obj["metadata"][k]
@@ -484,7 +484,7 @@ class Kube:
         async with self._renewing:
             times, at = self._credentials
             if times > refused[0]:
-                return True  # another request did it meanwhile
+                return True  # another request has renewed them meanwhile
             if self._clock() - at < CREDENTIALS_RETRY_SECONDS:
                 return False
             self._credentials = (times + 1, self._clock())

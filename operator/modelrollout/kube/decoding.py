@@ -61,7 +61,7 @@ _LIST_TAIL = re.compile(rb'"metadata":(\{[^{}]*\})\}\s*$')
 
 
 class UnreadableError(ValueError):
-    """Why something cannot be read, in words that follow on its name."""
+    """Why something cannot be read, in words that follow its name."""
 
 
 class NotJsonError(UnreadableError):
@@ -70,7 +70,7 @@ class NotJsonError(UnreadableError):
 
 @dataclass(frozen=True)
 class UnreadableObject:
-    """An object that cannot be read. What is not known of it is empty."""
+    """An object that cannot be read. Unknown fields are empty."""
 
     namespace: str
     name: str
@@ -119,8 +119,8 @@ def weigh(value: Any) -> int:
 
 
 def object_of(value: Any, size: int) -> Object:
-    """The value as an object that every part of the operator can look at; ``size`` is that of its
-    JSON in bytes. Raises UnreadableError.
+    """The value as an object that every part of the operator can read; ``size`` is that of its JSON
+    in bytes. Raises UnreadableError.
     """
     if size > MAX_BYTES:
         raise UnreadableError(f"has {size >> 10} KiB of JSON, more than {MAX_BYTES >> 10}")
@@ -256,7 +256,7 @@ def _page(raw: bytes) -> Page:
 
 
 def unreadable_object(value: Any, why: str) -> UnreadableObject:
-    """Which object it is that was read, and cannot be worked with."""
+    """The identity of an object that was read but is unusable."""
     metadata = value.get("metadata") if isinstance(value, Mapping) else None
     marks = {k: v for k in _MARKS if isinstance(metadata, Mapping) and isinstance(v := metadata.get(k), str)}
     return UnreadableObject(
@@ -269,15 +269,15 @@ def unreadable_object(value: Any, why: str) -> UnreadableObject:
 
 
 def omitted(item: Object) -> UnreadableObject:
-    """One for which there is no memory."""
+    """An object that is left out for lack of memory."""
     return unreadable_object(
         item, f"is beyond the {NAMESPACE_BYTES >> 20} MiB of memory for the objects of its namespace"
     )
 
 
 def identify(raw: bytes, path: tuple[str, ...], why: str) -> UnreadableObject:
-    """Which object it is that cannot be read, from the metadata at ``path`` (a list's items have
-    the key ""); whatever the rest looks like.
+    """The identity of an object that cannot be read, from the metadata at ``path`` (a list's items
+    have the key ""); the rest may be anything.
     """
     if begin := _BEGIN[path].match(raw):
         try:

@@ -28,8 +28,8 @@ _SHARED = ("shareProcessNamespace", "hostPID", "hostIPC", "hostNetwork")
 
 
 def is_up_to_date(live: Any, desired: Any) -> bool:
-    """Whether the live object has everything that is wanted; defaults that the API server added do
-    not count.
+    """Whether the live object has everything desired; defaults that the API server added do not
+    count.
 
     An empty map or list equals an absent one, and quantities compare by value. Selectors and route
     matches must be equal: one more label selects less.
@@ -135,7 +135,9 @@ def _changes(container: Mapping[str, Any], desired: Mapping[str, Any]) -> Iterat
 
 
 def _repository(image: str) -> str:
-    """Without tag; an image with a digest stays as it is, for its digest is the program."""
+    """The image without its tag. An image with a digest stays as it is: the digest identifies the
+    program.
+    """
     folder, slash, name = image.rpartition("/")
     return image if "@" in image else f"{folder}{slash}{name.partition(':')[0]}"
 

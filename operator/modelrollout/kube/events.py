@@ -1,6 +1,4 @@
-"""Kubernetes Events: few and meaningful. An Event that cannot be posted hurts nothing, so posting
-never raises.
-"""
+"""Kubernetes Events: few and meaningful. A lost Event does no harm, so posting never raises."""
 
 from __future__ import annotations
 
@@ -53,7 +51,7 @@ class Events:
     async def post(
         self, obj: Mapping[str, Any], type_: Literal["Normal", "Warning"], reason: str, message: str
     ) -> None:
-        """Say ``message`` about ``obj`` (a dict with apiVersion, kind and metadata); ``reason`` is
+        """Post ``message`` about ``obj`` (a dict with apiVersion, kind and metadata); ``reason`` is
         one word in CamelCase.
         """
         metadata = obj["metadata"]

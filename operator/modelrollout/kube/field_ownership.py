@@ -14,8 +14,8 @@ _SPEC = "f:spec"
 
 
 def taken_over(managed: list[Entry], manager: str) -> list[Entry] | None:
-    """``metadata.managedFields`` with all that as part of what ``manager`` applies; None where
-    there is nothing to do.
+    """``metadata.managedFields`` in which ``manager`` applies these fields too; None if nothing
+    changes.
 
     Sub-resources stay apart: status and scale are written by their own controllers.
     """

@@ -79,8 +79,8 @@ class LeaderElector:
         self._closing = asyncio.Event()
 
     def is_leader(self) -> bool:
-        """Whether the lease is surely ours at this moment, whatever else is stuck: ask before each
-        write.
+        """Whether the lease is surely ours at this moment, whatever else is stuck: check before
+        each write.
         """
         return self._renewed is not None and self._clock() < self._renewed + self._deadline
 

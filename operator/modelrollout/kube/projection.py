@@ -57,7 +57,7 @@ def project(resource: Resource, obj: Object) -> Object:
 
 
 def node_for_capacity(obj: Object) -> Object:
-    """Of a node, what says how many GPUs it has and who may run there."""
+    """The parts of a node that say how many GPUs it has and which pods may run there."""
     status = _some(obj.get("status") or {}, ("allocatable", "conditions"))
     return _with(
         obj, metadata=_some(obj["metadata"], ("name", "labels")), spec=obj.get("spec"), status=status
@@ -65,7 +65,7 @@ def node_for_capacity(obj: Object) -> Object:
 
 
 def pod_for_capacity(obj: Object) -> Object:
-    """Of a pod, what says how many GPUs it holds, and where."""
+    """The parts of a pod that say how many GPUs it uses, and where."""
     spec, status = obj.get("spec") or {}, obj.get("status") or {}
     requested = {
         part: [_some(c, ("resources", "restartPolicy")) for c in spec.get(part) or []]
@@ -81,7 +81,7 @@ def pod_for_capacity(obj: Object) -> Object:
 
 
 def route_for_hostnames(obj: Object) -> Object:
-    """Of a route, what says which requests it takes."""
+    """The parts of a route that say which requests it takes."""
     return {
         "kind": obj["kind"],
         "metadata": _some(obj["metadata"], ("namespace", "name")),
@@ -91,7 +91,7 @@ def route_for_hostnames(obj: Object) -> Object:
 
 
 def event_for_message(obj: Object) -> Object:
-    """Of an Event, what it says and when."""
+    """The message of an Event, and its time."""
     metadata = _some(obj["metadata"], ("name",))
     return {"metadata": metadata} | _some(obj, ("lastTimestamp", "eventTime", "message"))
 

@@ -1,11 +1,11 @@
-"""What clients may ask of a model, as matches of Gateway API routes: exact paths with their method,
-exact methods of gRPC, and nothing else.
+"""The requests that clients may send to a model, as matches of Gateway API routes: exact paths with
+their method, exact methods of gRPC, and nothing else.
 
 Triton's other endpoints manage the server (docs of Triton, "Secure Deployment Considerations"), and
 a prefix would open whatever a later version puts under it. Paths with a version's number are
 closed: stable and canary have different ones, so a client that names one fails on the other.
-``docs/reference/endpoints.md`` has the whole table, and a test holds it against the
-server's own list.
+``docs/reference/endpoints.md`` has the whole table, and a test compares it with the server's own
+list.
 """
 
 from __future__ import annotations

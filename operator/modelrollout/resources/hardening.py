@@ -98,8 +98,8 @@ def hardening_version(template: Object, model: str) -> str | None:
     """The version of it that this pod template has, also one that the API server has filled with
     defaults; None: it is not hardened.
 
-    What a newer operator has laid over it is believed. A template of another form than ours has
-    nothing of it.
+    The version that a newer operator records is trusted. A template of another form is not
+    hardened.
     """
     version = overlay_of(template)
     try:
@@ -184,7 +184,7 @@ def _other_mounts(container: Object) -> list[Any]:
 
 
 def _has(live: Object, desired: Object) -> bool:
-    """Flags and mounts decide: the rest says how a dead server is noticed, and opens nothing."""
+    """Only flags and mounts decide: the rest concerns the detection of a dead server."""
     mounts = {
         (m["name"], m["mountPath"], m.get("subPath", ""), bool(m.get("readOnly")))
         for m in live.get("volumeMounts") or []

@@ -53,7 +53,7 @@ def policies(owner: Owner, clients: Sequence[str], config: NetworkPoliciesConfig
 
 
 def is_equivalent(live: Object, desired: Object) -> bool:
-    """Whether a live policy is exactly what is wanted: any addition would open something."""
+    """Whether a live policy is exactly the desired one: any addition would open something."""
     return bool({"ingress": [], "egress": [], **(live.get("spec") or {})} == desired["spec"])
 
 

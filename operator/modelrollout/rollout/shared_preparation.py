@@ -1,7 +1,7 @@
 """Preparation that ModelDeployments of a namespace share: what exists already, and which of them
 prepares for all that need the same now.
 
-Nothing is read from the store: whoever can write there must not decide what is served. A rollout
+Nothing is read from the store: people who can write there must not decide what is served. A rollout
 that begins while another one does the same work waits and reuses the result (``outcome``). A later
 one runs its own Job, which reads the data, since another file may be there by then, and reuses a
 recorded artifact if its key is the same (``recorded``).

@@ -272,7 +272,7 @@ def record(
 
 def _within_bounds(history: list[StepEvidence]) -> list[StepEvidence]:
     """Keeps all verdicts, and drops the numbers behind older ones if there are too many; the log
-    evidence that later steps build on goes last.
+    evidence that later steps build on is dropped last.
     """
     bounded: list[StepEvidence] = []
     room, more = MAX_HISTORY_BYTES, MAX_CARRIED_BYTES

@@ -1,4 +1,4 @@
-"""Has a model lost more than allowed, on the same inputs as the model that it is compared with?
+"""Decides whether a model has lost more than allowed against another one on the same inputs.
 
 Both models answer the same ``n`` samples. For every metric each sample i has a number d_i: how much
 worse the candidate makes the metric by it, so that the mean of d is the loss (positive is worse, in

@@ -261,7 +261,7 @@ class GuardedServer(Collector):
         return None
 
     def release(self, connection: _Connection) -> None:
-        """Its place is free."""
+        """Free the place of a connection."""
         source = self._sources[connection.source]
         source.new.pop(connection, None)
         source.idle.pop(connection, None)
@@ -275,13 +275,13 @@ class GuardedServer(Collector):
         self._connections.pop(protocol, None)
 
     def busy(self, connection: _Connection) -> None:
-        """It has a request that is worked on, so that nobody takes its place."""
+        """Mark the connection as busy with a request: no other may take its place."""
         source = self._sources[connection.source]
         source.new.pop(connection, None)
         source.idle.pop(connection, None)
 
     def idle(self, connection: _Connection) -> None:
-        """It was served and waits for its next request."""
+        """Mark the connection as waiting for its next request."""
         self._sources[connection.source].idle[connection] = None
 
     def count_closed(self, why: Why, source: str) -> None:
@@ -405,8 +405,8 @@ class _Connection(asyncio.BufferedProtocol):
         # else it is that body's, which aiohttp reads no faster than its handler
         if self._content is None or self._content.is_eof():
             if self._busy:
-                # The next request before this one is answered: what came in one read with it is
-                # served, but nothing is queued for who goes on so.
+                # The next request before this one is answered: what arrived in the same read is
+                # served, but a client that continues so gets nothing queued.
                 cast(web.RequestHandler, self._inner).close()
             elif not self._of_head(nbytes):
                 return

@@ -172,8 +172,8 @@ NO_FOREIGN = ForeignRoutes()
 
 @dataclass(frozen=True)
 class Known:
-    """What is known besides the ModelDeployment itself. ``routes``: those of all ModelDeployments,
-    read only where a name is not held.
+    """Everything known outside of the ModelDeployment itself. ``routes``: those of all
+    ModelDeployments, read only where a name is not held.
     """
 
     claims: Claims
@@ -199,7 +199,7 @@ class Standing:
     problem: Problem | None = None
     # when it took over the latest of the reserved names that its clients use
     since: datetime | None = None
-    # A foreign route takes requests for a name that it holds. Only reported: whoever may write a
+    # A foreign route takes requests for a name that it holds. Only reported: people who may write a
     # route must not be able to stop rollouts.
     taken: Problem | None = None
 

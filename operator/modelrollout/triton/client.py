@@ -1,6 +1,5 @@
 # mypy: disallow_untyped_calls=False
-"""A served model, over HTTP and over gRPC: what it takes, what it answers, and which version
-answered.
+"""A served model over HTTP and over gRPC: its metadata, its answers, and the version that answered.
 
 The version is never requested but read from the answer: that is what a client of the address would
 get.
@@ -59,7 +58,7 @@ class Answer:
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """What the clients raise, as TritonError."""
+    """Translate the errors of the client libraries to TritonError."""
     try:
         yield
     except InferenceServerException as error:

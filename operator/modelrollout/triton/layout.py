@@ -7,6 +7,6 @@ Imports nothing: init containers need it and should start fast.
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"  # the weights of a model that is too large for one file
 CONFIG_FILE = "config.pbtxt"
-# Beside the model's folder, a link to that of its version, for paths that are written before
-# anybody knows model and number.
+# Beside the model's folder, a link to that of its version, for paths that are written before model
+# and number are known.
 VERSION_LINK = ".version"

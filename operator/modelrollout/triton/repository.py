@@ -50,7 +50,7 @@ class Repository:
     def load(self, model: str, config: Any) -> None:
         """Serve the model under ``config`` and nothing else of it; raises TritonError.
 
-        It is taken away first: a server that holds both at a time may have no memory for them.
+        Unloads it first: a server may lack memory for both at a time.
         """
         with translated_errors():
             if self._client.is_model_ready(model):

@@ -80,7 +80,7 @@ class MetricStatus(StatusModel):
 
 
 class GateMetricEvidence(StatusModel):
-    """What the gate found on one metric."""
+    """The gate's result on one metric."""
 
     name: str
     verdict: VerdictName
@@ -98,8 +98,8 @@ class GateMetricEvidence(StatusModel):
 
 
 class Interface(StatusModel):
-    """What a model takes and gives: each tensor as ``FP32 [n, 64]`` by its name. Of a very large
-    one only digest and counts are kept.
+    """A model's inputs and outputs: each tensor as ``FP32 [n, 64]`` by its name. For a very large
+    model only digest and counts.
     """
 
     digest: str = Field(
@@ -126,8 +126,8 @@ class SearchPoint(StatusModel):
 
 
 class SearchEvidence(StatusModel):
-    """What auto found: the chosen model, and those that no other one beats in accuracy and size, or
-    in accuracy and latency.
+    """The result of auto: the chosen model, and those that no other one beats in accuracy and size,
+    or in accuracy and latency.
     """
 
     objective: str
@@ -141,7 +141,7 @@ class SearchEvidence(StatusModel):
 
 
 class ArtifactEvidence(StatusModel):
-    """What prepare made."""
+    """The artifact that prepare made."""
 
     uri: str
     digest: str
@@ -165,7 +165,7 @@ class ArtifactEvidence(StatusModel):
 
 
 class TuningTrial(StatusModel):
-    """A serving configuration, and what it was measured to do in one pod."""
+    """A serving configuration, and its measured performance in one pod."""
 
     instances: int = Field(1, description="Executions of the model side by side.")
     batch: int = Field(0, description="Requests are joined up to so many samples; 0: never.")
@@ -180,8 +180,8 @@ class TuningTrial(StatusModel):
 
 
 class TuningEvidence(StatusModel):
-    """What tuning found; the pods of the revision serve with ``chosen``, or as configured where
-    there is none.
+    """The result of tuning; the pods of the revision serve with ``chosen``, or as configured
+    without it.
     """
 
     objective: str = ""

@@ -92,7 +92,7 @@ class Model(ApiModel):
 
     @property
     def flavour(self) -> Flavour | None:
-        """The image with the libraries that the format is converted with; None: the usual one."""
+        """The image with the libraries that convert the format; None: the default image."""
         return FLAVOUR_BY_FORMAT.get(self.format or "ONNX")
 
 

@@ -13,7 +13,7 @@ from modelrollout.api.v1alpha1.schema import ApiModel, Argument, Duration, ListM
 
 
 class Training(ApiModel):
-    """Training on labelled data in the Job, with Adam and a learning rate that falls to nothing."""
+    """Training on labelled data in the Job, with Adam and a learning rate that falls to zero."""
 
     data: Data = Field(description="Labelled training data; never the gate's.")
     epochs: int = Field(3, ge=1, le=1000, description="Passes over the data.")
@@ -69,7 +69,7 @@ class Int8(ApiModel):
 
 
 class Prune(ApiModel):
-    """Take the least important weights away, and train what is left."""
+    """Remove the least important weights, and train the rest."""
 
     sparsity: float = Field(
         gt=0, lt=1, description="Share of the model's weights that is to go, for example 0.5."
@@ -138,7 +138,7 @@ class Distill(ApiModel):
 
 
 class HalfPrecision(ApiModel):
-    """Half the size: weights of 16 bit; inputs and outputs stay float32."""
+    """Half the size: store weights in 16 bit; inputs and outputs stay float32."""
 
     type: Literal["Float16", "BFloat16"] = Field(
         "Float16",
@@ -353,8 +353,8 @@ class GateMetric(GateBudget):
     """A budget for one metric on the held-out data, judged with a 95 % interval on both models'
     answers to the same samples.
 
-    Too little data to tell is Inconclusive, and the version is Rejected: TooFewSamples says how
-    much more it takes.
+    With too little data the result is Inconclusive, and the version is Rejected: TooFewSamples says
+    how many samples are missing.
     """
 
     name: Literal["accuracy", "topK", "precision", "recall", "f1", "auc", "agreement", "mae", "mse"] = Field(

@@ -79,7 +79,7 @@ class Canary(ApiModel):
 
 
 class Preview(ApiModel):
-    """Host names of the new revision before it has any traffic of the others."""
+    """Host names of the new revision before it gets any other traffic."""
 
     http: Hostnames | None = Field(None, description="Host names for HTTP.")
     grpc: Hostnames | None = Field(None, description="Host names for gRPC; they differ from those of HTTP.")
@@ -153,7 +153,7 @@ SliceName = Annotated[
 
 
 class Slice(ApiModel):
-    """A part of the labelled answers that must not get worse, whatever all of them together do."""
+    """A part of the labelled answers that must not get worse, whatever the result on all."""
 
     name: SliceName = Field(description="The slice as feedback names it.")
     max_drop: float | None = Field(

@@ -115,8 +115,8 @@ class Tune(ApiModel):
     """Choose instances and batches by measuring: the highest throughput within a latency objective,
     on a Triton pod of the new version's own.
 
-    It runs once for a version, before its first pods. No part of the version: what was found is
-    kept with the revision.
+    It runs once for a version, before its first pods. It is not part of the version: the revision
+    keeps its result.
     """
 
     objective: Duration = Field(description="Latency of one request at the server, for example 50ms.")

@@ -139,7 +139,7 @@ class ShadowStatus(StatusModel):
 
 
 class QueueStatus(StatusModel):
-    """The rollout waits to be given GPUs; it has no pods yet."""
+    """The rollout waits for GPUs; it has no pods yet."""
 
     since: str = Field(description="Since when it waits; the queue is first in, first out.")
     gpus: int = Field(0, description="GPUs that its pods will ask for.")
@@ -232,7 +232,7 @@ class RestartStatus(StatusModel):
 
 
 class CrashStatus(StatusModel):
-    """How a server ended while it should have gone on."""
+    """How a server crashed."""
 
     revision: str
     at: str = Field(description="When, as the kubelet says.")

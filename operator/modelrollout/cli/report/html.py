@@ -25,7 +25,7 @@ _VERDICT = {
 _STAGES = 6  # colours
 
 # The colours are of a palette that stays apart under the common kinds of colour blindness; verdicts
-# are told by words and shapes as well.
+# also show in words and shapes.
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#5c6670;--line:#d5dbe1;--page:#fff;--panel:#f6f8fa;--good:#0b7a5c;--bad:#c2381b;--wait:#8a6100;
 --odd:#7a3fa0;--s0:#4477aa;--s1:#66ccee;--s2:#228833;--s3:#ccbb44;--s4:#ee6677;--s5:#aa3377}
@@ -146,7 +146,7 @@ def _text(x: float, y: float, words: str, class_: str = "", anchor: str = "start
 
 
 def _group(title: str, *parts: str) -> str:
-    """Elements that tell ``title`` when they are pointed at."""
+    """Elements with the tooltip ``title``."""
     return _el("g", _el("title", escape(title)) + "".join(parts))
 
 
@@ -307,8 +307,8 @@ def _mark(x: float, y: float, within: bool) -> str:
 
 
 class _Labels:
-    """Names beside points, none over another: above, below, or left out where there is no room
-    (pointing at the point tells it).
+    """Names beside points, none over another: above, below, or left out where there is no room (the
+    tooltip has the name).
     """
 
     def __init__(self) -> None:

@@ -1,5 +1,5 @@
 """PURE: the evidence on one revision, drawn together from the objects as read. The renderings are
-in ``report_text`` and ``report_html``.
+in ``text`` and ``html``.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class SearchPoint:
 
 @dataclass(frozen=True)
 class SearchReport:
-    """What auto found: the frontier, the source, and the chosen one, by size. ``remark``: how it
+    """The result of auto: the frontier, the source, and the chosen one, by size. ``remark``: how it
     ended.
     """
 
@@ -124,8 +124,8 @@ class Report:
 
 
 def revision_to_report(rollout: Rollout, name_or_number: str | None) -> Revision:
-    """By name or number; else that of the rollout in flight or ended last, else stable, else the
-    newest. Raises Refused: none is kept.
+    """The revision with this name or number; without one, that of the rollout in flight or ended
+    last, else stable, else the newest. Raises Refused if there is none.
     """
     if name_or_number is not None:
         return find_revision(rollout, name_or_number)
@@ -143,7 +143,7 @@ def revision_to_report(rollout: Rollout, name_or_number: str | None) -> Revision
 
 
 def of(rollout: Rollout, revision: Revision) -> Report:
-    """The report on ``revision``; of the one in flight with what its rollout has found so far."""
+    """The report on ``revision``; for the one in flight with the evidence so far."""
     status, spec = revision.status, rollout.spec
     r = rollout.status.rollout
     now = (

@@ -27,7 +27,7 @@ _HEADERS = (
 
 
 def text(report: Report) -> RenderableType:
-    """All of it."""
+    """The whole report."""
     parts: list[RenderableType] = [
         Text.assemble(
             (report.revision, "bold"),

@@ -88,8 +88,8 @@ class Gateways:
 
 
 def _takes_others(gateway: Object) -> bool:
-    """Whether any listener takes routes of other namespaces; which those are where a selector says,
-    is the gateway's to know.
+    """Whether any listener takes routes of other namespaces; if a selector chooses them, only the
+    gateway knows which.
     """
     listeners = gateway["spec"].get("listeners") or []
     return any(

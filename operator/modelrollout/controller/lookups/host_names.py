@@ -1,16 +1,16 @@
-"""Claims of host names as Leases in the operator's namespace: one for each name, called after its
+"""Claims of host names as Leases in the operator's namespace: one for each name, named after its
 hash.
 
-A ModelDeployment holds a name for as long as it asks for it or its routes carry it. Safe by the
-Leases alone, whatever any process remembers:
-- a name is claimed by a create, and then looked at once more for claims that overlap it: of two
-  leaders that claim overlapping names at one time, at least one sees the other's, and gives its own
-  back;
-- a claim is given up only after a live read of its ModelDeployment, made after the Lease was read,
-  said that it does not need the name any more.
-- a claim that is reserved is not given up but released: its Lease says when, and goes once the time
-  is over. A deleted Lease is claimed again by whichever ModelDeployment serves the name: no other
-  gets a name that one of our routes carries.
+A ModelDeployment holds a name for as long as its spec requests it or its routes carry it. The
+Leases alone make this safe, whatever any process remembers:
+- a leader creates the Lease, and then checks for overlapping claims: of two leaders that claim
+  overlapping names at the same time, at least one sees the other's claim and gives its own up;
+- a leader gives a claim up only after a live read of the ModelDeployment, made after it read the
+  Lease, shows that the ModelDeployment no longer needs the name;
+- a leader releases a reserved claim instead of giving it up: the Lease records when, and is deleted
+  once the time is over.
+If a Lease is deleted, the ModelDeployment that serves the name claims it again: no other gets a
+name that one of our routes carries.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class HostClaims:
                 await self._give_up_if_unneeded(claim)
 
     async def settle(self, observation: Observation) -> bool:
-        """Claim what is free, give back what is not needed, look whether what is in the way still
-        is; True when anything is not as it was known.
+        """Claim free names, give up unneeded ones, and read again the claims that block a name.
+        True when any claim differs from what was known.
         """
         stands, holder, changed = observation.hostnames, holder_of(observation.deployment), False
         self._log_taker(holder, stands.taker)
@@ -103,7 +103,7 @@ class HostClaims:
         return changed
 
     async def gone(self, key: Key) -> None:
-        """A ModelDeployment is gone: its names are free."""
+        """Give up the names of a ModelDeployment that is gone."""
         for claim in self._claims.of(key):
             self._log_taker(claim.holder, None)
             await self._give_up_if_unneeded(claim)
@@ -111,7 +111,7 @@ class HostClaims:
     # --- the Leases
 
     async def _take(self, mine: Claim, *, served: bool, former: Claim | None) -> bool:
-        """``former``: a reservation for the very version, which goes on."""
+        """``former``: a reservation for the same version, which stays in force."""
         if not self._may_write():
             return False
         if former is not None:
@@ -170,7 +170,7 @@ class HostClaims:
         }
 
     async def _rewrite(self, claim: Claim) -> bool:
-        """Have the Lease say what is to outlive its holder, if it still is his."""
+        """Write into the Lease what outlives its holder, if the holder still has it."""
         lease = await self._read(claim.host)
         if (
             lease is None
@@ -203,8 +203,8 @@ class HostClaims:
         )
 
     async def _give_up_if_unneeded(self, claim: Claim) -> bool:
-        """Give a claim up that is not needed any more; True when it is another than was known, or
-        nobody's.
+        """Give up a claim that is no longer needed. True when the claim has changed, or has no
+        holder now.
         """
         lease = await self._read(claim.host)
         if lease is None or claim_of(lease) != claim:
@@ -215,14 +215,14 @@ class HostClaims:
         return True
 
     async def _is_needed(self, claim: Claim) -> bool:
-        """By the live answer, read after the Lease: what this process remembers may be older than
-        the claim.
+        """Decided by a live read made after that of the Lease: what this process remembers may be
+        older than the claim.
         """
         try:
             live = await self._kube.get(MODEL_DEPLOYMENT, *claim.key)
         except NotFound:
             return False
-        except Unreadable:  # it may serve, for all that is known
+        except Unreadable:  # it may be serving
             return True
         if holder_of(live) != claim.holder:
             return False
@@ -234,8 +234,8 @@ class HostClaims:
         )
 
     async def _give_up(self, claim: Claim, lease: Object) -> bool:
-        """Delete the Lease, if it is as it was read; one that is reserved says only that it was
-        given up, until its time is over.
+        """Delete the Lease, if it is unchanged since the read. A reserved one records the release
+        instead, until its time is over.
         """
         if not self._may_write() or (claim.until is not None and claim.until > self._now()):
             return False
@@ -340,7 +340,7 @@ def claim_of(lease: Object) -> Claim | None:
 
 
 def _taken_over(lease: Object) -> datetime | None:
-    """When its holder got it from another; None for the first one, who made it."""
+    """When its holder took it over from another; None for the first holder."""
     try:
         since = parse_time(lease["spec"]["acquireTime"])
         made = parse_time(lease["metadata"]["creationTimestamp"])

@@ -34,7 +34,7 @@ _UNFIT = frozenset({"Inadmissible", "Misconfigured", "Suspended", "NoMatchingFla
 
 
 async def with_queue_reason(kube: Kube, observation: Observation, work: JobState, now: datetime) -> JobState:
-    """The state of the Job, with Kueue's own words on why it waits."""
+    """The state of the Job, with Kueue's message on why it waits."""
     job = observation.job
     if job is None or work.queued is None:
         return work

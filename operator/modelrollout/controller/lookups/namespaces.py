@@ -15,7 +15,7 @@ from modelrollout.kube.objects import labels_of
 
 log = logging.getLogger(__name__)
 
-FRESH = timedelta(seconds=30)  # how long a label that was taken away may still be believed
+FRESH = timedelta(seconds=30)  # how long a removed label may still count
 
 
 class Namespaces:
@@ -31,8 +31,8 @@ class Namespaces:
         return self._known.get(namespace, (None, None))[1]
 
     async def refresh(self, namespace: str) -> None:
-        """Read its labels, unless that was done a moment ago. Those that were known stand while the
-        API server cannot be asked.
+        """Read the labels of the namespace, unless they are fresh. Known labels stay while the API
+        server does not answer.
         """
         now, before = self._now(), self._known.get(namespace)
         if before is not None and now - before[0] < FRESH:

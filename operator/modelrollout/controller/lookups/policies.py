@@ -23,12 +23,12 @@ from modelrollout.kube.objects import Object, labels_of
 from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.rules import NO_RULES, Policy, Rules, active_freeze, combine, read
 
-# A changed policy wakes those that it matches, this many a second: each looks at what it has in
-# memory and mostly does nothing.
+# A changed policy wakes those that it matches, this many a second: each pass reads memory and
+# usually does nothing.
 WAKE_PER_SECOND = 50
 # remembered combinations of namespaces and labels; users choose their labels
 MOST_RULES = 10_000
-LOOK_SECONDS = 60.0  # how often a policy with freeze windows looks whether one has begun
+LOOK_SECONDS = 60.0  # how often a policy with freeze windows checks whether one has begun
 
 
 class Policies:
@@ -49,7 +49,7 @@ class Policies:
         self._read: dict[str, tuple[tuple[Any, ...], Policy]] = {}
         self._rules: dict[tuple[Any, ...], Rules] = {}
         self._state: tuple[Any, ...] = ()
-        # as of the last pass over it: what it matched then has to be woken as well
+        # as of the last pass over it: ModelDeployments that it matched then wake as well
         self._known: dict[str, Policy] = {}
 
     def rules(self, deployment: Object) -> Rules:
@@ -75,7 +75,7 @@ class Policies:
         return self._rules[key]
 
     async def read_namespace_labels(self, namespace: str) -> None:
-        """Before ``rules``: see which labels the namespace has, if a policy chooses by them."""
+        """Call before ``rules``: reads the labels of the namespace, if a policy selects by them."""
         if any(p.selector and p.selector.namespace_labels for p in self.all()):
             await self._namespaces.refresh(namespace)
 

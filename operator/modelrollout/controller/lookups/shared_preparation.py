@@ -21,7 +21,7 @@ from modelrollout.problem import Problem
 from modelrollout.rollout.shared_preparation import Member, outcome, preparer, work_key
 from modelrollout.rollout.snapshot import SharedPreparation
 
-IDLE_SECONDS = 20.0  # without a Job under way of the one that was chosen, until the next is
+IDLE_SECONDS = 20.0  # how long the chosen one may be without a Job before the next is chosen
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ def _rollout(deployment: Object) -> Mapping[str, Any]:
 
 
 def _counts(deployment: Object, began: str) -> bool:
-    """Whether it can be of use to a rollout that began then; a cheap look, for there may be
-    thousands of one source.
+    """Whether it can help a rollout that began then; a cheap check, because one source may have
+    thousands.
     """
     rollout = _rollout(deployment)
     artifact = rollout.get("artifact")
@@ -141,8 +141,8 @@ def _is_over(job: Object) -> bool:
 
 
 def _member(cache: ObjectCache, deployment: Object) -> Member | None:
-    """A ModelDeployment as one that asks for some work; None where its status was not written by an
-    operator of today.
+    """A ModelDeployment as a member that needs some work; None if this version of the operator
+    cannot read its status.
     """
     metadata, rollout = deployment["metadata"], _rollout(deployment)
     try:

@@ -1,14 +1,14 @@
 """Slots of RolloutPolicies as Leases in the operator's namespace: one for each slot, named after
 policy and index.
 
-Safe by the Leases alone, whatever any process remembers:
-- a slot is taken by a create, or by a replace of the very state that was seen;
-- a slot is taken away from a rollout only after a live read of its ModelDeployment, made after the
-  Lease was read, said that this rollout is over. A rollout takes a slot only after its start was
-  written, and one that is over never runs again;
-- a rollout goes on only after a list, read after it took its slot, shows it within the limit. So a
-  crash leaves at most a slot that nobody needs, which the next one in line, or the next look at all
-  slots, sets free.
+The Leases alone make this safe, whatever any process remembers:
+- a leader takes a slot by creating the Lease, or by replacing exactly the state that it has read;
+- a leader takes a slot away from a rollout only after a live read of the ModelDeployment, made
+  after it read the Lease, shows that this rollout is over. A rollout takes a slot only after its
+  start was written, and one that is over never runs again;
+- a rollout continues only after a list, read after it took its slot, shows it within the limit.
+So a crash leaves at most an unused slot. The next rollout in line, or the next check of all slots,
+releases it.
 """
 
 from __future__ import annotations
@@ -204,8 +204,8 @@ class SlotLeases:
         return False
 
     async def _resize(self, observation: Observation, granted: int) -> bool:
-        """Have the slot count what is requested by now where there is room; where two grew at once
-        beyond the limit they shrink back.
+        """Let the slot count the GPUs requested now, if there is room. If two slots grew beyond the
+        limit at the same time, both shrink back.
         """
         claim, limits = (
             _larger_claim(observation),
@@ -288,8 +288,8 @@ class SlotLeases:
         return cleared
 
     async def _is_over(self, claim: SlotRequest) -> bool:
-        """The live answer, read after the Lease: what this process remembers may be older than the
-        slot.
+        """Decided by a live read made after that of the Lease: what this process remembers may be
+        older than the slot.
         """
         namespace, name, uid = claim.holder.split("/")
         try:
@@ -297,14 +297,13 @@ class SlotLeases:
         except NotFound:
             live = None
         except Unreadable:
-            # it may run, for all that is known; those in line wait as for any other that does not
-            # end
+            # it may be running: those in line wait as for any other rollout that does not end
             return False
         return _is_over(live, uid, claim.rollout)
 
     async def _release(self, observation: Observation) -> bool:
-        """The slots of the rollout that this very status shows as over; those of any other are left
-        to ``_clear_ended``.
+        """Release the slots of the rollout that this status shows as over; ``_clear_ended``
+        releases those of other rollouts.
         """
         rollout, key, uid = (
             observation.snapshot.status.rollout,
@@ -326,7 +325,7 @@ class SlotLeases:
         return freed
 
     async def _give_up(self, limit: Limit, claim: SlotRequest) -> bool:
-        """A slot that is ours but beyond the limit goes back."""
+        """Give up a slot of ours that is beyond the limit."""
         for lease, slot in self._taken_slots(await self._list(limit.policy)):
             if (slot.claim.holder, slot.claim.rollout) == (claim.holder, claim.rollout):
                 return await self._clear(limit.policy, lease)
@@ -356,14 +355,14 @@ def _rollout(deployment: Object) -> RolloutStatus | None:
 
 
 def _is_unreadable(deployment: Object) -> bool:
-    """Whether its spec cannot be read, as its condition says: reading every spec for every look
-    would cost too much.
+    """Whether its spec cannot be read, by its condition: parsing every spec each time would cost
+    too much.
     """
     return condition(deployment, "Ready").get("reason") == Reason.INVALID_SPEC
 
 
 def _claim(deployment: Object) -> SlotRequest | None:
-    """What a ModelDeployment whose rollout is queued asks for."""
+    """The request of a ModelDeployment whose rollout is queued."""
     rollout = _rollout(deployment)
     if rollout is None or rollout.queue is None:
         return None
@@ -371,7 +370,7 @@ def _claim(deployment: Object) -> SlotRequest | None:
 
 
 def _larger_claim(observation: Observation) -> SlotRequest | None:
-    """What a rollout that holds a slot asks for by now."""
+    """The current request of a rollout that holds a slot."""
     rollout = observation.snapshot.status.rollout
     return (
         SlotRequest(holder_of(observation.deployment), rollout.started, gpus_requested(observation.snapshot))

@@ -17,7 +17,7 @@ from modelrollout.rollout.snapshot import Server
 
 log = logging.getLogger(__name__)
 SECONDS = 3.0  # for an answer
-# until a pod that did not answer is asked again: a network policy may block it for good
+# until the next request to a pod that did not answer: a network policy may block it for good
 AGAIN_SECONDS = 60.0
 AT_ONCE = 4
 MOST_BYTES = 64 << 10

@@ -77,7 +77,7 @@ class Ending:
 
 
 def pods_of_job(pods: Iterable[Object], job: Object) -> list[Object]:
-    """Those that this very Job controls. Their results count only if they also match the Job's
+    """The pods that this Job controls. Their results count only if they also match the Job's
     template (``controller.observe.job_state``).
     """
     return [p for p in pods if controller_of(p) == job["metadata"]["uid"]]
@@ -86,7 +86,7 @@ def pods_of_job(pods: Iterable[Object], job: Object) -> list[Object]:
 def pods_of_server(pods: Iterable[Object], deployment: Object) -> list[Object]:
     """Those that a ReplicaSet of this Deployment controls. The Deployment controller names it after
     the Deployment and the template's hash, which pods carry as a label. ReplicaSets themselves are
-    not watched: whoever may write one may write pods.
+    not watched: people who may write those may write pods.
     """
     name = deployment["metadata"]["name"]
     return [p for p in pods if _replica_set_of(p) == f"{name}-{label(p, _TEMPLATE_HASH) or ''}"]

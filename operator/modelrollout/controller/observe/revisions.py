@@ -22,8 +22,8 @@ from modelrollout.rollout.stages.tune import trial_serving
 def own_children(
     deployment: Object, by_name: Mapping[tuple[str, str], Object]
 ) -> dict[tuple[str, str], Object]:
-    """Pods, and what this very ModelDeployment controls, directly or through its revisions. Labels
-    are no evidence: anyone can write them.
+    """Pods, and what this ModelDeployment controls by uid, directly or through its revisions.
+    Labels are no evidence: anyone can write them.
 
     An object without a controller, as after ``--cascade=orphan``, is its own only by a record that
     the operator alone writes: a ModelRevision of this name, or an entry in its status.children.

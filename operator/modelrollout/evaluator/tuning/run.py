@@ -41,7 +41,7 @@ FIELD = "spec.serving.tune"
 # different ones that are sent in turns, and how large they are together
 REQUESTS, REQUESTS_BYTES = 256, 64 << 20
 TAIL = 5  # requests beyond the objective that a window must be able to show
-SERVER_SECONDS = 300.0  # a server that died under a candidate has so long to come back
+SERVER_SECONDS = 300.0  # how long a server that died under a candidate may take to come back
 TRIALS, TRIALS_BYTES = 16, 900  # of the others in the result
 PROBLEM = 120  # characters
 MORE_IN_FLIGHT = 0.8  # of the time limit: what is left is for the last comparison
@@ -79,7 +79,7 @@ def _arrays(task: TuneTask, specs: Sequence[TensorSpec], rows: int, progress: Pr
 
 def requests(task: TuneTask, specs: Sequence[TensorSpec], progress: Progress) -> tuple[list[bytes], int]:
     """(encoded requests, samples in each): one sample a request, or as many as the model's fixed
-    first dimension wants.
+    first dimension requires.
     """
     rows, fill = batch_rows(specs, 1, FIELD)
     arrays = _arrays(task, specs, rows, progress)
@@ -101,8 +101,8 @@ class Bench:
         self._rows = 1
 
     def measure(self, serving: ServingConfig, in_flight: int) -> Load:
-        """One window; raises CandidateFailed, and JobError where the fault is not the
-        candidate's.
+        """Measure one window. Raises CandidateFailed, or JobError if the candidate is not the
+        cause.
         """
         task = self._task
         try:
@@ -147,7 +147,7 @@ class Bench:
 
 
 def tune(task: TuneTask, progress: Progress) -> TaskResult:
-    """The search; raises JobError. What was found by the time limit counts."""
+    """Run the search; raises JobError. At the time limit the best result so far counts."""
     started = time.monotonic()
     config = parse((Path(task.repository) / task.model / CONFIG_FILE).read_text())
     start = serving_of(config)

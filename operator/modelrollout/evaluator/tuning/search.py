@@ -28,8 +28,8 @@ DELAY_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Load:
-    """One measurement. ``latency_ms``: the latency that the requested share of the requests kept
-    to; it is compared with the objective.
+    """One measurement. ``latency_ms``: the latency within which the requested share of the requests
+    was answered; it is compared with the objective.
     """
 
     in_flight: int
@@ -113,11 +113,11 @@ def space(instances: Sequence[int], max_batch: int, objective_ms: float) -> Spac
 def sweep(
     serving: ServingConfig, measure: Measure, objective_ms: float, start: int, time_left: TimeLeft
 ) -> Trial:
-    """The configuration at its best number of requests in flight, looked for around ``start``."""
+    """The configuration at its best number of requests in flight, searched from ``start``."""
     seen: dict[int, Load] = {}
 
     def keeps_objective(in_flight: int) -> bool:
-        """Whether the objective is kept. A measurement that breaks it is repeated: something else
+        """Whether the latency meets the objective. A measurement beyond it is repeated: other load
         on the machine may have caused it.
         """
         if in_flight not in seen:
@@ -149,7 +149,7 @@ def sweep(
 
 
 def _between(keeps_objective: Callable[[int], bool], good: int, bad: int) -> None:
-    """Measures at most twice more, between what keeps to the objective and what does not."""
+    """Measure at most twice more, between a number within the objective and one beyond it."""
     for _ in range(2):
         middle = (good + bad) // 2
         if middle in (good, bad):
@@ -187,8 +187,8 @@ def _median(trial: Trial, loads: Sequence[Load], problem: str | None, objective_
 
 
 def beats(challenger: Trial, best: Trial) -> bool:
-    """Whether it is better by more than the margin. Keeping to the objective beats every throughput
-    that does not.
+    """Whether it is better by more than the margin. A trial within the objective beats every other
+    throughput.
     """
     if challenger.load is None or not challenger.within:
         return False
@@ -205,8 +205,8 @@ def climb(
     time_left: TimeLeft,
     on_trial: Callable[[Trial], None],
 ) -> tuple[Trial, Trial]:
-    """(what is configured, the best that was found; the same where nothing beats it). ``on_trial``
-    hears of every trial as it ends.
+    """(the configured trial, the best one; the same if nothing beats it). Calls ``on_trial`` with
+    every trial that ends.
     """
     first = sweep(start, measure, objective_ms, 1, time_left)
     on_trial(first)

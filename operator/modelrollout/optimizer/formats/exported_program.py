@@ -1,10 +1,10 @@
 """Exported programs of PyTorch (``torch.export.save``, .pt2): a graph of operators as JSON, weights
 as PyTorch's files, in a zip.
 
-torch.export.load believes the JSON: it looks up anything below ``torch`` that a node names and
-calls it, evaluates the text of sizes as Python, imports modules for containers, and unpickles
-weights with pickle proper. So the JSON is looked at before, without what is only there for people,
-and weights are read with PyTorch's restricted unpickler, which makes tensors and nothing else.
+torch.export.load trusts the JSON: it looks up anything below ``torch`` that a node names and calls
+it, evaluates the text of sizes as Python, imports modules for containers, and unpickles weights
+with pickle proper. So this module checks the JSON first, drops what only people read, and reads
+weights with PyTorch's restricted unpickler, which makes tensors and nothing else.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def load(path: Path, folder: Path, tensors: Tensors | None) -> SourceModel:
                     verbose=False,
                 )
             except torch.onnx.OnnxExporterError as error:
-                # a page of advice around what it is about
+                # a page of advice around the actual cause
                 raise error.__cause__ or error from None
         model: ModelProto = onnx.inliner.inline_local_functions(exported.model_proto)
         return model

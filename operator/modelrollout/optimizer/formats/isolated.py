@@ -102,8 +102,8 @@ _name = attrgetter("name")
 
 
 def expect_tensors(declared: Tensors, info: inspect.ModelInfo) -> None:
-    """Raise TensorMismatch unless the converted model takes and gives what its owner declared. A
-    size may be dynamic where a fixed one was declared.
+    """Raise TensorMismatch unless the converted model has the inputs and outputs that its owner
+    declared. A size may be dynamic where a fixed one was declared.
     """
     for field, required, tensors in (
         ("inputs", declared.inputs, info.inputs),
@@ -250,9 +250,9 @@ def _rows(output: NDArray[Any], rows: int) -> NDArray[np.float64]:
 
 
 def _generated(specs: Sequence[TensorSpec], *, trees: bool) -> Arrays:
-    """Inputs where the task has none, PARITY_SAMPLES of them or fewer: normal numbers (for trees of
-    several scales, so that thresholds far from 0 are met too), whole numbers 0 and 1, which are
-    indices of every table.
+    """Generated inputs, at most PARITY_SAMPLES: normal numbers (for trees of several scales, so
+    that thresholds far from 0 are met too), whole numbers 0 and 1, which are indices of every
+    table.
     """
     rng = np.random.default_rng(0)
     shapes = {spec.name: tuple(UNKNOWN_DIMENSION if d < 0 else d for d in spec.shape[1:]) for spec in specs}

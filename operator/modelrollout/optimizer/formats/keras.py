@@ -1,8 +1,8 @@
 """Keras: .keras, and .h5 of Keras 2 and 3.
 
 A configuration names the classes that Keras makes objects of. Only Keras' own may be named, and
-none that carries code or leads to other files; the weights are HDF5, which may lead to other files,
-too. Both are looked at before Keras opens anything.
+none that carries code or refers to other files. The weights are HDF5, which can refer to other
+files too. This module checks both before Keras opens anything.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """TensorFlow SavedModel, as an archive of its folder.
 
 saved_model.pb is read as the message that it is. Of its graph only what the serving signature, its
-variables and their initialization need is kept, and all of that is looked at
-(``tf_graph.check_graph``) before TensorFlow sees it. Objects, other functions and what saves
-variables stay behind.
+variables and their initialization need is kept, and all of that is checked
+(``tf_graph.check_graph``) before TensorFlow reads it. Objects, other functions and the operators
+that save variables are left out.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ class Format:
     """A format that is converted to ONNX.
 
     ``load(path, folder, tensors)`` reads a model in its own library, in a process of its own;
-    ``folder`` is for files of its own, ``tensors`` what the owner says that the model takes and
-    gives. Raises JobError; any other exception becomes ModelInvalid.
+    ``folder`` is for files of its own, ``tensors`` the inputs and outputs that the owner declares.
+    Raises JobError; any other exception becomes ModelInvalid.
     """
 
     name: SourceFormat
@@ -88,7 +88,7 @@ def describe_failure(kind: str, what: str, error: Exception, remedy: str) -> str
 
 
 def code_refused(what: str) -> JobError:
-    """The program holds what would run while it is read."""
+    """The program contains code that would run while it is read."""
     return bad_input(
         Reason.CODE_REFUSED,
         f"{FIELD}.uri: the program holds {what}; export the model without it, or to ONNX where it was"

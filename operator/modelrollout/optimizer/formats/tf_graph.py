@@ -1,8 +1,8 @@
-"""Graphs of TensorFlow: what may be in one, and its way to ONNX.
+"""Graphs of TensorFlow: which operators one may contain, and how it becomes ONNX.
 
 A graph of TensorFlow is a program: it may read and write files, call Python, listen on the network.
-So nothing of a file comes to TensorFlow but operators that only compute (the list below, not what
-an installed version happens to know), and no text that could name a file.
+So TensorFlow gets only operators of a file that only compute (the list below, not what an installed
+version happens to know), and no text that could name a file.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _elements(shape: Any) -> int:
 
 
 def operator_refused(operator: str) -> JobError:
-    """An operator that is not among those that compute."""
+    """The refusal of an operator that is not on the list."""
     return bad_input(
         Reason.OPERATOR_REFUSED,
         f"{FIELD}.uri: operator {operator!r} is not one of those that are converted; only those that compute"

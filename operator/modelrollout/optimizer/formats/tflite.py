@@ -19,7 +19,7 @@ from modelrollout.optimizer.model.data import Arrays
 from modelrollout.optimizer.model.runtime import cpu_limit
 from modelrollout.reasons import Reason
 
-_CUSTOM = 32  # BuiltinOperator.CUSTOM of the schema: TensorFlow's operators (Flex...) and anybody's
+_CUSTOM = 32  # BuiltinOperator.CUSTOM of the schema: TensorFlow's operators (Flex...) and custom ones
 
 
 def load(path: Path, folder: Path, _: Tensors | None) -> SourceModel:

@@ -1,8 +1,8 @@
-"""Operators of PyTorch that may be in a program of its.
+"""PyTorch operators that a program may contain.
 
 PyTorch's registry knows thousands, among them those that read and write files, talk to other
-machines, or look at memory without checking bounds. So a program may hold what only computes and
-has a way to ONNX: the list below, not what an installed version happens to know.
+machines, or look at memory without checking bounds. So a program may contain only operators that
+just compute and can become ONNX: the list below, not what an installed version happens to know.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """TorchScript: a program of PyTorch's own language and its weights, in a zip (``torch.jit.save``).
 
 libtorch reads it in C++, with an unpickler that calls nothing of Python. Two things in a file would
-do more than lie there while it is loaded: classes with ``__setstate__``, whose code runs, and
-pickles that name classes of libtorch itself. Both are refused by what the file says; what nobody
-needs of it is left behind. Then the program is compiled, not run, and every operator that
-``forward`` can come to is looked at.
+run or be looked up while it is loaded: classes with ``__setstate__``, whose code runs, and pickles
+that name classes of libtorch itself. This module refuses both from the text of the file, and drops
+what libtorch does not need. Then it compiles the program without running it, and checks every
+operator that ``forward`` can reach.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _code_refused(what: str) -> JobError:
 
 
 def _kinds(graph: Any) -> Iterator[str]:
-    """Of all nodes, with those of branches, loops and what runs beside them."""
+    """The kinds of all nodes, including those of branches, loops and forked code."""
     for node in graph.nodes():
         yield node.kind()
         for block in node.blocks():

@@ -2,8 +2,8 @@
 own library.
 
 TASK ``convert`` writes FOLDER/converted.onnx. TASK ``predict`` reads FOLDER/inputs.npz (arrays
-``BATCH/NAME``) and writes FOLDER/outputs.npz (``BATCH/POSITION``). FOLDER/tensors.json, where it
-exists, says what the model takes and gives.
+``BATCH/NAME``) and writes FOLDER/outputs.npz (``BATCH/POSITION``). FOLDER/tensors.json, if it
+exists, declares the inputs and outputs.
 
 It is a process of its own because these libraries trust the file: if one crashes, the Job survives
 and can say why. It writes a refusal to FOLDER/refusal.json and exits with code 10.
@@ -34,8 +34,8 @@ from modelrollout.reasons import Reason
 
 
 def load(path: Path, kind: SourceFormat, folder: Path, tensors: Tensors | None = None) -> SourceModel:
-    """The model in its own library. ``tensors``: what it takes and gives, for a format that does
-    not record it. Raises JobError: ModelInvalid and those of the loaders.
+    """The model in its own library. ``tensors``: its inputs and outputs, for a format that does not
+    record them. Raises JobError: ModelInvalid and those of the loaders.
     """
     try:
         return BY_NAME[kind].load(path, folder, tensors)

@@ -52,8 +52,8 @@ def required_labels(gate: Gate) -> str | None:
 
 @dataclass(frozen=True)
 class Measured:
-    """The verdicts: ``metrics`` in the order of the spec, the decision on the worst one, and what
-    the report keeps.
+    """The verdicts: ``metrics`` in the order of the spec, the decision on the worst one, and the
+    data for the report.
     """
 
     metrics: tuple[MetricResult, ...]

@@ -306,7 +306,7 @@ def _too_large(total: int, limit: int) -> JobError:
 
 
 def _write(reader: _Zip | _Tar, member: _Member, target: Path) -> None:
-    """The member's bytes; a size that was announced too small is a lie, and refused."""
+    """The member's bytes; a member with more bytes than its header announces is refused."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with reader.open(member.name) as source, target.open("xb") as file:

@@ -156,8 +156,7 @@ def _read_array(file: IO[bytes], size: int, what: str, field: str) -> NDArray[An
     plain = np.frombuffer(bytearray(file.read(expected)), np.uint8)
     if dtype.kind == "U" and expected:
         letters = plain.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder))
-        # Python makes no text of what is beyond Unicode, and of surrogates one that nobody can
-        # write.
+        # Python refuses code points beyond Unicode, and text with surrogates cannot be written.
         if ((letters > sys.maxunicode) | ((letters >= 0xD800) & (letters < 0xE000))).any():
             raise bad_input(
                 Reason.DATA_NOT_NPZ,

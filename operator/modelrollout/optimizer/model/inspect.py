@@ -1,4 +1,4 @@
-"""Is it an ONNX model that can be served, and what does it take and give?
+"""Checks that a file is an ONNX model that can be served, and reads its inputs and outputs.
 
 Nothing in a file is ever executed to find out what it is: formats are recognized by their first
 bytes, pickles are refused unread.
@@ -98,7 +98,7 @@ _QUANTIZED_OPS = frozenset(
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a checked model takes and gives, its default opset, and whether it is quantized
+    """The inputs and outputs of a checked model, its default opset, and whether it is quantized
     already.
     """
 
@@ -116,7 +116,7 @@ def _pickle(head: bytes) -> bool:
 
 
 def sniff(path: Path, field: str) -> JobError | None:
-    """The reason why this is no ONNX file, if its first bytes tell; None when they do not."""
+    """Why this is not an ONNX file, if its first bytes show it; else None."""
     with path.open("rb") as file:
         head = file.read(512)
     refused = f"loading it could run any code, so it is never opened here; {_EXPORT}"
@@ -411,10 +411,10 @@ def sort_nodes(graph: GraphProto) -> None:
 
 
 def constants_inside(path: Path, target: Path) -> Path:
-    """The model without the inputs that only repeat its constants, written to ``target``; ``path``
-    where there are none.
+    """Write the model without the inputs that only repeat its constants to ``target``; returns
+    ``path`` if there are none.
 
-    Up to IR version 3 every constant was an input, too, and exporters can still be told so
+    Up to IR version 3 every constant was an input, too, and an option of exporters still does so
     (``keep_initializers_as_inputs``). Steps rewrite constants: the shapes of those inputs would no
     longer fit, and new constants would lack theirs.
     """
@@ -491,9 +491,7 @@ def _check_operators(model: ModelProto, field: str) -> None:
 
 
 def _check_size(tensor: TensorProto, field: str) -> None:
-    """Raise TensorTooLarge or ModelInvalid for a tensor that says of itself what its data does not
-    bear out.
-    """
+    """Raise TensorTooLarge or ModelInvalid for a tensor whose data contradicts its declaration."""
     if not tensor.dims:
         return
     elements = math.prod(tensor.dims)

@@ -49,8 +49,8 @@ _REFUSED = {
     "runtime": "it names code to run the model with; leave it out",
     "cc_model_filenames": "one file is served; choose the GPU with spec.serving.nodeSelector",
 }
-# What vLLM's backend takes and gives (auto_complete_config of its model.py); written out, because
-# servers here complete nothing by themselves.
+# The inputs and outputs of vLLM's backend (auto_complete_config of its model.py); written out,
+# because servers here complete nothing by themselves.
 _VLLM_INPUTS = (
     ("text_input", "TYPE_STRING", 1, False),
     ("image", "TYPE_STRING", -1, True),
@@ -152,7 +152,7 @@ def _read(own: bytes) -> Any:
 
 
 def expect_author_fields(config: Any, served: Served) -> Any:
-    """What the author's file says and may say."""
+    """The settings of the author's file; raises JobError for those that an author may not set."""
     kind = KINDS[served.backend]
     for field, want in (
         ("backend", {kind.backend}),
@@ -195,8 +195,8 @@ def _unsupported(field: str, why: str) -> JobError:
 
 
 def _paths(config: Any, served: Served) -> Iterator[tuple[str, str]]:
-    """Fields that make Triton read files, with what speaks against them. Only a model that may run
-    code may name some.
+    """Fields that make Triton read files, each with the reason against it. Only a model that may
+    run code may name some.
     """
     for output in config.output:
         if output.label_filename:
@@ -216,9 +216,7 @@ def _paths(config: Any, served: Served) -> Iterator[tuple[str, str]]:
 
 
 def _batch(config: Any, batching: Batching) -> None:
-    """spec.serving.batching, where it says something, within what the author says that the model
-    can do.
-    """
+    """Apply spec.serving.batching, if set, within the limits of the author's file."""
     most = config.max_batch_size
     if most < 0:
         raise _invalid(f"max_batch_size: {most} is negative")

@@ -1,9 +1,9 @@
-"""A source that another backend of Triton serves as it is: its files found, looked at without being
-run, and its configuration written.
+"""A source that another backend of Triton serves unchanged: finds its files, checks them without
+running them, and writes its configuration.
 
 There is no runtime for these formats in the Job, so what is checked is form: the right file in the
-right place, whole, and nothing in it that would run code unless that was allowed. Whether it loads
-and answers well is seen on the real server, before it gets any traffic.
+right place, whole, and nothing in it that would run code unless that was allowed. Whether the model
+loads and answers well shows on the real server, before it gets any traffic.
 
 Triton looks for a backend's library in the model's folder first (core, backend_model.cc): a file
 libtriton_tensorrt.so beside model.plan would be loaded. So only files that the backend is known to
@@ -39,7 +39,7 @@ _PLAN_MAGIC = b"ftrt"
 _GRAPH_MAGIC = b"\x08\x01\x12"  # saved_model_schema_version: 1, and the first meta graph
 # Operators of TensorFlow that read or write files of the server, or run Python.
 _REACHING_OPS = (b"ReadFile", b"WriteFile", b"MatchingFiles", b"PyFunc", b"PyFuncStateless", b"EagerPyFunc")
-# What can run, or is unpickled, in one backend or another.
+# Files that a backend would run or unpickle.
 _CODE = frozenset(
     {
         ".py",
@@ -222,7 +222,7 @@ def _is_code(name: str, backend: Backend) -> bool:
 
 
 def _check(files: dict[str, Path], served: Served, config: Config, folder: Path) -> None:
-    """The content of what is served, as far as it can be told without running it."""
+    """Check the content of the served files, as far as that works without running them."""
     path = files.get(KINDS[served.backend].file, Path())
     match served.backend:
         case "TensorRT":

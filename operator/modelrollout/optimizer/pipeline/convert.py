@@ -1,4 +1,4 @@
-"""CONVERT: open the source, and make of it what is served. Has no Secrets."""
+"""CONVERT: open the source and make the served model from it. Has no Secrets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from modelrollout.triton.config import BatchingImpossible, render
 
 
 def read_fetched(s: PrepareState) -> None:
-    """What the container that fetched has left."""
+    """Read the files that the fetching container left."""
     fetched = hand_over.read_fetched(s.work)
     s.source = fetched.source
     s.data_files = {
@@ -46,7 +46,7 @@ def read_fetched(s: PrepareState) -> None:
 
 
 def serve_unchanged(s: PrepareState) -> TaskResult | None:
-    """A source that a backend of Triton serves as it is: it is checked, and that is all."""
+    """Check a source that a backend of Triton serves unchanged."""
     if not s.task.served:
         return None
     with s.progress.stage("check"):
@@ -74,7 +74,7 @@ def convert_or_unpack(s: PrepareState) -> None:
 
 
 def check_model(s: PrepareState) -> None:
-    """The source model: it can be run, and has the tensors that it should have; and the data fits
+    """Check that the source model can be run and has the declared tensors, and that the data fits
     it.
     """
     with s.progress.stage("check"):
@@ -131,7 +131,7 @@ def _check_data(s: PrepareState) -> None:
 
 
 def check_parity(s: PrepareState) -> None:
-    """A converted model answers as the original does."""
+    """Check that a converted model answers like the original."""
     if s.format == "ONNX":
         return
     with s.progress.stage("parity"):
@@ -168,7 +168,7 @@ def run_recipe(s: PrepareState) -> None:
 
 
 def give_to_container(s: PrepareState) -> TaskResult | None:
-    """Before the user's own container this container's part ends here."""
+    """Hand over to the user's own container; this container's part ends here."""
     if s.task.part != "BeforeContainer":
         return None
     paths = {field: file.path for field, file in s.data_files.items()}
@@ -176,7 +176,7 @@ def give_to_container(s: PrepareState) -> TaskResult | None:
 
 
 def check_optimized(s: PrepareState) -> None:
-    """The optimized model can be run; and what its owner should know of it."""
+    """Check that the optimized model can be run, and collect warnings for its owner."""
     optimized, before, after = s.applied.path, s.source.size, size_of(s.applied.path)
     s.warnings += s.applied.warnings
     if not s.task.steps:

@@ -1,7 +1,7 @@
-"""What the containers of a prepare Job hand to one another: what was fetched, in one folder, and
-what was made of it, in another.
+"""What the containers of a prepare Job hand to one another: the fetched files in one folder, the
+results in another.
 
-What was made is untrusted: a malicious source file that takes over its converter may leave anything
+The results are untrusted: a malicious source file that takes over its converter may leave anything
 there.
 """
 
@@ -55,7 +55,7 @@ class _Made(BaseModel):
 
 
 def write_fetched(work: Path, inputs: Inputs) -> None:
-    """After everything was verified."""
+    """Write the list of fetched files, after all of them were verified."""
     (work / _FETCHED).write_text(inputs.model_dump_json())
 
 

@@ -22,7 +22,8 @@ from modelrollout.optimizer.steps.distributions import versions_of
 from modelrollout.optimizer.steps.registry import definition_of
 from modelrollout.optimizer.steps.run import field_of
 
-# Part of every artifact's key: raise it when this program makes something else of the same inputs.
+# Part of every artifact's key: raise it when this program makes another artifact from the same
+# inputs.
 RECIPE_VERSION = 4
 
 

@@ -5,7 +5,7 @@ The containers of a prepare Job share this work because the source is an untrust
 Secrets (FETCH, PUBLISH) do not open it, and the one that opens it (CONVERT) has none. Each
 container runs its phases in the order of its list. An artifact's key is a hash of everything that
 the artifact depends on. The Job reuses an artifact only if a ModelRevision of the namespace records
-it under this key; whatever else lies in the store counts for nothing.
+it under this key; it ignores everything else in the store.
 """
 
 from __future__ import annotations

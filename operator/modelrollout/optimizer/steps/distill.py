@@ -27,7 +27,7 @@ _LEAST = 1e-30  # of a probability, before its logarithm
 
 
 def distill(step: DistillStep, work: StepContext) -> dict[str, Any]:
-    """Train the student; the teacher is the model as it was given.
+    """Train the student; the teacher is the source model.
 
     Raises JobError: StudentMismatch, NothingToPrune, SparsityTooHigh, OutputNotClasses, and those
     of training.

@@ -3,9 +3,8 @@ the files that it lists.
 
 The manifest maps Triton's file names to SHA-256, size and path below the folder. A folder belongs
 to one run of one Job: the key says what was made, the salt is the operator's for the Job, and the
-try is the run's own. So nothing can be laid there beforehand, and a run that was killed half-way is
-not in its successor's way. An artifact is trusted by the digest that a ModelRevision records, and
-by nothing else.
+try is the run's own. So nothing can be written there beforehand, and a killed run does not block
+its successor. Only the digest that a ModelRevision records makes an artifact trusted.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def _references(path: Path) -> tuple[frozenset[str], frozenset[str]]:
     """URIs in use, and namespaces to leave untouched, as ``modelrollout references`` writes them;
     raises JobError (ReferencesInvalid).
 
-    An unread list must never look like an empty one.
+    A list that could not be read must never look empty.
     """
     try:
         references = json.loads(path.read_text())

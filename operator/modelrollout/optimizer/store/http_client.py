@@ -2,10 +2,10 @@
 configuration says.
 
 A redirect is followed only by GET and HEAD, only to the prefixes that the store's configuration
-names (its own among them), never from https to http. What opens the store goes to its own host
-alone. A name of another host may not lead to this machine or to the addresses that only its node
-knows (a cloud's metadata service answers there): they are looked up first, and the connection goes
-to the address that was looked at.
+names (its own among them), never from https to http. Credentials go to the store's own host only.
+Another host's name must not resolve to this machine or to link-local addresses (a cloud's metadata
+service answers there): the client resolves the name first, and connects to the address that it has
+checked.
 """
 
 from __future__ import annotations
@@ -327,7 +327,7 @@ def _literal(host: str) -> bool:
 
 
 def _resolve(host: str, port: int) -> str:
-    """An address of the name, none of which is this machine's or only its node's; raises Fault."""
+    """An address of the name; raises Fault if one of them is near."""
     try:
         addresses = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     except (OSError, UnicodeError):
@@ -344,8 +344,8 @@ def _resolve(host: str, port: int) -> str:
 
 
 def near(address: str) -> bool:
-    """Whether the address is this machine's, its link's, or nobody's: none that a name of another
-    host should have.
+    """Whether the address is this machine's, link-local or unassigned: no other host should have
+    it.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):

@@ -1,5 +1,4 @@
-"""Is the model the one that the holder of a key has signed? Verified on the bytes, before anything
-of them is parsed.
+"""Verifies that the holder of a key has signed the model, on its bytes and before parsing them.
 
 The format is that of OpenSSF model signing (``model_signing sign key``): a Sigstore bundle whose
 DSSE envelope holds an in-toto statement with the SHA-256 of the file. The package model-signing
@@ -92,7 +91,7 @@ def check(content: bytes, key: ec.EllipticCurvePublicKey, sha256: str) -> None:
         signatures = [base64.b64decode(entry["sig"], validate=True) for entry in envelope["signatures"]]
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
         raise _malformed("it is no Sigstore bundle with a DSSE envelope") from None
-    # also where its key is the one in the Secret: nobody would look at its dates, its chain and its
+    # also where its key is the one in the Secret: nothing here checks its dates, its chain and its
     # name
     if certified:
         raise bad_input(
@@ -105,7 +104,7 @@ def check(content: bytes, key: ec.EllipticCurvePublicKey, sha256: str) -> None:
             Reason.SIGNATURE_INVALID,
             f"{FIELD}: the signature is not of the key in keySecretRef, or was changed; {_SIGN}",
         )
-    # From here on the payload is what the signer wrote, not what somebody put there.
+    # From here on the payload is what the signer wrote.
     if kind != _PAYLOAD_TYPE:
         raise _malformed(f"its payload is {kind!r}, not {_PAYLOAD_TYPE}")
     if _digest(payload) != sha256.removeprefix("sha256:"):

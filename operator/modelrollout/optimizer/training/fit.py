@@ -1,5 +1,5 @@
-"""The training loop: Adam with a rate that falls to nothing, on labels, on a teacher's scores, or
-on a mix of both.
+"""The training loop: Adam with a rate that falls to zero, on labels, on a teacher's scores, or on a
+mix of both.
 
 The order of the samples comes from a fixed seed, so that the same inputs give the same weights on
 the same kind of machine.

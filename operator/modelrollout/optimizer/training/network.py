@@ -1,5 +1,5 @@
-"""An ONNX classifier as a JAX function of its weights, and back. There is no well-kept library for
-it that installs beside today's onnx.
+"""An ONNX classifier as a JAX function of its weights, and back. No maintained library does this
+and installs beside today's onnx.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ class Network:
         return value.reshape((value.shape[0], -1)) if tensor is None else value
 
     def _compare(self, inputs: Arrays, expected: NDArray[Any]) -> None:
-        """ONNX Runtime's scores must come out: an operator that is understood otherwise would be
-        trained wrongly without a word.
+        """Compare the scores with ONNX Runtime's: an operator implemented differently would be
+        trained wrongly without an error.
         """
         try:
             scores = np.asarray(

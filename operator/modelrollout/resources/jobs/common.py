@@ -30,7 +30,7 @@ from modelrollout.resources.common import (
 from modelrollout.resources.server import FETCH, Version
 
 FINAL = frozenset(int(code) for code in ExitCode) - {int(ExitCode.OK), int(ExitCode.RETRYABLE)}
-KILLED = 137  # SIGKILL, by the kernel for memory or by someone else; the pod's status says which
+KILLED = 137  # SIGKILL, by the kernel for lack of memory, or by another process; the pod's status says which
 # SIGTERM, and SIGKILL for a process that ignores it. Our programs then exit with a code of their
 # own, a user's container need not.
 TERMINATED = frozenset({143, KILLED})
@@ -41,7 +41,7 @@ LABEL_PRIORITY = "kueue.x-k8s.io/priority-class"
 RETRIES = 5  # after an unreachable store or an evicted pod
 # Containers of a Job. The prepare Job has several; in it this one publishes.
 JOB_CONTAINER = "job"
-# These open no untrusted file, so their word on where an artifact lies counts.
+# These open no untrusted file, so the artifact location in their result counts.
 TRUSTED_CONTAINERS = frozenset({FETCH, JOB_CONTAINER})
 DISK_DATA = "10Gi"  # a data set
 SMALL_RESOURCES = Resources(requests={"cpu": "100m", "memory": "256Mi"}, limits={"cpu": "1", "memory": "1Gi"})

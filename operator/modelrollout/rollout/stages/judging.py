@@ -43,8 +43,8 @@ def assessment_of(s: InFlight, metrics: Iterable[MetricStatus]) -> Assessment:
 
 
 def error_without_pods(s: InFlight, assessment: Assessment) -> Assessment:
-    """The assessment, as an Error while no pod is ready: what the revision did before it lost them
-    is no ground to give it traffic.
+    """The assessment, as an Error while no pod is ready: earlier measurements do not justify giving
+    it traffic.
     """
     server = s.server(s.rollout.revision)
     if server.ready > 0:

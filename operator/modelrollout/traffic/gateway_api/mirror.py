@@ -71,8 +71,8 @@ def mirror_method(
     if isinstance(facts, Problem):
         return facts
     needed = [REQUEST_MIRROR, *([PERCENTAGE_MIRROR] if shadow.percent < 100 else [])]
-    # Of a mirror nothing tells whether the gateway takes it up, unlike of a route: where it does
-    # not say that it can, it cannot.
+    # No condition shows whether the gateway has programmed a mirror, unlike a route: so a gateway
+    # that does not list the feature counts as one without it.
     missing = tuple(needed) if facts.features is None else missing_features(needed, facts.features)
     if not missing:
         return "RequestMirror"

@@ -100,7 +100,7 @@ class PrometheusReader:
     async def query_own(
         self, namespace: str, queries: Mapping[str, str]
     ) -> dict[str, Answer | MeasurementProblem]:
-        """The same for a namespace's own queries, by a key for each, apart from all others
+        """Run a namespace's own queries, each under its key, apart from all others
         (``OwnQueries``).
         """
         if self._outage is not None and asyncio.get_running_loop().time() < self._outage[1]:
@@ -341,7 +341,7 @@ class PrometheusReader:
             auth=auth,
             session=session,
             timeout=(CONNECT_SHARE * self._provider.timeout_seconds, self._provider.timeout_seconds),
-            retry=Retry(0),  # the next look is the retry
+            retry=Retry(0),  # the next reading retries
         )
 
     def _host(self) -> str:

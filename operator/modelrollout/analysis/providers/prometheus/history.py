@@ -58,8 +58,8 @@ def increments(looks: Iterable[Raw]) -> list[tuple[float, float]]:
 
 
 def spread(minutes: Sequence[tuple[float, float]]) -> Spread[float]:
-    """The spread of all minutes but those of an outage. An outage is not how requests usually fail,
-    and with it the rollout would be blind.
+    """The spread of all minutes but those of an outage. Requests usually fail in other ways, and an
+    outage in the spread would hide regressions.
     """
     busy = [(n, bad) for n, bad in minutes if n > 0]
     total, wrong = sum(n for n, _ in busy), sum(bad for _, bad in busy)

@@ -71,7 +71,7 @@ class OwnQueries:
         return {key: self._known(namespace, key) for key in queries}
 
     def close(self) -> None:
-        """Let go of the threads; a query that hangs ends by its own time-out."""
+        """Release the threads; a query that hangs ends by its own time-out."""
         for tasks in self._tasks.values():
             for task in tasks.values():
                 task.cancel()

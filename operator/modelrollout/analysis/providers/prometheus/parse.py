@@ -21,7 +21,7 @@ _SHOWN = 300  # characters of a user's query or labels in a message, which is st
 
 def read(query: Query, answer: Answer | MeasurementProblem, target: ScrapedTarget) -> dict[str, Reading]:
     """The readings of a metric: its own, and with slices one of each as ``METRIC/SLICE``. A problem
-    is a problem of all.
+    of one is a problem of all.
     """
     if isinstance(answer, MeasurementProblem):
         whole: Reading = answer
@@ -45,8 +45,8 @@ def read(query: Query, answer: Answer | MeasurementProblem, target: ScrapedTarge
 
 
 def read_counters(query: Query, answer: Answer, target: ScrapedTarget) -> CounterReading | MeasurementProblem:
-    """Raw counters by side and process. Problem ``EvidenceImplausible`` for what no counter can be,
-    ``NotABucketBound`` (bounds not named yet).
+    """Raw counters by side and process. Problem ``EvidenceImplausible`` for values that no counter
+    can have, ``NotABucketBound`` (bounds not named yet).
     """
     source = query.source
     assert source is not None

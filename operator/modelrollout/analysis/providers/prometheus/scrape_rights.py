@@ -1,5 +1,5 @@
-"""Whether only those count who may by the configuration (``target.ScrapeMatchers``), by what
-Prometheus says of its targets.
+"""Checks in Prometheus's list of targets whether only the programs that the configuration trusts
+(``target.ScrapeMatchers``) can write the counters.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class ScrapeTarget:
 
     @property
     def namespace(self) -> str | None:
-        """Where it runs, whatever its labels say; None: it is no pod of the cluster, but configured
-        in Prometheus by name.
+        """The namespace in which the target runs, whatever its labels say; None for a target that
+        is not a pod, but configured in Prometheus by name.
         """
         return self.discovered.get("__meta_kubernetes_namespace")
 

@@ -11,14 +11,15 @@ from modelrollout.config import OperatorConfig
 
 @dataclass(frozen=True, slots=True)
 class ScrapeMatchers:
-    """Who may count, by labels that the scrape sets: whoever is scraped may write any other label.
+    """The targets whose counters count, by labels that the scrape sets: a scraped process can write
+    any other label itself.
 
     ``gateway`` and ``feedback`` are matchers; without one, every target that has the metric counts.
 
-    The comparer and the servers run in the model's namespace. Whoever may create pods there is
-    trusted, as such a pod could also join the model's Service. So the label ``namespace`` is the
-    bar. The label ``pod`` keeps other pods of the namespace from counting as these; a scrape may
-    leave it out. Matching by name's pattern also finds pods that are gone.
+    The comparer and the servers run in the model's namespace. People who may create pods there are
+    trusted, as such a pod could also join the model's Service. So the label ``namespace`` decides.
+    The label ``pod`` keeps other pods of the namespace from counting as these; a scrape may leave
+    it out. Matching by name's pattern also finds pods that are gone.
     """
 
     gateway: str = ""

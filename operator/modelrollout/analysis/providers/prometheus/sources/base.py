@@ -33,15 +33,18 @@ class EvidenceSource(Protocol):
         """The query for a built-in metric, or ``NoSource``. ``baseline``: see ``queries.build``."""
 
     def sides(self, target: ScrapedTarget) -> Sides:
-        """By value of ``side_label``: the side, and what tells its counters in a process apart."""
+        """By value of ``side_label``: the side, and a key that distinguishes its counters in a
+        process.
+        """
 
     def sample(self, query: Query, counts: Sequence[Series], scraped: float) -> Sample:
-        """The counters of one process. Raises ``NoBoundError``, and ValueError for what no counter
-        can be.
+        """The counters of one process. Raises ``NoBoundError``, and ValueError for values that no
+        counter can have.
         """
 
     def is_unscraped(self, reading: CounterReading, target: ScrapedTarget) -> bool:
-        """Whether those who count exist but have not been scraped, so that this is no baseline.
+        """Whether the programs that count exist but have not been scraped, so that this reading is
+        no baseline.
 
         They may have counted weeks of stable, or the golden inputs that went to the canary's pods;
         none of that belongs to the step.
@@ -56,7 +59,7 @@ class Query:
     promql: str
     source: EvidenceSource | None = None  # None: a custom query, which answers one number
     objective: float | None = None  # of latency, in seconds
-    bounds: str | None = None  # the query for the bounds that exist, should ``objective`` be none
+    bounds: str | None = None  # the query for the existing bounds, if ``objective`` is not one of them
     slices: tuple[str, ...] = ()  # also read apart
     own: bool = False  # written by the namespace, and run apart from all others
 
