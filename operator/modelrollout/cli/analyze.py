@@ -373,7 +373,7 @@ def render(replayed: Replayed, judged_by: Manifest) -> RenderableType:
             head = ("", "", "", "")
     parts: list[RenderableType] = [table, Text(f"\n{replayed.outcome}: {replayed.message}", "bold")]
     if any(s.pause is not None and not s.pause.duration for s in steps_of(judged_by.spec.rollout)):
-        parts.append(Text("pauses until somebody promotes are left out", "dim"))
+        parts.append(Text("pauses that wait for a promote are left out", "dim"))
     return Group(*parts, *(Text(note, "dim") for note in notes(judged_by)))
 
 

@@ -195,7 +195,9 @@ def main(runner: Runner) -> int:
         os._exit(code)  # not sys.exit: the task's thread may be inside a long native call
 
     def terminate(_signal: int, _frame: FrameType | None) -> None:
-        end(ExitCode.RETRYABLE, "Terminated", "the Job was told to end before it was done; it will run again")
+        end(
+            ExitCode.RETRYABLE, "Terminated", "the Job received SIGTERM before it was done; it will run again"
+        )
 
     previous = signal.signal(signal.SIGTERM, terminate)
     limit = float(os.environ.get(TIMEOUT_ENV, "inf"))

@@ -184,7 +184,7 @@ def _resume(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     begun = datetime.fromisoformat(step.since) + timedelta(seconds=since(paused.since, now))
     return None, Transition(
         change(s.status, step=step.model_copy(update={"since": stamp(begun)}), paused_by_user=None),
-        (Event(Reason.RESUMED_BY_USER, f"{verb.revision} goes on"),),
+        (Event(Reason.RESUMED_BY_USER, f"{verb.revision} continues"),),
     )
 
 

@@ -476,7 +476,7 @@ def _conflict_problem(
     why = f"belongs to {who}" if claim.host == name.host else f"overlaps {other}, which belongs to {who}"
     return Problem(
         Reason.HOSTNAME_TAKEN,
-        f"{name.field}: {name.host} {why}; choose another name, or have that one given up first",
+        f"{name.field}: {name.host} {why}; choose another name, or have its holder release it first",
     )
 
 

@@ -159,7 +159,7 @@ def test_one_look_is_shared_for_some_seconds() -> None:
 
 def test_where_it_is_not_allowed_nobody_knows(caplog: pytest.LogCaptureFixture) -> None:
     assert look(Api([], [], allowed=False), times=3) == [None] * 4
-    assert len([r for r in caplog.records if "free GPUs are not looked at" in r.message]) == 1
+    assert len([r for r in caplog.records if "free GPUs are unknown" in r.message]) == 1
 
 
 def test_switched_off_nobody_asks() -> None:

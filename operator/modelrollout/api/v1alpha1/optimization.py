@@ -175,7 +175,7 @@ class Container(ApiModel):
 
     image: str = Field(
         max_length=512,
-        description="The image with its digest: NAME@sha256:... The result is kept under what made it.",
+        description="The image with its digest: NAME@sha256:... It is part of the key of the artifact.",
     )
     command: Annotated[list[Argument], Field(max_length=64)] | None = Field(
         None, description="As in a pod; left out: the image's own."
@@ -190,8 +190,8 @@ class Container(ApiModel):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.image.matches('^[^@ ]+@sha256:[0-9a-f]{64}$')",
-            "container: image must be named by its digest, NAME@sha256:..., for what is made is kept by what"
-            " made it; find it with: docker buildx imagetools inspect NAME",
+            "container: image must be named by its digest, NAME@sha256:..., which is part of the key of the"
+            " artifact; find it with: docker buildx imagetools inspect NAME",
         ),
         Rule(
             "(!has(self.command) || self.command.map(x, x.size()).sum() <= 16384) && (!has(self.args) ||"

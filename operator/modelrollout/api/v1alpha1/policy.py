@@ -200,9 +200,9 @@ class PolicyGates(ApiModel):
     queries: Queries | None = Field(
         None,
         description=(
-            "PromQL that a spec has itself (query of its metrics). Templates: there is none, all PromQL is"
-            " that of policies. Own: it is asked with a matcher of its namespace in every selector. Left out:"
-            " what the operator's configuration says. Where several policies say it, each must say Own."
+            "Which PromQL a spec may have itself (query of its metrics). Templates: none, all PromQL is that"
+            " of policies. Own: the operator runs it with a matcher of its namespace in every selector. Left"
+            " out: as in the operator's configuration. If several policies set this, each must say Own."
         ),
     )
 

@@ -398,8 +398,8 @@ class Shadow(ApiModel):
         gt=0,
         lt=1,
         description=(
-            "Share of the requests whose answers must agree. Proven less: Rejected. Proven at least as much:"
-            " goes on."
+            "Share of the requests whose answers must agree. If a lower share is proven, the revision"
+            " is Rejected; if at least this share is proven, the rollout continues."
         ),
     )
     outputs: Annotated[list[ShadowOutput], Field(max_length=32), ListMapKey("name")] | None = Field(

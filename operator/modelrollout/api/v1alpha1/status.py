@@ -264,9 +264,7 @@ class ModelDeploymentStatus(StatusModel):
     restarts: dict[str, RestartStatus] = Field(
         default_factory=dict, description="The last restart that was requested of a revision, by its name."
     )
-    crash: CrashStatus | None = Field(
-        None, description="The last server that ended while it should have gone on."
-    )
+    crash: CrashStatus | None = Field(None, description="The last server that crashed.")
     rollout: RolloutStatus | None = None
     pinned: Pinned | None = None
     last_number: int = 0

@@ -50,7 +50,7 @@ class Capacity:
                 nodes, used = await self._nodes()
             except Forbidden as e:
                 if not self._warned:
-                    log.warning("free GPUs are not looked at: %s", e)
+                    log.warning("free GPUs are unknown: %s", e)
                 self._warned = True
                 return None
         return free_gpus(pod, kind, each, count, nodes, used)

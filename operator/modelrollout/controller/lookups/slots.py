@@ -121,7 +121,7 @@ class SlotLeases:
                 if await self._clear_ended(policy.name):
                     self._wake_waiting()
             except KubeError as e:  # only tidying up: the next in line does the same
-                log.warning("the slots of %s are looked at later: %s", policy.name, e)
+                log.warning("the slots of %s are checked later: %s", policy.name, e)
 
     def forget(self, key: Key) -> None:
         """A ModelDeployment is gone; wake those that wait for its slots."""

@@ -223,7 +223,7 @@ def server_down(pods: Iterable[Object]) -> Problem | None:
                     if container.get("ready")
                     else "see kubectl describe and its log"
                 )
-                return Problem(Reason.SERVER_NOT_READY, f"pod {name} was ready and is not any more: {lost}")
+                return Problem(Reason.SERVER_NOT_READY, f"pod {name} was ready and no longer is: {lost}")
     return None
 
 

@@ -198,7 +198,7 @@ def _fit(array: NDArray[Any], name: str, spec: TensorSpec, field: str) -> NDArra
         if array.dtype.kind not in "US":
             raise bad_input(
                 Reason.DATA_TYPE_MISMATCH,
-                f"{where} is {array.dtype}, the model's input {spec.name!r} wants strings; store them as"
+                f"{where} is {array.dtype}, the model's input {spec.name!r} takes strings; store them as"
                 " such",
             )
         return array.astype(np.str_).astype(np.object_)
@@ -218,7 +218,7 @@ def _fit(array: NDArray[Any], name: str, spec: TensorSpec, field: str) -> NDArra
         if not same:
             raise bad_input(
                 Reason.DATA_TYPE_MISMATCH,
-                f"{where} is {array.dtype}, the model's input {spec.name!r} wants {want}; preprocess it as in"
+                f"{where} is {array.dtype}, the model's input {spec.name!r} takes {want}; preprocess it as in"
                 f" training and store {want}",
             )
         array = array.astype(want)

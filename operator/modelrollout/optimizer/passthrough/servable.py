@@ -76,6 +76,7 @@ def refused(why: str) -> JobError:
     """What was made must not be served."""
     return bad_input(
         Reason.OUTPUT_REFUSED,
-        f"what the container that reads the model has left is not what was asked for: {why}; the file may"
+        f"the container that reads the model produced something that the task does not specify: {why}; the"
+        " file may"
         " have taken that container over: see where it comes from",
     )

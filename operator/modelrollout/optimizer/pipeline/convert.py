@@ -184,7 +184,7 @@ def check_optimized(s: PrepareState) -> None:
     open_session(optimized, "the optimized model")
     if not s.task.gate:
         s.warnings.append(
-            "optimized without a gate: nothing says that the accuracy is kept; set spec.optimization.gate"
+            "optimized without a gate, so the accuracy is not checked; set spec.optimization.gate"
         )
     if optimized != s.onnx and after >= before:
         s.warnings.append(

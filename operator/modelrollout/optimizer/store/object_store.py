@@ -132,8 +132,8 @@ class ObjectStore:
             case "Refused" if self._anonymous:
                 return denied(
                     Reason.CREDENTIALS_MISSING,
-                    f"{what}: the store wants credentials and none were given; set credentials: {{secretRef:"
-                    " {name: ...}}",
+                    f"{what}: the store requires credentials and spec names none; set credentials:"
+                    " {secretRef: {name: ...}}",
                 )
             case "Refused":
                 return denied(

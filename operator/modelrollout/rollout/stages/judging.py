@@ -134,7 +134,7 @@ def handle_inconclusive(
         )
         why = unproven_weight(s, onward)
         if why is None:
-            unproven = f"step {label} goes on unproven, as onInconclusive says: {reason}: {text}"
+            unproven = f"step {label} continues unproven, as onInconclusive says: {reason}: {text}"
             return Transition(onward, (Event(Reason.PROMOTED_BY_POLICY, unproven, "Warning"),))
         text = f"{text}; {why}"
         paused = _pause(record(status, "Inconclusive", reason, now), step, "Inconclusive", text)

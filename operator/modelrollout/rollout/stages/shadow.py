@@ -43,7 +43,7 @@ def shadow(s: InShadow, now: datetime) -> Transition:
     if at.phase == "Leaving":
         return _leaving(s, now)
     if spec is None:
-        return Transition(in_shadow(s.status, "Leaving", now, override="spec asks for no shadow any more"))
+        return Transition(in_shadow(s.status, "Leaving", now, override="spec no longer requests a shadow"))
     if at.outputs_hash != outputs_of(spec):
         restarted = in_shadow(
             s.status,

@@ -69,8 +69,8 @@ def doubt(
     if field and not selector:
         return Doubt(
             Reason.UNVERIFIED,
-            f"{field} is not set: whoever Prometheus scrapes may write the counters that this is judged by"
-            f" ({_READ})",
+            f"{field} is not set: any process that Prometheus scrapes may write the counters of this"
+            f" evidence ({_READ})",
         )
     if scrape is None:
         return Doubt(Reason.UNVERIFIED, "no Prometheus is configured")
