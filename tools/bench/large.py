@@ -118,9 +118,9 @@ class Peak(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(0.02):
-            self.look()
+            self.sample()
 
-    def look(self) -> None:
+    def sample(self) -> None:
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         self.anonymous = max(self.anonymous, int(status["RssAnon"].split()[0]) << 10)
         self.resident = max(self.resident, int(status["VmRSS"].split()[0]) << 10)

@@ -29,7 +29,7 @@ CHECK = 60  # seconds between two looks of the rivals, and their window
 class Rule(Protocol):
     def before(self, minutes: list[Counts]) -> None: ...
     def next_step(self) -> None: ...
-    def look(self, second: int, news: list[Counts]) -> Flags: ...
+    def judge(self, second: int, news: list[Counts]) -> Flags: ...
 
 
 class Ours:
@@ -59,7 +59,7 @@ class Ours:
             self._written[i].write(_zero(self._rollouts), self._written[i].since(self._counts[i]))
             self._counts[i] = _zero(self._rollouts)
 
-    def look(self, second: int, news: list[Counts]) -> Flags:
+    def judge(self, second: int, news: list[Counts]) -> Flags:
         proven = np.zeros(self._rollouts, dtype=np.bool_)
         for i, new in enumerate(news):
             c = self._counts[i] = Counts(*(a + b for a, b in zip(self._counts[i], new, strict=True)))
@@ -118,7 +118,7 @@ class Threshold:
     def next_step(self) -> None:
         """Windows do not know of steps."""
 
-    def look(self, second: int, news: list[Counts]) -> Flags:
+    def judge(self, second: int, news: list[Counts]) -> Flags:
         for i, new in enumerate(news):
             self._window[i] = Counts(*(a + b for a, b in zip(self._window[i], new, strict=True)))
         if second % CHECK:

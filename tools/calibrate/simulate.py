@@ -80,7 +80,7 @@ def _note(o: Outcome, judge: Rule, second: int, onset: int, news: list[Counts]) 
     if second > onset:
         o.bad += going * sum(n.bad for n in news)
         o.samples += going * news[0].total
-    o.seconds = np.where(going & judge.look(second, news), second - onset, o.seconds)
+    o.seconds = np.where(going & judge.judge(second, news), second - onset, o.seconds)
 
 
 def _horizon(s: Scenario, rate: int) -> int:

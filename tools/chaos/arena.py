@@ -359,9 +359,9 @@ class Arena:
 
     # --- looking ---
 
-    def until(self, what: str, look: Callable[[], object], limit: float) -> None:
+    def until(self, what: str, condition: Callable[[], object], limit: float) -> None:
         deadline = time.monotonic() + limit
-        while not look():
+        while not condition():
             if time.monotonic() > deadline:
                 raise ChaosError(f"not within {limit:.0f} s: {what}")
             self.recorder.wait(0.3)

@@ -85,14 +85,14 @@ def in_step(index: int) -> Callable[[Status], bool]:
 
 
 def _step(index: int, phase: str) -> Callable[[Status], bool]:
-    def look(status: Status) -> bool:
+    def is_at_step(status: Status) -> bool:
         rollout = status.get("rollout") or {}
         step = rollout.get("step") or {}
         return bool(
             rollout.get("stage") == "Canary" and step.get("index") == index and step.get("phase") == phase
         )
 
-    return look
+    return is_at_step
 
 
 def over(status: Status) -> bool:

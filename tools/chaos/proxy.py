@@ -81,7 +81,7 @@ class FaultProxy:
                 headers=dict(treatment.refusal.headers),
             )
         try:
-            status, headers, body = await self._ask(request)
+            status, headers, body = await self._forward(request)
         except (aiohttp.ClientError, TimeoutError, OSError):
             return self._hang_up(request, call)
         if treatment.killed:
@@ -93,7 +93,7 @@ class FaultProxy:
             status=status, headers=headers, body=treatment.rewrite(body) if treatment.rewrite else body
         )
 
-    async def _ask(self, request: web.Request) -> tuple[int, dict[str, str], bytes]:
+    async def _forward(self, request: web.Request) -> tuple[int, dict[str, str], bytes]:
         assert self._session is not None
         data = await request.read()
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}

@@ -50,7 +50,7 @@ class Cluster:
 
     def get(self, path: str) -> Object:
         """A GET of an API path. Raises NotThereError, DemoError."""
-        return self._ask("GET", path)
+        return self._request("GET", path)
 
     def deployment(self, namespace: str, name: str) -> Object:
         return self.get(f"{_API}/namespaces/{namespace}/modeldeployments/{name}")
@@ -75,7 +75,7 @@ class Cluster:
             "kind": "TokenRequest",
             "spec": {"audiences": [audience], "expirationSeconds": seconds},
         }
-        answer = self._ask(
+        answer = self._request(
             "POST", f"/api/v1/namespaces/{namespace}/serviceaccounts/{service_account}/token", body
         )
         return str(answer["status"]["token"])
@@ -84,7 +84,7 @@ class Cluster:
         items: list[Object] = self.get(path)["items"]
         return items
 
-    def _ask(self, method: str, path: str, body: Object | None = None) -> Object:
+    def _request(self, method: str, path: str, body: Object | None = None) -> Object:
         path, _, query = path.partition("?")
         parts = self._api.param_serialize(
             method,

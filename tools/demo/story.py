@@ -165,7 +165,7 @@ class Story:
             lambda: int(self._deployment()["metadata"]["generation"]), UNREACHABLE_SECONDS, "the object"
         )
 
-        def look() -> Object | None:
+        def ended_deployment() -> Object | None:
             deployment = self._deployment()
             self._view.at(chapter, chapters.progress(deployment), self._counts())
             if chapters.has_ended(deployment, generation, back_to):
@@ -176,7 +176,7 @@ class Story:
                 raise StoryDiffersError(f"{chapter.name} does not go on: {why}")
             return None
 
-        return self._until(look, self._options.chapter_seconds, f"the end of {chapter.name}")
+        return self._until(ended_deployment, self._options.chapter_seconds, f"the end of {chapter.name}")
 
     def _ending(self, chapter: Chapter, deployment: Object) -> Ending:
         name = deployment["status"]["rollout"].get("revision")
@@ -233,13 +233,13 @@ class Story:
 
         self._until(drained, DRAIN_SECONDS, "the end of the former versions' pods")
 
-    def _until(self, look: Callable[[], T | None], limit: float, what: str) -> T:
+    def _until(self, poll: Callable[[], T | None], limit: float, what: str) -> T:
         """Look again and again; an API server that is away for a moment is no reason to end."""
         deadline = time.monotonic() + limit
         silent: float | None = None
         while True:
             try:
-                if (result := look()) is not None:
+                if (result := poll()) is not None:
                     return result
                 silent = None
             except (StoryDiffersError, ClientEndedError):

@@ -305,11 +305,11 @@ class Sandbox:
                 raise error
 
     def _until(self, what: str, check: Callable[[], bool], *names: str, timeout: float = 60) -> None:
-        def look() -> bool:
+        def is_reached() -> bool:
             self._alive(*names)
             return check()
 
-        until(what, look, timeout=timeout)
+        until(what, is_reached, timeout=timeout)
 
     def _control_plane(self, progress: Progress, c: Config) -> None:
         with progress.step("control plane", self.state.logs / "apiserver.log"):

@@ -61,7 +61,7 @@ class Targets:
         self.pods: dict[str, dict[str, Any]] = {}
         self.written: str | None = None
 
-    def see(self, kind: str, pod: dict[str, Any]) -> None:
+    def update(self, kind: str, pod: dict[str, Any]) -> None:
         entry = target(pod) if kind != "DELETED" else None
         if entry:
             self.pods[pod["metadata"]["uid"]] = entry
@@ -82,7 +82,7 @@ def follow(api: Api, targets: Targets) -> None:
     listed = api.get(PODS)
     targets.pods.clear()
     for pod in listed["items"]:
-        targets.see("ADDED", pod)
+        targets.update("ADDED", pod)
     targets.write()
     version = listed["metadata"]["resourceVersion"]
     for event in api.watch(
@@ -91,7 +91,7 @@ def follow(api: Api, targets: Targets) -> None:
         if event["type"] == "ERROR":
             return
         if event["type"] != "BOOKMARK":
-            targets.see(event["type"], event["object"])
+            targets.update(event["type"], event["object"])
             targets.write()
 
 

@@ -45,7 +45,7 @@ def test_arrays_are_judged_as_the_operator_judges_one_rollout() -> None:
         last: list[float | None] = [None] * rollouts
         for second in range(LOOK, 151, LOOK):
             new = draw(rng, scenario.streams[0], scenario, second, 0.2, 300.0, rollouts)
-            proven = rule.look(second, [new])
+            proven = rule.judge(second, [new])
             raw += np.stack(
                 [np.stack([new.total, new.bad], 1), np.stack([new.stable_total, new.stable_bad], 1)], 1
             )
@@ -71,9 +71,9 @@ def test_arrays_are_judged_as_the_operator_judges_one_rollout() -> None:
 def test_the_rivals_take_back_when_their_rules_say(failures: int, later: int, at: int) -> None:
     rule = Threshold((Stream(0.01, 0.1, 0.01),), 2, failures, later)
     bad, total = np.array([1.0, 0.0]), np.array([10.0, 10.0])
-    back = [s for s in range(LOOK, 601, LOOK) if rule.look(s, [Counts(bad, total, bad, total)])[0]]
+    back = [s for s in range(LOOK, 601, LOOK) if rule.judge(s, [Counts(bad, total, bad, total)])[0]]
     assert back[0] == at
-    assert not rule.look(605, [Counts(bad, total, bad, total)])[1]
+    assert not rule.judge(605, [Counts(bad, total, bad, total)])[1]
 
 
 def test_the_fixed_test_has_its_power() -> None:

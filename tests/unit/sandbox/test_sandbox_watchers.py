@@ -58,13 +58,13 @@ def test_a_pod_that_does_not_ask_or_has_no_address_is_no_target(changes: dict[st
 def test_the_file_changes_only_when_the_targets_do(tmp_path: Path) -> None:
     file = tmp_path / "pods.json"
     targets = Targets(file)
-    targets.see("ADDED", pod())
+    targets.update("ADDED", pod())
     targets.write()
     first = file.stat().st_ino
-    targets.see("MODIFIED", pod())
+    targets.update("MODIFIED", pod())
     targets.write()
     assert file.stat().st_ino == first
-    targets.see("DELETED", pod())
+    targets.update("DELETED", pod())
     targets.write()
     assert json.loads(file.read_text()) == []
 

@@ -107,18 +107,18 @@ def _check(config, session):
     """Refuse at load what would fail at the first request."""
     for kind, values in (("input", session.get_inputs()), ("output", session.get_outputs())):
         by_name = {v.name: v for v in values}
-        for told in config[kind]:
-            value = by_name.get(told["name"])
+        for declared in config[kind]:
+            value = by_name.get(declared["name"])
             if value is None:
                 raise pb_utils.TritonModelException(
-                    f"unexpected {kind} '{told['name']}': the model has {sorted(by_name)}"
+                    f"unexpected {kind} '{declared['name']}': the model has {sorted(by_name)}"
                 )
-            if told["data_type"] != _type(value):
+            if declared["data_type"] != _type(value):
                 raise pb_utils.TritonModelException(
-                    f"{kind} '{value.name}' is {_type(value)} in the model, {told['data_type']} in the"
+                    f"{kind} '{value.name}' is {_type(value)} in the model, {declared['data_type']} in the"
                     " configuration"
                 )
-            dims = [int(d) for d in told.get("reshape", {}).get("shape") or told["dims"]]
+            dims = [int(d) for d in declared.get("reshape", {}).get("shape") or declared["dims"]]
             want = ([-1] if config["max_batch_size"] > 0 else []) + dims
             have = _dims(value.shape)
             if len(want) != len(have) or any(
