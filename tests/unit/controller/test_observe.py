@@ -29,6 +29,7 @@ from modelrollout.kube.kinds import (
     Resource,
 )
 from modelrollout.kube.objects import Object
+from modelrollout.rollout.policy.rules import NO_RULES, Rules, combine, read
 from modelrollout.rollout.snapshot import JobState, Server
 from modelrollout.testing import builders as b
 from modelrollout.traffic.hostnames import (
@@ -128,6 +129,7 @@ def seen(
     config: OperatorConfig = CONFIG,
     kinds: frozenset[str] = ROUTES,
     known: Known | None = None,
+    rules: Rules = NO_RULES,
 ) -> Observation:
     """Without ``known`` it holds every host name that it asks for."""
     store = cache.ObjectCache()
@@ -141,6 +143,8 @@ def seen(
         config,
         kinds,
         known or Known(Claims(held), ForeignRoutes(), lambda: (), only_by_policy=False),
+        rules=rules,
+        now=b.START,
     )
     assert found is not None
     return found
@@ -702,6 +706,34 @@ def test_promql_of_a_specs_own_is_refused_before_anything_begins_unless_it_is_al
     found = refusal(spec)
     assert found and found[0] == "QueryNotAllowed" and "spec.rollout.analysis.metrics[gpu].query" in found[1]
     assert refusal(spec, config=CONFIG.model_copy(update={"queries": "Own"})) is None
+
+
+@pytest.mark.parametrize(("taken_over", "refused"), [(200, False), (50, True)])
+def test_a_version_from_before_its_host_name_was_taken_over_is_checked_like_a_new_one(
+    taken_over: int, refused: bool
+) -> None:
+    """It was stable until 100 seconds ago, but the clients of the name came only afterwards: where
+    metrics are mandatory its A/B test would wait for requests that it must not get.
+    """
+    gates = {"metrics": [{"name": "errors", "max": 0.1}]}
+    demanding = combine([read({"metadata": {"name": "production"}, "spec": {"gates": gates}})])
+    spec = b.spec(1, rollout={"abTest": {"headers": [{"name": "x-new", "value": "yes"}]}})
+    mine = deployment(spec, status=b.status(2).wire())
+    holder = holder_of(mine[1])
+    claims = [
+        Claim(host, holder, reserved="720h", since=b.at(-taken_over)) for host in spec.traffic.http.hostnames
+    ]
+    found = seen(
+        mine,
+        revision(1, status={"outcome": "Retired", "reason": "Replaced", "retired": b.ago(100)}),
+        revision(2, status={"outcome": "Promoted", "reason": "-"}),
+        known=Known(Claims(claims), ForeignRoutes(), lambda: (), only_by_policy=False),
+        rules=demanding,
+    )
+    problem = found.snapshot.spec_problem
+    assert (problem is not None) is refused
+    if problem is not None:
+        assert problem.reason == "GateRequired" and problem.message.startswith("spec.rollout.abTest: ")
 
 
 def test_no_gateway_api_on_the_cluster() -> None:

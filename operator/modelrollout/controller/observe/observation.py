@@ -140,6 +140,7 @@ def observe(
         *_versions(objects),
         routes=frozenset(map(route_name, routes)),
     )
+    objects = replace(objects, names_since=stands.since)
     if spec is None:
         router = router_for(objects, children, config, withheld=stands.lost)
         snapshot = replace(objects, traffic=router.programmed(split(objects), children, objects.servers))
@@ -159,7 +160,6 @@ def observe(
         objects,
         spec_problem=spec_problem,
         taken=stands.taken,
-        names_since=stands.since,
         work=work,
         evaluation=golden_evaluation(objects, work),
     )
