@@ -111,7 +111,7 @@ def with_wrong(wire: dict[str, Any], place: tuple[Any, ...], wrong: Any) -> dict
 def two_passes(s: Snapshot) -> None:
     for seconds in (1, 40):
         s = replace(s, assessment=None)
-        if needs_measurement(s) and s.status.rollout and s.status.rollout.stage != "Shadow":
+        if needs_measurement(s, s.traffic) and s.status.rollout and s.status.rollout.stage != "Shadow":
             asked = metrics_due(s, b.at(seconds))
             look = CounterReading(
                 Raw({"g": Sample(200, 5, 1.0 + seconds)}), Raw({"g": Sample(1900, 20, 1.0 + seconds)})

@@ -40,7 +40,7 @@ from modelrollout.config import PrometheusConfig
 from modelrollout.rollout.assessment import assess, metrics_due
 from modelrollout.rollout.policy.rules import NO_RULES, Rules
 from modelrollout.rollout.replay import Moment, Replayed, replay
-from modelrollout.rollout.snapshot import Assessment, Snapshot, baseline
+from modelrollout.rollout.snapshot import Assessment, Observed, baseline
 from modelrollout.rollout.strategy import steps_of
 
 TIMEOUT_SECONDS = 30.0
@@ -268,7 +268,7 @@ async def assess_now(
             f"{rollout.name} is in no canary step, so nothing is being judged; over the past: --start,"
             " --canary and --stable, or --replay"
         )
-    s = Snapshot(
+    s = Observed(
         name=rollout.name,
         namespace=rollout.namespace,
         generation=rollout.generation,

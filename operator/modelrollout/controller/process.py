@@ -188,7 +188,7 @@ class Operator:
 
     async def post(self, observation: Observation, event: Event) -> None:
         """An event on the ModelDeployment."""
-        self._metrics.event_posted(observation.snapshot.namespace, event.type, event.reason)
+        self._metrics.event_posted(observation.observed.namespace, event.type, event.reason)
         await self._events.post(observation.deployment, event.type, event.reason, event.message)
 
     async def _contend(self, ready: asyncio.Event) -> None:

@@ -8,7 +8,7 @@ from typing import Protocol
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
 from modelrollout.config import OperatorConfig
 from modelrollout.resources.common import Object, Owner
-from modelrollout.rollout.snapshot import Server, Snapshot, Split, Traffic
+from modelrollout.rollout.snapshot import Observed, Server, Split, Traffic
 
 LiveObjects = Mapping[tuple[str, str], Object]  # objects as last observed, by kind and name
 
@@ -49,7 +49,7 @@ class RouterKind(Protocol):
 
     def router(
         self,
-        s: Snapshot,
+        s: Observed,
         live: LiveObjects,
         config: OperatorConfig,
         *,
@@ -63,7 +63,7 @@ class RouterKind(Protocol):
         """
 
     def frozen(
-        self, s: Snapshot, live: LiveObjects, config: OperatorConfig, withheld: frozenset[str]
+        self, s: Observed, live: LiveObjects, config: OperatorConfig, withheld: frozenset[str]
     ) -> Router | None:
         """The router where spec is unreadable: the ``live`` objects, with the stable revision. None
         where this kind has no objects there.

@@ -10,7 +10,7 @@ from modelrollout.config import OperatorConfig
 from modelrollout.resources.common import Object, Owner
 from modelrollout.rollout.desired.pods import replicas_with_traffic
 from modelrollout.rollout.desired.traffic import ALL_REVISIONS, service_selector
-from modelrollout.rollout.snapshot import Server, Snapshot, Split, Traffic
+from modelrollout.rollout.snapshot import Observed, Server, Split, Traffic
 from modelrollout.rollout.views import Specified
 from modelrollout.traffic.base import LiveObjects, Router
 
@@ -63,7 +63,7 @@ class Replicas:
 
     def router(
         self,
-        s: Snapshot,
+        s: Observed,
         live: LiveObjects,
         config: OperatorConfig,
         *,
@@ -75,7 +75,7 @@ class Replicas:
         return ServiceRouter(s.name, replicas_with_traffic(specified), service_selector(specified))
 
     def frozen(
-        self, s: Snapshot, live: LiveObjects, config: OperatorConfig, withheld: frozenset[str]
+        self, s: Observed, live: LiveObjects, config: OperatorConfig, withheld: frozenset[str]
     ) -> Router:
         """The Service selects stable."""
         return ServiceRouter(s.name, {}, s.status.stable.revision if s.status.stable else None)

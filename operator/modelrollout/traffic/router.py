@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
 from modelrollout.config import OperatorConfig
-from modelrollout.rollout.snapshot import Snapshot, Split
+from modelrollout.rollout.snapshot import Observed, Split
 from modelrollout.traffic.base import LiveObjects, Router, RouterKind
 from modelrollout.traffic.gateway_api.kind import GATEWAY_API
 from modelrollout.traffic.replicas import REPLICAS
@@ -24,7 +24,7 @@ def live_split(name: str, live: LiveObjects) -> Split:
 
 
 def router_for(
-    s: Snapshot,
+    s: Observed,
     live: LiveObjects,
     config: OperatorConfig,
     *,

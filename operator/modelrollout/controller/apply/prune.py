@@ -61,7 +61,7 @@ def _may_be_mirrored(live: Object, observation: Observation, desired: Desired) -
     routes = [
         o
         for (kind, name), o in observation.children.items()
-        if kind == HTTP_ROUTE.kind and is_of_clients(name, observation.snapshot.name)
+        if kind == HTTP_ROUTE.kind and is_of_clients(name, observation.observed.name)
     ]
     return live not in routes and any(is_mirrored(o) or not accepted(o) for o in routes)
 

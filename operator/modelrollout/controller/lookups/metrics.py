@@ -26,7 +26,7 @@ from modelrollout.config import OperatorConfig, ProviderConfig
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.assessment import assess, metrics_due
-from modelrollout.rollout.snapshot import Assessment, Snapshot, baseline
+from modelrollout.rollout.snapshot import Assessment, Observed, baseline
 from modelrollout.rollout.strategy import with_traffic
 
 T = TypeVar("T")
@@ -105,7 +105,7 @@ class MetricsAssessor:
         policies = self._config.network_policies
         return None if policies is not None and policies.written_in(namespace) else _UNPROTECTED
 
-    async def assess(self, s: Snapshot) -> Assessment | None:
+    async def assess(self, s: Observed) -> Assessment | None:
         """The verdict on the present step from its first reading until now. A provider's problem is
         a verdict too.
         """
@@ -144,7 +144,7 @@ class MetricsAssessor:
         assessment = assess(s, metrics, readings, now, split=target.profile == "traefik")
         return replace(assessment, doubt=self._doubt(_counted_by(metrics, target)))
 
-    async def _agreement(self, s: Snapshot) -> Assessment | None:
+    async def _agreement(self, s: Observed) -> Assessment | None:
         """The verdict on the shadow, from what the comparer counted."""
         rollout = s.status.rollout
         if s.spec is None or s.spec.rollout.shadow is None or rollout is None or rollout.shadow is None:
@@ -212,7 +212,7 @@ class MetricsAssessor:
             )
 
     def _by_provider(
-        self, metrics: Sequence[Metric], s: Snapshot, target: Target
+        self, metrics: Sequence[Metric], s: Observed, target: Target
     ) -> dict[str | None, list[Metric]]:
         """The gateway's own counters come from the provider that scrapes the gateway, unless the
         analysis names another. For metrics that a policy demands only policies choose the provider,
@@ -239,7 +239,7 @@ class MetricsAssessor:
         return self._clients[provider.name]
 
 
-def _rows_seconds(s: Snapshot, now: datetime) -> float:
+def _rows_seconds(s: Observed, now: datetime) -> float:
     """How long ago the canary may have answered rows that are labelled now; 0 for a version that
     was stable before, which may be long ago.
     """

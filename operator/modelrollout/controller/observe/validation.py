@@ -20,7 +20,7 @@ from modelrollout.rollout.policy.requirements import (
     source_violation,
 )
 from modelrollout.rollout.policy.rules import Rules
-from modelrollout.rollout.snapshot import Snapshot
+from modelrollout.rollout.snapshot import Observed
 from modelrollout.traffic.gateway_api.features import GatewayFacts, route_problem
 
 
@@ -116,7 +116,7 @@ def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
     return uris
 
 
-def job_violation(s: Snapshot, component: str, config: OperatorConfig) -> Problem | None:
+def job_violation(s: Observed, component: str, config: OperatorConfig) -> Problem | None:
     """Why the Job of this component must not be created. The spec was checked before its rollout
     began, but data that is no part of a version, and policies, may have changed since.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
 from modelrollout.config import OperatorConfig
 from modelrollout.rollout.desired.traffic import header_revision, preview_host_revision
-from modelrollout.rollout.snapshot import Snapshot, Split
+from modelrollout.rollout.snapshot import Observed, Split
 from modelrollout.traffic.base import LiveObjects, Router
 from modelrollout.traffic.gateway_api.mirror import MirrorRouter, mirror_of
 from modelrollout.traffic.gateway_api.router import FrozenRoutes, GatewayRouter, weights
@@ -28,7 +28,7 @@ class GatewayApi:
 
     def router(
         self,
-        s: Snapshot,
+        s: Observed,
         live: LiveObjects,
         config: OperatorConfig,
         *,
@@ -46,7 +46,7 @@ class GatewayApi:
         return MirrorRouter(inner, s.name, s.spec, mirror_of(s), config)
 
     def frozen(
-        self, s: Snapshot, live: LiveObjects, config: OperatorConfig, withheld: frozenset[str]
+        self, s: Observed, live: LiveObjects, config: OperatorConfig, withheld: frozenset[str]
     ) -> Router | None:
         """The present routes without a mirror; None where there are none."""
         if not any((kind, s.name) in live for kind in ROUTE_KINDS):

@@ -24,7 +24,7 @@ from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.resources.common import Object, Owner
 from modelrollout.resources.comparer import comparer, comparer_service
-from modelrollout.rollout.snapshot import Server, Snapshot, Split, Traffic, baseline
+from modelrollout.rollout.snapshot import Observed, Server, Split, Traffic, baseline
 from modelrollout.traffic.base import LiveObjects, SplitWriter
 from modelrollout.traffic.gateway_api.features import (
     PERCENTAGE_MIRROR,
@@ -92,7 +92,7 @@ def mirror_method(
     return "TraefikService"
 
 
-def mirror_of(s: Snapshot) -> MirrorTarget | None:
+def mirror_of(s: Observed) -> MirrorTarget | None:
     """The mirror that the written state calls for. After Revert its objects stay while the canary
     drains (``controller.apply.prune``).
     """
