@@ -145,7 +145,6 @@ def test_no_damage_crashes_a_pass_or_costs_stable_its_pods(stage: str) -> None:
         s = replace(s, status=b.status(1, rollout=b.rollout("Done", 1, outcome="Stable")))
     more = {
         "draining": [Draining(revision=V1, number=1, until=b.ago(-100))],
-        "retiring": b.ref(1),
         "restarts": {V1: RestartStatus(at=b.ago(3))},
     }
     pinned = Pinned(revision=V1, generation=1, rolled_back_from=V2) if stage == "Failed" else None

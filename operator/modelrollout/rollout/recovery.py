@@ -24,10 +24,8 @@ _LAST_YEAR = 9000  # later timestamps overflow when a duration is added
 def sanitize(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
     """The status without invalid or contradictory parts, so that all other code may rely on it."""
     changes: dict[str, object] = {}
-    for field in ("stable", "retiring"):
-        ref: RevisionRef | None = getattr(status, field)
-        if ref is not None and not _is_time(ref.since):
-            changes[field] = None if field == "retiring" else ref.model_copy(update={"since": None})
+    if status.stable is not None and not _is_time(status.stable.since):
+        changes["stable"] = status.stable.model_copy(update={"since": None})
     drains = [d for d in status.draining if _is_time(d.until)]
     if drains != status.draining:
         changes["draining"] = drains

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
-    Draining,
     EvaluationEvidence,
     InPlaceStatus,
     Metric,
@@ -331,25 +329,9 @@ def active_in_place(status: ModelDeploymentStatus) -> InPlaceStatus | None:
     return status.rollout.in_place if status.rollout is not None and in_flight(status.rollout) else None
 
 
-def draining(status: ModelDeploymentStatus, settle_seconds: float) -> list[Draining]:
-    """Revisions that keep their pods for a while, including the older ``retiring`` and entries
-    whose time is over.
-    """
-    entries = list(status.draining)
-    if status.retiring is not None and status.retiring.since is not None:
-        until = datetime.fromisoformat(status.retiring.since) + timedelta(seconds=settle_seconds)
-        entries.append(
-            Draining(revision=status.retiring.revision, number=status.retiring.number, until=stamp(until))
-        )
-    return entries
-
-
 def still_draining(s: Observed, now: datetime) -> dict[str, float]:
     """Seconds that each draining revision keeps its pods."""
-    left = {
-        d.revision: (datetime.fromisoformat(d.until) - now).total_seconds()
-        for d in draining(s.status, s.settle_seconds)
-    }
+    left = {d.revision: (datetime.fromisoformat(d.until) - now).total_seconds() for d in s.status.draining}
     return {revision: seconds for revision, seconds in left.items() if seconds > 0}
 
 

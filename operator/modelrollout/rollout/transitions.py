@@ -25,7 +25,7 @@ from modelrollout.api.v1alpha1 import (
     seconds,
 )
 from modelrollout.reasons import Reason
-from modelrollout.rollout.snapshot import Observed, Revision, active_in_place, draining, rollout_of, step_of
+from modelrollout.rollout.snapshot import Observed, Revision, active_in_place, rollout_of, step_of
 from modelrollout.rollout.views import Specified
 
 SHADOW_STEP = "shadow"  # how status and verbs name the shadow where they name a step
@@ -159,11 +159,9 @@ def retire(
     """
     if revision is None or number is None:
         return status
-    others = [
-        d for d in draining(status, keep) if datetime.fromisoformat(d.until) > now and d.revision != revision
-    ]
+    others = [d for d in status.draining if datetime.fromisoformat(d.until) > now and d.revision != revision]
     gone = Draining(revision=revision, number=number, until=stamp(now + timedelta(seconds=keep)))
-    return status.model_copy(update={"draining": [*others, gone], "retiring": None})
+    return status.model_copy(update={"draining": [*others, gone]})
 
 
 def scale_down_delay(s: Observed) -> float:

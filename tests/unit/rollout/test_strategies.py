@@ -672,12 +672,6 @@ def settle(s: Snapshot, now: Any = b.START) -> Converge:
     raise AssertionError("status does not settle")
 
 
-def test_what_an_earlier_operator_wrote_still_drains() -> None:
-    old = ModelDeploymentStatus.model_validate({"retiring": {"revision": V1, "number": 1, "since": b.ago(1)}})
-    s = drained(retiring=sanitize(old).retiring)
-    assert replicas(s, b.START) == {V2: 4, V1: 5} and replicas(s, b.at(3)) == {V2: 2}
-
-
 def test_a_status_of_the_version_before_goes_on() -> None:
     """A canary in flight: no strategy, no former weight, no draining."""
     told = b.in_canary(at_step=b.step(1, 25, "Observing")).status.wire()
