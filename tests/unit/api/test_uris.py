@@ -315,12 +315,11 @@ def test_a_password_of_prometheus_has_its_place() -> None:
 
 
 def test_logs_are_masked() -> None:
-    from modelrollout.jobs import log as job_log
     from modelrollout.telemetry import logs
 
     for carrying in CARRYING:
         record = logging.LogRecord("x", logging.INFO, "x.py", 1, "read %s now", (carrying,), None)
-        for formatter in (logs._Json(), logs._Text(), job_log.JsonFormatter()):
+        for formatter in (logs.JsonLines(), logs._Text(), logs.JsonLines(redaction.redact_known)):
             text = formatter.format(record)
             assert "hunter2" not in text and "now" in text
 
