@@ -47,7 +47,7 @@ def split(s: Observed) -> Split:
 
     A revision gets no more than its ready pods can carry: nothing while there are none, and the
     previous weight until those for the next are ready. Stable stays in the route until promotion
-    (invariant 2).
+    (docs/explanation/invariants.md, 2).
     """
     status, rollout = s.status, s.status.rollout
     stable = status.stable.revision if status.stable else None

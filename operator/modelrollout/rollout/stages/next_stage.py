@@ -82,8 +82,8 @@ def advance(
     now: datetime,
     override: str | None = None,
 ) -> ModelDeploymentStatus:
-    """The next step, or promotion after the last one. Callers hold a Successful verdict or an
-    override (invariant 1).
+    """The next step, or promotion after the last one. Callers have a Successful verdict or an
+    override: no weight rises without one (docs/explanation/invariants.md, 1).
     """
     before, steps = step_of(status), steps_of(s)
     if before.strategy != strategy.strategy_of(s.spec.rollout):
