@@ -20,7 +20,7 @@ from modelrollout.controller.snapshot import build_snapshot
 from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import Conflict, Forbidden, NotFound
-from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.decide import decide
@@ -29,6 +29,7 @@ from modelrollout.rollout.plan import Converge, Event, Wait, Write
 from modelrollout.rollout.policy.rules import NO_RULES
 from modelrollout.rollout.snapshot import Assessment, Observed, Snapshot
 from modelrollout.rollout.status import recorded_network_policy_problem
+from modelrollout.traffic.router import ROUTES
 
 log = logging.getLogger(__name__)
 LOST_SECONDS = 30.0  # until a status that the API server dropped is written again
@@ -87,7 +88,7 @@ class Reconciler:
         """
         if not key[0]:
             return await self._lookups.policies.reconcile(key[1])
-        kinds = frozenset([r.kind for r in (HTTP_ROUTE, GRPC_ROUTE) if await self._kube.has_kind(r)])
+        served_routes = frozenset([r.kind for r in ROUTES if await self._kube.has_kind(r)])
         deployment = self._cache.get(MODEL_DEPLOYMENT, *key)
         await self._lookups.policies.look(key[0])
         rules = self._lookups.policies.rules(deployment) if deployment else NO_RULES
@@ -96,7 +97,7 @@ class Reconciler:
             self._cache,
             key,
             self._config,
-            kinds,
+            served_routes,
             self._lookups.hostnames.known(),
             gateway,
             rules,

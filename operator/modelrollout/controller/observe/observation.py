@@ -19,8 +19,6 @@ from modelrollout.controller.observe.servers import servers
 from modelrollout.controller.observe.validation import spec_violation
 from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.kinds import (
-    GRPC_ROUTE,
-    HTTP_ROUTE,
     JOB,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
@@ -49,21 +47,24 @@ from modelrollout.rollout.snapshot import (
 from modelrollout.rollout.transitions import known_version
 from modelrollout.rollout.views import Specified
 from modelrollout.telemetry.redaction import mask_uris
-from modelrollout.traffic.base import Router
-from modelrollout.traffic.gateway_api.features import GatewayFacts
-from modelrollout.traffic.gateway_api.mirror import mirror_method
-from modelrollout.traffic.gateway_api.router import overly_open_routes
+from modelrollout.traffic.base import GatewayFacts, Router
 from modelrollout.traffic.hostnames import (
     NO_NAMES,
     Known,
     Standing,
     holder_of,
-    hosts_of_routes,
     route_name,
     standing,
     version_of,
 )
-from modelrollout.traffic.router import kind_for, live_split, router_for
+from modelrollout.traffic.router import (
+    hosts_of,
+    kind_for,
+    live_split,
+    overly_open_routes,
+    router_for,
+    routes_in,
+)
 
 # of a field's path, and of the error in it, since users choose the keys of maps
 _MAX_CHARACTERS = 500
@@ -93,7 +94,7 @@ def observe(
     cache: ObjectCache,
     key: Key,
     config: OperatorConfig,
-    gateway_kinds: frozenset[str],
+    served_routes: frozenset[str],
     known: Known,
     gateway: GatewayFacts | Problem | None = None,
     rules: Rules = NO_RULES,
@@ -102,8 +103,9 @@ def observe(
     """What is known of a ModelDeployment; None when it is gone or being deleted (the garbage
     collector takes its children).
 
-    ``known``: about host names (``controller.lookups.host_names``). ``gateway``: facts on its
-    Gateway (``controller.lookups.gateways``). ``rules``: of the RolloutPolicies that match it.
+    ``served_routes``: kinds of routes that the cluster has. ``known``: about host names
+    (``controller.lookups.host_names``). ``gateway``: facts on its Gateway
+    (``controller.lookups.gateways``). ``rules``: of the RolloutPolicies that match it.
     """
     deployment = cache.get(MODEL_DEPLOYMENT, *key)
     if deployment is None or is_deleting(deployment):
@@ -117,11 +119,11 @@ def observe(
     status, folder = parse_status(deployment), tenant_uri(config, key[0])
     known_revisions = revisions(children, folder)
     open_routes = tuple(overly_open_routes(children, key[1]))
-    routes = [o for (kind, _), o in children.items() if kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind)]
+    routes = routes_in(children)
     stands = standing(
         holder_of(deployment),
         spec,
-        hosts_of_routes(routes),
+        hosts_of(routes),
         known,
         rules,
         *_versions(status, known_revisions),
@@ -156,7 +158,7 @@ def observe(
             deployment, children, observed, router, stands, folder, open_routes, traffic=traffic
         )
     returns = now is not None and is_return(observed, known_version(Specified.of(observed)), now)
-    violation = spec_violation(key, spec, config, gateway_kinds, gateway, rules, returns=returns)
+    violation = spec_violation(key, spec, config, served_routes, gateway, rules, returns=returns)
     granted = stands.settled and (violation is None or violation.reason not in TRAFFIC_REFUSALS)
     # only an accepted spec claims names, except for the one that no other ModelDeployment can have
     if violation is not None:
@@ -214,10 +216,10 @@ def _versions(status: ModelDeploymentStatus, known: Iterable[Revision]) -> tuple
 def _mirror(
     spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig
 ) -> tuple[MirrorMethod | None, Problem | None]:
-    """How the gateway mirrors, if spec asks for it, or why it cannot."""
+    """How requests are mirrored, if spec asks for it, or why they cannot be."""
     if spec.rollout.shadow is None:
         return None, None
-    way = mirror_method(spec, gateway, config)
+    way = kind_for(spec.traffic).mirror_method(spec, gateway, config)
     return (None, way) if isinstance(way, Problem) else (way, None)
 
 
