@@ -170,7 +170,7 @@ class GatewayMetrics(_Config):
 
     profile: Literal["traefik", "none"] = "traefik"
     provider: str | None = Field(
-        None, description="Prometheus that scrapes the gateway, by name; default the first one."
+        None, description="Metrics provider with the gateway's counters, by name; default the first one."
     )
     settle_seconds: float = Field(
         3.0, description="A weight counts as programmed this long after the gateway accepted it."

@@ -70,7 +70,7 @@ UNWATCHED = (
 # a worker without progress for this long fails the liveness probe
 STUCK_SECONDS = 120.0
 SILENT_SECONDS = 60.0
-# between checks of which sources Prometheus scrapes: often after the start, then seldom
+# between checks of who may count: often after the start, then seldom
 SOURCES_SECONDS = (15.0, 300.0)
 
 

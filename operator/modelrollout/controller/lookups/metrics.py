@@ -15,7 +15,7 @@ from modelrollout.analysis.eta import counted_seconds
 from modelrollout.analysis.measurement import Counts, Measurement, counts_of
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.base import COUNTED_BY, CountedBy, Doubt, MetricsProvider
-from modelrollout.analysis.providers.registry import connect, doubts_without_provider
+from modelrollout.analysis.providers.registry import NO_PROVIDER, connect, doubts_without_provider
 from modelrollout.analysis.reading import Reading
 from modelrollout.analysis.shadow import judge_agreement
 from modelrollout.analysis.target import Target
@@ -40,10 +40,6 @@ ROWS_SECONDS = 7 * 86_400.0  # rows of pods that are gone for longer do not coun
 # beyond the provider's time-out, for a second query: the bounds of a histogram
 MORE_SECONDS = 1.0
 
-_NO_PROVIDER = MeasurementProblem(
-    Reason.NO_SOURCE,
-    "the operator's configuration names no such Prometheus: add it under prometheus, or promote by hand",
-)
 _UNPROTECTED = Problem(
     Reason.UNPROTECTED,
     "whoever reaches the comparer can add requests to what the shadow is judged by, and no NetworkPolicy of"
@@ -159,7 +155,7 @@ class MetricsAssessor:
             profile="none",
         )
         before = rollout.shadow.metric.canary if rollout.shadow.metric else None
-        pairs = await self._pairs(s.spec.rollout.analysis.prometheus, target, before)
+        pairs = await self._pairs(s.spec.rollout.analysis.provider, target, before)
         verdict = judge_agreement(s.spec.rollout.shadow, pairs.canary, pairs.problem, FALSE_ALARM_BUDGET)
         return Assessment(
             verdict.verdict,
@@ -201,7 +197,7 @@ class MetricsAssessor:
         """Read from the provider of that name (None: the default one), within its time-out."""
         provider = self._config.provider_for(name)
         if provider is None:
-            return _NO_PROVIDER
+            return NO_PROVIDER
         limit = provider.timeout_seconds + MORE_SECONDS
         try:
             async with asyncio.timeout(limit):
@@ -223,7 +219,7 @@ class MetricsAssessor:
         mandatory = {m.name for m in s.mandatory}
         by_provider: dict[str | None, list[Metric]] = {}
         for metric in metrics:
-            name = s.rules.prometheus if metric.name in mandatory else s.spec.rollout.analysis.prometheus
+            name = s.rules.provider if metric.name in mandatory else s.spec.rollout.analysis.provider
             name = name or (gateway if metric.name in ("errors", "latency") else None)
             by_provider.setdefault(name, []).append(metric)
         return by_provider

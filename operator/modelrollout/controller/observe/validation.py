@@ -4,6 +4,7 @@ gateway. Every message names the field and the remedy.
 
 from __future__ import annotations
 
+from modelrollout.analysis.providers.registry import unknown_provider
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Data, ModelDeploymentSpec
 from modelrollout.config import OperatorConfig
@@ -50,14 +51,8 @@ def spec_violation(
         return problem
     if problem := _image_missing(spec, config):
         return problem
-    provider = spec.rollout.analysis.prometheus
-    if provider is not None and config.provider_for(provider) is None:
-        known = ", ".join(p.name for p in config.prometheus) or "none"
-        return Problem(
-            Reason.PROMETHEUS_NOT_ALLOWED,
-            f"spec.rollout.analysis.prometheus: {provider} is not in the operator's configuration (known:"
-            f" {known}); use one of them or leave it out",
-        )
+    if problem := unknown_provider(spec.rollout.analysis, config):
+        return problem
     return kind_for(spec.traffic).spec_problem(spec, served_routes, gateway)
 
 
