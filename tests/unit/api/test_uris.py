@@ -290,13 +290,15 @@ def test_the_configuration_is_refused_without_repeating_it(carrying: str, tmp_pa
     [
         (
             {"uri": "s3://m", "redirectsTo": ["https://cdn.example.com/"]},
-            "redirects of an S3 store are never followed",
+            "redirects of S3 are never followed",
         ),
         (
             {"uri": "https://m.example.com/", "redirectsTo": ["http://cdn.example.com/"], "allowHttp": True},
             "from https to http",
         ),
         ({"uri": "http://m.example.com/", "redirectsTo": ["http://cdn.example.com/"]}, "without allowHttp"),
+        ({"uri": "gs://models/"}, "write s3://BUCKET/KEY or http(s)://HOST/PATH"),
+        ({"uri": "models"}, "write s3://BUCKET/KEY or http(s)://HOST/PATH"),
         ({"uri": "https://m.example.com/", "redirectsTo": ["cdn.example.com"]}, "pattern"),
         ({"uri": "https://m.example.com/", "redirectsTo": ["https://cdn.example.com"]}, "pattern"),
         ({"uri": "https://m.example.com/", "redirectsTo": ["https:///x"]}, "pattern"),
