@@ -101,15 +101,18 @@ class StoreConfig(_Config):
     redirects_to: list[RedirectPrefix] = Field(
         default_factory=list,
         description=(
-            "Prefixes outside of uri that an http(s) store may redirect to, for example"
+            "Prefixes outside of uri that the store may redirect to, for example"
             " https://cdn.example.com/models/."
         ),
     )
 
     @model_validator(mode="after")
     def _leads_somewhere(self) -> Self:
-        if self.redirects_to and self.uri.startswith("s3://"):
-            raise ValueError("redirectsTo: redirects of an S3 store are never followed; leave it out")
+        kind = uris.SCHEMES.get(self.uri.partition("://")[0])
+        if kind is None:
+            raise ValueError(f"uri: {self.uri} is in no kind of store; write {uris.FORMS}")
+        if self.redirects_to and not kind.follows_redirects:
+            raise ValueError(f"redirectsTo: redirects of {kind.name} are never followed; leave it out")
         for prefix in self.redirects_to:
             if prefix.startswith("http://") and (self.uri.startswith("https://") or not self.allow_http):
                 raise ValueError(
@@ -120,8 +123,11 @@ class StoreConfig(_Config):
 
     @property
     def leads_to(self) -> tuple[str, ...] | None:
-        """Prefixes that a redirect may lead to: the store's own and redirectsTo. None for S3."""
-        return None if self.uri.startswith("s3://") else (self.uri.rstrip("/") + "/", *self.redirects_to)
+        """Prefixes that a redirect may lead to: the store's own and redirectsTo. None where
+        redirects are never followed.
+        """
+        follows = uris.SCHEMES[self.uri.partition("://")[0]].follows_redirects
+        return (self.uri.rstrip("/") + "/", *self.redirects_to) if follows else None
 
     def holds(self, uri: str) -> bool:
         """Whether ``uri`` lies in this store."""
@@ -170,7 +176,7 @@ class GatewayMetrics(_Config):
 
     profile: Literal["traefik", "none"] = "traefik"
     provider: str | None = Field(
-        None, description="Prometheus that scrapes the gateway, by name; default the first one."
+        None, description="Metrics provider with the gateway's counters, by name; default the first one."
     )
     settle_seconds: float = Field(
         3.0, description="A weight counts as programmed this long after the gateway accepted it."

@@ -64,7 +64,7 @@ class Reason(StrEnum):
     UNSUPPORTED_SCHEME = (
         "UnsupportedScheme",
         JOB,
-        "the URI does not begin with s3://, http:// or https://",
+        "the URI does not begin with the scheme of a store, such as s3:// or https://",
         10,
     )
     URI_INVALID = (

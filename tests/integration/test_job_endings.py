@@ -355,11 +355,9 @@ async def test_a_pod_that_is_killed_for_its_place_ends_the_job_and_counts_as_non
 
 def _seen(namespace: str, job: Object, at: JobState) -> Observation:
     """A rollout whose prepare Job this is."""
-    s = replace(b.second("Prepare", work=at), namespace=namespace)
-    children = b.children(s)
-    assert children.work is not None
+    s = replace(b.second("Prepare"), namespace=namespace)
     deployment = {"metadata": {"name": "digits", "namespace": namespace}, "kind": MODEL_DEPLOYMENT.kind}
-    return Observation(deployment, {(JOB.kind, children.work[1]): job}, s, None)
+    return Observation(deployment, {}, s, None, job=job, work=at)
 
 
 @contextlib.asynccontextmanager
@@ -439,7 +437,7 @@ async def test_what_kueue_says_of_a_job_is_read_from_the_workload_of_its_uid_and
             WORKLOAD, workload("job-mine", job["metadata"]["uid"], conditions=conditions)
         )
         await kube.create(WORKLOAD, workload("job-of-another", str(uuid.uuid4())))
-        explained = await kueue.with_queue_reason(kube, seen, seen.snapshot.work, datetime.now(UTC))
+        explained = await kueue.with_queue_reason(kube, seen, seen.work, datetime.now(UTC))
         assert (
             explained.queued and explained.queued.reason == "NotAdmissible" and not explained.result_pending
         )
@@ -477,7 +475,7 @@ async def test_a_quota_that_keeps_the_pod_away_is_told_in_its_own_words(kube: Ku
     seen = _seen(namespace, job, seen_work)
     for _ in range(100):
         explained = await missing_pod.explain_missing_pod(
-            kube, seen, seen.snapshot.work, datetime.now(UTC) + timedelta(seconds=10)
+            kube, seen, seen.work, datetime.now(UTC) + timedelta(seconds=10)
         )
         if explained.problem:
             break

@@ -8,7 +8,6 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import AlreadyExists, Conflict, NotFound
 from modelrollout.kube.kinds import DEPLOYMENT, LEASE, MODEL_DEPLOYMENT, POD, ROLLOUT_POLICY, Resource
 from modelrollout.kube.objects import Object
-from modelrollout.rollout.snapshot import Snapshot
+from modelrollout.rollout.snapshot import Observed, Slot
 
 pytestmark = pytest.mark.sandbox
 
@@ -108,10 +107,11 @@ class Process:
         assert o is not None
         status = ModelDeploymentStatus.model_validate(o["status"])
         rules = self.policies.rules(o)
-        seen = Observation(o, {}, Snapshot(name, self.namespace, 1, None, status, rules=rules), None)
+        slots: tuple[Slot, ...] = ()
+        seen = Observation(o, {}, Observed(name, self.namespace, 1, None, status, rules=rules), None)
         if status.rollout is not None and status.rollout.queue is not None:
-            seen = replace(seen, snapshot=replace(seen.snapshot, slots=await self.slots.view(seen)))
-            if all(slot.held for slot in seen.snapshot.slots):
+            slots = await self.slots.view(seen)
+            if all(slot.held for slot in slots):
                 through = status.model_copy(
                     update={"rollout": status.rollout.model_copy(update={"queue": None})}
                 )
@@ -121,7 +121,7 @@ class Process:
                     guarded=True,
                 )
                 return
-        await self.slots.acquire_or_release(seen)
+        await self.slots.acquire_or_release(seen, slots)
 
 
 async def queued(kube: Kube, namespace: str, name: str, waits: float) -> Object:

@@ -111,7 +111,7 @@ def with_wrong(wire: dict[str, Any], place: tuple[Any, ...], wrong: Any) -> dict
 def two_passes(s: Snapshot) -> None:
     for seconds in (1, 40):
         s = replace(s, assessment=None)
-        if needs_measurement(s) and s.status.rollout and s.status.rollout.stage != "Shadow":
+        if needs_measurement(s, s.traffic) and s.status.rollout and s.status.rollout.stage != "Shadow":
             asked = metrics_due(s, b.at(seconds))
             look = CounterReading(
                 Raw({"g": Sample(200, 5, 1.0 + seconds)}), Raw({"g": Sample(1900, 20, 1.0 + seconds)})
@@ -145,7 +145,6 @@ def test_no_damage_crashes_a_pass_or_costs_stable_its_pods(stage: str) -> None:
         s = replace(s, status=b.status(1, rollout=b.rollout("Done", 1, outcome="Stable")))
     more = {
         "draining": [Draining(revision=V1, number=1, until=b.ago(-100))],
-        "retiring": b.ref(1),
         "restarts": {V1: RestartStatus(at=b.ago(3))},
     }
     pinned = Pinned(revision=V1, generation=1, rolled_back_from=V2) if stage == "Failed" else None

@@ -52,11 +52,7 @@ def ended(deployment: Object, expected: Expected) -> bool:
     """Whether the rollout of the expected version has come to an end, whichever."""
     status = deployment.get("status") or {}
     rollout = status.get("rollout") or {}
-    if (
-        rollout.get("stage") not in ("Done", "Failed")
-        or rollout.get("outcome") == "Superseded"
-        or status.get("retiring")
-    ):
+    if rollout.get("stage") not in ("Done", "Failed") or rollout.get("outcome") == "Superseded":
         return False
     return bool(
         rollout.get("sha256") == expected.tried
@@ -68,12 +64,7 @@ def rebuilt(deployment: Object, expected: Expected) -> bool:
     """Whether a recovered status has the expected end, without the rollout's history."""
     status = deployment.get("status") or {}
     ready = next((c["status"] for c in status.get("conditions", []) if c["type"] == "Ready"), None)
-    return bool(
-        expected.outcome == "Promoted"
-        and ready == "True"
-        and not status.get("rollout")
-        and not status.get("retiring")
-    )
+    return expected.outcome == "Promoted" and ready == "True" and not status.get("rollout")
 
 
 def problems(expected: Expected, seen: Final) -> list[str]:
@@ -121,8 +112,6 @@ def _status_problems(expected: Expected, status: Object, stable: str) -> list[st
                 f"condition {kind} is {condition['status']} ({condition['reason']}: {condition['message']}),"
                 f" expected {required}"
             )
-    if status.get("retiring"):
-        problems.append(f"{status['retiring']['revision']} still retires")
     return problems
 
 

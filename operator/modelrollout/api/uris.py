@@ -7,8 +7,30 @@ read it, so it must not carry credentials. telemetry.redaction masks the URIs th
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+
+@dataclass(frozen=True)
+class StoreKind:
+    """What everyone has to know of a kind of store; ``optimizer.store`` reads and writes there."""
+
+    name: str  # for messages
+    form: str  # how its URIs are written
+    secret: str  # what the Secret that opens it has
+    # whether its requests may be redirected to the places in redirectsTo
+    follows_redirects: bool
+
+
+_S3 = StoreKind(
+    "S3", "s3://BUCKET/KEY", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", follows_redirects=False
+)
+_HTTP = StoreKind("HTTP", "http(s)://HOST/PATH", "token, or username and password", follows_redirects=True)
+# the kinds of stores by the scheme of their URIs
+SCHEMES: Mapping[str, StoreKind] = {"s3": _S3, "http": _HTTP, "https": _HTTP}
+_KINDS = tuple(dict.fromkeys(SCHEMES.values()))
+FORMS = " or ".join(kind.form for kind in _KINDS)
 # A query, a fragment; an @ in the authority; a colon in it (not within an IPv6 address) that begins
 # no port. RE2 and Python read it alike.
 CARRIES_MORE = r"[?#]|^[^/]*//[^/]*@|^[^/]*//[^/:\[]*:[^/]*[^/0-9]"
@@ -16,9 +38,9 @@ _MUST_NOT = (
     "a URI must not carry a user name, password, query or fragment, because everyone can read them here"
 )
 INSTEAD = (
-    f"{_MUST_NOT}; leave them out, put the store's credentials into a Secret (S3: AWS_ACCESS_KEY_ID and"
-    " AWS_SECRET_ACCESS_KEY; HTTP: token, or username and password) and name it in credentials: {secretRef:"
-    " {name: ...}}"
+    f"{_MUST_NOT}; leave them out, put the store's credentials into a Secret"
+    f" ({'; '.join(f'{kind.name}: {kind.secret}' for kind in _KINDS)}) and name it in credentials:"
+    " {secretRef: {name: ...}}"
 )
 PREFIX_INSTEAD = (
     f"{_MUST_NOT}; write the prefix without them: ModelDeployments name the Secret that opens the store"

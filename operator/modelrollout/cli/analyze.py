@@ -19,7 +19,6 @@ from modelrollout.analysis.measurement import counts_of
 from modelrollout.analysis.metrics import effective_metrics
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.base import MetricsProvider
-from modelrollout.analysis.providers.registry import connect
 from modelrollout.analysis.recording import (
     Header,
     RecordingError,
@@ -29,21 +28,18 @@ from modelrollout.analysis.recording import (
     read_looks,
 )
 from modelrollout.analysis.target import Target
-from modelrollout.api.uris import carries_more
 from modelrollout.api.v1alpha1 import DURATION_RE, ModelDeploymentSpec, RevisionRef, seconds
-from modelrollout.cli import view
+from modelrollout.cli import providers, view
 from modelrollout.cli.cluster import Cluster, Rollout
 from modelrollout.cli.errors import Refused, Unanswered
 from modelrollout.cli.manifest import Manifest, from_cluster, from_file, with_changes
 from modelrollout.cli.verbs import in_flight
-from modelrollout.config import PrometheusConfig
 from modelrollout.rollout.assessment import assess, metrics_due
 from modelrollout.rollout.policy.rules import NO_RULES, Rules
 from modelrollout.rollout.replay import Moment, Replayed, replay
-from modelrollout.rollout.snapshot import Assessment, Snapshot, baseline
+from modelrollout.rollout.snapshot import Assessment, Observed, baseline
 from modelrollout.rollout.strategy import steps_of
 
-TIMEOUT_SECONDS = 30.0
 _LIMIT_LOOKS = 100_000
 
 
@@ -57,8 +53,7 @@ class Options:
     name: str | None = None
     filename: Path | None = None
     recording: Path | None = None
-    prometheus: str | None = None
-    token_file: Path | None = None
+    connect: Callable[[], MetricsProvider] | None = None  # to the provider that the options name
     profile: str = "traefik"
     start: str | None = None
     end: str | None = None
@@ -77,13 +72,10 @@ class Options:
 
 async def analyze(w: Options, cluster: Cluster | None, now: datetime, tell: Tell) -> None:
     """Judge as the options say, and give the result to ``tell``. Raises Refused and Unanswered."""
-    if w.recording is None and w.prometheus is None:
-        raise Refused(
-            "say where the readings come from: --prometheus URL (kubectl port-forward reaches one inside the"
-            " cluster), or --replay FILE"
-        )
-    if w.recording is not None and w.prometheus is not None:
-        raise Refused("either --replay or --prometheus, not both")
+    if w.recording is None and w.connect is None:
+        raise Refused(f"say where the readings come from: {providers.OPTIONS}, or --replay FILE")
+    if w.recording is not None and w.connect is not None:
+        raise Refused("either --replay or a metrics provider, not both")
     rollout = await cluster.rollout(w.name) if cluster is not None and w.name is not None else None
     if cluster is not None and rollout is not None:
         m = from_cluster(rollout, await cluster.policies(), await cluster.namespace_labels())
@@ -98,8 +90,8 @@ async def analyze(w: Options, cluster: Cluster | None, now: datetime, tell: Tell
         replayed = run(spec, moments, stable=header.stable is not None)
         tell(render(replayed, judged_by), as_json(replayed, judged_by))
         return
-    assert w.prometheus is not None
-    provider = prometheus_at(w.prometheus, w.token_file)
+    assert w.connect is not None
+    provider = w.connect()
     try:
         if w.start is None:
             if rollout is None:
@@ -168,22 +160,6 @@ def read_recording(path: Path) -> tuple[Header, Iterator[Moment]]:
             raise Refused(f"{path}: {e}") from e
 
     return header, moments()
-
-
-def prometheus_at(url: str, token_file: Path | None) -> MetricsProvider:
-    """A Prometheus by its URL; raises Refused."""
-    if carries_more(url):  # messages contain it
-        raise Refused(
-            "--prometheus: a URL must not carry a user name, password, query or fragment; leave them out, and"
-            " give a token in --token-file"
-        )
-    config = PrometheusConfig(
-        name=url,
-        url=url,
-        token_file=str(token_file) if token_file else None,
-        timeout_seconds=TIMEOUT_SECONDS,
-    )
-    return connect(config, patience=TIMEOUT_SECONDS)
 
 
 async def past_moments(
@@ -268,7 +244,7 @@ async def assess_now(
             f"{rollout.name} is in no canary step, so nothing is being judged; over the past: --start,"
             " --canary and --stable, or --replay"
         )
-    s = Snapshot(
+    s = Observed(
         name=rollout.name,
         namespace=rollout.namespace,
         generation=rollout.generation,

@@ -21,7 +21,7 @@ from rich.live import Live
 from rich.text import Text
 
 from modelrollout.cli import analyze as analysis
-from modelrollout.cli import verbs, view
+from modelrollout.cli import providers, verbs, view
 from modelrollout.cli.cluster import Cluster, Rollout
 from modelrollout.cli.command import (
     Context,
@@ -329,21 +329,14 @@ def analyze(
     recording: Annotated[
         Path | None, typer.Option("--replay", help="Judge a recording (docs/explanation/analysis.md).")
     ] = None,
-    prometheus: Annotated[
-        str | None,
-        typer.Option("--prometheus", help="URL of a Prometheus, for example http://localhost:9090."),
-    ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option("--token-file", help="File with a bearer token for that Prometheus.")
-    ] = None,
+    prometheus: providers.PrometheusUrl = None,
+    token_file: providers.TokenFile = None,
     profile: Annotated[
         Profile, typer.Option("--profile", help="How the gateway's metrics name a backend.")
     ] = Profile.traefik,
     start: Annotated[
         str | None,
-        typer.Option(
-            "--start", help="Judge Prometheus history from this time: RFC 3339, or how long ago (2h)."
-        ),
+        typer.Option("--start", help="Judge past metrics from this time: RFC 3339, or how long ago (2h)."),
     ] = None,
     end: Annotated[str | None, typer.Option("--end", help="End of that history; default: now.")] = None,
     canary: Annotated[
@@ -384,8 +377,7 @@ def analyze(
         name,
         filename,
         recording,
-        prometheus,
-        token_file,
+        providers.chosen(prometheus, token_file),
         profile,
         start,
         end,

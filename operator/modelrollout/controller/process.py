@@ -29,12 +29,9 @@ from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import Conflict, Forbidden, KubeError
 from modelrollout.kube.events import Events
 from modelrollout.kube.kinds import (
-    GRPC_ROUTE,
-    HTTP_ROUTE,
     MODEL_DEPLOYMENT,
     NETWORK_POLICY,
     ROLLOUT_POLICY,
-    TRAEFIK_SERVICE,
     WATCHED,
     Resource,
     namespaces_to_list,
@@ -47,6 +44,7 @@ from modelrollout.rollout.plan import Event
 from modelrollout.telemetry import logs
 from modelrollout.telemetry.health import HealthServer, check_age, check_flag
 from modelrollout.telemetry.metrics import Metrics
+from modelrollout.traffic.router import ROUTES
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +70,7 @@ UNWATCHED = (
 # a worker without progress for this long fails the liveness probe
 STUCK_SECONDS = 120.0
 SILENT_SECONDS = 60.0
-# between checks of which sources Prometheus scrapes: often after the start, then seldom
+# between checks of who may count: often after the start, then seldom
 SOURCES_SECONDS = (15.0, 300.0)
 
 
@@ -135,11 +133,11 @@ class Operator:
                 "no RolloutPolicy on this cluster: nothing is limited; install its definition (crds/) and"
                 " restart the operator"
             )
-        if missing := [r.kind for r in (HTTP_ROUTE, GRPC_ROUTE) if r not in kinds]:
+        if missing := [r.kind for r in ROUTES if r not in kinds]:
             log.warning(
-                "no %s on this cluster: only replica-weighted canaries; restart the operator once the Gateway"
-                " API is installed",
-                missing,
+                "no %s on this cluster: where routes are missing, canaries are weighted by replicas; install"
+                " their definitions and restart the operator",
+                ", ".join(missing),
             )
         health = HealthServer(
             self._metrics.registry,
@@ -180,15 +178,13 @@ class Operator:
 
     async def _is_in_use(self, resource: Resource) -> bool:
         """Whether the kind is configured, and the cluster serves it."""
-        if resource == NETWORK_POLICY and self._config.network_policies is None:
-            return False
-        if resource == TRAEFIK_SERVICE and not self._config.shadow.traefik:
-            return False
-        return not resource.optional or await self._kube.has_kind(resource)
+        return resource.configured(self._config) and (
+            not resource.optional or await self._kube.has_kind(resource)
+        )
 
     async def post(self, observation: Observation, event: Event) -> None:
         """An event on the ModelDeployment."""
-        self._metrics.event_posted(observation.snapshot.namespace, event.type, event.reason)
+        self._metrics.event_posted(observation.observed.namespace, event.type, event.reason)
         await self._events.post(observation.deployment, event.type, event.reason, event.message)
 
     async def _contend(self, ready: asyncio.Event) -> None:

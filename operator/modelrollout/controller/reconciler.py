@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
@@ -15,20 +14,22 @@ from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.config import OperatorConfig
 from modelrollout.controller.apply.actor import Actor, ChildRefused
 from modelrollout.controller.lookups.gateways import Gateways
-from modelrollout.controller.lookups.lookups import Lookups
+from modelrollout.controller.lookups.lookups import LookedUp, Lookups
 from modelrollout.controller.observe.observation import Observation, observe
+from modelrollout.controller.snapshot import build_snapshot
 from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import Conflict, Forbidden, NotFound
-from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE, MODEL_DEPLOYMENT
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.traffic import needs_measurement
 from modelrollout.rollout.plan import Converge, Event, Wait, Write
 from modelrollout.rollout.policy.rules import NO_RULES
-from modelrollout.rollout.snapshot import Assessment, Snapshot
+from modelrollout.rollout.snapshot import Assessment, Observed, Snapshot
 from modelrollout.rollout.status import recorded_network_policy_problem
+from modelrollout.traffic.router import ROUTES
 
 log = logging.getLogger(__name__)
 LOST_SECONDS = 30.0  # until a status that the API server dropped is written again
@@ -45,7 +46,7 @@ class Assessor(Protocol):
     because of a provider.
     """
 
-    async def assess(self, s: Snapshot) -> Assessment | None: ...
+    async def assess(self, s: Observed) -> Assessment | None: ...
 
 
 class Reporter(Protocol):
@@ -87,7 +88,7 @@ class Reconciler:
         """
         if not key[0]:
             return await self._lookups.policies.reconcile(key[1])
-        kinds = frozenset([r.kind for r in (HTTP_ROUTE, GRPC_ROUTE) if await self._kube.has_kind(r)])
+        served_routes = frozenset([r.kind for r in ROUTES if await self._kube.has_kind(r)])
         deployment = self._cache.get(MODEL_DEPLOYMENT, *key)
         await self._lookups.policies.read_namespace_labels(key[0])
         rules = self._lookups.policies.rules(deployment) if deployment else NO_RULES
@@ -96,7 +97,7 @@ class Reconciler:
             self._cache,
             key,
             self._config,
-            kinds,
+            served_routes,
             self._lookups.hostnames.known(),
             gateway,
             rules,
@@ -119,20 +120,22 @@ class Reconciler:
         try:
             if await self._lookups.hostnames.settle(observation):
                 return 0.0
-            enriched = await self._lookups.enrich(observation)
+            looked_up = await self._lookups.look_up(observation)
         except Forbidden as e:
-            enriched = observation.snapshot
+            looked_up = LookedUp(observation.work)
             refused = Problem(Reason.CHILD_REFUSED, f"Leases of slots and host names: {e.message}")
-        s = replace(
-            enriched,
+        observed = observation.observed
+        measures = needs_measurement(observed, observation.traffic)
+        s = build_snapshot(
+            observation,
+            looked_up,
+            await self._assessor.assess(observed) if measures else None,
             write_problem=refused,
             network_policy_problem=self._network_policy_problems.get(
-                key, recorded_network_policy_problem(enriched.status)
+                key, recorded_network_policy_problem(observed.status)
             ),
             leading_since=self._leading_since(),
         )
-        s = await self._with_assessment(s)
-        observation = replace(observation, snapshot=s)
         plan = decide(s, self._now())
         if not self._may_write():
             return None  # another replica took the lease during this pass
@@ -144,11 +147,13 @@ class Reconciler:
                     await self._reporter.post(observation, event)
                 return 0.0
             case Converge():
-                return await self._converge(key, observation, plan)
+                return await self._converge(key, observation, s, plan)
             case Wait():
                 return plan.requeue_after
 
-    async def _converge(self, key: Key, observation: Observation, plan: Converge) -> float | None:
+    async def _converge(
+        self, key: Key, observation: Observation, s: Snapshot, plan: Converge
+    ) -> float | None:
         """Makes the children match; returns the seconds until the next pass."""
         try:
             narrowed, first_refusal = (
@@ -159,14 +164,14 @@ class Reconciler:
                     observation,
                     Event(
                         Reason.ROUTES_NARROWED,
-                        f"{', '.join(observation.snapshot.overly_open)}: {ROUTES_NARROWED}",
+                        f"{', '.join(s.overly_open)}: {ROUTES_NARROWED}",
                     ),
                 )
                 return 0.0
-            wrote = await self._isolate(key, observation)
+            wrote = await self._isolate(key, observation, s.network_policy_problem)
             acted, refusal = await self._actor.converge(observation, plan.desired)
             wrote, refusal = wrote | acted, first_refusal or refusal
-            wrote |= await self._lookups.slots.acquire_or_release(observation)
+            wrote |= await self._lookups.slots.acquire_or_release(observation, s.slots)
         except ChildRefused as e:
             self._refused[key] = Problem(e.reason, e.message)
             raise
@@ -190,23 +195,20 @@ class Reconciler:
         ]
         return min(waits, default=None)
 
-    async def _isolate(self, key: Key, observation: Observation) -> bool:
+    async def _isolate(self, key: Key, observation: Observation, before: Problem | None) -> bool:
         """Write NetworkPolicies. Also True when the status has to change: the next pass writes
         it.
         """
-        if observation.snapshot.spec is None:  # whom to let in is unknown: the policies stay
+        if observation.observed.spec is None:  # whom to let in is unknown: the policies stay
             return False
         wrote, self._network_policy_problems[key] = await self._actor.isolate(observation)
-        return wrote or self._network_policy_problems[key] != observation.snapshot.network_policy_problem
-
-    async def _with_assessment(self, s: Snapshot) -> Snapshot:
-        return replace(s, assessment=await self._assessor.assess(s)) if needs_measurement(s) else s
+        return wrote or self._network_policy_problems[key] != before
 
     async def _transition(self, observation: Observation, status: ModelDeploymentStatus) -> bool:
         """Write the new state, if the object is still as observed. False when the API server
         dropped everything new in it.
         """
-        key = (observation.snapshot.namespace, observation.snapshot.name)
+        key = (observation.observed.namespace, observation.observed.name)
         try:
             answer = await self._kube.replace_status(
                 MODEL_DEPLOYMENT, {**observation.deployment, "status": status.wire()}

@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any
 
+from modelrollout.telemetry.logs import JsonLines
 from modelrollout.telemetry.redaction import redact_known
 
 LOGGER = logging.getLogger("modelrollout.job")
 
 
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, message, the fields in ``extra={"fields": {...}}``
-    and a traceback.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "message": redact_known(record.getMessage()),
-        }
-        line |= {
-            key: redact_known(value) if isinstance(value, str) else value
-            for key, value in getattr(record, "fields", {}).items()
-        }
-        if record.exc_info:
-            line["traceback"] = redact_known(self.formatException(record.exc_info))
-        return json.dumps(line, default=lambda value: redact_known(str(value)))
-
-
 def setup() -> None:
-    """All logging of this process goes to stderr as JSON; libraries from warnings up."""
+    """All logging of this process goes to stderr as JSON; libraries from warnings up. Jobs know
+    their secrets, and their messages name fields such as ``signature``: nothing else is removed.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonLines(redact_known))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     LOGGER.setLevel(logging.INFO)
 
 
 def say(message: str, **fields: Any) -> None:
     """One line at level info."""
-    LOGGER.info(message, extra={"fields": fields})
+    LOGGER.info(message, extra=fields)
 
 
 class Progress:

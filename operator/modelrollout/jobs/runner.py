@@ -151,7 +151,7 @@ def execute(runner: Runner, text: str | None, progress: log.Progress) -> tuple[E
         result, code = runner(parse_task(text), progress), ExitCode.OK
     except JobError as error:
         code, result = error.code, error.result()
-        log.LOGGER.error(error.message, extra={"fields": {"reason": error.reason, "code": int(error.code)}})
+        log.LOGGER.error(error.message, extra={"reason": error.reason, "code": int(error.code)})
     except BaseException as error:  # the boundary of the process
         log.LOGGER.exception("unexpected error")
         wrapped = _unexpected(error)
@@ -169,7 +169,7 @@ def write_result(result: TaskResult) -> None:
         path.write_bytes(encoded)
     except OSError as error:
         log.LOGGER.warning(
-            "cannot write the termination message", extra={"fields": {"path": str(path), "error": str(error)}}
+            "cannot write the termination message", extra={"path": str(path), "error": str(error)}
         )
     log.say("result", result=encoded.decode())
 

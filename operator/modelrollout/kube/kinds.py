@@ -4,11 +4,12 @@ follow from this table. The feedback endpoint has the kinds of its reviews in ``
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from modelrollout.api import names
+from modelrollout.config import OperatorConfig
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Resource:
     # Directs traffic. Applied only in the state that the pass has observed: an older leader that
     # resumes late must not undo a step.
     guarded: bool = field(default=False, compare=False)
+    # whether the configuration asks for it
+    configured: Callable[[OperatorConfig], bool] = field(default=lambda _: True, compare=False)
 
     @property
     def api_version(self) -> str:
@@ -130,7 +133,6 @@ GRPC_ROUTE = Resource(
     pruned=True,
     guarded=True,
 )
-# where shadow.traefik is configured
 TRAEFIK_SERVICE = Resource(
     "traefik.io",
     "v1alpha1",
@@ -142,11 +144,18 @@ TRAEFIK_SERVICE = Resource(
     child=True,
     pruned=True,
     guarded=True,
+    configured=lambda config: config.shadow.traefik,
 )
-# Where networkPolicy.models is configured. Not pruned with the rest: they are written and removed
-# before the pods that they are for.
+# Not pruned with the rest: they are written and removed before the pods that they are for.
 NETWORK_POLICY = Resource(
-    "networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy", verbs=_WRITE, watched=True, child=True
+    "networking.k8s.io",
+    "v1",
+    "networkpolicies",
+    "NetworkPolicy",
+    verbs=_WRITE,
+    watched=True,
+    child=True,
+    configured=lambda config: config.network_policies is not None,
 )
 GATEWAY = Resource(*_GATEWAY_API, "gateways", "Gateway", verbs="get")
 GATEWAY_CLASS = Resource(*_GATEWAY_API, "gatewayclasses", "GatewayClass", namespaced=False, verbs="get")

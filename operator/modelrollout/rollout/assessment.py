@@ -17,16 +17,16 @@ from modelrollout.api.times import since
 from modelrollout.api.v1alpha1 import Metric, MetricStatus
 from modelrollout.rollout import strategy
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of
-from modelrollout.rollout.snapshot import Assessment, Snapshot, baseline
-from modelrollout.rollout.views import AtStep
+from modelrollout.rollout.snapshot import Assessment, Observed, baseline, rollout_of, step_of
+from modelrollout.rollout.views import Specified
 
 
-def metrics_due(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
+def metrics_due(s: Observed, now: datetime) -> list[Metric] | Assessment:
     """The metrics to read; or the assessment if nothing is to be read: during the initial delay, or
     if a template is missing.
     """
-    trial = AtStep.of(s)
-    step, analysis = strategy.with_traffic(trial.step), trial.spec.rollout.analysis
+    step = strategy.with_traffic(step_of(s.status))
+    analysis = Specified.of(s).spec.rollout.analysis
     metrics = effective_metrics(analysis, s.templates, s.mandatory)
     if isinstance(metrics, MeasurementProblem):
         return Assessment("Error", metrics.reason, metrics.message, tuple(step.metrics))
@@ -40,7 +40,7 @@ def metrics_due(s: Snapshot, now: datetime) -> list[Metric] | Assessment:
 
 
 def assess(
-    s: Snapshot,
+    s: Observed,
     metrics: Sequence[Metric],
     readings: Mapping[str, Reading],
     now: datetime,
@@ -52,8 +52,8 @@ def assess(
     ``split``: a gateway that splits requests by the step's weight counts errors and latency;
     unknown for a replay.
     """
-    trial = AtStep.of(s)
-    rollout, step, steps = trial.rollout, strategy.with_traffic(trial.step), steps_of(trial)
+    trial, rollout = Specified.of(s), rollout_of(s.status)
+    step, steps = strategy.with_traffic(step_of(s.status)), steps_of(trial)
     bakes = rollout.stage == "Bake"
     counted = counts_of(step.metrics)
     measured = fold_in(readings, counted, stable=baseline(s) is not None and not bakes)

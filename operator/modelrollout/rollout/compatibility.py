@@ -5,13 +5,13 @@ from __future__ import annotations
 from modelrollout.api.v1alpha1 import Interface
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
-from modelrollout.rollout.snapshot import Snapshot, baseline
+from modelrollout.rollout.snapshot import Observed, baseline
 
 REASON = Reason.SIGNATURE_CHANGED
 _SHOWN = 8  # changes that a message lists
 
 
-def interface_change(s: Snapshot, new: Interface | None) -> Problem | None:
+def interface_change(s: Observed, new: Interface | None) -> Problem | None:
     """Why clients of stable cannot use the new interface; None if it is the same, if spec allows
     the change, or if either one is unknown.
     """
@@ -29,7 +29,7 @@ def interface_change(s: Snapshot, new: Interface | None) -> Problem | None:
     return Problem(REASON, text)
 
 
-def served_interface(s: Snapshot) -> Interface | None:
+def served_interface(s: Observed) -> Interface | None:
     """Interface of the stable revision; None if there is none, or if an operator that recorded no
     interfaces prepared it.
     """
@@ -38,7 +38,7 @@ def served_interface(s: Snapshot) -> Interface | None:
     return revision.status.artifact.interface if revision and revision.status.artifact else None
 
 
-def is_declared(s: Snapshot, reason: str | None) -> bool:
+def is_declared(s: Observed, reason: str | None) -> bool:
     """Whether spec now allows the change that a version was refused for."""
     return reason == REASON and s.spec is not None and s.spec.model.interface_change == "Allowed"
 

@@ -18,7 +18,7 @@ from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.policy.slot_limits import gpus_requested, held_too_long, slot_of
 from modelrollout.rollout.policy.weight_cap import cap_unproven_weight
 from modelrollout.rollout.recovery import recover
-from modelrollout.rollout.snapshot import QUARANTINED, Snapshot, in_flight, still_draining
+from modelrollout.rollout.snapshot import QUARANTINED, Observed, Snapshot, in_flight, still_draining
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.promote import end_revert
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS
@@ -33,16 +33,16 @@ from modelrollout.rollout.transitions import (
     known_version,
     revert,
 )
-from modelrollout.rollout.views import Specified
+from modelrollout.rollout.views import SpecifiedSnapshot
 
-Check = Callable[[Specified, datetime], Transition | None]
+Check = Callable[[SpecifiedSnapshot, datetime], Transition | None]
 
 
 def decide(s: Snapshot, now: datetime) -> Plan:
     """One pass: a transition to write, children to converge to, or a wait."""
     if s.spec is None:
         return _without_spec(s, now)
-    specified = Specified.of(s)
+    specified = SpecifiedSnapshot.narrowed(s)
     transitions = (transition for check in CHECKS if (transition := check(specified, now)) is not None)
     transition = next(transitions, Transition(s.status))
     transition = cap_unproven_weight(s, block_while_frozen(specified, transition, now), now)
@@ -91,7 +91,7 @@ def _would_lose_evidence(s: Snapshot, transition: Transition) -> bool:
     return old is not None and new is not None and old.started != new.started and bool(revision_status(s))
 
 
-def recover_lost_status(s: Specified, now: datetime) -> Transition | None:
+def recover_lost_status(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
     """Recover a status that names no stable revision although one has served: it was emptied or
     damaged, or a backup did not contain it.
     """
@@ -119,7 +119,7 @@ def carry_out_verb(s: Snapshot, now: datetime) -> Transition | None:
     return verbs.carry_out(s, verb, now) if verb else None
 
 
-def end_superseded(s: Specified, now: datetime) -> Transition | None:
+def end_superseded(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
     """End a rollout whose version spec no longer requests, stable first."""
     rollout = s.status.rollout
     if (
@@ -145,7 +145,7 @@ def end_superseded(s: Specified, now: datetime) -> Transition | None:
     )
 
 
-def _waits_in_trial(s: Snapshot) -> bool:
+def _waits_in_trial(s: Observed) -> bool:
     """Whether promotion still waits for pods, at the weight of the last step."""
     return (
         s.status.stable is not None
@@ -199,7 +199,7 @@ def run_stage(s: Snapshot, now: datetime) -> Transition | None:
     return STAGES[rollout.stage].run(s, now)
 
 
-def start_rollout(s: Specified, now: datetime) -> Transition | None:
+def start_rollout(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
     """Begin a rollout if spec requests a version that is neither stable nor quarantined."""
     status = s.status
     stable = s.revision(status.stable.revision) if status.stable else None

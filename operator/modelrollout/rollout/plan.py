@@ -37,6 +37,8 @@ class Desired:
 
     new_revision: NewRevision | None = None
     work: tuple[str, str] | None = None  # (component, name) of the Job of the present stage
+    # a Job of that name that exists does not count (``controller.observe.job_state``)
+    recreate_work: bool = False
     servers: Mapping[str, int] = field(default_factory=dict)  # replicas by revision; others go away
     # by revision: a changed value replaces the pods
     restarts: Mapping[str, str] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RestartStatus
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event
-from modelrollout.rollout.snapshot import Snapshot
+from modelrollout.rollout.snapshot import Observed
 
 TOO_OLD = Reason.TRITON_TOO_OLD
 TOO_OLD_WHY = (
@@ -23,7 +23,7 @@ TOO_OLD_WHY = (
 )
 
 
-def restart_requested_at(s: Snapshot, revision: str) -> str | None:
+def restart_requested_at(s: Observed, revision: str) -> str | None:
     """When a restart of the revision was last requested, for its pod template."""
     record = s.status.restarts.get(revision)
     if record is None:
@@ -31,7 +31,7 @@ def restart_requested_at(s: Snapshot, revision: str) -> str | None:
     return record.previous_at if record.triton_too_old else record.at
 
 
-def revisions_to_harden(s: Snapshot, revisions: Collection[str]) -> dict[str, str | None]:
+def revisions_to_harden(s: Observed, revisions: Collection[str]) -> dict[str, str | None]:
     """The revisions to render hardened although their frozen template is not, with the version of
     the hardening; None is the latest.
     """
@@ -49,7 +49,7 @@ def revisions_to_harden(s: Snapshot, revisions: Collection[str]) -> dict[str, st
     return versions
 
 
-def unhardened_revisions(s: Snapshot, status: ModelDeploymentStatus) -> list[str]:
+def unhardened_revisions(s: Observed, status: ModelDeploymentStatus) -> list[str]:
     """Revisions with pods whose servers anyone in the cluster can manage, until the last pod is
     replaced.
     """
@@ -62,7 +62,7 @@ def unhardened_revisions(s: Snapshot, status: ModelDeploymentStatus) -> list[str
     return names
 
 
-def withdraw_incompatible_restart(s: Snapshot) -> tuple[ModelDeploymentStatus, Event] | None:
+def withdraw_incompatible_restart(s: Observed) -> tuple[ModelDeploymentStatus, Event] | None:
     """Withdraw a restart whose image lacks the flags: serving pods stay, and no more new ones are
     created.
     """
@@ -84,7 +84,7 @@ def withdraw_incompatible_restart(s: Snapshot) -> tuple[ModelDeploymentStatus, E
     return None
 
 
-def mark_finished(s: Snapshot, status: ModelDeploymentStatus) -> ModelDeploymentStatus:
+def mark_finished(s: Observed, status: ModelDeploymentStatus) -> ModelDeploymentStatus:
     """The status with finished restarts marked, and without those of revisions that have no pods
     any more.
     """
@@ -100,7 +100,7 @@ def mark_finished(s: Snapshot, status: ModelDeploymentStatus) -> ModelDeployment
     return status.model_copy(update={"restarts": left}) if left != status.restarts else status
 
 
-def waiting_restart(s: Snapshot, status: ModelDeploymentStatus) -> tuple[str, Problem | None] | None:
+def waiting_restart(s: Observed, status: ModelDeploymentStatus) -> tuple[str, Problem | None] | None:
     """A revision whose restart is not finished, and what blocks it."""
     for name, record in status.restarts.items():
         if name in s.servers and not (record.done or record.triton_too_old):
@@ -108,7 +108,7 @@ def waiting_restart(s: Snapshot, status: ModelDeploymentStatus) -> tuple[str, Pr
     return None
 
 
-def restart_without_gpu(s: Snapshot) -> str | None:
+def restart_without_gpu(s: Observed) -> str | None:
     """The revision whose restart finds no node, so that free GPUs have to be counted."""
     waiting = waiting_restart(s, s.status)
     return (
@@ -118,7 +118,7 @@ def restart_without_gpu(s: Snapshot) -> str | None:
     )
 
 
-def _is_over(s: Snapshot, name: str, record: RestartStatus) -> bool:
+def _is_over(s: Observed, name: str, record: RestartStatus) -> bool:
     server = s.server(name)
     renewed = (
         server.restarted == record.at

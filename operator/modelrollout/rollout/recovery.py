@@ -11,7 +11,7 @@ from datetime import datetime
 from modelrollout.analysis.process_groups import GROUP, GROUP_FIELDS
 from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, RevisionRef, RolloutStatus
-from modelrollout.rollout.snapshot import SERVED, Revision, Snapshot
+from modelrollout.rollout.snapshot import SERVED, Observed, Revision
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.resolve import RESOLVE
 from modelrollout.rollout.transitions import begin, pinned
@@ -24,10 +24,8 @@ _LAST_YEAR = 9000  # later timestamps overflow when a duration is added
 def sanitize(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
     """The status without invalid or contradictory parts, so that all other code may rely on it."""
     changes: dict[str, object] = {}
-    for field in ("stable", "retiring"):
-        ref: RevisionRef | None = getattr(status, field)
-        if ref is not None and not _is_time(ref.since):
-            changes[field] = None if field == "retiring" else ref.model_copy(update={"since": None})
+    if status.stable is not None and not _is_time(status.stable.since):
+        changes["stable"] = status.stable.model_copy(update={"since": None})
     drains = [d for d in status.draining if _is_time(d.until)]
     if drains != status.draining:
         changes["draining"] = drains
@@ -165,7 +163,7 @@ def recover(s: Specified, now: datetime) -> ModelDeploymentStatus | None:
     return recovered.model_copy(update=update)
 
 
-def _is_lost(s: Snapshot) -> bool:
+def _is_lost(s: Observed) -> bool:
     """Whether status is not what the operator wrote last: a revision is recorded as stable only
     after status has named it.
     """
@@ -185,7 +183,7 @@ def _is_lost(s: Snapshot) -> bool:
     return rollout.mode != "Rollback" or rollout.revision != (_serving(s) or recorded).name
 
 
-def _serving(s: Snapshot) -> Revision | None:
+def _serving(s: Observed) -> Revision | None:
     shares = [
         (revision, weight) for name, weight in s.live_split if weight > 0 and (revision := s.revision(name))
     ]
@@ -196,7 +194,7 @@ def _serving(s: Snapshot) -> Revision | None:
     )[0]
 
 
-def _recorded(s: Snapshot) -> Revision | None:
+def _recorded(s: Observed) -> Revision | None:
     return max(
         (r for r in s.revisions if r.status.outcome in ("Stable", "Promoted")),
         key=lambda r: r.number,

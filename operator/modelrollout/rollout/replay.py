@@ -8,7 +8,7 @@ as ready.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
@@ -30,7 +30,7 @@ from modelrollout.api.v1alpha1 import (
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
 from modelrollout.rollout.assessment import assess, metrics_due
-from modelrollout.rollout.snapshot import Assessment, Server, Snapshot, Traffic, rollout_of, step_of
+from modelrollout.rollout.snapshot import Assessment, Observed, Server, Traffic, rollout_of, step_of
 from modelrollout.rollout.stages.canary import canary
 from modelrollout.rollout.stages.judging import UNREACHABLE
 from modelrollout.rollout.transitions import at_step
@@ -164,10 +164,11 @@ class _Run:
         self._known.add(moment)
         for _ in range(_PASSES):
             before = self._status
-            s = self._snapshot(before)
-            assessment = self._assess(s, moment)
+            observed = self._observed(before)
+            assessment = self._assess(observed, moment)
             self._last = (moment, assessment)
-            transition = canary(AtStep.of(replace(s, assessment=assessment)), moment.at)
+            s = AtStep(**vars(observed), traffic=Traffic(True), assessment=assessment)
+            transition = canary(s, moment.at)
             after, self._status = transition.status, transition.status
             metrics = assessment.metrics if assessment else ()
             happened = [(e.reason, e.message) for e in transition.events]
@@ -227,19 +228,18 @@ class _Run:
             pause=first.pause is not None,
         )
 
-    def _snapshot(self, status: ModelDeploymentStatus) -> Snapshot:
-        return Snapshot(
+    def _observed(self, status: ModelDeploymentStatus) -> Observed:
+        return Observed(
             name="replay",
             namespace="replay",
             generation=1,
             spec=self._spec,
             status=status,
             servers={"canary": Server(1, 1, None, 1), "stable": Server(1, 1, None, 1)},
-            traffic=Traffic(True),
             settle_seconds=self._settle,
         )
 
-    def _assess(self, s: Snapshot, moment: Moment) -> Assessment | None:
+    def _assess(self, s: Observed, moment: Moment) -> Assessment | None:
         step = step_of(s.status)
         if step.phase == "Shifting" and since(step.since, moment.at) < self._settle:
             return None

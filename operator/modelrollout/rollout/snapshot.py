@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
-    Draining,
     EvaluationEvidence,
     InPlaceStatus,
     Metric,
@@ -96,7 +94,6 @@ class Server:
     updated: int | None = None  # pods of the present template; None: unknown
     down: Problem | None = None  # why a pod that was ready no longer is
     crash: Crash | None = None  # latest crash of its present pods
-    version: str | None = None  # Triton's version as a pod reports it; None: unknown
 
 
 @dataclass(frozen=True)
@@ -229,8 +226,11 @@ class SharedPreparation:
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """One ModelDeployment and everything that a decision about it depends on, at one time."""
+class Observed:
+    """One ModelDeployment and its children as they were read, with the RolloutPolicies that match.
+    What follows from the written state alone is asked of these facts: where requests go, the Job of
+    the stage, whether it is time to measure. The rest of a Snapshot is gathered with the answers.
+    """
 
     name: str
     namespace: str
@@ -240,26 +240,12 @@ class Snapshot:
     revisions: tuple[Revision, ...] = ()
     # uids of the lasting objects that the ModelDeployment itself controls
     children: tuple[str, ...] = ()
-    work: JobState = JobState()
     servers: Mapping[str, Server] = field(default_factory=dict)
-    traffic: Traffic = Traffic()
-    mirror: MirrorState = MirrorState()
-    shared: SharedPreparation = SharedPreparation()  # in Prepare, as long as no Job of its own is there
-    evaluation: EvaluationEvidence | None = None
-    assessment: Assessment | None = None
     verbs: tuple[Verb, ...] = ()
-    # why this spec cannot be rolled out: a store that is not allowed, a taken host name
-    spec_problem: Problem | None = None
-    # why clients may not reach it: another object's route claims one of its host names
-    taken: Problem | None = None
     # when it took over the latest of its reserved host names: earlier stable revisions never served
     # the clients of those names
     names_since: datetime | None = None
     parse_error: str | None = None  # why spec cannot be read
-    # why the last pass could not write a child: quota, admission, a taken name
-    write_problem: Problem | None = None
-    # why the last pass could not write or remove a NetworkPolicy
-    network_policy_problem: Problem | None = None
     # weights of the live route (or stable Service), to recover a lost status from
     live_split: Split = ()
     # routes that open more of the servers than clients may use, as "HTTPRoute digits"
@@ -267,13 +253,7 @@ class Snapshot:
     settle_seconds: float = 3.0
     # whether requests follow the weights; else they follow the numbers of ready pods
     exact_weights: bool = False
-    # when this operator became leader: deadlines must not count time without a leader
-    leading_since: datetime | None = None
     rules: Rules = NO_RULES  # of all RolloutPolicies that match
-    # by policy, up to the first without a slot; only if the rollout is queued, or needs more GPUs
-    # than its slot counts
-    slots: tuple[Slot, ...] = ()
-    gpus: Gpus | None = None  # None: not needed, or the operator may not read nodes
     # analysis templates of the policies in force here
     templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
     mandatory: tuple[Metric, ...] = ()  # metrics that those policies require
@@ -290,6 +270,33 @@ class Snapshot:
     def candidate_server(self) -> Server:
         """The pods of the latest rollout's revision; zero of zero if there are none."""
         return self.server(self.status.rollout.revision if self.status.rollout else None)
+
+
+@dataclass(frozen=True)
+class Snapshot(Observed):
+    """Everything that a decision about one ModelDeployment depends on, at one time."""
+
+    work: JobState = JobState()
+    traffic: Traffic = Traffic()
+    mirror: MirrorState = MirrorState()
+    shared: SharedPreparation = SharedPreparation()  # in Prepare, as long as no Job of its own is there
+    evaluation: EvaluationEvidence | None = None
+    assessment: Assessment | None = None
+    triton_versions: Mapping[str, str] = field(default_factory=dict)  # by revision, where a pod answered
+    # why this spec cannot be rolled out: a store that is not allowed, a taken host name
+    spec_problem: Problem | None = None
+    # why clients may not reach it: another object's route claims one of its host names
+    taken: Problem | None = None
+    # why the last pass could not write a child: quota, admission, a taken name
+    write_problem: Problem | None = None
+    # why the last pass could not write or remove a NetworkPolicy
+    network_policy_problem: Problem | None = None
+    # when this operator became leader: deadlines must not count time without a leader
+    leading_since: datetime | None = None
+    # by policy, up to the first without a slot; only if the rollout is queued, or needs more GPUs
+    # than its slot counts
+    slots: tuple[Slot, ...] = ()
+    gpus: Gpus | None = None  # None: not needed, or the operator may not read nodes
 
 
 def rollout_of(status: ModelDeploymentStatus) -> RolloutStatus:
@@ -322,25 +329,9 @@ def active_in_place(status: ModelDeploymentStatus) -> InPlaceStatus | None:
     return status.rollout.in_place if status.rollout is not None and in_flight(status.rollout) else None
 
 
-def draining(status: ModelDeploymentStatus, settle_seconds: float) -> list[Draining]:
-    """Revisions that keep their pods for a while, including the older ``retiring`` and entries
-    whose time is over.
-    """
-    entries = list(status.draining)
-    if status.retiring is not None and status.retiring.since is not None:
-        until = datetime.fromisoformat(status.retiring.since) + timedelta(seconds=settle_seconds)
-        entries.append(
-            Draining(revision=status.retiring.revision, number=status.retiring.number, until=stamp(until))
-        )
-    return entries
-
-
-def still_draining(s: Snapshot, now: datetime) -> dict[str, float]:
+def still_draining(s: Observed, now: datetime) -> dict[str, float]:
     """Seconds that each draining revision keeps its pods."""
-    left = {
-        d.revision: (datetime.fromisoformat(d.until) - now).total_seconds()
-        for d in draining(s.status, s.settle_seconds)
-    }
+    left = {d.revision: (datetime.fromisoformat(d.until) - now).total_seconds() for d in s.status.draining}
     return {revision: seconds for revision, seconds in left.items() if seconds > 0}
 
 
@@ -359,7 +350,7 @@ def serving_revision(status: ModelDeploymentStatus) -> RevisionRef | None:
     return status.stable
 
 
-def baseline(s: Snapshot) -> RevisionRef | None:
+def baseline(s: Observed) -> RevisionRef | None:
     """The stable revision that the one in flight is compared with; None if there is none, or if
     stable itself is being rolled out again.
     """

@@ -315,7 +315,8 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
     if s.network_policy_problem:
         rows.append((ISOLATED, "False", s.network_policy_problem.reason, s.network_policy_problem.message))
     if flawed := next(
-        ((name, flaws) for name in alive if (v := s.server(name).version) and (flaws := known_flaws(v))), None
+        ((name, flaws) for name in alive if (v := s.triton_versions.get(name)) and (flaws := known_flaws(v))),
+        None,
     ):
         rows.append((PATCHED, "False", flawed[1].reason, f"revision {flawed[0]}: {flawed[1].message}"))
     if late := waiting_restart(s, status):

@@ -81,7 +81,7 @@ def locate(steps: Sequence[Step], status: StepStatus) -> Position:
 
     If the list was edited, the weight that has been reached is kept and judged, and the next step
     is the first beyond it: an edit never raises the weight past a step that was not judged
-    (invariant 1).
+    (docs/explanation/invariants.md, 1).
     """
     reached = max(
         (i for i, step in enumerate(steps) if step.weight is not None and step.weight <= status.weight),

@@ -25,7 +25,7 @@ from modelrollout.api.v1alpha1 import (
     seconds,
 )
 from modelrollout.reasons import Reason
-from modelrollout.rollout.snapshot import Revision, Snapshot, active_in_place, draining, rollout_of, step_of
+from modelrollout.rollout.snapshot import Observed, Revision, active_in_place, rollout_of, step_of
 from modelrollout.rollout.views import Specified
 
 SHADOW_STEP = "shadow"  # how status and verbs name the shadow where they name a step
@@ -61,7 +61,7 @@ def pinned(s: Specified, revision: str) -> Pinned:
     )
 
 
-def is_pinned(s: Snapshot) -> bool:
+def is_pinned(s: Observed) -> bool:
     """Whether a pin is in force: spec still requests the version that a person rolled back from.
     Replicas set by an autoscaler do not release it.
     """
@@ -159,21 +159,19 @@ def retire(
     """
     if revision is None or number is None:
         return status
-    others = [
-        d for d in draining(status, keep) if datetime.fromisoformat(d.until) > now and d.revision != revision
-    ]
+    others = [d for d in status.draining if datetime.fromisoformat(d.until) > now and d.revision != revision]
     gone = Draining(revision=revision, number=number, until=stamp(now + timedelta(seconds=keep)))
-    return status.model_copy(update={"draining": [*others, gone], "retiring": None})
+    return status.model_copy(update={"draining": [*others, gone]})
 
 
-def scale_down_delay(s: Snapshot) -> float:
+def scale_down_delay(s: Observed) -> float:
     """Seconds that a former stable keeps its pods after it has lost its traffic."""
     delay = s.spec.rollout.scale_down_delay if s.spec else None
     return max(s.settle_seconds, seconds(delay) if delay else 0.0)
 
 
 def succeed(
-    s: Snapshot, status: ModelDeploymentStatus, now: datetime, outcome: Outcome
+    s: Observed, status: ModelDeploymentStatus, now: datetime, outcome: Outcome
 ) -> ModelDeploymentStatus:
     """The revision is stable; the former stable one retires."""
     rollout, former = rollout_of(status), status.stable

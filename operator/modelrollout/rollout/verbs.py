@@ -29,7 +29,7 @@ from modelrollout.rollout.transitions import (
     revert,
     succeed,
 )
-from modelrollout.rollout.views import AtStep, Specified
+from modelrollout.rollout.views import AtStep, Specified, SpecifiedSnapshot
 
 _REFUSALS = 32  # refusals that keep their reason; older ones keep only the key
 _MAX_REFUSAL = 200
@@ -82,7 +82,7 @@ def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     refusal = _not_at(s, verb)
     if refusal:
         return refusal, None
-    trial = AtStep.of(s)
+    trial = AtStep.narrowed(s)
     full, bakes = verb.verb == "promote-full", trial.rollout.stage == "Bake"
     if full and bakes:
         return f"{verb.revision} has all traffic already; promote ends its bake", None
@@ -230,7 +230,7 @@ def _end(s: Snapshot, now: datetime, reason: str, message: str) -> Transition:
 
 
 def _retry(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
-    s = Specified.of(snapshot)
+    s = SpecifiedSnapshot.narrowed(snapshot)
     if in_flight(s.status.rollout):
         return "a rollout is in flight; abort it first", None
     if s.spec_problem:
@@ -259,7 +259,7 @@ def _retry(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
 
 
 def _rollback(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
-    s = Specified.of(snapshot)
+    s = SpecifiedSnapshot.narrowed(snapshot)
     target = s.revision(verb.revision)
     if target is None:
         return f"there is no revision {verb.revision}", None

@@ -1,30 +1,43 @@
-"""Snapshots of which more is known by type, so that what needs a spec, a rollout or a step says so
-in its signature. ``run_stage`` makes them once; ``dataclasses.replace`` keeps the type.
+"""Facts and snapshots of which more is known by type, so that what needs a spec, a rollout or a
+step says so in its signature. ``run_stage`` makes them once; ``dataclasses.replace`` keeps the
+type.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec, RolloutStatus, ShadowStatus, StepStatus
-from modelrollout.rollout.snapshot import Snapshot, rollout_of, shadow_of, step_of
+from modelrollout.rollout.snapshot import Observed, Snapshot, rollout_of, shadow_of, step_of
 
 
 @dataclass(frozen=True)
-class Specified(Snapshot):
-    """A snapshot whose spec can be read."""
+class Specified(Observed):
+    """Observed facts whose spec can be read."""
 
     spec: ModelDeploymentSpec
 
+    @staticmethod
+    def of(s: Observed) -> Specified:
+        """The same facts by their narrower type."""
+        if isinstance(s, Specified):
+            return s
+        return Specified(**{f.name: getattr(s, f.name) for f in fields(Specified)})
+
+
+@dataclass(frozen=True)
+class SpecifiedSnapshot(Specified, Snapshot):
+    """A snapshot whose spec can be read."""
+
     @classmethod
-    def of(cls, s: Snapshot) -> Self:
+    def narrowed(cls, s: Snapshot) -> Self:
         """The same snapshot by its narrower type."""
         return cls(**vars(s))
 
 
 @dataclass(frozen=True)
-class InFlight(Specified):
+class InFlight(SpecifiedSnapshot):
     """... and a rollout is under way."""
 
     @property

@@ -1,11 +1,13 @@
-"""The operator's logs, without secrets: JSON lines for machines, a short form on a terminal."""
+"""Logs without secrets: JSON lines for machines, a short form on a terminal. Jobs write the same
+lines (``modelrollout.jobs.log``).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -13,7 +15,7 @@ from typing import Literal, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
-from modelrollout.telemetry.redaction import redact
+from modelrollout.telemetry.redaction import redact, redact_known
 
 _context: ContextVar[Mapping[str, str]] = ContextVar("log_context", default=MappingProxyType({}))
 
@@ -35,11 +37,14 @@ def _time(record: logging.LogRecord) -> datetime:
     return datetime.fromtimestamp(record.created, UTC)
 
 
-class _Json(JsonFormatter):
-    """One JSON object a line: ts, level, logger, message, then what is known."""
+class JsonLines(JsonFormatter):
+    """One JSON object a line: ts, level, logger, message, then the fields of ``extra``, the object,
+    and the traceback as exc_info. ``redact`` removes secrets from a line.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, redact: Callable[[str], str] = redact) -> None:
         super().__init__(["message"])
+        self._redact = redact
 
     def add_fields(
         self, log_data: dict[str, object], record: logging.LogRecord, message_dict: dict[str, object]
@@ -50,8 +55,12 @@ class _Json(JsonFormatter):
         super().add_fields(log_data, record, message_dict)
         log_data.update(_context.get())
 
+    def process_log_record(self, log_data: dict[str, object]) -> dict[str, object]:
+        # before quotes and the like in a secret are escaped
+        return {k: redact_known(v) if isinstance(v, str) else v for k, v in log_data.items()}
+
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return self._redact(super().format(record))
 
 
 class _Text(logging.Formatter):
@@ -74,7 +83,7 @@ def setup(
     """
     text = form == "text" or (form == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(_Text() if text else _Json())
+    handler.setFormatter(_Text() if text else JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

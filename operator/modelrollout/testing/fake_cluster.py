@@ -39,7 +39,7 @@ from modelrollout.kube.kinds import (
 )
 from modelrollout.kube.objects import Object
 from modelrollout.rollout.plan import Event
-from modelrollout.rollout.snapshot import Assessment, Snapshot
+from modelrollout.rollout.snapshot import Assessment, Observed
 from modelrollout.testing import builders as b
 
 KEY = (b.NAMESPACE, b.NAME)
@@ -511,7 +511,7 @@ class Operator:
         for event in missed:
             self._watch(*event)
 
-    async def assess(self, s: Snapshot) -> Assessment | None:
+    async def assess(self, s: Observed) -> Assessment | None:
         return self.assessment
 
     async def post(self, observation: Observation, event: Event) -> None:

@@ -197,7 +197,7 @@ class ModelCluster:
                     FrozenRoutes(builders.NAME, self._objects()), builders.NAME, None, None, CONFIG
                 )
             return replace(s, traffic=kept.programmed(split(s), self._objects(), s.servers))
-        job = stage_job(s.status, s)
+        job = stage_job(s)
         s = replace(s, work=self.jobs.get(job[1], JobState()) if job else JobState())
         if (
             s.status.rollout
@@ -228,7 +228,7 @@ class ModelCluster:
                 spec_problem=s.spec_problem or missing,
             )
         s = replace(s, traffic=router.programmed(split(s), self._objects(), s.servers))
-        found = self._assessment() if needs_measurement(s) else None
+        found = self._assessment() if needs_measurement(s, s.traffic) else None
         if found is not None and s.status.rollout and s.status.rollout.stage == "Shadow":
             agreement = MetricStatus(
                 name="agreement", verdict=found.verdict, reason=found.reason, canary=Counter(total=100)

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from modelrollout.api.v1alpha1 import MirrorMethod, ModelDeploymentSpec
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
 from modelrollout.config import OperatorConfig
+from modelrollout.kube.kinds import Resource
+from modelrollout.problem import Problem
+from modelrollout.reasons import Reason
 from modelrollout.resources.common import Object, Owner
-from modelrollout.rollout.snapshot import Server, Snapshot, Split, Traffic
+from modelrollout.rollout.snapshot import Observed, Server, Split, Traffic
+from modelrollout.traffic.hostnames import ForeignRoute
 
 LiveObjects = Mapping[tuple[str, str], Object]  # objects as last observed, by kind and name
+
+
+@dataclass(frozen=True)
+class GatewayFacts:
+    """The class of the Gateway that a spec names, as last read. ``features``: None where its
+    controller reports none.
+    """
+
+    gateway: str
+    gateway_class: str
+    controller: str
+    features: frozenset[str] | None
 
 
 class SplitWriter(Protocol):
@@ -33,11 +51,60 @@ class Router(SplitWriter, Protocol):
 
 
 class RouterKind(Protocol):
-    """One row of ``router.ROUTERS``: what is known of a kind of router before there is a split."""
+    """One row of ``router.ROUTERS``: all that the operator asks of a kind of router before there is
+    a split. A kind that inherits this has no routes of its own, and cannot mirror.
+    """
 
     @property
     def exact(self) -> bool:
         """Whether requests follow the weights; else they follow the numbers of ready pods."""
+
+    @property
+    def routes(self) -> Sequence[Resource]:
+        """The kinds of objects in which host names of clients stand."""
+        return ()
+
+    def spec_problem(
+        self, spec: ModelDeploymentSpec, served: Collection[str], gateway: GatewayFacts | Problem | None
+    ) -> Problem | None:
+        """Why such a spec cannot be carried out here. ``served``: kinds of ``routes`` that the
+        cluster has; ``gateway``: what is known of the gateway that spec names.
+        """
+        return None
+
+    def mirror_method(
+        self, spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig
+    ) -> MirrorMethod | Problem:
+        """How requests are mirrored to the shadow of such a spec, or why they cannot be."""
+        return Problem(
+            Reason.GATEWAY_REQUIRED,
+            "spec.rollout.shadow: only a gateway can mirror, and only HTTP: set spec.traffic.gateway and"
+            " http, or leave rollout.shadow out",
+        )
+
+    def mirrors_to(self, obj: Object, name: str, live: LiveObjects) -> bool:
+        """Whether the data plane may still mirror requests to ``obj``, which is part of a mirror of
+        that ModelDeployment.
+        """
+        return False
+
+    def hosts_of(self, route: Object) -> Sequence[str]:
+        """Host names in one of its ``routes``."""
+        return ()
+
+    def foreign_route(self, route: Object) -> ForeignRoute | None:
+        """What one of its ``routes`` takes that belongs to no ModelDeployment; None: nothing."""
+        return None
+
+    def overly_open_routes(self, live: LiveObjects, name: str) -> list[Object]:
+        """The ``live`` objects of that ModelDeployment that let through more than clients may
+        request, as they should be.
+        """
+        return []
+
+    def backends_of(self, obj: Object) -> set[tuple[str, str]]:
+        """Kind and name of all objects that ``obj`` sends requests to."""
+        return set()
 
     def divides(self, traffic: TrafficSpec) -> bool:
         """Whether this kind divides the requests of such a spec."""
@@ -49,7 +116,7 @@ class RouterKind(Protocol):
 
     def router(
         self,
-        s: Snapshot,
+        s: Observed,
         live: LiveObjects,
         config: OperatorConfig,
         *,
@@ -63,7 +130,7 @@ class RouterKind(Protocol):
         """
 
     def frozen(
-        self, s: Snapshot, live: LiveObjects, config: OperatorConfig, withheld: frozenset[str]
+        self, s: Observed, live: LiveObjects, config: OperatorConfig, withheld: frozenset[str]
     ) -> Router | None:
         """The router where spec is unreadable: the ``live`` objects, with the stable revision. None
         where this kind has no objects there.

@@ -172,13 +172,13 @@ NO_FOREIGN = ForeignRoutes()
 
 @dataclass(frozen=True)
 class Known:
-    """Everything known outside of the ModelDeployment itself. ``routes``: those of all
-    ModelDeployments, read only where a name is not held.
+    """Everything known outside of the ModelDeployment itself. ``served``: namespace/name of every
+    ModelDeployment with each host name that its routes carry; read only where a name is not held.
     """
 
     claims: Claims
     foreign: ForeignRoutes
-    routes: Callable[[], Iterable[Object]]
+    served: Callable[[], Iterable[tuple[str, str]]]
     only_by_policy: bool  # a name may be claimed only if a RolloutPolicy allows it
 
 
@@ -273,11 +273,6 @@ def stored_requested_hosts(spec: Any) -> set[str]:
 
 def _field(value: Any, name: str) -> Any:
     return value.get(name) if isinstance(value, Mapping) else None
-
-
-def hosts_of_routes(routes: Iterable[Object]) -> frozenset[str]:
-    """Host names of routes."""
-    return frozenset(host for route in routes for host in (route.get("spec") or {}).get("hostnames") or [])
 
 
 def standing(
@@ -454,13 +449,12 @@ def _conflict_problem(
 ) -> Problem | None:
     """Another holder's claim, or a route of one that has yet to claim what it serves."""
     if claim is None:
-        routes = (route for route in known.routes() if _of(route) != holder.rpartition("/")[0])
+        me = holder.rpartition("/")[0]
         claim = next(
             (
-                Claim(host, f"{_of(route)}/")
-                for route in routes
-                for host in sorted(hosts_of_routes([route]))
-                if overlap(host, name.host)
+                Claim(host, f"{model}/")
+                for model, host in known.served()
+                if model != me and overlap(host, name.host)
             ),
             None,
         )
@@ -480,62 +474,10 @@ def _conflict_problem(
     )
 
 
-def _of(route: Object) -> str:
-    """Namespace and name of the ModelDeployment whose label a route carries."""
-    metadata = route["metadata"]
-    return f"{metadata.get('namespace')}/{(metadata.get('labels') or {}).get(names.LABEL_NAME)}"
-
-
-def foreign_route(route: Object) -> ForeignRoute | None:
-    """What a route of no ModelDeployment takes. None where it takes nothing: without host names,
-    rejected by its gateways, or only a redirect.
-    """
-    metadata, spec = route["metadata"], route.get("spec") or {}
-    namespace = metadata.get("namespace") or ""
-    refused = {
-        _gateway(p.get("parentRef") or {}, namespace)
-        for p in (route.get("status") or {}).get("parents") or []
-        if any(c.get("type") == "Accepted" and c.get("status") == "False" for c in p.get("conditions") or [])
-    }
-    parents = [p for p in spec.get("parentRefs") or [] if p.get("kind", "Gateway") == "Gateway"]
-    gateways = frozenset(_gateway(p, namespace) for p in parents) - refused
-    opens = tuple(
-        m for rule in spec.get("rules") or [] if not _redirects(rule) for m in _matches(route["kind"], rule)
-    )
-    hosts = tuple(spec.get("hostnames") or ())
-    return (
-        ForeignRoute(route_name(route), namespace, gateways, hosts, opens)
-        if hosts and gateways and opens
-        else None
-    )
-
-
 def route_name(route: Object) -> str:
     """The title of a route in messages."""
     metadata = route["metadata"]
     return f"{route['kind']} {metadata.get('namespace') or ''}/{metadata['name']}"
-
-
-def _gateway(parent: Mapping[str, Any], namespace: str) -> tuple[str, str]:
-    return str(parent.get("namespace") or namespace), str(parent.get("name"))
-
-
-def _redirects(rule: Object) -> bool:
-    return any(f.get("type") == "RequestRedirect" for f in rule.get("filters") or [])
-
-
-def _matches(kind: str, rule: Object) -> Iterator[tuple[str, str]]:
-    for match in rule.get("matches") or [{}]:
-        if kind == "HTTPRoute":
-            path = match.get("path") or {}
-            yield path.get("type", "PathPrefix"), path.get("value", "/")
-            continue
-        called = match.get("method") or {}
-        service, method = called.get("service"), called.get("method")
-        if called.get("type", "Exact") != "Exact" or (method and not service):
-            yield "RegularExpression", ""
-        else:
-            yield ("Exact", f"/{service}/{method}") if method else ("PathPrefix", f"/{service or ''}")
 
 
 def _opened(match: tuple[str, str], path: str) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from modelrollout.api import names
+from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
 from modelrollout.config import OperatorConfig
+from modelrollout.problem import Problem
+from modelrollout.reasons import Reason
 from modelrollout.resources.common import Object, Owner
 from modelrollout.rollout.desired.pods import replicas_with_traffic
 from modelrollout.rollout.desired.traffic import ALL_REVISIONS, service_selector
-from modelrollout.rollout.snapshot import Server, Snapshot, Split, Traffic
+from modelrollout.rollout.snapshot import Observed, Server, Split, Traffic
 from modelrollout.rollout.views import Specified
-from modelrollout.traffic.base import LiveObjects, Router
+from modelrollout.traffic.base import GatewayFacts, LiveObjects, Router, RouterKind
 
 
 class ServiceRouter:
@@ -46,10 +49,22 @@ class ServiceRouter:
         return Traffic(False)
 
 
-class Replicas:
+class Replicas(RouterKind):
     """``RouterKind`` of every spec that no other kind divides."""
 
     exact = False
+
+    def spec_problem(
+        self, spec: ModelDeploymentSpec, served: Collection[str], gateway: GatewayFacts | Problem | None
+    ) -> Problem | None:
+        """A Service cannot look at headers."""
+        if spec.rollout.ab_test is None:
+            return None
+        return Problem(
+            Reason.GATEWAY_REQUIRED,
+            "spec.rollout.abTest: only a gateway can look at headers; set spec.traffic.gateway, or take"
+            " canary or blueGreen",
+        )
 
     def divides(self, traffic: TrafficSpec) -> bool:
         """Any."""
@@ -63,7 +78,7 @@ class Replicas:
 
     def router(
         self,
-        s: Snapshot,
+        s: Observed,
         live: LiveObjects,
         config: OperatorConfig,
         *,
@@ -75,7 +90,7 @@ class Replicas:
         return ServiceRouter(s.name, replicas_with_traffic(specified), service_selector(specified))
 
     def frozen(
-        self, s: Snapshot, live: LiveObjects, config: OperatorConfig, withheld: frozenset[str]
+        self, s: Observed, live: LiveObjects, config: OperatorConfig, withheld: frozenset[str]
     ) -> Router:
         """The Service selects stable."""
         return ServiceRouter(s.name, {}, s.status.stable.revision if s.status.stable else None)

@@ -19,12 +19,13 @@ from modelrollout.analysis.counters import Raw, Sample
 from modelrollout.analysis.measurement import Counts, Measurement
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.base import CountedBy, Doubt, MetricsProvider
-from modelrollout.analysis.providers.registry import PROVIDERS
+from modelrollout.analysis.providers.registry import PROVIDERS, unknown_provider
 from modelrollout.analysis.reading import CounterReading, Reading
 from modelrollout.analysis.target import Target
 from modelrollout.api.v1alpha1 import Counter, Metric
 from modelrollout.config import OperatorConfig, ProviderConfig
 from modelrollout.controller.lookups.metrics import MetricsAssessor
+from modelrollout.problem import Problem
 from modelrollout.rollout.snapshot import Assessment
 from modelrollout.testing import builders as b
 from modelrollout.testing.provider_check import check_provider
@@ -215,3 +216,13 @@ async def test_it_keeps_the_protocol(api: HostedApi) -> None:
         api.up = False
 
     await check_provider(provider, count, fail)
+
+
+def test_a_spec_may_name_it_and_a_refusal_lists_it() -> None:
+    def refusal(name: str) -> Problem | None:
+        spec = b.spec(1, rollout={"analysis": {"prometheus": name}})
+        return unknown_provider(spec.rollout.analysis, CONFIG)
+
+    assert refusal("main") is None
+    found = refusal("mine")
+    assert found is not None and found.reason == "PrometheusNotAllowed" and "(known: main)" in found.message

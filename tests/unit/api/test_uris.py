@@ -290,13 +290,15 @@ def test_the_configuration_is_refused_without_repeating_it(carrying: str, tmp_pa
     [
         (
             {"uri": "s3://m", "redirectsTo": ["https://cdn.example.com/"]},
-            "redirects of an S3 store are never followed",
+            "redirects of S3 are never followed",
         ),
         (
             {"uri": "https://m.example.com/", "redirectsTo": ["http://cdn.example.com/"], "allowHttp": True},
             "from https to http",
         ),
         ({"uri": "http://m.example.com/", "redirectsTo": ["http://cdn.example.com/"]}, "without allowHttp"),
+        ({"uri": "gs://models/"}, "write s3://BUCKET/KEY or http(s)://HOST/PATH"),
+        ({"uri": "models"}, "write s3://BUCKET/KEY or http(s)://HOST/PATH"),
         ({"uri": "https://m.example.com/", "redirectsTo": ["cdn.example.com"]}, "pattern"),
         ({"uri": "https://m.example.com/", "redirectsTo": ["https://cdn.example.com"]}, "pattern"),
         ({"uri": "https://m.example.com/", "redirectsTo": ["https:///x"]}, "pattern"),
@@ -315,12 +317,11 @@ def test_a_password_of_prometheus_has_its_place() -> None:
 
 
 def test_logs_are_masked() -> None:
-    from modelrollout.jobs import log as job_log
     from modelrollout.telemetry import logs
 
     for carrying in CARRYING:
         record = logging.LogRecord("x", logging.INFO, "x.py", 1, "read %s now", (carrying,), None)
-        for formatter in (logs._Json(), logs._Text(), job_log.JsonFormatter()):
+        for formatter in (logs.JsonLines(), logs._Text(), logs.JsonLines(redaction.redact_known)):
             text = formatter.format(record)
             assert "hunter2" not in text and "now" in text
 

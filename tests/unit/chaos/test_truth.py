@@ -172,7 +172,6 @@ def _set(o: Any, path: str, value: Any) -> None:
         ("deployment/status/rollout/outcome", "Failed", "outcome Failed"),
         ("deployment/status/rollout/reason", "ProviderUnreachable", "reason ProviderUnreachable"),
         ("deployment/status/conditions/1/status", "False", "condition Available"),
-        ("deployment/status/retiring", {"revision": NEW}, "still retires"),
         ("revisions/1/metadata/annotations", {}, "not quarantined"),
         ("revisions/0/status/outcome", "Retired", "(stable) has outcome Retired"),
         ("routes/0/spec/rules/0/backendRefs/0/name", NEW, "expected all to m-old"),

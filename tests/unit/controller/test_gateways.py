@@ -9,7 +9,7 @@ from modelrollout.kube.errors import Forbidden, NotFound
 from modelrollout.kube.kinds import Resource
 from modelrollout.kube.objects import Object
 from modelrollout.problem import Problem
-from modelrollout.traffic.gateway_api.features import GatewayFacts
+from modelrollout.traffic.base import GatewayFacts
 
 
 def of_gateway(gateway: Any) -> Object:

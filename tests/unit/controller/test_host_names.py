@@ -496,7 +496,7 @@ class TestNamesOutliveTheirHolder:
             known = operator.lookups.hostnames.known()
             lease = known.claims.get(HOST)
             assert lease is not None
-            gone = replace(known, claims=Claims([replace(lease, released=b.ago(0))]), routes=lambda: ())
+            gone = replace(known, claims=Claims([replace(lease, released=b.ago(0))]), served=lambda: ())
             asks = b.spec(
                 1, pinned=True, traffic={"http": {"hostnames": [HOST]}, "gateway": {"name": "public"}}
             )

@@ -1,4 +1,4 @@
-"""From objects as last seen to a Snapshot."""
+"""From objects as last seen to observed facts."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from modelrollout.kube.kinds import (
     Resource,
 )
 from modelrollout.kube.objects import Object
+from modelrollout.rollout.policy.rules import NO_RULES, Rules, combine, read
 from modelrollout.rollout.snapshot import JobState, Server
 from modelrollout.testing import builders as b
 from modelrollout.traffic.hostnames import (
@@ -128,6 +129,7 @@ def seen(
     config: OperatorConfig = CONFIG,
     kinds: frozenset[str] = ROUTES,
     known: Known | None = None,
+    rules: Rules = NO_RULES,
 ) -> Observation:
     """Without ``known`` it holds every host name that it asks for."""
     store = cache.ObjectCache()
@@ -143,6 +145,8 @@ def seen(
         config,
         kinds,
         known or Known(Claims(pending), ForeignRoutes(), lambda: (), only_by_policy=False),
+        rules=rules,
+        now=b.START,
     )
     assert observation is not None
     return observation
@@ -153,7 +157,7 @@ def seen(
 
 def test_a_spec_that_cannot_be_read_is_told_by_field() -> None:
     wire = b.spec(1).wire() | {"surprise": 1, "rollout": {"canary": {"steps": [{"weight": "many"}]}}}
-    s = seen(deployment(wire)).snapshot
+    s = seen(deployment(wire)).observed
     assert (
         s.spec is None
         and "spec.surprise" in (s.parse_error or "")
@@ -165,7 +169,7 @@ def test_a_spec_that_cannot_be_read_is_told_by_field() -> None:
 def test_no_spec_at_all(body: Object) -> None:
     resource, o = deployment()
     del o["spec"]
-    assert seen((resource, o | body)).snapshot.spec is None
+    assert seen((resource, o | body)).observed.spec is None
 
 
 def test_status_as_far_as_it_can_be_read() -> None:
@@ -180,18 +184,18 @@ def test_status_as_far_as_it_can_be_read() -> None:
                 "handledVerbs": [1],
             }
         )
-    ).snapshot
+    ).observed
     assert s.status.stable and s.status.stable.revision == V1 and s.status.last_number == 7
     assert s.status.rollout is None and s.status.phase == "Pending"
 
 
 def test_a_status_that_contradicts_itself_is_believed_no_more_than_it_can_be() -> None:
-    s = seen(deployment(status=b.status(1, rollout=b.rollout("Canary", 2, step=None)).wire())).snapshot
+    s = seen(deployment(status=b.status(1, rollout=b.rollout("Canary", 2, step=None)).wire())).observed
     assert s.status.rollout is None and s.status.stable == b.ref(1)
 
 
 def test_fields_of_a_newer_operator_are_no_damage() -> None:
-    assert seen(deployment(status={"lastNumber": 7, "quantum": {"spin": 1}})).snapshot.status.last_number == 7
+    assert seen(deployment(status={"lastNumber": 7, "quantum": {"spin": 1}})).observed.status.last_number == 7
 
 
 # --- whose children
@@ -199,21 +203,18 @@ def test_fields_of_a_newer_operator_are_no_damage() -> None:
 
 def test_children_of_an_earlier_object_of_the_name_are_not_ours() -> None:
     observation = seen(deployment(), revision(1, owner="md-of-yesterday"), server(1))
-    assert (
-        observation.snapshot.revisions == ()
-        and observation.snapshot.servers == {}
-        and observation.children == {}
-    )
+    observed = observation.observed
+    assert observed.revisions == () and observed.servers == {} and observation.children == {}
 
 
 def test_a_revision_that_lost_its_owner_in_a_backup_is_ours() -> None:
-    assert [r.name for r in seen(deployment(), revision(1, owner=None)).snapshot.revisions] == [V1]
+    assert [r.name for r in seen(deployment(), revision(1, owner=None)).observed.revisions] == [V1]
 
 
 def test_what_is_being_deleted_is_gone() -> None:
     gone = revision(1, annotations={"modelrollout.dev/rollback": "n1"})
     gone[1]["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
-    s = seen(deployment(), gone, revision(2)).snapshot
+    s = seen(deployment(), gone, revision(2)).observed
     assert [r.name for r in s.revisions] == [V2] and s.verbs == ()
 
 
@@ -246,7 +247,7 @@ def test_the_mirror_is_believed_only_where_status_is_empty() -> None:
         deployment(),
         revision(1, annotations=mirrored),
         revision(2, annotations=mirrored, status={"outcome": "Stable"}),
-    ).snapshot
+    ).observed
     assert [(r.status.outcome, r.status.reason) for r in s.revisions] == [
         ("RolledBack", "AccuracyLow"),
         ("Stable", "-"),
@@ -254,17 +255,17 @@ def test_the_mirror_is_believed_only_where_status_is_empty() -> None:
 
 
 def test_a_mirror_that_says_nonsense_is_no_outcome() -> None:
-    s = seen(deployment(), revision(1, annotations={names.ANNOTATION_OUTCOME: "Excellent"})).snapshot
+    s = seen(deployment(), revision(1, annotations={names.ANNOTATION_OUTCOME: "Excellent"})).observed
     assert s.revisions[0].status.outcome == "Pending"
 
 
 def test_a_lost_artifact_is_told_by_the_pods_that_run_it() -> None:
     fetch = '{"task":"fetch","artifact":{"uri":"s3://artifacts/ml/k"},"digest":"sha256:aa","model":"digits","number":1}'
-    s = seen(deployment(), revision(1), server(1, fetch)).snapshot
+    s = seen(deployment(), revision(1), server(1, fetch)).observed
     artifact = s.revisions[0].status.artifact
     assert artifact and (artifact.uri, artifact.digest) == ("s3://artifacts/ml/k", "sha256:aa")
     assert (
-        seen(deployment(), revision(1), server(1, "not a task")).snapshot.revisions[0].status.artifact is None
+        seen(deployment(), revision(1), server(1, "not a task")).observed.revisions[0].status.artifact is None
     )
 
 
@@ -273,14 +274,14 @@ def test_a_lost_artifact_is_told_by_the_pods_that_run_it() -> None:
 
 def test_ready_replicas_are_those_of_the_generation_that_was_asked_for() -> None:
     fresh = server(1, replicas=3, availableReplicas=3, observedGeneration=1)
-    assert seen(deployment(), revision(1), fresh).snapshot.servers == {
+    assert seen(deployment(), revision(1), fresh).observed.servers == {
         V1: Server(3, 3, None, 2, hardened=None, updated=0)
     }
     stale = server(1, replicas=3, availableReplicas=3, observedGeneration=0)
-    assert seen(deployment(), revision(1), stale).snapshot.servers == {
+    assert seen(deployment(), revision(1), stale).observed.servers == {
         V1: Server(3, 2, None, 2, hardened=None)
     }
-    assert seen(deployment(), revision(1), server(1)).snapshot.servers == {
+    assert seen(deployment(), revision(1), server(1)).observed.servers == {
         V1: Server(0, 0, None, 2, hardened=None)
     }
 
@@ -300,14 +301,14 @@ def test_the_trouble_of_a_revisions_pods_is_its_own() -> None:
         "ownerReferences": [{"kind": "ReplicaSet", "name": f"{V2}-5d8", "uid": "rs", "controller": True}]
     }
     both = (deployment(), revision(1), revision(2), server(1), server(2))
-    s = seen(*both, obj(POD, "p", labels=labels, metadata=of_v2, status=waiting)).snapshot
+    s = seen(*both, obj(POD, "p", labels=labels, metadata=of_v2, status=waiting)).observed
     problem = s.server(V2).problem
     assert problem and problem.reason == "ImagePullFailed" and s.server(V1).problem is None
     copied = [
         obj(POD, "p", owner=None, labels=labels, status=waiting),
         obj(POD, "q", owner=f"uid-Deployment-{V2}", labels=labels, status=waiting),
     ]
-    assert seen(*both, *copied).snapshot.server(V2).problem is None, "labels make nobody a server"
+    assert seen(*both, *copied).observed.server(V2).problem is None, "labels make nobody a server"
 
 
 # --- the Job of the stage
@@ -345,7 +346,7 @@ def job(*conditions: str, code: int | None = None, message: str = "") -> list[tu
 
 
 def work(*objects: tuple[Resource, Object]) -> JobState:
-    return seen(at_stage("Resolve"), *objects).snapshot.work
+    return seen(at_stage("Resolve"), *objects).work
 
 
 def test_no_job_yet() -> None:
@@ -566,17 +567,17 @@ def test_a_message_that_is_no_result(message: str) -> None:
     ],
 )
 def test_a_verb_is_an_annotation_with_step_and_nonce(value: str, step: str | None, nonce: str) -> None:
-    s = seen(deployment(), revision(2, annotations={"modelrollout.dev/promote": value})).snapshot
+    s = seen(deployment(), revision(2, annotations={"modelrollout.dev/promote": value})).observed
     assert [(v.verb, v.revision, v.step, v.nonce) for v in s.verbs] == [("promote", V2, step, nonce)]
 
 
 def test_an_empty_verb_is_none() -> None:
-    assert seen(deployment(), revision(2, annotations={"modelrollout.dev/promote": " "})).snapshot.verbs == ()
+    assert seen(deployment(), revision(2, annotations={"modelrollout.dev/promote": " "})).observed.verbs == ()
 
 
 def test_the_model_deployment_takes_what_needs_no_revision() -> None:
     said = {f"modelrollout.dev/{verb}": "n1" for verb in names.VERBS}
-    assert {v.verb for v in seen(deployment(metadata={"annotations": said})).snapshot.verbs} == {
+    assert {v.verb for v in seen(deployment(metadata={"annotations": said})).observed.verbs} == {
         "retry",
         "abort",
     }
@@ -591,7 +592,7 @@ def refusal(
     config: OperatorConfig = CONFIG,
     kinds: frozenset[str] = ROUTES,
 ) -> tuple[str, str] | None:
-    problem = seen(deployment(spec), *others, config=config, kinds=kinds).snapshot.spec_problem
+    problem = seen(deployment(spec), *others, config=config, kinds=kinds).spec_problem
     return (problem.reason, problem.message) if problem else None
 
 
@@ -714,6 +715,34 @@ def test_promql_of_a_specs_own_is_refused_before_anything_begins_unless_it_is_al
     assert refusal(spec, config=CONFIG.model_copy(update={"queries": "Own"})) is None
 
 
+@pytest.mark.parametrize(("taken_over", "refused"), [(200, False), (50, True)])
+def test_a_version_from_before_its_host_name_was_taken_over_is_checked_like_a_new_one(
+    taken_over: int, refused: bool
+) -> None:
+    """It was stable until 100 seconds ago, but the clients of the name came only afterwards: where
+    metrics are mandatory its A/B test would wait for requests that it must not get.
+    """
+    gates = {"metrics": [{"name": "errors", "max": 0.1}]}
+    demanding = combine([read({"metadata": {"name": "production"}, "spec": {"gates": gates}})])
+    spec = b.spec(1, rollout={"abTest": {"headers": [{"name": "x-new", "value": "yes"}]}})
+    mine = deployment(spec, status=b.status(2).wire())
+    holder = holder_of(mine[1])
+    claims = [
+        Claim(host, holder, reserved="720h", since=b.at(-taken_over)) for host in spec.traffic.http.hostnames
+    ]
+    found = seen(
+        mine,
+        revision(1, status={"outcome": "Retired", "reason": "Replaced", "retired": b.ago(100)}),
+        revision(2, status={"outcome": "Promoted", "reason": "-"}),
+        known=Known(Claims(claims), ForeignRoutes(), lambda: (), only_by_policy=False),
+        rules=demanding,
+    )
+    problem = found.spec_problem
+    assert (problem is not None) is refused
+    if problem is not None:
+        assert problem.reason == "GateRequired" and problem.message.startswith("spec.rollout.abTest: ")
+
+
 def test_no_gateway_api_on_the_cluster() -> None:
     problem = refusal(b.spec(1), kinds=frozenset())
     assert problem and problem[0] == "GatewayAPIMissing" and "HTTPRoute" in problem[1]
@@ -727,6 +756,6 @@ def test_what_the_cluster_does_now_for_a_status_that_was_lost() -> None:
     refs = [{"name": V1, "weight": 95}, {"name": V2, "weight": 5}, {"name": "old", "weight": 0}]
     route = obj(HTTP_ROUTE, KEY[1], spec={"rules": [{"backendRefs": refs}]})
     service = obj(SERVICE, KEY[1], spec={"selector": {names.LABEL_REVISION: V2}})
-    assert seen(deployment(), revision(1), route, service).snapshot.live_split == ((V1, 95), (V2, 5))
-    assert seen(deployment(), revision(1), service).snapshot.live_split == ((V2, 100),)
-    assert seen(deployment()).snapshot.live_split == ()
+    assert seen(deployment(), revision(1), route, service).observed.live_split == ((V1, 95), (V2, 5))
+    assert seen(deployment(), revision(1), service).observed.live_split == ((V2, 100),)
+    assert seen(deployment()).observed.live_split == ()

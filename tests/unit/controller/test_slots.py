@@ -27,6 +27,7 @@ from modelrollout.rollout.decide import enlarge_slot
 from modelrollout.rollout.policy.rules import Limit
 from modelrollout.rollout.policy.slot_limits import waiting_replicas
 from modelrollout.rollout.policy.slots import SlotRequest, TakenSlot, is_within_limit, standing
+from modelrollout.rollout.snapshot import Slot
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import Cluster
 
@@ -86,12 +87,11 @@ class Process:
         seen = self.seen(name)
         if seen is None:
             return
-        rollout = seen.snapshot.status.rollout
+        slots, rollout = tuple[Slot, ...](), seen.observed.status.rollout
         if rollout is not None and rollout.queue is not None:
             slots = await self.slots.view(seen)
-            seen = replace(seen, snapshot=replace(seen.snapshot, slots=slots))
-            if len(slots) == len(seen.snapshot.rules.limits) and all(s.held for s in slots):
-                admitted = seen.snapshot.status.model_copy(
+            if len(slots) == len(seen.observed.rules.limits) and all(s.held for s in slots):
+                admitted = seen.observed.status.model_copy(
                     update={"rollout": rollout.model_copy(update={"queue": None})}
                 )
                 self.store.record_write(
@@ -102,7 +102,7 @@ class Process:
                     guarded=True,
                 )
                 return
-        await self.slots.acquire_or_release(seen)
+        await self.slots.acquire_or_release(seen, slots)
 
 
 def begin(cluster: Cluster, name: str, at: float, gpus: int = 1) -> None:
@@ -288,7 +288,7 @@ def test_without_a_limit_nothing_is_asked() -> None:
     cluster.requests.clear()
     seen = process.seen("a")
     assert seen is not None and run(process.slots.view(seen)) == ()
-    run(process.slots.acquire_or_release(seen))
+    run(process.slots.acquire_or_release(seen, ()))
     run(process.slots.release_finished())
     assert cluster.requests == []
 
@@ -493,9 +493,10 @@ class TestGrowing:
         """Look, then what ``decide`` would do with it, else settle."""
         seen = process.seen(name)
         assert seen is not None
-        s = replace(seen.snapshot, spec=b.spec(2, replicas=replicas))
+        s = b.snapshot(b.spec(2, replicas=replicas), seen.observed.status, rules=seen.observed.rules)
+        seen = replace(seen, observed=s)
         if waiting_replicas(s):
-            s = replace(s, slots=await process.slots.larger(replace(seen, snapshot=s)))
+            s = replace(s, slots=await process.slots.larger(seen))
         moved = enlarge_slot(s, b.START)
         if moved is not None:
             live = await process.cluster.replace_status(
@@ -503,7 +504,7 @@ class TestGrowing:
             )
             process.store.record_write(MODEL_DEPLOYMENT, live, guarded=True)
             return
-        await process.slots.acquire_or_release(replace(seen, snapshot=s))
+        await process.slots.acquire_or_release(seen, s.slots)
 
     def _granted(self, cluster: Cluster) -> dict[str, int]:
         return {

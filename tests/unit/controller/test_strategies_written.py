@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.controller.observe.observation import observe
+from modelrollout.controller.observe.observation import Observation, observe
 from modelrollout.kube.errors import Forbidden
 from modelrollout.kube.kinds import (
     DEPLOYMENT,
@@ -23,7 +23,6 @@ from modelrollout.kube.kinds import (
     SERVICE,
     Resource,
 )
-from modelrollout.rollout.snapshot import Snapshot
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import CONFIG, KEY, Cluster, Operator
 
@@ -328,7 +327,7 @@ def test_a_route_that_is_too_wide_does_not_count_as_taken_up() -> None:
     async def main() -> None:
         cluster, operator = await on_trial({"canary": {"steps": [{"weight": 25}]}}, traffic=TRAFFIC)
 
-        def looked() -> Snapshot:
+        def looked() -> Observation:
             observation = observe(
                 operator.store,
                 KEY,
@@ -337,11 +336,11 @@ def test_a_route_that_is_too_wide_does_not_count_as_taken_up() -> None:
                 operator.lookups.hostnames.known(),
             )
             assert observation
-            return observation.snapshot
+            return observation
 
-        assert looked().traffic.programmed and looked().overly_open == ()
+        assert looked().traffic.programmed and looked().observed.overly_open == ()
         widen(cluster, GRPC_ROUTE)
-        assert not looked().traffic.programmed and looked().overly_open == ("GRPCRoute digits",)
+        assert not looked().traffic.programmed and looked().observed.overly_open == ("GRPCRoute digits",)
 
     run(main())
 

@@ -22,7 +22,8 @@ from modelrollout.contract.results import MetricResult, Search, SearchPoint, Tas
 from modelrollout.jobs import log
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.runner import encode, execute, parse_task
-from modelrollout.telemetry.redaction import hide
+from modelrollout.telemetry.logs import JsonLines
+from modelrollout.telemetry.redaction import hide, redact_known
 
 RESOLVE = json.dumps({"task": "resolve", "source": {"uri": "s3://b/k"}})
 OPERATOR = str(Path(__file__).parents[3] / "operator")
@@ -151,10 +152,10 @@ def test_secrets_are_neither_logged_nor_returned(caplog: pytest.LogCaptureFixtur
         _, result = execute(runner, RESOLVE, log.Progress())
     assert secret not in result.message
     assert "cannot sign with ***" in result.message
-    lines = [log.JsonFormatter().format(record) for record in caplog.records]
+    lines = [JsonLines(redact_known).format(record) for record in caplog.records]
     assert lines
     assert all(secret not in line for line in lines)
-    assert "Traceback" in json.loads(lines[-1])["traceback"]
+    assert "Traceback" in json.loads(lines[-1])["exc_info"]
 
 
 def run_child(body: str, tmp_path: Path, **env: str) -> subprocess.Popen[str]:
@@ -179,7 +180,8 @@ def test_process_writes_result_and_ends_with_the_code(tmp_path: Path) -> None:
     _, stderr = child.communicate(timeout=20)
     assert child.returncode == 0
     assert TaskResult.model_validate_json((tmp_path / "termination").read_bytes()).sha256 == "ab"
-    assert all(isinstance(json.loads(line), dict) for line in stderr.splitlines())
+    lines = [json.loads(line) for line in stderr.splitlines()]
+    assert all(list(line)[:4] == ["ts", "level", "logger", "message"] for line in lines), "as the operator's"
 
 
 def test_sigterm_ends_a_native_call_at_once(tmp_path: Path) -> None:

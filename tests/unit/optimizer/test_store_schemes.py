@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from modelrollout.api.v1alpha1.schema import URI_SCHEMES
+from modelrollout.api import uris
 from modelrollout.optimizer.store.schemes import SCHEMES
 
 
 def test_every_scheme_of_the_api_is_in_the_table() -> None:
-    assert tuple(SCHEMES) == URI_SCHEMES
+    assert tuple(SCHEMES) == tuple(uris.SCHEMES)

@@ -14,7 +14,7 @@ from modelrollout.api.v1alpha1.policy import PolicyGates
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.policy.rules import Rules
 from modelrollout.rollout.security_bulletins import BULLETINS, known_flaws
-from modelrollout.rollout.snapshot import Server, Snapshot
+from modelrollout.rollout.snapshot import Snapshot
 from modelrollout.testing import builders as b
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
@@ -65,7 +65,7 @@ def test_the_charts_own_triton_is_not_accused() -> None:
 
 
 def with_version(s: Snapshot, revision: str, version: str | None) -> Snapshot:
-    return replace(s, servers={**s.servers, revision: replace(s.server(revision), version=version)})
+    return replace(s, triton_versions={revision: version} if version else {})
 
 
 def test_stable_says_it_once_and_says_when_it_is_over() -> None:
@@ -104,7 +104,3 @@ def test_a_policy_may_demand_a_patched_server(version: str | None, then: str, re
         assert late and late.stage == "Failed" and "GET /v2" in (late.message or "")
     anyway = decide(with_version(b.second("Provision"), V2, version), b.START).status.rollout
     assert anyway and anyway.stage == "Evaluate", "without such a policy nobody waits for it"
-
-
-def test_a_server_has_no_version_until_it_is_told() -> None:
-    assert Server().version is None

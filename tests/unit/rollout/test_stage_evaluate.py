@@ -34,7 +34,7 @@ def test_the_candidate_has_no_traffic_meanwhile() -> None:
     s = b.second("Evaluate", wanted=GOLDEN)
     assert split(s) == ((b.revision_name(1), 100),)
     plan = decide(s, b.START)
-    assert stage_job(plan.status, s) is not None
+    assert stage_job(replace(s, status=plan.status)) is not None
 
 
 def test_a_successful_evaluation_leads_to_the_canary_and_is_kept() -> None:
@@ -118,7 +118,7 @@ def test_a_canary_may_begin_with_a_pause_at_no_traffic() -> None:
 def test_golden_data_that_is_edited_under_way_is_other_work() -> None:
     def job(golden: dict[str, object]) -> tuple[str, str] | None:
         s = b.second("Evaluate", wanted=b.spec(2, rollout={"analysis": {"golden": golden}}))
-        return stage_job(s.status, s)
+        return stage_job(s)
 
     old = job({"uri": "s3://models/golden.npz"})
     assert job({"uri": "s3://models/golden-2.npz"}) != old

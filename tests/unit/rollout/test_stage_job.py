@@ -65,7 +65,7 @@ def test_a_pod_whose_node_does_not_answer_is_given_up_for_another_job(stage: str
     """
     stuck = (b.at(100).isoformat(), Problem("NodeLost", "pod p on node n"))
     s = at_work(stage, JobState("Running", stuck=stuck))
-    waits = job_in_progress(InFlight.of(s), b.at(100 + LOST_SECONDS - 7), "the Job")
+    waits = job_in_progress(InFlight.narrowed(s), b.at(100 + LOST_SECONDS - 7), "the Job")
     assert waits.status == s.status and waits.requeue_after == 7
     after = b.moved(decide(s, b.at(100 + LOST_SECONDS)))
     assert (after.stage, after.attempt) == (stage, 1)

@@ -330,11 +330,11 @@ def test_no_verdict_goes_on_unproven_where_the_spec_says_so_and_requests_were_mi
 
 def test_it_is_looked_at_only_while_requests_are_mirrored() -> None:
     looked = {
-        name: needs_measurement(in_shadow(name))
+        name: needs_measurement(in_shadow(name), b.TAKEN)
         for name in ("Starting", "Accepted", "Mirroring", "Observing", "Paused", "Leaving")
     }
     assert [name for name, look in looked.items() if look] == ["Mirroring", "Observing"]
-    assert not needs_measurement(in_shadow("Mirroring", traffic=Traffic(False)))
+    assert not needs_measurement(in_shadow("Mirroring"), Traffic(False))
 
 
 def test_an_unreadable_spec_and_abort_take_the_mirror_out() -> None:

@@ -56,7 +56,7 @@ def test_a_version_is_tuned_between_prepare_and_its_first_pods() -> None:
     to = b.moved(decide(prepared(), b.START))
     assert to.stage == "Tune" and to.artifact is not None
     s = b.second("Tune", wanted=SPEC)
-    component, name = stage_job(s.status, s) or ("", "")
+    component, name = stage_job(s) or ("", "")
     assert component == "tune" and name.startswith(f"{b.revision_name(2)}-tune-")
     assert b.revision_name(2) not in b.children(s).servers, "its pods come afterwards"
 
@@ -161,7 +161,7 @@ def test_tuning_taken_out_under_way_goes_on_without() -> None:
 def test_another_objective_is_other_work_and_starts_no_canary() -> None:
     s = b.second("Tune", wanted=SPEC)
     t = b.second("Tune", wanted=b.spec(2, steps=b.STEPS, tune={"objective": "20ms"}))
-    assert stage_job(s.status, s) != stage_job(t.status, t)
+    assert stage_job(s) != stage_job(t)
     stable = b.snapshot(
         b.spec(1, tune={"objective": "20ms"}),
         b.status(1),
@@ -173,7 +173,7 @@ def test_another_objective_is_other_work_and_starts_no_canary() -> None:
 
 def test_a_rollout_that_waits_for_its_slot_uses_no_gpu_for_tuning() -> None:
     s = b.second("Tune", wanted=SPEC, changes={"queue": QueueStatus(since=b.ago(10), gpus=2)})
-    assert stage_job(s.status, s) is None
+    assert stage_job(s) is None
     to = b.moved(decide(s, b.START))
     assert to.stage == "Tune" and to.queue is None, "nothing limits it any more"
 

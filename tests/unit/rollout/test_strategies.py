@@ -314,7 +314,7 @@ def test_what_has_traffic_is_judged_while_a_weight_waits_for_pods() -> None:
     assert (
         step
         and (step.phase, step.index, step.weight, step.previous_weight) == ("Shifting", 1, 25, 5)
-        and needs_measurement(s)
+        and needs_measurement(s, s.traffic)
     )
     assert [m.canary for m in step.metrics] == [Counter(total=100)], "its counts go on"
     to = b.moved(decide(replace(s, assessment=counted("Failed", 90)), b.at(60)))
@@ -390,7 +390,7 @@ def test_promotion_brings_all_pods_before_all_traffic() -> None:
 
 
 def test_and_is_judged_meanwhile() -> None:
-    assert needs_measurement(promoting(4)) and not needs_measurement(promoting(8))
+    assert needs_measurement(promoting(4), b.TAKEN) and not needs_measurement(promoting(8), b.TAKEN)
     to = b.moved(decide(promoting(4, assessment=b.judged("Failed")), b.START))
     assert (to.stage, to.outcome) == ("Revert", "RolledBack")
 
@@ -541,7 +541,11 @@ def test_a_first_version_and_a_proven_rollback_have_nothing_to_bake_for() -> Non
 
 def test_in_bake_both_have_their_pods_and_one_the_traffic() -> None:
     s = baking(servers=pods((6, 6), (4, 4)))
-    assert split(s) == ((V2, 100),) and replicas_with_traffic(s) == {V1: 6, V2: 2} and needs_measurement(s)
+    assert (
+        split(s) == ((V2, 100),)
+        and replicas_with_traffic(s) == {V1: 6, V2: 2}
+        and needs_measurement(s, s.traffic)
+    )
     actual = desired(s, b.at(60))
     assert actual.servers == {V1: 6, V2: 2} and actual.budget == V2 and actual.selector == V2
     assert replicas(baking(baked=1, servers=pods((6, 6), (4, 4))), b.START)[V2] == 4, (
@@ -666,12 +670,6 @@ def settle(s: Snapshot, now: Any = b.START) -> Converge:
             return plan
         s = replace(s, status=plan.status)
     raise AssertionError("status does not settle")
-
-
-def test_what_an_earlier_operator_wrote_still_drains() -> None:
-    old = ModelDeploymentStatus.model_validate({"retiring": {"revision": V1, "number": 1, "since": b.ago(1)}})
-    s = drained(retiring=sanitize(old).retiring)
-    assert replicas(s, b.START) == {V2: 4, V1: 5} and replicas(s, b.at(3)) == {V2: 2}
 
 
 def test_a_status_of_the_version_before_goes_on() -> None:

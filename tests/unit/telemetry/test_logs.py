@@ -99,6 +99,13 @@ def test_what_looks_secret_is_blotted_out_everywhere_and_the_line_stays_json(
     assert not [t for t in TELLTALES if t in out.getvalue()]
 
 
+def test_a_known_secret_is_removed_whatever_its_characters(out: io.StringIO) -> None:
+    secret = redaction.hide('s3"cr\\et-ä')
+    log.info("it is %s", secret, extra={"more": secret})
+    [line] = lines(out)
+    assert (line["message"], line["more"]) == ("it is ***", "***")
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from modelrollout.problem import Problem
 from modelrollout.testing import builders as b
+from modelrollout.traffic.base import GatewayFacts
 from modelrollout.traffic.gateway_api.features import (
-    GatewayFacts,
     missing_features,
     needed_features,
     route_problem,

@@ -17,12 +17,12 @@ from modelrollout.traffic.hostnames import (
     ForeignRoutes,
     Known,
     Standing,
-    foreign_route,
     requested_hosts,
     stored_requested_hosts,
     version_of,
 )
 from modelrollout.traffic.hostnames import standing as stand
+from modelrollout.traffic.router import foreign_route
 
 ME, THEM = "ml/digits/u-1", "audit/digits/u-2"
 GATEWAY = {"name": "public", "namespace": "gateways"}
@@ -44,12 +44,12 @@ def stands(
     desired: ModelDeploymentSpec | None = None,
     *claims: Claim,
     live: tuple[str, ...] = (),
-    routes: tuple[Object, ...] = (),
+    served: tuple[tuple[str, str], ...] = (),
     foreign: ForeignRoutes = NOTHING,
     rules: Rules = NO_RULES,
     only_by_policy: bool = False,
 ) -> Standing:
-    known = Known(Claims(claims), foreign, lambda: routes, only_by_policy)
+    known = Known(Claims(claims), foreign, lambda: served, only_by_policy)
     return stand(ME, desired or spec(), frozenset(live), known, rules)
 
 
@@ -58,13 +58,11 @@ def told(standing: Standing) -> tuple[str, str]:
     return standing.problem.reason, standing.problem.message
 
 
-def route(*hosts: str, kind: str = "HTTPRoute", of: str | None = None, **body: Any) -> Object:
-    labels = {names.LABEL_NAME: of.partition("/")[2]} if of else {}
-    metadata = {"name": "theirs", "namespace": of.partition("/")[0] if of else "audit", "labels": labels}
+def route(*hosts: str, kind: str = "HTTPRoute", **body: Any) -> Object:
     rules = body.pop("rules", [{"matches": [{"path": {"type": "PathPrefix", "value": "/"}}]}])
     return {
         "kind": kind,
-        "metadata": metadata,
+        "metadata": {"name": "theirs", "namespace": "audit"},
         "spec": {"parentRefs": [GATEWAY], "hostnames": list(hosts), "rules": rules},
         **body,
     }
@@ -144,10 +142,8 @@ def test_a_name_that_a_route_of_another_carries_is_left_to_him() -> None:
     claims it in his next pass.
     """
     for host in (HOST, "*.example.com"):
-        assert told(stands(routes=(route(host, of="audit/digits"),)))[0] == "HostnameTaken"
-    assert stands(routes=(route(HOST, of="ml/digits"),)).free == (HOST,), (
-        "of an earlier object of its own name"
-    )
+        assert told(stands(served=(("audit/digits", host),)))[0] == "HostnameTaken"
+    assert stands(served=(("ml/digits", HOST),)).free == (HOST,), "of an earlier object of its own name"
 
 
 def test_what_is_not_asked_for_and_not_served_is_given_back() -> None:

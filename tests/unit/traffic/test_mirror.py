@@ -16,9 +16,10 @@ from modelrollout.problem import Problem
 from modelrollout.resources.common import Owner
 from modelrollout.rollout.snapshot import Server
 from modelrollout.testing import builders as b
-from modelrollout.traffic.gateway_api.features import GatewayFacts
+from modelrollout.traffic.base import GatewayFacts
 from modelrollout.traffic.gateway_api.mirror import MirrorRouter, MirrorTarget, is_mirrored, mirror_method
 from modelrollout.traffic.gateway_api.router import FrozenRoutes, GatewayRouter, weights
+from modelrollout.traffic.router import kind_for
 
 OWNER = Owner("ModelDeployment", b.NAME, "ml", "uid-1")
 STABLE, CANARY = RevisionRef(revision="digits-1", number=1), RevisionRef(revision="digits-2", number=2)
@@ -95,8 +96,11 @@ def test_traefik_mirrors_by_its_own_kind_where_the_platform_team_says_so() -> No
 
 
 def test_without_a_gateway_or_with_grpc_alone_nothing_can_be_mirrored() -> None:
-    method = mirror_method(b.spec(2, gateway=False, rollout={"shadow": {}}), None, config())
-    assert isinstance(method, Problem) and method.reason == "GatewayRequired"
+    grpc = {"gateway": {"name": "public"}, "grpc": {"hostnames": ["digits.example.com"]}}
+    for traffic in ({}, grpc):
+        spec = b.spec(2, traffic=traffic, rollout={"shadow": {}})
+        found = kind_for(spec.traffic).mirror_method(spec, None, config())
+        assert isinstance(found, Problem) and found.reason == "GatewayRequired"
 
 
 # --- what is written

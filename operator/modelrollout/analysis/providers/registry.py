@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.base import CountedBy, Doubt, MetricsProvider
 from modelrollout.analysis.providers.prometheus.provider import PrometheusProvider
 from modelrollout.analysis.providers.prometheus.scrape_rights import doubt
+from modelrollout.api.v1alpha1 import Analysis
 from modelrollout.config import OperatorConfig, PrometheusConfig, ProviderConfig
+from modelrollout.problem import Problem
+from modelrollout.reasons import Reason
 
 
 class Connect(Protocol):
@@ -21,6 +25,11 @@ class Connect(Protocol):
 
 
 PROVIDERS: dict[type[ProviderConfig], Connect] = {PrometheusConfig: PrometheusProvider.connect}
+NO_PROVIDER = MeasurementProblem(
+    Reason.NO_SOURCE,
+    "the operator's configuration names no such metrics provider"
+    f" ({' or '.join(config.kind for config in PROVIDERS)}): add it there, or promote by hand",
+)
 
 
 def connect(
@@ -32,6 +41,18 @@ def connect(
     seconds that a read waits for a namespace's own queries; None: the provider's default.
     """
     return PROVIDERS[type(provider)](provider, config, patience)
+
+
+def unknown_provider(analysis: Analysis, config: OperatorConfig) -> Problem | None:
+    """Why a spec may not be judged by the provider that it names."""
+    if analysis.provider is None or config.provider_for(analysis.provider) is not None:
+        return None
+    known = ", ".join(p.name for p in config.providers) or "none"
+    return Problem(
+        Reason.PROMETHEUS_NOT_ALLOWED,
+        f"spec.rollout.analysis.prometheus: {analysis.provider} is not in the operator's configuration"
+        f" (known: {known}); use one of them or leave it out",
+    )
 
 
 def doubts_without_provider(

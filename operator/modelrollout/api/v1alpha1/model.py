@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from modelrollout.api.uris import FORMS
 from modelrollout.api.v1alpha1.schema import KEYS, ApiModel, LocalName, Name, Sha256, Uri
 from modelrollout.contract.formats import FLAVOUR_BY_FORMAT, Flavour, SourceFormat
 
@@ -52,10 +53,7 @@ class Model(ApiModel):
     """The trained model."""
 
     uri: Uri = Field(
-        description=(
-            "Where the model file is: s3://BUCKET/KEY or http(s)://HOST/PATH, in a store that the operator's"
-            " configuration names."
-        )
+        description=(f"Where the model file is: {FORMS}, in a store that the operator's configuration names.")
     )
     sha256: Sha256 | None = Field(
         None, description="SHA-256 of the file, hexadecimal. Left out: pinned at first sight."
@@ -99,7 +97,7 @@ class Model(ApiModel):
 class Data(ApiModel):
     """A data set: an .npz archive with one array for each model input and one with the labels."""
 
-    uri: Uri = Field(description="The .npz archive: s3://BUCKET/KEY or http(s)://HOST/PATH.")
+    uri: Uri = Field(description=f"The .npz archive: {FORMS}.")
     labels: str = Field(
         "labels",
         description=(
@@ -119,10 +117,7 @@ class ModelFile(ApiModel):
     """Another ONNX file."""
 
     uri: Uri = Field(
-        description=(
-            "Where it is: s3://BUCKET/KEY or http(s)://HOST/PATH, in a store that the operator's"
-            " configuration names."
-        )
+        description=(f"Where it is: {FORMS}, in a store that the operator's configuration names.")
     )
     sha256: Sha256 | None = Field(None, description="SHA-256 of the file, hexadecimal; checked when given.")
     credentials: Credentials | None = Field(

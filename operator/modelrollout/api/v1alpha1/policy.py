@@ -88,7 +88,7 @@ class DefaultAnalysis(ApiModel):
     """Defaults of spec.rollout.analysis."""
 
     prometheus: Name | None = Field(
-        None, description="Prometheus by its name in the operator's configuration."
+        None, description="Metrics provider by its name in the operator's configuration."
     )
     metrics: Annotated[list[Metric], Field(max_length=16), ListMapKey("name")] | None = Field(
         None, description="Metrics of analyses that name none themselves."

@@ -309,7 +309,7 @@ class Analysis(ApiModel):
     prometheus: Name | None = Field(
         None,
         description=(
-            "Prometheus by its name in the operator's configuration; left out: the default one. Not for"
+            "Metrics provider by its name in the operator's configuration; left out: the default one. Not for"
             " metrics that a policy demands."
         ),
     )
@@ -340,6 +340,11 @@ class Analysis(ApiModel):
         None, description="Left out, and no templates: errors against stable, within half a point."
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
+
+    @property
+    def provider(self) -> str | None:
+        """Name of the metrics provider, of whatever kind; None is the first one configured."""
+        return self.prometheus
 
 
 class ShadowOutput(ApiModel):

@@ -105,10 +105,8 @@ class StatusModel(ApiModel):
 # spec each its own, in status these.
 STATUS_TEXT = 32768
 STATUS_ITEMS = 4096
-URI_SCHEMES = ("s3", "http", "https")
-_URI_RE = r"^(s3|https?)://[^\\s]+$"
 _URI_PATTERN = Rule(
-    f"self.matches('{_URI_RE}')", "unsupported URI: write s3://BUCKET/KEY or http(s)://HOST/PATH"
+    rf"self.matches('^({'|'.join(uris.SCHEMES)})://[^\\s]+$')", f"unsupported URI: write {uris.FORMS}"
 )
 Uri = Annotated[str, Field(max_length=2048), _URI_PATTERN, plain_uri(uris.INSTEAD)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]

@@ -258,9 +258,6 @@ class ModelDeploymentStatus(StatusModel):
         default_factory=list,
         description="Revisions that have lost their traffic and keep their pods for a while.",
     )
-    retiring: RevisionRef | None = Field(
-        None, description="What an earlier operator wrote instead of draining; read, never written."
-    )
     restarts: dict[str, RestartStatus] = Field(
         default_factory=dict, description="The last restart that was requested of a revision, by its name."
     )

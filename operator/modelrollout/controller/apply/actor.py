@@ -63,7 +63,7 @@ from modelrollout.resources import network_policies
 from modelrollout.resources.common import NotAllowedError
 from modelrollout.rollout.plan import Desired
 from modelrollout.rollout.snapshot import NAME_TAKEN
-from modelrollout.traffic.gateway_api.routes import backends_of
+from modelrollout.traffic.router import backends_of
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Actor:
         A refusal blocks nothing: the cluster may not enforce policies at all, and a rollback must
         not wait for a policy that a webhook or a finalizer blocks.
         """
-        if self.config.network_policies is None or observation.snapshot.spec is None:
+        if self.config.network_policies is None or observation.observed.spec is None:
             return False, None
         desired = render_network_policies(observation, self.config)
         expected = {o["metadata"]["name"] for o in desired}
@@ -194,7 +194,7 @@ class Actor:
         KubeError; the next pass continues from what was written.
         """
         writer = ChildWriter(self, observation)
-        if observation.snapshot.spec is None:
+        if observation.observed.spec is None:
             for obj in render_traffic(observation, desired) if desired.split else []:
                 await writer.add(obj)
             return writer.wrote, writer.refused
@@ -217,11 +217,16 @@ class Actor:
             wrote |= await self._delete(MODEL_REVISION, observation.children[(MODEL_REVISION.kind, name)])
         # last: a Job that cannot be created holds up nothing else
         if desired.work is not None and (job := self._job(observation, *desired.work)) is not None:
-            await writer.add(job)
+            live_job = observation.children.get((JOB.kind, desired.work[1]))
+            if live_job is None:
+                await writer.add(job)
+            # immutable, and its name says what it is for
+            elif desired.recreate_work or queued_for_outdated_request(live_job, job):
+                wrote |= await self._delete(JOB, live_job)
         return wrote or writer.wrote, writer.refused
 
     def _job(self, observation: Observation, component: str, name: str) -> Object | None:
-        s = observation.snapshot
+        s = observation.observed
         if (JOB.kind, name) not in observation.children and (
             problem := job_violation(s, component, self.config)
         ):
@@ -255,11 +260,6 @@ class Actor:
         kind, name = obj["kind"], obj["metadata"]["name"]
         resource = CHILDREN[kind]
         live = observation.children.get((kind, name))
-        if live is not None and kind == JOB.kind:  # immutable, and its name says what it is for
-            # it exists, but does not count (controller.observe.job_state)
-            void = observation.snapshot.work.state == "Absent"
-            outdated = void or queued_for_outdated_request(live, obj)
-            return await self._delete(resource, live) if outdated else False
         if (
             live is not None
             and is_up_to_date(live, obj)
@@ -463,5 +463,5 @@ class ChildWriter:
             if CHILDREN[kind].guarded:
                 self._backends.add((kind, name))
                 self.routes_incomplete |= kind != SERVICE.kind or (
-                    name == self.observation.snapshot.name and not self.observation.snapshot.exact_weights
+                    name == self.observation.observed.name and not self.observation.observed.exact_weights
                 )

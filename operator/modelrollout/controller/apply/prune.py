@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from modelrollout.api import names
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.controller.observe.pods import has_ended, pods_of_job
-from modelrollout.kube.kinds import CHILDREN, DEPLOYMENT, HTTP_ROUTE, JOB, POD, SERVICE
+from modelrollout.kube.kinds import CHILDREN, DEPLOYMENT, JOB, POD, SERVICE
 from modelrollout.kube.objects import Object, annotations_of, is_true, label
 from modelrollout.resources.jobs.common import LABEL_QUEUE
 from modelrollout.rollout.plan import Desired
-from modelrollout.traffic.gateway_api.mirror import is_mirrored
-from modelrollout.traffic.gateway_api.router import accepted
-from modelrollout.traffic.gateway_api.routes import is_of_clients
+from modelrollout.traffic.router import mirrors_to
 
 
 def no_longer_desired(observation: Observation, desired: Desired, rendered: list[Object]) -> Iterator[Object]:
@@ -48,22 +46,17 @@ def _has_finished(job: Object, observation: Observation) -> bool:
 
 
 def _may_be_mirrored(live: Object, observation: Observation, desired: Desired) -> bool:
-    """Whether ``live`` belongs to a mirror that the gateway may still have in the clients' route,
-    for example because the status was lost meanwhile.
+    """Whether ``live`` belongs to a mirror that the data plane may still use, for example because
+    the status was lost meanwhile.
 
-    It is deleted once the gateway has accepted the route without it (that status wakes a pass) and
-    its canary has drained.
+    It is deleted once its canary has drained and the data plane has accepted the route without it
+    (that status wakes a pass).
     """
     if label(live, names.LABEL_COMPONENT) != names.COMPONENT_SHADOW:
         return False
     if label(live, names.LABEL_REVISION) in desired.draining:
         return True
-    routes = [
-        o
-        for (kind, name), o in observation.children.items()
-        if kind == HTTP_ROUTE.kind and is_of_clients(name, observation.snapshot.name)
-    ]
-    return live not in routes and any(is_mirrored(o) or not accepted(o) for o in routes)
+    return mirrors_to(live, observation.observed.name, observation.children)
 
 
 def queued_for_outdated_request(live: Object, desired: Object) -> bool:

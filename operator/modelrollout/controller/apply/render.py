@@ -24,7 +24,7 @@ from modelrollout.resources.jobs.tune import tune_job
 from modelrollout.rollout.desired.traffic import ALL_REVISIONS
 from modelrollout.rollout.plan import Desired, NewRevision
 from modelrollout.rollout.shared_preparation import recorded
-from modelrollout.rollout.snapshot import Snapshot, baseline
+from modelrollout.rollout.snapshot import Observed, baseline
 from modelrollout.rollout.stages.tune import serving_of
 
 
@@ -36,7 +36,7 @@ def owner_of(o: Object, kind: str) -> Owner:
 
 def render_revision(observation: Observation, new: NewRevision, config: OperatorConfig) -> Object:
     """The ModelRevision, with the pod template that it freezes."""
-    s, spec = observation.snapshot, observation.snapshot.spec
+    s, spec = observation.observed, observation.observed.spec
     assert spec is not None
     version = server.Version(s.name, new.name, new.number, s.namespace)
     body: dict[str, Any] = {
@@ -85,7 +85,7 @@ def _render_server(
     observation: Observation, desired: Desired, name: str, config: OperatorConfig
 ) -> list[Object]:
     """Deployment and Service of a revision; nothing while its artifact is not known."""
-    s, live = observation.snapshot, observation.children.get((MODEL_REVISION.kind, name))
+    s, live = observation.observed, observation.children.get((MODEL_REVISION.kind, name))
     revision = s.revision(name)
     artifact, tuning = _evidence(s, name)
     if revision is None or live is None or artifact is None or not artifact.digest:
@@ -111,7 +111,7 @@ def _render_server(
     return [deployment, server.revision_service(owner, s.name, revision.number)]
 
 
-def _evidence(s: Snapshot, name: str) -> tuple[ArtifactEvidence | None, TuningEvidence | None]:
+def _evidence(s: Observed, name: str) -> tuple[ArtifactEvidence | None, TuningEvidence | None]:
     """What is known of a revision's artifact and tuning. The rollout in flight knows it before the
     revision does.
     """
@@ -134,7 +134,7 @@ def render_traffic(observation: Observation, desired: Desired) -> list[Object]:
 
 def render_network_policies(observation: Observation, config: OperatorConfig) -> list[Object]:
     """The NetworkPolicies of the ModelDeployment; none where they are not configured."""
-    s, configured = observation.snapshot, config.network_policies
+    s, configured = observation.observed, config.network_policies
     if s.spec is None or configured is None or not configured.written_in(s.namespace):
         return []
     clients = s.spec.traffic.clients.namespaces if s.spec.traffic.clients else ()
@@ -157,7 +157,7 @@ def render_job(
     ``salt``: random, kept by the Job for all of its pods. Raises NotAllowedError, and
     ValidationError if another version of the operator wrote the revision.
     """
-    s, spec = observation.snapshot, observation.snapshot.spec
+    s, spec = observation.observed, observation.observed.spec
     assert spec is not None and s.status.rollout is not None
     if component == names.COMPONENT_RESOLVE:
         owner = owner_of(observation.deployment, MODEL_DEPLOYMENT.kind)

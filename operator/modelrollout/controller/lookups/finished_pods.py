@@ -21,17 +21,16 @@ async def reread_finished_job(kube: Kube, cache: ObjectCache, observation: Obser
     """Re-reads the pods of a Job that finished without a result. Raises KubeError: a failed read
     does not mean that the result is lost.
     """
-    s, job = observation.snapshot, observation.job
-    no_result = s.work.result is None and (
-        s.work.state == "Succeeded"
-        or (s.work.problem is not None and s.work.problem.reason == Reason.JOB_FAILED)
+    work, job = observation.work, observation.job
+    no_result = work.result is None and (
+        work.state == "Succeeded" or (work.problem is not None and work.problem.reason == Reason.JOB_FAILED)
     )
     if job is None or not no_result:
-        return s.work
+        return work
     pods = (
         await kube.list(
             POD,
-            s.namespace,
+            observation.observed.namespace,
             label_selector=f"{names.LABEL_JOB}={job['metadata']['name']}",
             keep=partial(project, POD),
         )

@@ -14,7 +14,8 @@ from modelrollout.kube.kinds import GATEWAY, GATEWAY_CLASS, Resource
 from modelrollout.kube.objects import Object
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
-from modelrollout.traffic.gateway_api.features import GatewayFacts, supported_features
+from modelrollout.traffic.base import GatewayFacts
+from modelrollout.traffic.gateway_api.features import supported_features
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ name that one of our routes carries.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -29,7 +29,7 @@ from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import AlreadyExists, Conflict, Forbidden, NotFound, Unreadable
-from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE, LEASE, MODEL_DEPLOYMENT, namespaces_to_list
+from modelrollout.kube.kinds import LEASE, MODEL_DEPLOYMENT, namespaces_to_list
 from modelrollout.kube.objects import Object, annotations_of, controller_of, label, microtime, parse_time
 from modelrollout.kube.projection import route_for_hostnames
 from modelrollout.traffic.hostnames import (
@@ -37,11 +37,10 @@ from modelrollout.traffic.hostnames import (
     Claims,
     ForeignRoutes,
     Known,
-    foreign_route,
     holder_of,
-    hosts_of_routes,
     stored_requested_hosts,
 )
+from modelrollout.traffic.router import ROUTES, foreign_route, hosts_of
 
 log = logging.getLogger(__name__)
 _SAME_TIME = timedelta(seconds=2)  # the API server writes whole seconds
@@ -69,7 +68,7 @@ class HostClaims:
 
     def known(self) -> Known:
         """As of now."""
-        return Known(self._claims, self._foreign, self._own_routes, self._config.hostnames.only_by_policy)
+        return Known(self._claims, self._foreign, self._served, self._config.hostnames.only_by_policy)
 
     async def refresh(self) -> None:
         """Read all claims and all foreign routes, and give up the claims of ModelDeployments that
@@ -228,8 +227,8 @@ class HostClaims:
             return False
         if claim.host == names.own_name(*claim.key):
             return True
-        routes = (o for r in (HTTP_ROUTE, GRPC_ROUTE) for o in self._cache.children(claim.key, r))
-        return claim.host in stored_requested_hosts(live.get("spec")) or claim.host in hosts_of_routes(
+        routes = (o for r in ROUTES for o in self._cache.children(claim.key, r))
+        return claim.host in stored_requested_hosts(live.get("spec")) or claim.host in hosts_of(
             o for o in routes if controller_of(o) == live["metadata"]["uid"]
         )
 
@@ -282,10 +281,13 @@ class HostClaims:
         self._takers[holder] = taker
 
     def _routes(self) -> Iterable[Object]:
-        return (o for r in (HTTP_ROUTE, GRPC_ROUTE) for o in self._cache.all(r))
+        return (o for r in ROUTES for o in self._cache.all(r))
 
-    def _own_routes(self) -> Iterable[Object]:
-        return filter(self._is_ours, self._routes())
+    def _served(self) -> Iterator[tuple[str, str]]:
+        """Namespace/name of every ModelDeployment with each host name that its routes carry."""
+        for route in filter(self._is_ours, self._routes()):
+            model = f"{route['metadata'].get('namespace')}/{label(route, names.LABEL_NAME)}"
+            yield from ((model, host) for host in sorted(hosts_of([route])))
 
     async def _look_at_foreign(self) -> None:
         """Routes without our label, and those that carry it and that no ModelDeployment
@@ -295,7 +297,7 @@ class HostClaims:
         unseen = (
             f"namespaces other than {', '.join(self._config.namespaces)}" if self._config.namespaces else ""
         )
-        for resource in (HTTP_ROUTE, GRPC_ROUTE):
+        for resource in ROUTES:
             if not await self._kube.has_kind(resource):
                 continue
             for namespace in namespaces_to_list(resource, self._config.namespaces):

@@ -44,7 +44,7 @@ async def with_queue_reason(kube: Kube, observation: Observation, work: JobState
             return work
         uid = job["metadata"]["uid"]
         listed = (
-            await kube.list(kind, observation.snapshot.namespace, label_selector=f"{LABEL_JOB_UID}={uid}")
+            await kube.list(kind, observation.observed.namespace, label_selector=f"{LABEL_JOB_UID}={uid}")
         ).items
         workloads = [w for w in listed if controller_of(w) == uid]
     except KubeError as e:  # it only explains

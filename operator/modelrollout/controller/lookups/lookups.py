@@ -5,8 +5,8 @@ RolloutPolicies, free GPUs, why a Job is queued or has no pod.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from modelrollout.api import names
@@ -20,7 +20,6 @@ from modelrollout.controller.lookups.policies import Policies
 from modelrollout.controller.lookups.shared_preparation import SharedPreparations
 from modelrollout.controller.lookups.slots import SlotLeases
 from modelrollout.controller.lookups.triton_versions import ServerVersions
-from modelrollout.controller.observe.job_state import golden_evaluation
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.controller.observe.pods import pods_of_server
 from modelrollout.kube.cache import Key, ObjectCache
@@ -31,7 +30,18 @@ from modelrollout.reasons import Reason
 from modelrollout.rollout.pod_restarts import restart_without_gpu
 from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.policy.slot_limits import waiting_replicas
-from modelrollout.rollout.snapshot import Gpus, Slot, Snapshot
+from modelrollout.rollout.snapshot import Gpus, JobState, SharedPreparation, Slot
+
+
+@dataclass(frozen=True)
+class LookedUp:
+    """The answers of one pass."""
+
+    work: JobState  # as observed, or with what a look at its pods, events or queue has added
+    shared: SharedPreparation = field(default_factory=SharedPreparation)
+    triton_versions: Mapping[str, str] = field(default_factory=dict)
+    slots: tuple[Slot, ...] = ()
+    gpus: Gpus | None = None
 
 
 class Lookups:
@@ -58,14 +68,13 @@ class Lookups:
         self._versions = ServerVersions(wake, clock)
         self._capacity = Capacity(kube, config, clock)
 
-    async def enrich(self, observation: Observation) -> Snapshot:
-        """The observed snapshot, plus what the present state needs to know. Raises KubeError."""
-        s = observation.snapshot
-        servers = self._versions.with_versions((s.namespace, s.name), s.servers, _server_pods(observation))
+    async def look_up(self, observation: Observation) -> LookedUp:
+        """What the present state needs to know. Raises KubeError."""
+        s = observation.observed
+        versions = self._versions.look_up((s.namespace, s.name), s.servers, _server_pods(observation))
         shared = self.shared_preparations.lookup(observation)
         work = await reread_finished_job(self._kube, self._cache, observation)
-        evaluation = s.evaluation if work is s.work else golden_evaluation(s, work)
-        slots = await self.slots.larger(observation) if waiting_replicas(s) else s.slots
+        slots = await self.slots.larger(observation) if waiting_replicas(s) else ()
         gpus = None
         if work.queued:
             work = await with_queue_reason(self._kube, observation, work, self._now())
@@ -73,9 +82,7 @@ class Lookups:
             work = await explain_missing_pod(self._kube, observation, work, self._now())
         elif s.spec is not None:
             slots, gpus = await self._slots_and_gpus(observation, slots)
-        return replace(
-            s, servers=servers, shared=shared, work=work, evaluation=evaluation, slots=slots, gpus=gpus
-        )
+        return LookedUp(work, shared, versions, slots, gpus)
 
     async def _slots_and_gpus(
         self, observation: Observation, slots: tuple[Slot, ...]
@@ -83,7 +90,7 @@ class Lookups:
         """The slots of a queued rollout (of others the given ``slots``), and the free GPUs if
         anything waits for some.
         """
-        s = observation.snapshot
+        s = observation.observed
         assert s.spec is not None
         rollout = s.status.rollout
         if rollout is None or rollout.revision is None or rollout.stage not in ("Tune", "Provision"):
@@ -102,14 +109,14 @@ class Lookups:
 
     async def _for_all(self, observation: Observation, revision: str) -> Gpus | None:
         """For the pods of a revision that have no node yet."""
-        assert observation.snapshot.spec is not None
+        assert observation.observed.spec is not None
         placed = sum(
             bool((o.get("spec") or {}).get("nodeName"))
             for (kind, _), o in observation.children.items()
             if kind == POD.kind and label(o, names.LABEL_REVISION) == revision
         )
         return await self._gpus(
-            observation, revision, max(1, observation.snapshot.spec.serving.replicas) - placed
+            observation, revision, max(1, observation.observed.spec.serving.replicas) - placed
         )
 
     async def _gpus(self, observation: Observation, revision: str, count: int) -> Gpus | None:

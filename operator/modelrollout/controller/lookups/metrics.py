@@ -15,7 +15,7 @@ from modelrollout.analysis.eta import counted_seconds
 from modelrollout.analysis.measurement import Counts, Measurement, counts_of
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.base import COUNTED_BY, CountedBy, Doubt, MetricsProvider
-from modelrollout.analysis.providers.registry import connect, doubts_without_provider
+from modelrollout.analysis.providers.registry import NO_PROVIDER, connect, doubts_without_provider
 from modelrollout.analysis.reading import Reading
 from modelrollout.analysis.shadow import judge_agreement
 from modelrollout.analysis.target import Target
@@ -26,7 +26,7 @@ from modelrollout.config import OperatorConfig, ProviderConfig
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.assessment import assess, metrics_due
-from modelrollout.rollout.snapshot import Assessment, Snapshot, baseline
+from modelrollout.rollout.snapshot import Assessment, Observed, baseline
 from modelrollout.rollout.strategy import with_traffic
 
 T = TypeVar("T")
@@ -40,10 +40,6 @@ ROWS_SECONDS = 7 * 86_400.0  # rows of pods that are gone for longer do not coun
 # beyond the provider's time-out, for a second query: the bounds of a histogram
 MORE_SECONDS = 1.0
 
-_NO_PROVIDER = MeasurementProblem(
-    Reason.NO_SOURCE,
-    "the operator's configuration names no such Prometheus: add it under prometheus, or promote by hand",
-)
 _UNPROTECTED = Problem(
     Reason.UNPROTECTED,
     "whoever reaches the comparer can add requests to what the shadow is judged by, and no NetworkPolicy of"
@@ -105,7 +101,7 @@ class MetricsAssessor:
         policies = self._config.network_policies
         return None if policies is not None and policies.written_in(namespace) else _UNPROTECTED
 
-    async def assess(self, s: Snapshot) -> Assessment | None:
+    async def assess(self, s: Observed) -> Assessment | None:
         """The verdict on the present step from its first reading until now. A provider's problem is
         a verdict too.
         """
@@ -144,7 +140,7 @@ class MetricsAssessor:
         assessment = assess(s, metrics, readings, now, split=target.profile == "traefik")
         return replace(assessment, doubt=self._doubt(_counted_by(metrics, target)))
 
-    async def _agreement(self, s: Snapshot) -> Assessment | None:
+    async def _agreement(self, s: Observed) -> Assessment | None:
         """The verdict on the shadow, from what the comparer counted."""
         rollout = s.status.rollout
         if s.spec is None or s.spec.rollout.shadow is None or rollout is None or rollout.shadow is None:
@@ -159,7 +155,7 @@ class MetricsAssessor:
             profile="none",
         )
         before = rollout.shadow.metric.canary if rollout.shadow.metric else None
-        pairs = await self._pairs(s.spec.rollout.analysis.prometheus, target, before)
+        pairs = await self._pairs(s.spec.rollout.analysis.provider, target, before)
         verdict = judge_agreement(s.spec.rollout.shadow, pairs.canary, pairs.problem, FALSE_ALARM_BUDGET)
         return Assessment(
             verdict.verdict,
@@ -201,7 +197,7 @@ class MetricsAssessor:
         """Read from the provider of that name (None: the default one), within its time-out."""
         provider = self._config.provider_for(name)
         if provider is None:
-            return _NO_PROVIDER
+            return NO_PROVIDER
         limit = provider.timeout_seconds + MORE_SECONDS
         try:
             async with asyncio.timeout(limit):
@@ -212,7 +208,7 @@ class MetricsAssessor:
             )
 
     def _by_provider(
-        self, metrics: Sequence[Metric], s: Snapshot, target: Target
+        self, metrics: Sequence[Metric], s: Observed, target: Target
     ) -> dict[str | None, list[Metric]]:
         """The gateway's own counters come from the provider that scrapes the gateway, unless the
         analysis names another. For metrics that a policy demands only policies choose the provider,
@@ -223,7 +219,7 @@ class MetricsAssessor:
         mandatory = {m.name for m in s.mandatory}
         by_provider: dict[str | None, list[Metric]] = {}
         for metric in metrics:
-            name = s.rules.prometheus if metric.name in mandatory else s.spec.rollout.analysis.prometheus
+            name = s.rules.provider if metric.name in mandatory else s.spec.rollout.analysis.provider
             name = name or (gateway if metric.name in ("errors", "latency") else None)
             by_provider.setdefault(name, []).append(metric)
         return by_provider
@@ -239,7 +235,7 @@ class MetricsAssessor:
         return self._clients[provider.name]
 
 
-def _rows_seconds(s: Snapshot, now: datetime) -> float:
+def _rows_seconds(s: Observed, now: datetime) -> float:
     """How long ago the canary may have answered rows that are labelled now; 0 for a version that
     was stable before, which may be long ago.
     """

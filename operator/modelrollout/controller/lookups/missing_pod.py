@@ -40,7 +40,7 @@ async def explain_missing_pod(
     try:
         events = (
             await kube.list(
-                EVENT, observation.snapshot.namespace, field_selector=selector, keep=event_for_message
+                EVENT, observation.observed.namespace, field_selector=selector, keep=event_for_message
             )
         ).items
     except KubeError as e:  # it only explains

@@ -45,7 +45,7 @@ class SharedPreparations:
 
     def lookup(self, observation: Observation) -> SharedPreparation:
         """The same work of another ModelDeployment, as long as there is no Job of its own."""
-        s = observation.snapshot
+        s = observation.observed
         key, rollout = (s.namespace, s.name), s.status.rollout
         work = _work(self._cache, observation.deployment) if rollout and rollout.stage == "Prepare" else None
         revision = s.revision(rollout.revision) if rollout else None
@@ -57,14 +57,14 @@ class SharedPreparations:
             or revision.prepared is not None
         ):
             self.forget(key)
-            return s.shared
+            return SharedPreparation()
         place = (s.namespace, work)
         if self._works.get(key, place) != place:
             self.forget(key)
         self._works[key] = place
-        if s.work.state != "Absent":
+        if observation.work.state != "Absent":
             self._waiting.get(place, set()).discard(s.name)
-            return s.shared
+            return SharedPreparation()
         asking = (
             o
             for o in self._cache.find_marked(rollouts_of(s.namespace, rollout.sha256))
@@ -74,7 +74,7 @@ class SharedPreparations:
         mine = next((m for m in members if m.name == s.name), None)
         # a Job that does not count exists: it is replaced first
         if mine is None or mine.works:
-            return s.shared
+            return SharedPreparation()
         shared = outcome(mine, members)
         if shared.by is None and (chosen := self._choose(place, members)) != s.name:
             shared = SharedPreparation(by=chosen)

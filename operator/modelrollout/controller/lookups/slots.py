@@ -14,7 +14,7 @@ releases it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError
 
@@ -66,7 +66,7 @@ class SlotLeases:
         """
         claim = _claim(observation.deployment)
         slots: list[Slot] = []
-        for limit in observation.snapshot.rules.limits:
+        for limit in observation.observed.rules.limits:
             if claim is None or not limit.concerns(claim.gpus):
                 continue
             taken = [h for _, h in self._taken_slots(await self._list(limit.policy))]
@@ -82,7 +82,7 @@ class SlotLeases:
         GPUs.
         """
         claim = _larger_claim(observation)
-        limits = gpu_limits(observation.snapshot) if claim is not None else []
+        limits = gpu_limits(observation.observed) if claim is not None else []
         listed = [
             (limit, [h for _, h in self._taken_slots(await self._list(limit.policy))]) for limit in limits
         ]
@@ -92,20 +92,20 @@ class SlotLeases:
             if claim is not None
         )
 
-    async def acquire_or_release(self, observation: Observation) -> bool:
+    async def acquire_or_release(self, observation: Observation, slots: Sequence[Slot]) -> bool:
         """Take the slot if it is this rollout's turn, or release what a finished rollout still
-        holds. True when something was written.
+        holds; ``slots`` as looked up in this pass. True when something was written.
         """
-        rollout = observation.snapshot.status.rollout
+        rollout = observation.observed.status.rollout
         if not in_flight(rollout) and _key(observation.deployment) in self._mine:
             return await self._release(observation)
         if rollout is not None and rollout.slot is not None and rollout.queue is None:
-            return await self._resize(observation, rollout.slot.gpus)
-        slot = observation.snapshot.slots[-1] if observation.snapshot.slots else None
+            return await self._resize(observation, slots, rollout.slot.gpus)
+        slot = slots[-1] if slots else None
         if slot is None or slot.held or rollout is None or rollout.queue is None:
             return False
         claim = _claim(observation.deployment)
-        limit = next((x for x in observation.snapshot.rules.limits if x.policy == slot.policy), None)
+        limit = next((x for x in observation.observed.rules.limits if x.policy == slot.policy), None)
         if claim is None or limit is None:
             return False
         if slot.turn:
@@ -203,15 +203,15 @@ class SlotLeases:
             return True
         return False
 
-    async def _resize(self, observation: Observation, granted: int) -> bool:
+    async def _resize(self, observation: Observation, slots: Sequence[Slot], granted: int) -> bool:
         """Let the slot count the GPUs requested now, if there is room. If two slots grew beyond the
         limit at the same time, both shrink back.
         """
         claim, limits = (
             _larger_claim(observation),
-            {limit.policy: limit for limit in gpu_limits(observation.snapshot)},
+            {limit.policy: limit for limit in gpu_limits(observation.observed)},
         )
-        for slot in observation.snapshot.slots:
+        for slot in slots:
             if (
                 claim is None
                 or slot.policy not in limits
@@ -306,7 +306,7 @@ class SlotLeases:
         releases those of other rollouts.
         """
         rollout, key, uid = (
-            observation.snapshot.status.rollout,
+            observation.observed.status.rollout,
             _key(observation.deployment),
             observation.deployment["metadata"]["uid"],
         )
@@ -371,9 +371,9 @@ def _claim(deployment: Object) -> SlotRequest | None:
 
 def _larger_claim(observation: Observation) -> SlotRequest | None:
     """The current request of a rollout that holds a slot."""
-    rollout = observation.snapshot.status.rollout
+    rollout = observation.observed.status.rollout
     return (
-        SlotRequest(holder_of(observation.deployment), rollout.started, gpus_requested(observation.snapshot))
+        SlotRequest(holder_of(observation.deployment), rollout.started, gpus_requested(observation.observed))
         if rollout is not None
         else None
     )

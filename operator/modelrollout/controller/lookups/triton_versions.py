@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import aiohttp
 
 from modelrollout.api import names
 from modelrollout.kube.cache import Key
 from modelrollout.kube.objects import Object, is_deleting, is_true, label
-from modelrollout.rollout.snapshot import Server
 
 log = logging.getLogger(__name__)
 SECONDS = 3.0  # for an answer
@@ -53,26 +51,24 @@ class ServerVersions:
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._few = asyncio.Semaphore(AT_ONCE)
 
-    def with_versions(
-        self, key: Key, servers: Mapping[str, Server], pods: Iterable[Object]
-    ) -> dict[str, Server]:
-        """The servers with their known versions; starts a request to one ready pod of each of the
+    def look_up(self, key: Key, revisions: Collection[str], pods: Iterable[Object]) -> dict[str, str]:
+        """The known versions of these revisions; starts a request to one ready pod of each of the
         others, for a later pass.
         """
         by_revision: dict[str, list[Object]] = {}
         for pod in pods:
             if label(pod, names.LABEL_COMPONENT) == names.COMPONENT_SERVER and _is_ready(pod):
                 by_revision.setdefault(label(pod, names.LABEL_REVISION) or "", []).append(pod)
-        versioned = dict(servers)
+        versions: dict[str, str] = {}
         for revision, ready in by_revision.items():
-            if revision not in servers:
+            if revision not in revisions:
                 continue
             version = next((v for p in ready if (v := self._known.get(p["metadata"]["uid"]))), None)
             if version is None:
                 self._begin(key, min(ready, key=lambda p: str(p["metadata"]["name"])))
             else:
-                versioned[revision] = replace(servers[revision], version=version)
-        return versioned
+                versions[revision] = version
+        return versions
 
     def _begin(self, key: Key, pod: Object) -> None:
         uid, host = pod["metadata"]["uid"], str(pod["status"]["podIP"])

@@ -27,7 +27,7 @@ from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.resources.jobs.common import LABEL_QUEUE, RETRIES
 from modelrollout.resources.jobs.prepare import prepare_task
-from modelrollout.rollout.snapshot import JobState, Snapshot, baseline
+from modelrollout.rollout.snapshot import JobState, Observed, baseline
 from modelrollout.telemetry.redaction import mask_uris
 
 
@@ -197,7 +197,7 @@ def _idle_since(job: Object, pods: Sequence[Object], end: Ending) -> str | None:
     return max((t for t in times if t), default=None)
 
 
-def golden_evaluation(s: Snapshot, work: JobState) -> EvaluationEvidence | None:
+def golden_evaluation(s: Observed, work: JobState) -> EvaluationEvidence | None:
     """The verdict on golden data, once its Job has a result that counts."""
     rollout, golden = s.status.rollout, s.spec.rollout.analysis.golden if s.spec else None
     if rollout is None or rollout.stage != "Evaluate" or golden is None:

@@ -1,28 +1,24 @@
-"""Gathers what the cache holds of one ModelDeployment, and makes a Snapshot of it. Sends no
-request.
-"""
+"""Gathers what the cache has of one ModelDeployment. Sends no request."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus
+from modelrollout.api.v1alpha1 import MirrorMethod, ModelDeploymentSpec, ModelDeploymentStatus
 from modelrollout.config import OperatorConfig
-from modelrollout.controller.observe.job_state import golden_evaluation, job_state
+from modelrollout.controller.observe.job_state import job_state
 from modelrollout.controller.observe.revisions import is_lasting_child, own_children, revisions
 from modelrollout.controller.observe.servers import servers
 from modelrollout.controller.observe.validation import spec_violation
 from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.kinds import (
-    GRPC_ROUTE,
-    HTTP_ROUTE,
     JOB,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
@@ -38,25 +34,37 @@ from modelrollout.rollout.desired.traffic import (
 from modelrollout.rollout.policy.mandatory_metrics import is_return
 from modelrollout.rollout.policy.rules import NO_RULES, Rules, spec_in_force
 from modelrollout.rollout.recovery import sanitize
-from modelrollout.rollout.snapshot import TRAFFIC_REFUSALS, JobState, MirrorState, Snapshot, Verb, in_flight
+from modelrollout.rollout.snapshot import (
+    TRAFFIC_REFUSALS,
+    JobState,
+    MirrorState,
+    Observed,
+    Revision,
+    Traffic,
+    Verb,
+    in_flight,
+)
 from modelrollout.rollout.transitions import known_version
 from modelrollout.rollout.views import Specified
 from modelrollout.telemetry.redaction import mask_uris
-from modelrollout.traffic.base import Router
-from modelrollout.traffic.gateway_api.features import GatewayFacts
-from modelrollout.traffic.gateway_api.mirror import mirror_method
-from modelrollout.traffic.gateway_api.router import overly_open_routes
+from modelrollout.traffic.base import GatewayFacts, Router
 from modelrollout.traffic.hostnames import (
     NO_NAMES,
     Known,
     Standing,
     holder_of,
-    hosts_of_routes,
     route_name,
     standing,
     version_of,
 )
-from modelrollout.traffic.router import kind_for, live_split, router_for
+from modelrollout.traffic.router import (
+    hosts_of,
+    kind_for,
+    live_split,
+    overly_open_routes,
+    router_for,
+    routes_in,
+)
 
 # of a field's path, and of the error in it, since users choose the keys of maps
 _MAX_CHARACTERS = 500
@@ -64,29 +72,29 @@ _MAX_CHARACTERS = 500
 
 @dataclass(frozen=True)
 class Observation:
-    """One ModelDeployment with its objects, and the Snapshot made of them."""
+    """One ModelDeployment with its objects, and what they say."""
 
     deployment: Object
     children: dict[tuple[str, str], Object]  # by kind and name
-    snapshot: Snapshot
+    observed: Observed
     router: Router | None
     hostnames: Standing = NO_NAMES
     folder: str = ""  # where artifacts of its namespace lie
     # routes that open more than clients may request, as they would be narrowed
     open_routes: tuple[Object, ...] = ()
-
-    @property
-    def job(self) -> Object | None:
-        """The Job that the present stage waits for."""
-        job = stage_job(self.snapshot.status, self.snapshot)
-        return self.children.get((JOB.kind, job[1])) if job else None
+    traffic: Traffic = field(default_factory=Traffic)
+    # the rest only where spec can be read
+    job: Object | None = None  # that the present stage waits for
+    work: JobState = field(default_factory=JobState)
+    mirror: MirrorState = field(default_factory=MirrorState)
+    spec_problem: Problem | None = None
 
 
 def observe(
     cache: ObjectCache,
     key: Key,
     config: OperatorConfig,
-    gateway_kinds: frozenset[str],
+    served_routes: frozenset[str],
     known: Known,
     gateway: GatewayFacts | Problem | None = None,
     rules: Rules = NO_RULES,
@@ -95,8 +103,9 @@ def observe(
     """What is known of a ModelDeployment; None when it is gone or being deleted (the garbage
     collector takes its children).
 
-    ``known``: about host names (``controller.lookups.host_names``). ``gateway``: facts on its
-    Gateway (``controller.lookups.gateways``). ``rules``: of the RolloutPolicies that match it.
+    ``served_routes``: kinds of routes that the cluster has. ``known``: about host names
+    (``controller.lookups.host_names``). ``gateway``: facts on its Gateway
+    (``controller.lookups.gateways``). ``rules``: of the RolloutPolicies that match it.
     """
     deployment = cache.get(MODEL_DEPLOYMENT, *key)
     if deployment is None or is_deleting(deployment):
@@ -107,21 +116,33 @@ def observe(
         deployment, {(o["kind"], o["metadata"]["name"]): o for o in labelled if not is_deleting(o)}
     )
     spec, parse_error = parse_spec(deployment, rules)
-    folder = tenant_uri(config, key[0])
+    status, folder = parse_status(deployment), tenant_uri(config, key[0])
+    known_revisions = revisions(children, folder)
     open_routes = tuple(overly_open_routes(children, key[1]))
-    objects = Snapshot(
+    routes = routes_in(children)
+    stands = standing(
+        holder_of(deployment),
+        spec,
+        hosts_of(routes),
+        known,
+        rules,
+        *_versions(status, known_revisions),
+        routes=frozenset(map(route_name, routes)),
+    )
+    observed = Observed(
         name=key[1],
         namespace=key[0],
         generation=deployment["metadata"].get("generation", 1),
         spec=spec,
         parse_error=parse_error,
-        status=parse_status(deployment),
-        revisions=revisions(children, folder),
+        status=status,
+        revisions=known_revisions,
         children=tuple(
             sorted(o["metadata"]["uid"] for o in children.values() if is_lasting_child(deployment, o))
         ),
         servers=servers(children, pods),
         verbs=_verbs(deployment, children),
+        names_since=stands.since,
         live_split=live_split(key[1], children) if spec is not None else (),
         overly_open=tuple(f"{o['kind']} {o['metadata']['name']}" for o in open_routes),
         settle_seconds=config.gateway_metrics.settle_seconds,
@@ -130,42 +151,24 @@ def observe(
         templates=rules.templates,
         mandatory=rules.mandatory,
     )
-    routes = [o for (kind, _), o in children.items() if kind in (HTTP_ROUTE.kind, GRPC_ROUTE.kind)]
-    stands = standing(
-        holder_of(deployment),
-        spec,
-        hosts_of_routes(routes),
-        known,
-        rules,
-        *_versions(objects),
-        routes=frozenset(map(route_name, routes)),
-    )
     if spec is None:
-        router = router_for(objects, children, config, withheld=stands.lost)
-        snapshot = replace(objects, traffic=router.programmed(split(objects), children, objects.servers))
-        return Observation(deployment, children, snapshot, router, stands, folder, open_routes)
-    returns = now is not None and is_return(objects, known_version(Specified.of(objects)), now)
-    violation = spec_violation(key, spec, config, gateway_kinds, gateway, rules, returns=returns)
+        router = router_for(observed, children, config, withheld=stands.lost)
+        traffic = router.programmed(split(observed), children, observed.servers)
+        return Observation(
+            deployment, children, observed, router, stands, folder, open_routes, traffic=traffic
+        )
+    returns = now is not None and is_return(observed, known_version(Specified.of(observed)), now)
+    violation = spec_violation(key, spec, config, served_routes, gateway, rules, returns=returns)
     granted = stands.settled and (violation is None or violation.reason not in TRAFFIC_REFUSALS)
     # only an accepted spec claims names, except for the one that no other ModelDeployment can have
     if violation is not None:
         stands = replace(stands, free=tuple(h for h in stands.free if h == names.own_name(*key)))
-    mirror = _mirror(spec, gateway, config)
-    spec_problem = violation or stands.problem or mirror.problem
-    job = stage_job(objects.status, objects)
-    live_job = children.get((JOB.kind, job[1])) if job else None
-    work = job_state(live_job, pods, folder) if live_job else JobState()
-    snapshot = replace(
-        objects,
-        spec_problem=spec_problem,
-        taken=stands.taken,
-        names_since=stands.since,
-        work=work,
-        evaluation=golden_evaluation(objects, work),
-    )
-    router = router_for(snapshot, children, config, granted=granted, withheld=stands.lost)
-    mirror = replace(mirror, tried=router.mirror_accepted(children))
-    traffic = router.programmed(split(snapshot), children, snapshot.servers)
+    mirror, no_mirror = _mirror(spec, gateway, config)
+    spec_problem = violation or stands.problem or no_mirror
+    component_and_name = stage_job(observed)
+    job = children.get((JOB.kind, component_and_name[1])) if component_and_name else None
+    router = router_for(observed, children, config, granted=granted, withheld=stands.lost)
+    traffic = router.programmed(split(observed), children, observed.servers)
     if (
         not traffic.programmed
         and traffic.problem is None
@@ -173,15 +176,27 @@ def observe(
         and spec_problem.reason in TRAFFIC_REFUSALS
     ):
         traffic = replace(traffic, problem=spec_problem)
-    snapshot = replace(snapshot, mirror=mirror, traffic=traffic)
-    return Observation(deployment, children, snapshot, router, stands, folder, open_routes)
+    return Observation(
+        deployment,
+        children,
+        observed,
+        router,
+        stands,
+        folder,
+        open_routes,
+        traffic,
+        job,
+        job_state(job, pods, folder) if job else JobState(),
+        MirrorState(mirror, no_mirror, router.mirror_accepted(children)),
+        spec_problem,
+    )
 
 
-def _versions(s: Snapshot) -> tuple[str | None, str | None]:
+def _versions(status: ModelDeploymentStatus, known: Iterable[Revision]) -> tuple[str | None, str | None]:
     """The stable version and the one in flight, as claims of host names record them."""
 
     def of(name: str | None) -> str | None:
-        revision = s.revision(name)
+        revision = next((r for r in known if r.name == name), None)
         return (
             version_of(
                 revision.input,
@@ -193,18 +208,19 @@ def _versions(s: Snapshot) -> tuple[str | None, str | None]:
         )
 
     in_flight_revision = (
-        s.status.rollout.revision if s.status.rollout is not None and in_flight(s.status.rollout) else None
+        status.rollout.revision if status.rollout is not None and in_flight(status.rollout) else None
     )
-    return (of(s.status.stable.revision) or "unknown") if s.status.stable else None, of(in_flight_revision)
+    return (of(status.stable.revision) or "unknown") if status.stable else None, of(in_flight_revision)
 
 
 def _mirror(
     spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig
-) -> MirrorState:
+) -> tuple[MirrorMethod | None, Problem | None]:
+    """How requests are mirrored, if spec asks for it, or why they cannot be."""
     if spec.rollout.shadow is None:
-        return MirrorState()
-    way = mirror_method(spec, gateway, config)
-    return MirrorState(problem=way) if isinstance(way, Problem) else MirrorState(way)
+        return None, None
+    way = kind_for(spec.traffic).mirror_method(spec, gateway, config)
+    return (None, way) if isinstance(way, Problem) else (way, None)
 
 
 def parse_spec(deployment: Object, rules: Rules) -> tuple[ModelDeploymentSpec | None, str | None]:
@@ -235,10 +251,10 @@ def parse_status(deployment: Object) -> ModelDeploymentStatus:
     except ValidationError:
         pass
     kept: dict[str, Any] = {}
-    for field, value in raw.items():
+    for name, value in raw.items():
         with contextlib.suppress(ValidationError):
-            ModelDeploymentStatus.model_validate({field: value})
-            kept[field] = value
+            ModelDeploymentStatus.model_validate({name: value})
+            kept[name] = value
     return sanitize(ModelDeploymentStatus.model_validate(kept))
 
 

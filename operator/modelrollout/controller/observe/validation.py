@@ -4,11 +4,11 @@ gateway. Every message names the field and the remedy.
 
 from __future__ import annotations
 
+from modelrollout.analysis.providers.registry import unknown_provider
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Data, ModelDeploymentSpec
 from modelrollout.config import OperatorConfig
 from modelrollout.kube.cache import Key
-from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.resources.common import NotAllowedError, store_for_field
@@ -20,15 +20,16 @@ from modelrollout.rollout.policy.requirements import (
     source_violation,
 )
 from modelrollout.rollout.policy.rules import Rules
-from modelrollout.rollout.snapshot import Snapshot
-from modelrollout.traffic.gateway_api.features import GatewayFacts, route_problem
+from modelrollout.rollout.snapshot import Observed
+from modelrollout.traffic.base import GatewayFacts
+from modelrollout.traffic.router import kind_for
 
 
 def spec_violation(
     key: Key,
     spec: ModelDeploymentSpec,
     config: OperatorConfig,
-    gateway_kinds: frozenset[str],
+    served_routes: frozenset[str],
     gateway: GatewayFacts | Problem | None,
     rules: Rules,
     *,
@@ -50,28 +51,9 @@ def spec_violation(
         return problem
     if problem := _image_missing(spec, config):
         return problem
-    provider = spec.rollout.analysis.prometheus
-    if provider is not None and config.provider_for(provider) is None:
-        known = ", ".join(p.name for p in config.prometheus) or "none"
-        return Problem(
-            Reason.PROMETHEUS_NOT_ALLOWED,
-            f"spec.rollout.analysis.prometheus: {provider} is not in the operator's configuration (known:"
-            f" {known}); use one of them or leave it out",
-        )
-    for kind, part in ((HTTP_ROUTE.kind, spec.traffic.http), (GRPC_ROUTE.kind, spec.traffic.grpc)):
-        if part is not None and kind not in gateway_kinds:
-            return Problem(
-                Reason.GATEWAY_API_MISSING,
-                f"spec.traffic.gateway: this cluster has no {kind} (Gateway API CRDs); install them, or leave"
-                " spec.traffic out: the weights are then approximated by replica counts",
-            )
-    if spec.rollout.ab_test is not None and spec.traffic.gateway is None:
-        return Problem(
-            Reason.GATEWAY_REQUIRED,
-            "spec.rollout.abTest: only a gateway can look at headers; set spec.traffic.gateway, or take"
-            " canary or blueGreen",
-        )
-    return route_problem(spec, gateway)
+    if problem := unknown_provider(spec.rollout.analysis, config):
+        return problem
+    return kind_for(spec.traffic).spec_problem(spec, served_routes, gateway)
 
 
 def _image_missing(spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
@@ -116,7 +98,7 @@ def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
     return uris
 
 
-def job_violation(s: Snapshot, component: str, config: OperatorConfig) -> Problem | None:
+def job_violation(s: Observed, component: str, config: OperatorConfig) -> Problem | None:
     """Why the Job of this component must not be created. The spec was checked before its rollout
     began, but data that is no part of a version, and policies, may have changed since.
 

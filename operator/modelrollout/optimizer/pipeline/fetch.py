@@ -64,7 +64,7 @@ def look_up(s: PrepareState) -> TaskResult | None:
         if report is None:
             LOGGER.warning(
                 "a recorded artifact is missing or was replaced; preparing it again",
-                extra={"fields": {"artifact": recorded.uri}},
+                extra={"artifact": recorded.uri},
             )
             continue
         try:
@@ -72,7 +72,7 @@ def look_up(s: PrepareState) -> TaskResult | None:
         except (KeyError, TypeError, ValueError):
             LOGGER.warning(
                 "the report of a recorded artifact has an unknown form; preparing it again",
-                extra={"fields": {"artifact": recorded.uri}},
+                extra={"artifact": recorded.uri},
             )
     return None
 

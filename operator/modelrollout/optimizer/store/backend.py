@@ -59,18 +59,18 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Scheme:
-    """A kind of store.
+    """How a kind of store is read and written; ``api.uris`` has what else is known of it.
 
     ``open(location, uri, secret, field)``: ``uri`` is that of the location, split; ``secret`` the
     folder of the mounted Secret, None for anonymous access; ``field`` what messages name. Raises
     JobError: CredentialsIncomplete.
     """
 
-    form: str  # how its URIs are written, for messages
     open: Callable[[Location, SplitResult, Path | None, str], Backend]
     address: Callable[[Location], str]  # the URL that requests go to
     decode: Callable[[str], str]  # the path of a URI as the names that it consists of
     encode: Callable[[str], str]  # a name as the part of a path
+    lists: bool  # whether it can list, and delete
     redirect_remedy: str  # what to do where the store redirects to a place that is not allowed
 
 

@@ -103,7 +103,7 @@ def _delete(task: CleanTask, name: str, before: datetime) -> bool:
     )
     files = [file for file in store.list() if "/" not in file.name]
     if any(file.modified >= before for file in files):
-        LOGGER.info("written meanwhile", extra={"fields": {"artifact": name}})
+        LOGGER.info("written meanwhile", extra={"artifact": name})
         return False
     for file in sorted(files, key=lambda f: (f.name != MANIFEST, f.name)):
         store.delete(file.name)

@@ -69,10 +69,10 @@ def _open(location: Location, uri: SplitResult, secret: Path | None, field: str)
 
 
 HTTP = Scheme(
-    form="http(s)://HOST/PATH",
     open=_open,
     address=lambda location: location.uri,
     decode=unquote,
     encode=quote,
+    lists=False,
     redirect_remedy="copy the file, or have the platform team name its place in the store's redirectsTo",
 )

@@ -70,24 +70,25 @@ class ObjectStore:
         self._anonymous = location.credentials is None
         if uris.carries_more(location.uri):
             raise bad_input(Reason.URI_INVALID, f"{field}: {uris.INSTEAD}")
-        forms = " or ".join(dict.fromkeys(scheme.form for scheme in SCHEMES.values()))
         try:
             parts = urlsplit(location.uri)
             _ = parts.port
         except ValueError:  # its text may hold the whole URI
-            raise bad_input(Reason.URI_INVALID, f"{field}: not a URI; write {forms}") from None
+            raise bad_input(Reason.URI_INVALID, f"{field}: not a URI; write {uris.FORMS}") from None
         scheme = SCHEMES.get(parts.scheme)
         if scheme is None:
             raise bad_input(
                 Reason.UNSUPPORTED_SCHEME,
-                f"{field}: {parts.scheme or 'no scheme'!r} is not supported; write {forms}",
+                f"{field}: {parts.scheme or 'no scheme'!r} is not supported; write {uris.FORMS}",
             )
         self._scheme = scheme
         self._prefix = parts.path.strip("/")
         names = scheme.decode(self._prefix)
         whole = bucket and not names
         if not parts.netloc or not (names or whole):
-            raise bad_input(Reason.URI_INVALID, f"{field}: {location.uri!r} names no object; write {forms}")
+            raise bad_input(
+                Reason.URI_INVALID, f"{field}: {location.uri!r} names no object; write {uris.FORMS}"
+            )
         if not whole and any(part in ("", ".", "..") for part in names.split("/")):
             raise bad_input(
                 Reason.URI_INVALID,
@@ -159,10 +160,11 @@ class ObjectStore:
                     f"{what}: the store {fault.detail}; {self._scheme.redirect_remedy}",
                 )
             case "NotListable":
+                listing = " or ".join(f"{name}://" for name, scheme in SCHEMES.items() if scheme.lists)
                 return bad_input(
                     Reason.TASK_INVALID,
                     f"{self.field}: only a store that can be listed is cleaned up; its URI must begin with"
-                    " s3://",
+                    f" {listing}",
                 )
             case "Status" if fault.status // 100 == 4 and fault.status not in (408, 425, 429):
                 return bad_input(

@@ -158,10 +158,10 @@ def _open(location: Location, uri: SplitResult, secret: Path | None, field: str)
 
 
 S3 = Scheme(
-    form="s3://BUCKET/KEY",
     open=_open,
     address=lambda location: location.endpoint or "https://s3",
     decode=str,
     encode=str,
+    lists=True,
     redirect_remedy="correct the store's endpoint and region: redirects of S3 are not followed",
 )

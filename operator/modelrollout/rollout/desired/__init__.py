@@ -15,16 +15,17 @@ from modelrollout.rollout.snapshot import (
     serving_revision,
     still_draining,
 )
-from modelrollout.rollout.views import Specified
+from modelrollout.rollout.views import SpecifiedSnapshot
 
 
-def desired(s: Specified, now: datetime) -> Desired:
+def desired(s: SpecifiedSnapshot, now: datetime) -> Desired:
     """All children of the state; the shell deletes what this does not name."""
     loaded, shares = serving_revision(s.status), split(s)
     servers = replicas(s, now)
     return Desired(
         new_revision=new_revision(s),
-        work=stage_job(s.status, s),
+        work=None if s.shared.by else stage_job(s),
+        recreate_work=s.work.state == "Absent",
         servers=servers,
         restarts={name: at for name in servers if (at := restart_requested_at(s, name))},
         hardened=revisions_to_harden(s, servers),

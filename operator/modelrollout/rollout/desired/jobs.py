@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import (
-    ModelDeploymentStatus,
-)
-from modelrollout.rollout.snapshot import (
-    Snapshot,
-    rollout_id,
-)
+from modelrollout.rollout.snapshot import Observed, rollout_id
 
 
-def stage_job(status: ModelDeploymentStatus, s: Snapshot) -> tuple[str, str] | None:
-    """Component and name of the Job that the present stage waits for."""
-    rollout = status.rollout
+def stage_job(s: Observed) -> tuple[str, str] | None:
+    """Component and name of the Job of the present stage. In Prepare another ModelDeployment's Job
+    may do the same work (``Snapshot.shared``); then this one is not created.
+    """
+    rollout = s.status.rollout
     if rollout is None:
         return None
     if rollout.stage == "Resolve":
@@ -23,7 +19,7 @@ def stage_job(status: ModelDeploymentStatus, s: Snapshot) -> tuple[str, str] | N
         return None
     if rollout.stage == "Prepare":
         revision = s.revision(rollout.revision)
-        if revision is None or revision.prepared is not None or s.shared.by is not None:
+        if revision is None or revision.prepared is not None:
             return None
         return names.COMPONENT_PREPARE, names.stage_job_name(rollout.revision, "prepare", rollout_id(rollout))
     tune = s.spec.serving.tune if s.spec else None

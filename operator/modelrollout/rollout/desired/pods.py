@@ -19,7 +19,7 @@ from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.policy.slot_limits import pods_covered_by_slot, waiting_replicas
 from modelrollout.rollout.snapshot import (
     NOT_READY,
-    Snapshot,
+    Observed,
     active_in_place,
     baseline,
     serving_revision,
@@ -155,7 +155,7 @@ def has_pods_for(s: Specified, step: StepStatus) -> bool:
     return ready >= min(trial_pods(s), pods_for(step.weight, max(1, s.spec.serving.replicas)))
 
 
-def has_all_pods(s: Snapshot) -> bool:
+def has_all_pods(s: Observed) -> bool:
     """Whether the revision in flight can carry all traffic. Behind a gateway that takes all its
     pods; without one stable's pods help until then.
     """
@@ -189,7 +189,7 @@ def share_replicas(stable: int, weight: int) -> int:
     return max(1, round(stable * weight / (100 - weight))) if weight < 100 else stable
 
 
-def real_share(s: Snapshot) -> int | None:
+def real_share(s: Observed) -> int | None:
     """Without a gateway: percent of the ready pods that belong to the revision on trial, which is
     the share of connections that it gets.
     """

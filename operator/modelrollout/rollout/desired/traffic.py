@@ -11,8 +11,9 @@ from modelrollout.rollout.desired.pods import (
 )
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, too_coarse
 from modelrollout.rollout.snapshot import (
-    Snapshot,
+    Observed,
     Split,
+    Traffic,
     rollout_of,
 )
 from modelrollout.rollout.transitions import reached
@@ -21,14 +22,14 @@ from modelrollout.rollout.views import Specified
 ALL_REVISIONS = "*"
 
 
-def needs_measurement(s: Snapshot) -> bool:
+def needs_measurement(s: Observed, traffic: Traffic) -> bool:
     """Whether to measure the revision in flight in this pass, on its traffic or on mirrored
     requests.
     """
     rollout = s.status.rollout
     if rollout is not None and rollout.stage == "Shadow" and rollout.shadow is not None:
         return rollout.shadow.phase == "Observing" or (
-            rollout.shadow.phase == "Mirroring" and s.traffic.programmed
+            rollout.shadow.phase == "Mirroring" and traffic.programmed
         )
     if rollout is None or rollout.step is None or s.spec is None:
         return False
@@ -37,16 +38,16 @@ def needs_measurement(s: Snapshot) -> bool:
         return s.status.stable is not None and rollout.step.phase != "Shifting" and not has_all_pods(s)
     return rollout.stage == "Bake" or (
         rollout.stage == "Canary"
-        and (strategy.with_traffic(rollout.step).phase != "Shifting" or s.traffic.programmed)
+        and (strategy.with_traffic(rollout.step).phase != "Shifting" or traffic.programmed)
     )
 
 
-def split(s: Snapshot) -> Split:
+def split(s: Observed) -> Split:
     """Weights of the route's backends in percent.
 
     A revision gets no more than its ready pods can carry: nothing while there are none, and the
     previous weight until those for the next are ready. Stable stays in the route until promotion
-    (invariant 2).
+    (docs/explanation/invariants.md, 2).
     """
     status, rollout = s.status, s.status.rollout
     stable = status.stable.revision if status.stable else None
@@ -59,7 +60,7 @@ def split(s: Snapshot) -> Split:
     return ((new, 100),) if weight == 100 else ((stable, 100 - weight), (new, weight))
 
 
-def _granted(s: Snapshot) -> int:
+def _granted(s: Observed) -> int:
     """Percent of the requests for the revision in flight."""
     rollout = rollout_of(s.status)
     if s.candidate_server.ready == 0:
@@ -81,7 +82,7 @@ def _granted(s: Snapshot) -> int:
     )
 
 
-def header_revision(s: Snapshot) -> str | None:
+def header_revision(s: Observed) -> str | None:
     """The revision for requests with the headers of an A/B test, if one runs and has ready pods."""
     rollout = s.status.rollout
     tested = (
@@ -103,7 +104,7 @@ def header_revision(s: Snapshot) -> str | None:
     return rollout.revision
 
 
-def preview_revision(s: Snapshot) -> str | None:
+def preview_revision(s: Observed) -> str | None:
     """The revision behind the preview's names: the one on trial, else stable, so that the names
     always resolve to a server.
     """
@@ -118,7 +119,7 @@ def preview_revision(s: Snapshot) -> str | None:
     return rollout.revision if shown and rollout and s.server(rollout.revision).ready > 0 else stable.revision
 
 
-def preview_host_revision(s: Snapshot) -> str | None:
+def preview_host_revision(s: Observed) -> str | None:
     """The revision behind the preview's host names. None while a share of all requests has to prove
     the revision to a policy: a gateway counts by revision, so requests that a client sends to the
     preview would count, too.

@@ -12,12 +12,12 @@ from datetime import datetime
 from modelrollout.api.times import since
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Step, seconds
 from modelrollout.rollout import strategy
-from modelrollout.rollout.snapshot import Revision, Snapshot, baseline, in_flight
+from modelrollout.rollout.snapshot import Observed, Revision, baseline, in_flight
 from modelrollout.rollout.transitions import weight
 from modelrollout.rollout.views import Specified
 
 
-def first_weight(s: Snapshot) -> int | None:
+def first_weight(s: Observed) -> int | None:
     """Percent that a revision may have before the mandatory metrics have proven it; None if the one
     in flight needs no proof, since it has served within the rollback window.
     """
@@ -28,7 +28,7 @@ def first_weight(s: Snapshot) -> int | None:
     return None if rollout.mode == "Rollback" or goes_back else s.rules.first_weight
 
 
-def is_return(s: Snapshot, target: Revision | None, now: datetime) -> bool:
+def is_return(s: Observed, target: Revision | None, now: datetime) -> bool:
     """Whether it was stable within the rollback window, for the clients of the present host
     names.
     """
@@ -38,7 +38,7 @@ def is_return(s: Snapshot, target: Revision | None, now: datetime) -> bool:
     return s.names_since is None or datetime.fromisoformat(last) >= s.names_since
 
 
-def within_window(s: Snapshot, target: Revision, now: datetime) -> bool:
+def within_window(s: Observed, target: Revision, now: datetime) -> bool:
     """Whether the revision's evidence still counts: always without a window, and never if it is
     unknown when the revision was last stable.
     """
@@ -54,7 +54,7 @@ def steps_of(s: Specified) -> list[Step]:
     return strategy.steps_of(s.spec.rollout, first_weight(s))
 
 
-def unproven_weight(s: Snapshot, status: ModelDeploymentStatus) -> str | None:
+def unproven_weight(s: Observed, status: ModelDeploymentStatus) -> str | None:
     """Why the weight in ``status`` is not allowed yet, for a message; None if it is."""
     rollout, most = status.rollout, first_weight(s)
     if (
@@ -90,7 +90,7 @@ def unproven_weight(s: Snapshot, status: ModelDeploymentStatus) -> str | None:
     return f"{cap}; promote by hand, or abort"
 
 
-def too_coarse(s: Snapshot) -> bool:
+def too_coarse(s: Observed) -> bool:
     """Without a gateway: whether the share of ready pods would exceed the first weight."""
     rollout, stable, most = s.status.rollout, s.status.stable, first_weight(s)
     if (

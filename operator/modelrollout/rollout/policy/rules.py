@@ -127,8 +127,8 @@ class Rules:
         return "Templates" if "Templates" in values else "Own" if values else unless_said
 
     @property
-    def prometheus(self) -> str | None:
-        """Name of the Prometheus for mandatory metrics; None is the first one configured."""
+    def provider(self) -> str | None:
+        """Name of the metrics provider for mandatory metrics; None is the first one configured."""
         name: str | None = (self.defaults.get("analysis") or {}).get("prometheus")
         return name
 

@@ -10,35 +10,35 @@ from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.requirements import gpus_of_pod, gpus_of_spec
 from modelrollout.rollout.policy.rules import Limit
-from modelrollout.rollout.snapshot import Snapshot, in_flight
+from modelrollout.rollout.snapshot import Observed, in_flight
 
 TOO_LONG = Reason.SLOT_HELD_TOO_LONG
 
 
-def slot_of(s: Snapshot) -> SlotStatus | None:
+def slot_of(s: Observed) -> SlotStatus | None:
     """The slot of the rollout in flight."""
     rollout = s.status.rollout
     return rollout.slot if rollout is not None and in_flight(rollout) and rollout.queue is None else None
 
 
-def gpus_requested(s: Snapshot) -> int:
+def gpus_requested(s: Observed) -> int:
     """GPUs of all replicas in spec."""
     return sum(gpus_of_spec(s.spec).values()) if s.spec is not None else 0
 
 
-def gpu_limits(s: Snapshot) -> list[Limit]:
+def gpu_limits(s: Observed) -> list[Limit]:
     """The limits that count GPUs."""
     return [limit for limit in s.rules.limits if limit.gpus is not None]
 
 
-def pods_covered_by_slot(s: Snapshot) -> int | None:
+def pods_covered_by_slot(s: Observed) -> int | None:
     """Pods that the slot's GPUs cover; None if no limit counts GPUs."""
     slot = slot_of(s)
     each = sum(gpus_of_pod(s.spec).values()) if s.spec is not None else 0
     return max(1, slot.gpus // each) if slot is not None and each and gpu_limits(s) else None
 
 
-def waiting_replicas(s: Snapshot) -> Problem | None:
+def waiting_replicas(s: Observed) -> Problem | None:
     """Why replicas wait that were added after the slot was taken."""
     slot, covered = slot_of(s), pods_covered_by_slot(s)
     if s.spec is None or slot is None or covered is None or s.spec.serving.replicas <= covered:
@@ -54,7 +54,7 @@ def waiting_replicas(s: Snapshot) -> Problem | None:
     )
 
 
-def held_too_long(s: Snapshot, now: datetime) -> Problem | None:
+def held_too_long(s: Observed, now: datetime) -> Problem | None:
     """Why the rollout has to release its slot."""
     slot = slot_of(s)
     if slot is None:

@@ -13,10 +13,12 @@ from modelrollout.rollout.desired.pods import has_pods_for
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.snapshot import baseline, rollout_of, shadow_of, step_of
 from modelrollout.rollout.transitions import at_step, change, enter
-from modelrollout.rollout.views import Specified
+from modelrollout.rollout.views import Specified, SpecifiedSnapshot
 
 
-def after_evaluate(s: Specified, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
+def after_evaluate(
+    s: SpecifiedSnapshot, status: ModelDeploymentStatus, now: datetime
+) -> ModelDeploymentStatus:
     """The shadow, if spec requests one and there is a baseline; otherwise the trial."""
     if s.spec.rollout.shadow is None or baseline(s) is None:
         return begin_trial(s, status, now)
@@ -80,8 +82,8 @@ def advance(
     now: datetime,
     override: str | None = None,
 ) -> ModelDeploymentStatus:
-    """The next step, or promotion after the last one. Callers hold a Successful verdict or an
-    override (invariant 1).
+    """The next step, or promotion after the last one. Callers have a Successful verdict or an
+    override: no weight rises without one (docs/explanation/invariants.md, 1).
     """
     before, steps = step_of(status), steps_of(s)
     if before.strategy != strategy.strategy_of(s.spec.rollout):

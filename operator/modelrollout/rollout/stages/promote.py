@@ -56,7 +56,7 @@ def _scaling_up(s: InFlight, now: datetime) -> Transition:
     if s.rollout.step is not None:
         # A pause belongs to the last step: in Promote the rollout would go on by itself once the
         # pods are ready.
-        back = AtStep.of(replace(s, status=enter(s.status, "Canary", now)))
+        back = AtStep.narrowed(replace(s, status=enter(s.status, "Canary", now)))
         if s.assessment is not None and s.assessment.verdict == "Failed":
             return proven_worse(back, s.assessment, now)
         if remaining(s, now) <= 0:

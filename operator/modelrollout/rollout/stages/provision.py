@@ -42,7 +42,7 @@ def provision(s: InFlight, now: datetime) -> Transition:
         if rollout.mode == "Rollback" and rollout.proven:
             return Transition(enter(s.status, "Promote", now))  # what is proven stays proven
         if demanding := next((name for name, gates in s.rules.gates if gates.patched_servers), None):
-            return _evaluate_if_patched(s, demanding, server.version, now)
+            return _evaluate_if_patched(s, demanding, now)
         return Transition(enter(s.status, "Evaluate", now))
     if released := release_stable_pods(s):
         return released
@@ -65,7 +65,8 @@ def provision(s: InFlight, now: datetime) -> Transition:
     )
 
 
-def _evaluate_if_patched(s: InFlight, policy: str, version: str | None, now: datetime) -> Transition:
+def _evaluate_if_patched(s: InFlight, policy: str, now: datetime) -> Transition:
+    version = s.triton_versions.get(s.rollout.revision or "")
     if version is None:
         hint = "the operator reads it with GET /v2 of a pod, which a network policy may forbid"
         return wait_or_fail(

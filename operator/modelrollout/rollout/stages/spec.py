@@ -34,4 +34,4 @@ class StageSpec(Generic[S]):
 
     def run(self, s: Snapshot, now: datetime) -> Transition:
         """The transition from this stage, or its wait."""
-        return self.decide(self.view.of(s), now)
+        return self.decide(self.view.narrowed(s), now)

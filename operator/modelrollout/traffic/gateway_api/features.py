@@ -5,12 +5,12 @@ problem that names it; it is never skipped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
+from modelrollout.traffic.base import GatewayFacts
 
 # Names of Gateway API features (sigs.k8s.io/gateway-api/pkg/features).
 REQUEST_MIRROR = "HTTPRouteRequestMirror"
@@ -19,16 +19,6 @@ PERCENTAGE_MIRROR = "HTTPRouteRequestPercentageMirror"
 METHOD_MATCHING = "HTTPRouteMethodMatching"
 _CORE = frozenset({"Gateway", "HTTPRoute", "GRPCRoute"})
 TRAEFIK_CONTROLLER = "traefik.io/gateway-controller"
-
-
-@dataclass(frozen=True)
-class GatewayFacts:
-    """A Gateway's class as last read. ``features``: None where its controller reports none."""
-
-    gateway: str
-    gateway_class: str
-    controller: str
-    features: frozenset[str] | None
 
 
 def supported_features(gateway_class: Mapping[str, Any]) -> frozenset[str] | None:

@@ -2,20 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
+from modelrollout.api.v1alpha1 import MirrorMethod, ModelDeploymentSpec
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
 from modelrollout.config import OperatorConfig
+from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE
+from modelrollout.problem import Problem
+from modelrollout.reasons import Reason
+from modelrollout.resources.common import Object
 from modelrollout.rollout.desired.traffic import header_revision, preview_host_revision
-from modelrollout.rollout.snapshot import Snapshot, Split
-from modelrollout.traffic.base import LiveObjects, Router
-from modelrollout.traffic.gateway_api.mirror import MirrorRouter, mirror_of
-from modelrollout.traffic.gateway_api.router import FrozenRoutes, GatewayRouter, weights
-from modelrollout.traffic.gateway_api.routes import ROUTE_KINDS
+from modelrollout.rollout.snapshot import Observed, Split
+from modelrollout.traffic.base import GatewayFacts, LiveObjects, Router, RouterKind
+from modelrollout.traffic.gateway_api.features import route_problem
+from modelrollout.traffic.gateway_api.foreign_routes import foreign_route
+from modelrollout.traffic.gateway_api.mirror import MirrorRouter, is_mirrored, mirror_method, mirror_of
+from modelrollout.traffic.gateway_api.router import (
+    FrozenRoutes,
+    GatewayRouter,
+    accepted,
+    overly_open_routes,
+    weights,
+)
+from modelrollout.traffic.gateway_api.routes import ROUTE_KINDS, backends_of, is_of_clients
+from modelrollout.traffic.hostnames import ForeignRoute
 
 
-class GatewayApi:
+class GatewayApi(RouterKind):
     """``RouterKind`` behind a Gateway."""
 
     exact = True
+    routes = (HTTP_ROUTE, GRPC_ROUTE)
+
+    def spec_problem(
+        self, spec: ModelDeploymentSpec, served: Collection[str], gateway: GatewayFacts | Problem | None
+    ) -> Problem | None:
+        """A kind of route that the cluster lacks, or a feature that the gateway lacks."""
+        for kind, part in ((HTTP_ROUTE.kind, spec.traffic.http), (GRPC_ROUTE.kind, spec.traffic.grpc)):
+            if part is not None and kind not in served:
+                return Problem(
+                    Reason.GATEWAY_API_MISSING,
+                    f"spec.traffic.gateway: this cluster has no {kind} (Gateway API CRDs); install them, or"
+                    " leave spec.traffic out: the weights are then approximated by replica counts",
+                )
+        return route_problem(spec, gateway)
+
+    def mirror_method(
+        self, spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig
+    ) -> MirrorMethod | Problem:
+        """By the gateway's own filter, or by Traefik's TraefikService."""
+        if spec.traffic.http is None:
+            return super().mirror_method(spec, gateway, config)
+        return mirror_method(spec, gateway, config)
+
+    def mirrors_to(self, obj: Object, name: str, live: LiveObjects) -> bool:
+        """Until the gateway has accepted the clients' routes without a mirror."""
+        clients = [o for (kind, n), o in live.items() if kind == HTTP_ROUTE.kind and is_of_clients(n, name)]
+        return obj not in clients and any(is_mirrored(o) or not accepted(o) for o in clients)
+
+    def hosts_of(self, route: Object) -> Sequence[str]:
+        """``spec.hostnames``."""
+        return (route.get("spec") or {}).get("hostnames") or ()
+
+    def foreign_route(self, route: Object) -> ForeignRoute | None:
+        """None also where its gateways reject it, or it only redirects."""
+        return foreign_route(route)
+
+    def overly_open_routes(self, live: LiveObjects, name: str) -> list[Object]:
+        """Routes of clients and of a preview."""
+        return overly_open_routes(live, name)
+
+    def backends_of(self, obj: Object) -> set[tuple[str, str]]:
+        """Of a route, or of a TraefikService that mirrors."""
+        return backends_of(obj)
 
     def divides(self, traffic: TrafficSpec) -> bool:
         """Where spec names a Gateway."""
@@ -28,7 +87,7 @@ class GatewayApi:
 
     def router(
         self,
-        s: Snapshot,
+        s: Observed,
         live: LiveObjects,
         config: OperatorConfig,
         *,
@@ -46,7 +105,7 @@ class GatewayApi:
         return MirrorRouter(inner, s.name, s.spec, mirror_of(s), config)
 
     def frozen(
-        self, s: Snapshot, live: LiveObjects, config: OperatorConfig, withheld: frozenset[str]
+        self, s: Observed, live: LiveObjects, config: OperatorConfig, withheld: frozenset[str]
     ) -> Router | None:
         """The present routes without a mirror; None where there are none."""
         if not any((kind, s.name) in live for kind in ROUTE_KINDS):

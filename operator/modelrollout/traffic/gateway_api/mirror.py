@@ -24,13 +24,12 @@ from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.resources.common import Object, Owner
 from modelrollout.resources.comparer import comparer, comparer_service
-from modelrollout.rollout.snapshot import Server, Snapshot, Split, Traffic, baseline
-from modelrollout.traffic.base import LiveObjects, SplitWriter
+from modelrollout.rollout.snapshot import Observed, Server, Split, Traffic, baseline
+from modelrollout.traffic.base import GatewayFacts, LiveObjects, SplitWriter
 from modelrollout.traffic.gateway_api.features import (
     PERCENTAGE_MIRROR,
     REQUEST_MIRROR,
     TRAEFIK_CONTROLLER,
-    GatewayFacts,
     feature_missing,
     missing_features,
 )
@@ -58,12 +57,6 @@ def mirror_method(
     """How this gateway mirrors what the spec asks for, or why it cannot."""
     shadow = spec.rollout.shadow
     assert shadow is not None
-    if spec.traffic.gateway is None or spec.traffic.http is None:
-        text = (
-            "spec.rollout.shadow: only a gateway can mirror, and only HTTP: set spec.traffic.gateway and"
-            " http, or leave rollout.shadow out"
-        )
-        return Problem(Reason.GATEWAY_REQUIRED, text)
     if facts is None:
         return Problem(
             Reason.GATEWAY_UNKNOWN, "spec.rollout.shadow: what the gateway supports has not been read yet"
@@ -92,7 +85,7 @@ def mirror_method(
     return "TraefikService"
 
 
-def mirror_of(s: Snapshot) -> MirrorTarget | None:
+def mirror_of(s: Observed) -> MirrorTarget | None:
     """The mirror that the written state calls for. After Revert its objects stay while the canary
     drains (``controller.apply.prune``).
     """

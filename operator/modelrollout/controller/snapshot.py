@@ -1,0 +1,40 @@
+"""The Snapshot of a pass, built once from what the pass has gathered. PURE."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from modelrollout.controller.lookups.lookups import LookedUp
+from modelrollout.controller.observe.job_state import golden_evaluation
+from modelrollout.controller.observe.observation import Observation
+from modelrollout.problem import Problem
+from modelrollout.rollout.snapshot import Assessment, Snapshot
+
+
+def build_snapshot(
+    observation: Observation,
+    looked_up: LookedUp,
+    assessment: Assessment | None,
+    *,
+    write_problem: Problem | None,
+    network_policy_problem: Problem | None,
+    leading_since: datetime | None,
+) -> Snapshot:
+    """The input of the decision. The last three are what the process remembers."""
+    return Snapshot(
+        **vars(observation.observed),
+        spec_problem=observation.spec_problem,
+        taken=observation.hostnames.taken,
+        traffic=observation.traffic,
+        mirror=observation.mirror,
+        work=looked_up.work,
+        evaluation=golden_evaluation(observation.observed, looked_up.work),
+        shared=looked_up.shared,
+        triton_versions=looked_up.triton_versions,
+        slots=looked_up.slots,
+        gpus=looked_up.gpus,
+        assessment=assessment,
+        write_problem=write_problem,
+        network_policy_problem=network_policy_problem,
+        leading_since=leading_since,
+    )
