@@ -905,6 +905,13 @@ class Reason(StrEnum):
         "spec.rollout.shadow, and the Gateway or its GatewayClass does not exist, takes no routes"
         " of this namespace, or the operator may not read it (then its log says so)",
     )
+    DEFINITION_OUTDATED = (
+        "DefinitionOutdated",
+        ROLLOUT,
+        "the API server serves a definition (CRD) that is older than the operator and drops fields of it;"
+        " no rollout begins, and RolloutPolicies count as invalid, until `crds/` of the operator's"
+        " release is applied",
+    )
     POLICY_INVALID = (
         "PolicyInvalid",
         ROLLOUT,
