@@ -955,13 +955,13 @@ def test_pods_of_a_job_are_kept_in_view_for_their_message() -> None:
         cluster, operator = await serving()
         cluster.user(b.spec(2, traffic=BOTH))
         await operator.settle()
-        cluster.end_jobs(lambda job: (10, '{"reason": "ObjectMissing", "message": "no such key"}'))
+        cluster.end_jobs(lambda job: (10, '{"reason": "AccessDenied", "message": "no such key"}'))
         await operator.settle()
         assert cluster.all(POD)
         rollout = cluster.status.rollout
         assert rollout and (rollout.stage, rollout.reason, rollout.message) == (
             "Failed",
-            "ObjectMissing",
+            "AccessDenied",
             "no such key",
         )
 
