@@ -112,6 +112,27 @@ def begin(s: Specified, now: datetime, stage: Stage, **changes: Any) -> ModelDep
     return s.status.model_copy(update={"rollout": rollout, "pinned": None})
 
 
+def begin_rollback(s: Specified, target: Revision, now: datetime, *, proven: bool) -> ModelDeploymentStatus:
+    """A new rollout back to a revision that is prepared and has served. ``proven``: its evidence
+    still counts, so that nothing is analysed again.
+    """
+    status = begin(
+        s,
+        now,
+        "Provision",
+        mode="Rollback",
+        proven=proven,
+        sha256=target.sha256,
+        revision=target.name,
+        number=target.number,
+        artifact=target.status.artifact,
+        evaluation=target.status.evaluation,
+    )
+    # its pods are created again
+    restarts = {name: record for name, record in status.restarts.items() if name != target.name}
+    return status.model_copy(update={"restarts": restarts})
+
+
 def allocate(
     s: Specified, status: ModelDeploymentStatus, sha256: str, now: datetime
 ) -> ModelDeploymentStatus:

@@ -182,14 +182,35 @@ class TestRollback:
         assert (plural, name, key) == ("modelrevisions", "digits-5aaa", "modelrollout.dev/rollback")
         assert re.fullmatch(NONCE, value)
 
-    def test_nothing_older_is_kept(self, cli: Cli, kube: FakeKube) -> None:
+    def test_what_served_before_may_have_a_higher_number(self, cli: Cli, kube: FakeKube) -> None:
         with_status(
             kube,
             phase="Stable",
             stable={"revision": "digits-5aaa", "number": 1},
             rollout=rollout("Done", "digits-5aaa"),
         )
-        refused(cli("rollback", "digits"), "no revision before digits-5aaa is kept", "possible: digits-6c9f")
+        assert cli("rollback", "digits").exit_code == 0
+        assert asked(kube)[1] == "digits-6c9f"
+
+    def test_the_time_decides_and_not_the_number(self, cli: Cli, kube: FakeKube) -> None:
+        """Numbers 4 and 2 took turns: 4 was stable last."""
+        with_status(
+            kube, phase="Stable", stable={"revision": "digits-8d1b", "number": 3}, rollout=rollout("Done")
+        )
+        for name, number, retired in (
+            ("digits-5aaa", 1, "2026-11-22T10:00:00.000Z"),
+            ("digits-6c9f", 2, "2026-11-22T11:00:00.000Z"),
+            ("digits-7e3c", 4, "2026-11-22T12:00:00.000Z"),
+        ):
+            kube.add(MODEL_REVISION, revision(name, number, "Retired", retired=retired))
+        kube.add(MODEL_REVISION, revision("digits-9f00", 5, "Retired", finished="2026-11-22T13:00:00.000Z"))
+        assert cli("rollback", "digits").exit_code == 0
+        assert asked(kube)[1] == "digits-7e3c", "number 5 was rolled back from"
+
+    def test_no_other_is_kept(self, cli: Cli, kube: FakeKube) -> None:
+        idle(kube)
+        kube.add(MODEL_REVISION, revision("digits-5aaa", 1, "RolledBack"))
+        refused(cli("rollback", "digits"), "no other revision that has served is kept")
 
     def test_nothing_is_stable(self, cli: Cli, kube: FakeKube) -> None:
         with_status(kube, phase="Failed", rollout=rollout("Failed"))

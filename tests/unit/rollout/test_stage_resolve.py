@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.contract.results import TaskResult
 from modelrollout.problem import Problem
