@@ -1073,8 +1073,8 @@ class Reason(StrEnum):
     POD_REFUSED = (
         "PodRefused",
         ROLLOUT,
-        "the Job gets no pod: a ResourceQuota, a LimitRange or admission refuses it (quoted in "
-        "the message), or the node's kubelet does",
+        "a Job or a server gets no pod: a ResourceQuota, a LimitRange, admission or a missing ServiceAccount "
+        "refuses it (quoted in the message), or the node's kubelet does",
     )
     EVICTED = "Evicted", ROLLOUT, "the node was drained, short of a resource, or shutting down"
     PREEMPTED = "Preempted", ROLLOUT, "the scheduler replaced the pod by one with a higher priority"

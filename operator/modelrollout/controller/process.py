@@ -113,6 +113,7 @@ class Operator:
             lookups=self._lookups,
             now=lambda: datetime.now(UTC),
             may_write=self._elector.is_leader,
+            wake=self._queue.add_after,
             leading_since=lambda: self._leading_since,
         )
         self._resources: tuple[Resource, ...] = ()
