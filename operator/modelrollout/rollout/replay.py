@@ -224,7 +224,7 @@ class _Run:
             first.weight or 0,
             now,
             strategy=strategy.strategy_of(self._spec.rollout),
-            pause=first.pause is not None,
+            pause=first.pause,
         )
 
     def _snapshot(self, status: ModelDeploymentStatus) -> Snapshot:

@@ -14,6 +14,7 @@ from modelrollout.api.v1alpha1 import (
     MetricStatus,
     ModelDeploymentStatus,
     Outcome,
+    Pause,
     Pinned,
     RevisionRef,
     RolloutStatus,
@@ -239,10 +240,12 @@ def at_step(
     now: datetime,
     *,
     strategy: Strategy,
-    pause: bool,
+    pause: Pause | None = None,
     override: str | None = None,
 ) -> ModelDeploymentStatus:
-    """Go to a step of the strategy."""
+    """Go to a step of the strategy. ``pause``: of a pause step, which says in status how it
+    ends.
+    """
     before = rollout_of(status).step
     step = StepStatus(
         index=index,
@@ -253,9 +256,11 @@ def at_step(
         since=stamp(now),
         override=override,
     )
-    return change(
-        status, step=step, reason=Reason.PAUSE_STEP if pause else None, message=None, paused_by_user=None
-    )
+    reason, message = None, None
+    if pause is not None:
+        how = f"it goes on after {pause.duration}" if pause.duration else "it waits for promote"
+        reason, message = Reason.PAUSE_STEP, f"a pause step: {how}"
+    return change(status, step=step, reason=reason, message=message, paused_by_user=None)
 
 
 def record(

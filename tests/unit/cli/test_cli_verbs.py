@@ -278,6 +278,14 @@ class TestWait:
         assert "not answered within 0.1 s" in result.stderr
         assert "Is the operator running?" in result.stderr
 
+    def test_the_timeout_is_a_duration_or_a_number_of_seconds(self, cli: Cli) -> None:
+        result = cli("abort", "digits", "--wait", "--timeout", "200ms")
+        assert "not answered within 0.2 s" in result.stderr
+        for wrong in ("soon", "0", "-1", "nan"):
+            result = cli("abort", "digits", "--wait", "--timeout", wrong)
+            assert result.exit_code == 2
+            assert "for example 90s" in result.stderr
+
 
 class TestAccess:
     def test_verbs_need_the_operate_role(self, cli: Cli, kube: FakeKube) -> None:
