@@ -928,6 +928,13 @@ class Reason(StrEnum):
         "spec.rollout.shadow, and the Gateway or its GatewayClass does not exist, takes no routes"
         " of this namespace, or the operator may not read it (then its log says so)",
     )
+    DEFINITION_OUTDATED = (
+        "DefinitionOutdated",
+        ROLLOUT,
+        "the API server serves a definition (CRD) that is older than the operator and drops fields of it;"
+        " no rollout begins, and RolloutPolicies count as invalid, until `crds/` of the operator's"
+        " release is applied",
+    )
     POLICY_INVALID = (
         "PolicyInvalid",
         ROLLOUT,
@@ -1089,8 +1096,8 @@ class Reason(StrEnum):
     POD_REFUSED = (
         "PodRefused",
         ROLLOUT,
-        "the Job gets no pod: a ResourceQuota, a LimitRange or admission refuses it (quoted in "
-        "the message), or the node's kubelet does",
+        "a Job or a server gets no pod: a ResourceQuota, a LimitRange, admission or a missing ServiceAccount "
+        "refuses it (quoted in the message), or the node's kubelet does",
     )
     EVICTED = "Evicted", ROLLOUT, "the node was drained, short of a resource, or shutting down"
     PREEMPTED = "Preempted", ROLLOUT, "the scheduler replaced the pod by one with a higher priority"

@@ -79,7 +79,8 @@ def test_what_a_stranger_lays_in_the_store_is_not_served(stage: Stage) -> None:
     inputs = report["inputs"] | {"source": NO_FILE}
     attacker.lay(f"{stage.namespace}/{key_of(inputs)}", key_of(inputs), report | {"inputs": inputs})
     nowhere = {"uri": stage.uri("is-not-there.onnx"), "sha256": NO_FILE}
-    stage.apply(stage.deployment("forged", model=nowhere, optimization=GRAPH))
+    brief = {"progressDeadline": "15s"}
+    stage.apply(stage.deployment("forged", model=nowhere, optimization=GRAPH, rollout=brief))
     message = stage.until_stalled("forged", "ObjectMissing")
     assert "is-not-there.onnx" in message
     assert not stage.cluster.pods(

@@ -24,6 +24,10 @@ SOON = {"progressDeadline": "3s"}
 INT8 = {"steps": [{"int8": {"method": "Dynamic"}}]}
 
 
+# a missing file is looked for again, for minutes unless the deadline is shorter
+BRIEF = {"progressDeadline": "15s"}
+
+
 def gate(data: str) -> dict[str, Any]:
     return {**INT8, "gate": {"data": {"uri": data}, "metrics": [{"name": "accuracy", "maxDrop": 0.05}]}}
 
@@ -33,7 +37,11 @@ def cases(stage: Stage) -> dict[str, tuple[dict[str, Any], str, str]]:
     d = stage.deployment
     gpus = {"limits": {"nvidia.com/gpu": 64}}
     return {
-        "missing-object": (d("missing-object", "nowhere.onnx"), "ObjectMissing", "nowhere.onnx"),
+        "missing-object": (
+            d("missing-object", "nowhere.onnx", rollout=BRIEF),
+            "ObjectMissing",
+            "nowhere.onnx",
+        ),
         "wrong-digest": (
             d("wrong-digest", model={"uri": stage.uri("good.onnx"), "sha256": "0" * 64}),
             "DigestMismatch",

@@ -20,6 +20,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from modelrollout.api.v1alpha1 import seconds
 from modelrollout.cli import analyze as analysis
 from modelrollout.cli import providers, verbs, view
 from modelrollout.cli.cluster import Cluster, Rollout
@@ -86,7 +87,31 @@ Form = Annotated[Output, typer.Option("--output", "-o", help="text or json.")]
 Wait = Annotated[
     bool, typer.Option("--wait", help="Wait until the operator has carried out or refused the request.")
 ]
-Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait at most.", min=0.1)]
+
+
+def _seconds(text: str | float) -> float:
+    """A duration such as 90s or 2m, or a number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        try:
+            value = seconds(str(text))
+        except ValueError as e:
+            raise typer.BadParameter(str(e)) from None
+    if not 0 < value < float("inf"):
+        raise typer.BadParameter(f"{text} is no time to wait; write for example 90s or 2m")
+    return value
+
+
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        help="How long to wait at most, for example 90s or 2m; a number alone is seconds.",
+        parser=_seconds,
+        metavar="DURATION",
+    ),
+]
 
 InFlight = Annotated[
     str | None,

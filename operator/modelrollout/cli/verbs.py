@@ -192,13 +192,19 @@ def _target(rollout: Rollout, to: str | None) -> Revision:
         )
     if stable is None:
         raise Refused("nothing to roll back: no revision has become stable yet")
-    earlier = next((r for r in candidates if r.spec.number < stable.number), None)
-    if earlier is None:
+    if not candidates:
         raise Refused(
-            f"nothing to roll back to: no revision before {stable.revision} exists any more;"
-            f" {_choices(candidates)}"
+            f"nothing to roll back to: no other revision that has served exists; {_choices(candidates)}"
         )
-    return earlier
+    return max(candidates, key=_served_last)
+
+
+def _served_last(revision: Revision) -> tuple[bool, str, int]:
+    """Sorts by when it was last stable: numbers only say when a version was made. One that a person
+    or a revert in Git went back from, which has no such time, comes after all others.
+    """
+    status = revision.status
+    return status.retired is not None, status.retired or status.finished or "", revision.spec.number
 
 
 def answer(handled: Sequence[str], request: Request) -> tuple[bool, str | None]:

@@ -24,6 +24,7 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.cli.cluster import Replicas, Revision, Rollout
 from modelrollout.cli.verbs import idle, in_flight
+from modelrollout.reasons import Reason
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.strategy import steps_of, strategy_of
 
@@ -442,7 +443,7 @@ def _next_in_canary(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[s
         if present and present.pause and present.pause.duration:
             left = seconds(present.pause.duration) - _seconds_since(r.step.since, now)
             return [f"the pause ends in {duration(left)}; then comes {then}", promote, abort]
-        why = f": {r.message}" if r.message else ""
+        why = f": {r.message}" if r.message and r.reason != Reason.PAUSE_STEP else ""
         return [
             f"waits for a person{why}; then comes {then}",
             f"go on: modelrollout promote {rollout.name}",

@@ -111,6 +111,7 @@ class Operator:
             lookups=self._lookups,
             now=lambda: datetime.now(UTC),
             may_write=self._elector.is_leader,
+            wake=self._queue.add_after,
             leading_since=lambda: self._leading_since,
         )
         self._resources: tuple[Resource, ...] = ()
@@ -119,6 +120,7 @@ class Operator:
         metrics.rollouts(self._phases)
         metrics.conditions(self._conditions)
         metrics.unreadable(self._unread.count)
+        metrics.pruned(self._lookups.definitions.count)
         metrics.doubted(lambda: {(source, d.reason): 1 for source, d in self._assessor.doubts.items()})
 
     async def run(self, kubeconfig: str | None, context: str | None, health_port: int) -> None:
@@ -158,6 +160,7 @@ class Operator:
             asyncio.create_task(self._contend(ready)),
             asyncio.create_task(self._keep_in_sync()),
             asyncio.create_task(self._keep_verified()),
+            asyncio.create_task(self._keep_compared()),
         ]
         try:
             done, _ = await asyncio.wait([watching, *others], return_when=asyncio.FIRST_COMPLETED)
@@ -194,11 +197,15 @@ class Operator:
 
     async def _lead(self) -> None:
         self._leading_since = datetime.now(UTC)
+        await self._lookups.definitions.compare()
         await self._resync()
-        for o in self._cache.all(MODEL_DEPLOYMENT):
-            self._queue.add((o["metadata"]["namespace"], o["metadata"]["name"]))
+        self._wake_all()
         self._lookups.policies.mark_as_known()
         self._queue.resume()
+
+    def _wake_all(self) -> None:
+        for o in self._cache.all(MODEL_DEPLOYMENT):
+            self._queue.add((o["metadata"]["namespace"], o["metadata"]["name"]))
 
     async def _follow(self) -> None:
         self._queue.pause()
@@ -252,6 +259,15 @@ class Operator:
                 log.exception("verifying the sources of metrics failed unexpectedly; the next check will do")
             await asyncio.sleep(delay * random.uniform(0.8, 1.2))
             delay = min(2 * delay, most)
+
+    async def _keep_compared(self) -> None:
+        definitions = self._lookups.definitions
+        while True:
+            await asyncio.sleep(definitions.seconds_to_next * random.uniform(0.8, 1.2))
+            if await definitions.compare():
+                for policy in self._lookups.policies.all():
+                    self._queue.add(("", policy.name))
+                self._wake_all()
 
     async def _work(self, key: Key) -> None:
         started = time.monotonic()

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 LOST_SECONDS = 30.0  # until a status that the API server dropped is written again
 # until a refused write that blocks nothing (NetworkPolicies, names that are taken) is retried
 REFUSED_SECONDS = 60.0
+REFUSED_RETRY_SECONDS = 5.0  # the least time until another refused write is retried
 ROUTES_NARROWED = (
     "the routes now let through only the requests that docs/reference/endpoints.md lists; paths that name"
     " a version, and those that manage a server, answer 404"
@@ -69,11 +70,13 @@ class Reconciler:
         lookups: Lookups,
         now: Callable[[], datetime],
         may_write: Callable[[], bool],
+        wake: Callable[[Key, float], None],
         leading_since: Callable[[], datetime | None] = lambda: None,
     ) -> None:
         self._kube, self._cache, self._config = kube, cache, config
         self._assessor, self._reporter, self._lookups = assessor, reporter, lookups
-        self._now, self._may_write, self._leading_since = now, may_write, leading_since
+        self._now, self._may_write, self._wake = now, may_write, wake
+        self._leading_since = leading_since
         self._actor = Actor(kube, cache, config, may_write)
         self._gateways = Gateways(kube)
         # Why the last pass could not write a child, or a NetworkPolicy, for status. In memory only:
@@ -174,6 +177,9 @@ class Reconciler:
             wrote |= await self._lookups.slots.acquire_or_release(observation, s.slots)
         except ChildRefused as e:
             self._refused[key] = Problem(e.reason, e.message)
+            if plan.requeue_after is not None:
+                # the growing delays of a failed pass would miss the stage's deadline
+                self._wake(key, max(plan.requeue_after, REFUSED_RETRY_SECONDS))
             raise
         except Conflict:
             # A child differs from what was observed, so the state may too: no write with a fresh

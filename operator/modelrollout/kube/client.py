@@ -382,6 +382,12 @@ class Kube:
             self._kinds[resource.root] = (self._clock(), plurals)
         return resource.plural in plurals
 
+    async def openapi(self, resource: Resource) -> Object:
+        """The OpenAPI v3 document of the resource's group and version: what is served, not what was
+        applied. Every account may read it (ClusterRole system:discovery).
+        """
+        return _parsed(await self._request_raw("discover", resource, f"/openapi/v3{resource.root}"))
+
     async def _request(
         self,
         verb: str,

@@ -14,11 +14,20 @@ from modelrollout.rollout.desired.revisions import revision_status
 from modelrollout.rollout.plan import Converge, Desired, Event, Plan, Transition, Wait, Write
 from modelrollout.rollout.pod_restarts import waiting_restart, withdraw_incompatible_restart
 from modelrollout.rollout.policy.freeze import block_while_frozen
+from modelrollout.rollout.policy.mandatory_metrics import is_return
 from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.policy.slot_limits import gpus_requested, held_too_long, slot_of
 from modelrollout.rollout.policy.weight_cap import cap_unproven_weight
 from modelrollout.rollout.recovery import recover
-from modelrollout.rollout.snapshot import QUARANTINED, Observed, Snapshot, in_flight, still_draining
+from modelrollout.rollout.snapshot import (
+    QUARANTINED,
+    SERVED,
+    Observed,
+    Revision,
+    Snapshot,
+    in_flight,
+    still_draining,
+)
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.promote import end_revert
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS
@@ -26,6 +35,7 @@ from modelrollout.rollout.status import changed_condition_events, derive_status
 from modelrollout.rollout.transitions import (
     allocate,
     begin,
+    begin_rollback,
     change,
     fail,
     input_hash,
@@ -131,7 +141,11 @@ def end_superseded(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
         return None
     revision = s.revision(rollout.revision)
     if rollout.mode == "Rollback":
-        still_requested = is_pinned(s) if s.status.pinned else rollout.generation == s.generation
+        still_requested = (
+            is_pinned(s)
+            if s.status.pinned
+            else rollout.generation == s.generation or (revision is not None and revision.is_version(s.spec))
+        )
     elif revision is not None:
         still_requested = revision.is_version(s.spec)
     else:
@@ -222,6 +236,12 @@ def start_rollout(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
         return Transition(
             status, (Event(s.spec_problem.reason, s.spec_problem.message, "Warning"),), CHECK_SECONDS
         )
+    if known is not None and _is_proven_return(s, known, now):
+        text = (
+            f"generation {s.generation} goes back to revision {known.name}, which was stable within"
+            f" rollbackWindow {s.spec.rollout.rollback_window}: nothing is analysed again"
+        )
+        return Transition(begin_rollback(s, known, now, proven=True), (Event(Reason.ROLLOUT_STARTED, text),))
     if freeze := active_freeze(s.rules, now):
         return Transition(status, requeue_after=freeze.left(now))
     if known is not None and known.status.outcome in QUARANTINED and not is_declared(s, known.status.reason):
@@ -242,6 +262,18 @@ def start_rollout(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
     return Transition(
         allocate(s, begun, sha256, now) if sha256 else begun,
         (Event(Reason.ROLLOUT_STARTED, f"generation {s.generation}: {s.spec.model.uri}"),),
+    )
+
+
+def _is_proven_return(s: SpecifiedSnapshot, known: Revision, now: datetime) -> bool:
+    """Whether spec goes back to a version as proven as that of a rollback by hand: a revert in Git.
+    Only a window that spec sets says so.
+    """
+    return (
+        s.spec.rollout.rollback_window is not None
+        and known.prepared is not None
+        and known.status.outcome in SERVED
+        and is_return(s, known, now)
     )
 
 

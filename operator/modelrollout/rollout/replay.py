@@ -225,7 +225,7 @@ class _Run:
             first.weight or 0,
             now,
             strategy=strategy.strategy_of(self._spec.rollout),
-            pause=first.pause is not None,
+            pause=first.pause,
         )
 
     def _observed(self, status: ModelDeploymentStatus) -> Observed:

@@ -77,12 +77,15 @@ def derive_status(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> 
     elif rollout and rollout.stage == "Shadow":
         label, weight = SHADOW_STEP, 0
         verdict = rollout.reason or "in progress"
-    elif rollout and rollout.stage in ("Failed", "Revert"):
+    elif rollout and rollout.stage == "Revert":
         verdict = rollout.reason
+    phase = _phase(s, status)
+    if phase == "Failed":  # of an earlier rollout nothing is shown once spec is the stable revision
+        verdict = problem.reason if (problem := _problem(s, status)) else None
     return status.model_copy(
         update={
             "observed_generation": s.generation,
-            "phase": _phase(s, status),
+            "phase": phase,
             "conditions": _conditions(s, status, now),
             "crash": _crash(s, status),
             "address": (
@@ -375,6 +378,8 @@ def changed_condition_events(s: Snapshot, after: ModelDeploymentStatus, now: dat
         and (was_ready is None or was_ready.reason != ready.reason)
     ):
         events.append(Event(ready.reason, ready.message, "Warning"))
+    if begun := _begun_pause(before, after):
+        events.append(Event(Reason.PAUSE_STEP, begun))
     for kind in (HEALTHY, HARDENED, ISOLATED, RESTARTED, PATCHED):
         was, now_is = old.get(kind), new.get(kind)
         is_bad = now_is is not None and now_is.status == "False" and now_is.reason != Reason.IN_PROGRESS
@@ -392,6 +397,15 @@ def changed_condition_events(s: Snapshot, after: ModelDeploymentStatus, now: dat
         ):
             events.append(Event(kind, _WELL[kind]))
     return tuple(events)
+
+
+def _begun_pause(before: ModelDeploymentStatus, after: ModelDeploymentStatus) -> str | None:
+    """What status says of a pause step that has just begun."""
+    earlier, rollout = before.rollout, after.rollout
+    if rollout is None or rollout.reason != Reason.PAUSE_STEP or rollout.step is None:
+        return None
+    same = earlier is not None and earlier.step is not None and earlier.step.since == rollout.step.since
+    return None if same else rollout.message
 
 
 def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:

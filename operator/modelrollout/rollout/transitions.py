@@ -14,6 +14,7 @@ from modelrollout.api.v1alpha1 import (
     MetricStatus,
     ModelDeploymentStatus,
     Outcome,
+    Pause,
     Pinned,
     RevisionRef,
     RolloutStatus,
@@ -110,6 +111,27 @@ def begin(s: Specified, now: datetime, stage: Stage, **changes: Any) -> ModelDep
         **changes,
     )
     return s.status.model_copy(update={"rollout": rollout, "pinned": None})
+
+
+def begin_rollback(s: Specified, target: Revision, now: datetime, *, proven: bool) -> ModelDeploymentStatus:
+    """A new rollout back to a revision that is prepared and has served. ``proven``: its evidence
+    still counts, so that nothing is analysed again.
+    """
+    status = begin(
+        s,
+        now,
+        "Provision",
+        mode="Rollback",
+        proven=proven,
+        sha256=target.sha256,
+        revision=target.name,
+        number=target.number,
+        artifact=target.status.artifact,
+        evaluation=target.status.evaluation,
+    )
+    # its pods are created again
+    restarts = {name: record for name, record in status.restarts.items() if name != target.name}
+    return status.model_copy(update={"restarts": restarts})
 
 
 def allocate(
@@ -216,10 +238,12 @@ def at_step(
     now: datetime,
     *,
     strategy: Strategy,
-    pause: bool,
+    pause: Pause | None = None,
     override: str | None = None,
 ) -> ModelDeploymentStatus:
-    """Go to a step of the strategy."""
+    """Go to a step of the strategy. ``pause``: of a pause step, which says in status how it
+    ends.
+    """
     before = rollout_of(status).step
     step = StepStatus(
         index=index,
@@ -230,9 +254,11 @@ def at_step(
         since=stamp(now),
         override=override,
     )
-    return change(
-        status, step=step, reason=Reason.PAUSE_STEP if pause else None, message=None, paused_by_user=None
-    )
+    reason, message = None, None
+    if pause is not None:
+        how = f"it goes on after {pause.duration}" if pause.duration else "it waits for promote"
+        reason, message = Reason.PAUSE_STEP, f"a pause step: {how}"
+    return change(status, step=step, reason=reason, message=message, paused_by_user=None)
 
 
 def record(

@@ -21,6 +21,7 @@ from modelrollout.rollout.transitions import (
     SHADOW_STEP,
     allocate,
     begin,
+    begin_rollback,
     change,
     enter,
     fail,
@@ -279,21 +280,8 @@ def _rollback(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
             s, now, Reason.ROLLED_BACK_BY_USER, f"ended in favour of a rollback to {verb.revision}"
         )
     proven = within_window(s, target, now)
-    status = begin(
-        s,
-        now,
-        "Provision",
-        mode="Rollback",
-        proven=proven,
-        sha256=target.sha256,
-        revision=target.name,
-        number=target.number,
-        artifact=target.status.artifact,
-        evaluation=target.status.evaluation,
-    )
-    # its pods are created again
-    restarts = {name: record for name, record in status.restarts.items() if name != target.name}
-    status = status.model_copy(update={"pinned": pinned(s, target.name), "restarts": restarts})
+    status = begin_rollback(s, target, now, proven=proven)
+    status = status.model_copy(update={"pinned": pinned(s, target.name)})
     judged = (
         ""
         if proven

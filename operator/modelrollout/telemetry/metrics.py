@@ -129,6 +129,11 @@ class Metrics:
             _Counts("modelrollout_objects_unreadable", words, ["kind", "namespace"], count)
         )
 
+    def pruned(self, count: Callable[[], Mapping[tuple[str], int]]) -> None:
+        """Ask ``count`` at each scrape: (kind,) -> fields that the API server drops."""
+        words = "Fields of our kinds that the API server drops, since its definition (CRD) is older."
+        self.registry.register(_Counts("modelrollout_definition_pruned_fields", words, ["kind"], count))
+
     def doubted(self, count: Callable[[], Mapping[tuple[str, str], int]]) -> None:
         """Ask ``count`` at each scrape: (source, reason) -> 1."""
         words = "Sources of evidence whose counters others can write; the log names them."

@@ -470,6 +470,7 @@ class Operator:
                 self._watch(resource, "ADDED", o)
         cluster.watch(self._watch)
         self.woken: list[tuple[str, str]] = []
+        self.retries: list[float] = []  # seconds after which failed passes are to be repeated
         self.lookups = Lookups(
             cluster,  # type: ignore[arg-type]
             self.store,
@@ -489,6 +490,7 @@ class Operator:
             lookups=self.lookups,
             now=lambda: cluster.now,
             may_write=lambda: self.leads,
+            wake=lambda key, seconds: self.retries.append(seconds),
         )
 
     def _watch(self, resource: Resource, event: str, obj: Object) -> None:

@@ -182,14 +182,35 @@ class TestRollback:
         assert (plural, name, key) == ("modelrevisions", "digits-5aaa", "modelrollout.dev/rollback")
         assert re.fullmatch(NONCE, value)
 
-    def test_nothing_older_is_kept(self, cli: Cli, kube: FakeKube) -> None:
+    def test_what_served_before_may_have_a_higher_number(self, cli: Cli, kube: FakeKube) -> None:
         with_status(
             kube,
             phase="Stable",
             stable={"revision": "digits-5aaa", "number": 1},
             rollout=rollout("Done", "digits-5aaa"),
         )
-        refused(cli("rollback", "digits"), "no revision before digits-5aaa exists", "possible: digits-6c9f")
+        assert cli("rollback", "digits").exit_code == 0
+        assert asked(kube)[1] == "digits-6c9f"
+
+    def test_the_time_decides_and_not_the_number(self, cli: Cli, kube: FakeKube) -> None:
+        """Numbers 4 and 2 took turns: 4 was stable last."""
+        with_status(
+            kube, phase="Stable", stable={"revision": "digits-8d1b", "number": 3}, rollout=rollout("Done")
+        )
+        for name, number, retired in (
+            ("digits-5aaa", 1, "2026-11-22T10:00:00.000Z"),
+            ("digits-6c9f", 2, "2026-11-22T11:00:00.000Z"),
+            ("digits-7e3c", 4, "2026-11-22T12:00:00.000Z"),
+        ):
+            kube.add(MODEL_REVISION, revision(name, number, "Retired", retired=retired))
+        kube.add(MODEL_REVISION, revision("digits-9f00", 5, "Retired", finished="2026-11-22T13:00:00.000Z"))
+        assert cli("rollback", "digits").exit_code == 0
+        assert asked(kube)[1] == "digits-7e3c", "number 5 was rolled back from"
+
+    def test_no_other_has_served(self, cli: Cli, kube: FakeKube) -> None:
+        idle(kube)
+        kube.add(MODEL_REVISION, revision("digits-5aaa", 1, "RolledBack"))
+        refused(cli("rollback", "digits"), "no other revision that has served exists")
 
     def test_nothing_is_stable(self, cli: Cli, kube: FakeKube) -> None:
         with_status(kube, phase="Failed", rollout=rollout("Failed"))
@@ -256,6 +277,14 @@ class TestWait:
         assert result.exit_code == 2
         assert "not answered within 0.1 s" in result.stderr
         assert "Is the operator running?" in result.stderr
+
+    def test_the_timeout_is_a_duration_or_a_number_of_seconds(self, cli: Cli) -> None:
+        result = cli("abort", "digits", "--wait", "--timeout", "200ms")
+        assert "not answered within 0.2 s" in result.stderr
+        for wrong in ("soon", "0", "-1", "nan"):
+            result = cli("abort", "digits", "--wait", "--timeout", wrong)
+            assert result.exit_code == 2
+            assert "for example 90s" in result.stderr
 
 
 class TestAccess:

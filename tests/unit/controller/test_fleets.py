@@ -140,7 +140,7 @@ def test_the_gates_verdict_ends_all_of_them_after_one_run() -> None:
 
 def test_who_fails_otherwise_or_is_deleted_is_followed_by_the_next() -> None:
     def missing(job: Object) -> tuple[int, str]:
-        return 10, TaskResult(reason="ObjectMissing", message="it is gone").model_dump_json(exclude_none=True)
+        return 10, TaskResult(reason="AccessDenied", message="it is gone").model_dump_json(exclude_none=True)
 
     async def main() -> None:
         fleet = Fleet(5)
@@ -149,7 +149,7 @@ def test_who_fails_otherwise_or_is_deleted_is_followed_by_the_next() -> None:
         fleet.end(missing)
         await fleet.passes()
         assert (
-            fleet.rollout(first).reason == "ObjectMissing"
+            fleet.rollout(first).reason == "AccessDenied"
             and len(fleet.made) == 2
             and len(fleet.waiting()) == 3
         )

@@ -380,6 +380,16 @@ def job_pod(
     }
 
 
+@pytest.mark.parametrize(("code", "reason"), [(0, "Completed"), (10, "NotOnnx")])
+def test_nothing_is_said_of_another_try_where_there_will_be_none(code: int, reason: str) -> None:
+    """The Job controller takes a moment to say that the Job is complete, or has failed for good."""
+    (resource, made), *_ = job()
+    message = f'{{"reason": "{reason}", "message": "words"}}'
+    ended = {"terminated": {"exitCode": code, "message": message, "finishedAt": "2026-11-22T12:05:00Z"}}
+    pod = job_pod(made["metadata"]["name"], ended, phase="Succeeded" if code == 0 else "Failed")
+    assert work((resource, made), pod).retried is None
+
+
 def test_a_job_that_is_tried_again_says_why() -> None:
     (resource, made), *_ = job()
     name = made["metadata"]["name"]

@@ -659,6 +659,35 @@ def test_a_job_that_gets_no_pod_says_why_in_the_words_of_the_quota() -> None:
     run(main())
 
 
+def test_a_refused_server_says_why_and_the_deadline_is_kept() -> None:
+    async def main() -> None:
+        cluster, operator = await serving()
+        cluster.user(b.spec(2, traffic=BOTH, rollout={"progressDeadline": "90s"}))
+
+        def refuse(verb: str, resource: Resource, name: str) -> None:
+            if resource == DEPLOYMENT and verb == "create":
+                raise Forbidden(403, "Forbidden", 'admission webhook "limits" denied the request: no')
+
+        cluster.before = refuse
+        for _ in range(10):
+            await operator.settle(limit=6)
+            cluster.end_jobs()
+        began, rollout = cluster.now, cluster.status.rollout
+        assert rollout is not None
+        assert (rollout.stage, rollout.reason) == ("Provision", "ChildRefused")
+        while rollout.stage == "Provision" and (cluster.now - began).total_seconds() < 300:
+            operator.retries.clear()
+            await operator.settle(limit=4)
+            rollout = cluster.status.rollout
+            assert rollout is not None
+            # what the queue does: of the back-off and this, the earlier counts
+            cluster.now += timedelta(seconds=min(operator.retries, default=0.0))
+        assert (rollout.stage, rollout.reason) == ("Failed", "ChildRefused")
+        assert 90 <= (cluster.now - began).total_seconds() < 100
+
+    run(main())
+
+
 def test_without_the_right_to_read_events_nothing_else_suffers() -> None:
     async def main() -> None:
         cluster, operator = await serving()
@@ -955,13 +984,13 @@ def test_pods_of_a_job_are_kept_in_view_for_their_message() -> None:
         cluster, operator = await serving()
         cluster.user(b.spec(2, traffic=BOTH))
         await operator.settle()
-        cluster.end_jobs(lambda job: (10, '{"reason": "ObjectMissing", "message": "no such key"}'))
+        cluster.end_jobs(lambda job: (10, '{"reason": "AccessDenied", "message": "no such key"}'))
         await operator.settle()
         assert cluster.all(POD)
         rollout = cluster.status.rollout
         assert rollout and (rollout.stage, rollout.reason, rollout.message) == (
             "Failed",
-            "ObjectMissing",
+            "AccessDenied",
             "no such key",
         )
 

@@ -48,6 +48,35 @@ def test_ready_is_the_present_spec_being_stable_and_serving() -> None:
     assert status.phase == "Stable" and status.observed_generation == 1
 
 
+@pytest.mark.parametrize("reason", ["Superseded", "AccuracyLow"])
+def test_the_verdict_of_a_former_rollout_is_not_shown_beside_ready(reason: str) -> None:
+    former = b.rollout("Failed", 2, outcome="RolledBack", reason=reason, message="worse")
+    status = told(replace(serves(), status=b.status(1, rollout=former)))
+    assert (truths(status)["Ready"], status.phase, status.verdict) == ("True", "Stable", None)
+    still_requested = told(replace(serves(2), status=b.status(1, rollout=former)))
+    assert (still_requested.phase, still_requested.verdict) == ("Failed", reason)
+
+
+def test_what_never_began_has_its_reason_as_the_verdict() -> None:
+    s = b.snapshot(b.spec(1), ModelDeploymentStatus(), spec_problem=Problem("StoreNotAllowed", "no"))
+    assert (told(s).phase, told(s).verdict) == ("Failed", "StoreNotAllowed")
+    unread = replace(s, spec=None, parse_error="spec.model: missing", spec_problem=None)
+    assert (told(unread).phase, told(unread).verdict) == ("Failed", "InvalidSpec")
+
+
+@pytest.mark.parametrize(
+    ("pause", "how"), [({}, "it waits for promote"), ({"duration": "5m"}, "it goes on after 5m")]
+)
+def test_a_pause_step_says_how_it_ends(pause: dict[str, str], how: str) -> None:
+    steps = [{"weight": 5}, {"pause": pause}, {"weight": 50}]
+    s = b.in_canary(wanted=b.spec(2, steps=steps), assessment=b.judged("Successful"))
+    plan = decide(s, b.at(60))
+    assert b.condition(plan, "Ready").message == f"a pause step: {how}"
+    assert ("PauseStep", f"a pause step: {how}") in [(e.reason, e.message) for e in b.events(plan)]
+    again = decide(replace(s, status=plan.status, assessment=None), b.at(61))
+    assert "PauseStep" not in [e.reason for e in b.events(again)]
+
+
 def test_stable_may_serve_while_spec_is_not_ready() -> None:
     status = told(b.second("Provision"))
     assert {k: truths(status)[k] for k in ("Ready", "Reconciling", "Stalled", "Available")} == {

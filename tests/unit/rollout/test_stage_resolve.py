@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.contract.results import TaskResult
 from modelrollout.problem import Problem
@@ -68,18 +66,52 @@ def test_a_source_that_still_is_stables_is_nothing_to_roll_out() -> None:
     assert b.moved(plan).stage == "Done" and plan.status.stable == b.ref(1)
 
 
-@pytest.mark.parametrize("reason", ["ObjectMissing", "CredentialsDenied"])
-def test_a_source_that_cannot_be_read_fails_with_the_programs_words(reason: str) -> None:
-    work = JobState("Failed", 10, TaskResult(reason=reason, message="look at spec.model.uri"))
+def test_a_source_that_cannot_be_read_fails_with_the_programs_words() -> None:
+    work = JobState("Failed", 10, TaskResult(reason="CredentialsDenied", message="look at spec.model.uri"))
     plan = decide(b.second("Resolve", work=work), b.START)
     to = b.moved(plan)
     assert (to.stage, to.outcome, to.reason, to.message) == (
         "Failed",
         "Failed",
-        reason,
+        "CredentialsDenied",
         "look at spec.model.uri",
     )
     assert plan.status.stable == b.ref(1)
+
+
+MISSING = JobState("Failed", 10, TaskResult(reason="ObjectMissing", message="no such file"))
+
+
+def test_a_missing_file_is_looked_for_again_for_some_minutes() -> None:
+    """Git is often faster than the upload."""
+    status, looks = b.second("Resolve", work=MISSING).status, []
+    for second in range(-10, 400, 2):  # the stage began then
+        before = status.rollout
+        status = decide(
+            b.snapshot(b.spec(2), status, work=MISSING, revisions=(b.revision(1, "Stable"),)), b.at(second)
+        ).status
+        rollout = status.rollout
+        assert before is not None
+        assert rollout is not None
+        if rollout.stage == "Failed":
+            break
+        if rollout.attempt > before.attempt:
+            looks.append(second + 10)
+        assert "no such file; it is looked for again until 20" in (rollout.message or "")
+    assert looks == [10, 30, 70, 150, 310]
+    assert rollout is not None
+    assert (rollout.stage, rollout.reason, rollout.message) == ("Failed", "ObjectMissing", "no such file")
+    assert second < 330
+
+
+def test_a_short_deadline_ends_the_search_for_a_missing_file() -> None:
+    s = b.snapshot(
+        b.spec(2, rollout={"progressDeadline": "20s"}),
+        b.status(1, rollout=b.rollout("Resolve", attempt=1)),
+        work=MISSING,
+        revisions=(b.revision(1, "Stable"),),
+    )
+    assert b.moved(decide(s, b.at(15))).stage == "Failed"
 
 
 def test_a_pod_that_died_without_a_word_is_told_by_the_pod() -> None:

@@ -264,3 +264,54 @@ def test_a_rollback_by_hand_gives_way_to_another_generation() -> None:
         "spec names another version all the time"
     )
     assert b.moved(decide(replace(s, spec=b.spec(3), generation=2), b.START)).outcome == "Superseded"
+
+
+# --- a revert in Git
+
+
+def reverted(window: str | None, retired: str | None = b.ago(60), **kept: Any) -> Snapshot:
+    """Version 2 is stable, and spec requests version 1 again."""
+    first = b.revision(1, "Retired")
+    first = replace(first, status=first.status.model_copy(update={"retired": retired} | kept))
+    return b.snapshot(
+        b.spec(1, steps=b.STEPS, pinned=True, rollout={"rollbackWindow": window} if window else {}),
+        b.status(2),
+        revisions=(first, b.revision(2, "Promoted")),
+        servers={b.revision_name(1): b.ready(), b.revision_name(2): b.ready()},
+        traffic=b.TAKEN,
+    )
+
+
+def test_a_revert_within_its_window_is_as_proven_as_a_rollback_by_hand() -> None:
+    s = reverted("1h")
+    begun = decide(s, b.START)
+    to = b.moved(begun)
+    assert (to.stage, to.mode, to.proven, to.revision) == ("Provision", "Rollback", True, b.revision_name(1))
+    assert begun.status.pinned is None, "spec requests what will serve"
+    assert "rollbackWindow 1h" in b.events(begun)[0].message
+    assert b.moved(decide(replace(s, status=begun.status), b.START)).stage == "Promote"
+
+
+@pytest.mark.parametrize(
+    "s",
+    [
+        reverted(None),
+        reverted("1h", b.ago(3700)),
+        reverted("1h", None),
+        replace(reverted("1h"), names_since=b.START),
+    ],
+    ids=["no window", "too long ago", "somebody went back from it", "it never served these host names"],
+)
+def test_any_other_revert_is_a_rollout_like_any_other(s: Snapshot) -> None:
+    to = b.moved(decide(s, b.START))
+    assert (to.stage, to.mode) == ("Prepare", "Update")
+
+
+def test_an_autoscaler_does_not_end_a_revert_that_is_under_way() -> None:
+    s = reverted("1h")
+    begun = decide(s, b.START).status
+    scaled = b.spec(1, steps=b.STEPS, pinned=True, replicas=5, rollout={"rollbackWindow": "1h"})
+    waiting = replace(s, spec=scaled, status=begun, generation=s.generation + 1, servers={})
+    rollout = decide(waiting, b.at(5)).status.rollout
+    assert rollout is not None
+    assert rollout.stage == "Provision"

@@ -267,7 +267,11 @@ def test_pods_follow_the_weight() -> None:
 def test_a_weight_rises_only_with_the_pods_for_it() -> None:
     assert split(scaled(1)) == ((V1, 95), (V2, 5))
     plan = decide(scaled(1), b.START)
-    assert b.condition(plan, "CanaryPassed").reason == "ScalingUp"
+    waits = b.condition(plan, "CanaryPassed")
+    assert (waits.reason, waits.message) == (
+        "ScalingUp",
+        f"1 pods of {V2} are ready; the next weight needs 2",
+    )
     assert split(scaled(2)) == ((V1, 75), (V2, 25))
     assert split(scaled(1, replicas=1)) == ((V1, 75), (V2, 25)), "spec asks for no more"
     assert split(scaled(1, phase="Observing")) == ((V1, 75), (V2, 25)), "a weight that was reached stays"

@@ -440,8 +440,10 @@ class Rollout(ApiModel):
     rollback_window: Duration | None = Field(
         None,
         description=(
-            "A rollback to a revision that was stable within this time skips the analysis that it passed; an"
-            " older one is judged again. Left out: any kept revision skips it."
+            "A rollback, by the verb or by a spec that requests the earlier version again (a revert in Git),"
+            " to a revision that was stable within this time skips the analysis that it passed; an older one"
+            " is judged again. Left out: the verb skips it for any kept revision, and a spec that requests an"
+            " earlier version is a rollout like any other."
         ),
     )
     analysis: Analysis = Field(default_factory=Analysis)

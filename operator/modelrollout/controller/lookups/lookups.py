@@ -12,6 +12,7 @@ from datetime import datetime
 from modelrollout.api import names
 from modelrollout.config import OperatorConfig
 from modelrollout.controller.lookups.capacity import Capacity
+from modelrollout.controller.lookups.definitions import Definitions
 from modelrollout.controller.lookups.finished_pods import reread_finished_job
 from modelrollout.controller.lookups.host_names import HostClaims
 from modelrollout.controller.lookups.kueue import with_queue_reason
@@ -24,7 +25,7 @@ from modelrollout.controller.observe.observation import Observation
 from modelrollout.controller.observe.pods import pods_of_server
 from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import Kube
-from modelrollout.kube.kinds import DEPLOYMENT, MODEL_REVISION, POD
+from modelrollout.kube.kinds import DEPLOYMENT, MODEL_REVISION, POD, ROLLOUT_POLICY
 from modelrollout.kube.objects import Object, label
 from modelrollout.reasons import Reason
 from modelrollout.rollout.pod_restarts import restart_without_gpu
@@ -61,7 +62,10 @@ class Lookups:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kube, self._cache, self._now = kube, cache, now
-        self.policies = Policies(kube, cache, wake, now)
+        self.definitions = Definitions(kube)
+        self.policies = Policies(
+            kube, cache, wake, now, outdated=lambda: self.definitions.problem(ROLLOUT_POLICY.kind)
+        )
         self.slots = SlotLeases(kube, cache, self.policies, namespace, wake, clock)
         self.hostnames = HostClaims(kube, cache, config, namespace, may_write, now)
         self.shared_preparations = SharedPreparations(cache, wake, clock)

@@ -10,12 +10,11 @@ from datetime import datetime
 
 from modelrollout.api.times import since
 from modelrollout.controller.observe.observation import Observation
+from modelrollout.controller.observe.refused_pods import refused_pod
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import KubeError
 from modelrollout.kube.kinds import EVENT
 from modelrollout.kube.projection import event_for_message
-from modelrollout.problem import Problem
-from modelrollout.reasons import Reason
 from modelrollout.rollout.snapshot import JobState
 
 log = logging.getLogger(__name__)
@@ -49,8 +48,7 @@ async def explain_missing_pod(
     if not events:
         return work
     last = max(events, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
-    message = (
-        f"Job {job['metadata']['name']} gets no pod: {last.get('message', '')}; change"
-        " spec.optimization.resources, or what the namespace allows"
+    problem = refused_pod(
+        f"Job {job['metadata']['name']}", last.get("message", ""), "spec.optimization.resources"
     )
-    return replace(work, problem=Problem(Reason.POD_REFUSED, message))
+    return replace(work, problem=problem)

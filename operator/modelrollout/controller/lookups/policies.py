@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +21,7 @@ from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import NotFound
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT, ROLLOUT_POLICY
 from modelrollout.kube.objects import Object, labels_of
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.rules import NO_RULES, Policy, Rules, active_freeze, combine, read
 
@@ -43,8 +45,11 @@ class Policies:
         wake: Callable[[Key, float], None],
         now: Callable[[], datetime],
         uniform: Callable[[], float] = random.random,
+        outdated: Callable[[], Problem | None] = lambda: None,
     ) -> None:
+        """``outdated``: why the API server may have dropped fields of the policies."""
         self._kube, self._cache, self._wake, self._now, self._uniform = kube, cache, wake, now, uniform
+        self._outdated = outdated
         self._namespaces = Namespaces(kube, now)
         self._read: dict[str, tuple[tuple[Any, ...], Policy]] = {}
         self._rules: dict[tuple[Any, ...], Rules] = {}
@@ -84,20 +89,30 @@ class Policies:
         gone.
         """
         objects = self._cache.all(ROLLOUT_POLICY)
+        outdated = self._outdated()
         state = tuple(
-            (o["metadata"]["name"], o["metadata"].get("uid"), o["metadata"].get("generation"))
+            (o["metadata"]["name"], o["metadata"].get("uid"), o["metadata"].get("generation"), outdated)
             for o in objects
         )
         if state != self._state:
             self._state, self._rules = state, {}
             self._read = {
-                o["metadata"]["name"]: self._once(mark, o) for mark, o in zip(state, objects, strict=True)
+                o["metadata"]["name"]: self._once(mark, o, outdated)
+                for mark, o in zip(state, objects, strict=True)
             }
         return [policy for _, policy in self._read.values()]
 
-    def _once(self, mark: tuple[Any, ...], obj: Object) -> tuple[tuple[Any, ...], Policy]:
+    def _once(
+        self, mark: tuple[Any, ...], obj: Object, outdated: Problem | None
+    ) -> tuple[tuple[Any, ...], Policy]:
         before = self._read.get(obj["metadata"]["name"])
-        return before if before and before[0] == mark else (mark, read(obj))
+        if before and before[0] == mark:
+            return before
+        policy = read(obj)
+        if outdated is not None and policy.error is None:
+            # the API server may have dropped a gate; what is left of the policy holds as well
+            policy = replace(policy, error=outdated.message)
+        return mark, policy
 
     def mark_as_known(self) -> None:
         """All ModelDeployments have been woken already: the current policies count as known."""
@@ -146,6 +161,10 @@ class Policies:
         namespace = deployment["metadata"].get("namespace") or ""
         return namespace, labels_of(deployment), self._namespaces.labels(namespace)
 
+    def _why_not(self, policy: Policy) -> str:
+        outdated = self._outdated()
+        return outdated.reason if outdated and policy.error == outdated.message else Reason.INVALID
+
     def _status(self, policy: Policy, obj: Object) -> RolloutPolicyStatus:
         try:
             old = RolloutPolicyStatus.model_validate(obj.get("status") or {})
@@ -170,7 +189,7 @@ class Policies:
         condition = Condition(
             type="Accepted",
             status="True" if accepted else "False",
-            reason=Reason.ACCEPTED if accepted else Reason.INVALID,
+            reason=Reason.ACCEPTED if accepted else self._why_not(policy),
             message=words[:1024],
             last_transition_time=before.last_transition_time if same and before else stamp(self._now()),
             observed_generation=generation,

@@ -25,7 +25,7 @@ from modelrollout.kube.diff import foreign_changes
 from modelrollout.kube.objects import Object, condition, is_true, label
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
-from modelrollout.resources.jobs.common import LABEL_QUEUE, RETRIES
+from modelrollout.resources.jobs.common import FINAL, LABEL_QUEUE, RETRIES
 from modelrollout.resources.jobs.prepare import prepare_task
 from modelrollout.rollout.snapshot import JobState, Observed, baseline
 from modelrollout.telemetry.redaction import mask_uris
@@ -171,7 +171,9 @@ def _queued(job: Object) -> Problem:
 
 
 def _retried(end: Ending) -> Problem | None:
-    """Why the Job is retrying."""
+    """Why the Job is retrying; None where it has done its work, or is about to fail for good."""
+    if end.exit_code == ExitCode.OK or end.exit_code in FINAL:
+        return None
     problem = end.problem or (Problem(end.result.reason, end.result.message) if end.result else None)
     if problem is None:
         return (

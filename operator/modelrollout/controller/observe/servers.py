@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from modelrollout.api import names
 from modelrollout.controller.observe.pods import last_crash, pod_problem, pods_of_server, server_down
+from modelrollout.controller.observe.refused_pods import refused_server
 from modelrollout.kube.kinds import DEPLOYMENT
 from modelrollout.kube.objects import Object, label
 from modelrollout.resources.hardening import hardening_version, overlay_of
@@ -42,7 +43,7 @@ def servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) -
         observed[name] = Server(
             status.get("replicas", 0),
             ready,
-            pod_problem(server_pods),
+            pod_problem(server_pods) or refused_server(o),
             o["spec"].get("replicas", 1),
             restarted_at(o),
             hardened=hardening_version(o["spec"]["template"], label(o, names.LABEL_NAME) or ""),

@@ -152,7 +152,12 @@ def has_pods_for(s: Specified, step: StepStatus) -> bool:
     ready = s.candidate_server.ready
     if not s.exact_weights:
         return ready > 0 or (step.weight == 0 and step.strategy == "Canary")
-    return ready >= min(trial_pods(s), pods_for(step.weight, max(1, s.spec.serving.replicas)))
+    return ready >= pods_for_step(s, step)
+
+
+def pods_for_step(s: Specified, step: StepStatus) -> int:
+    """Ready pods that the step's weight needs behind a gateway."""
+    return min(trial_pods(s), pods_for(step.weight, max(1, s.spec.serving.replicas)))
 
 
 def has_all_pods(s: Observed) -> bool:
@@ -175,10 +180,11 @@ def scaling_problem(s: InFlight) -> Problem:
         return server.problem or NOT_READY
     if problem := waiting_replicas(s):
         return problem
+    step = s.rollout.step
+    needed = pods_for_step(s, step) if step and s.rollout.stage == "Canary" else pods_for_everything(s)
     return Problem(
         Reason.SCALING_UP,
-        f"{server.ready} of {server.desired_replicas} pods of {s.rollout.revision} are ready;"
-        " more of the traffic waits for the others",
+        f"{server.ready} pods of {s.rollout.revision} are ready; the next weight needs {needed}",
     )
 
 

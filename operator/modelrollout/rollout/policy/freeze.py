@@ -81,4 +81,4 @@ def _back(status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus
     """Back to the weight that was reached, which is judged until the freeze ends."""
     entered = status if rollout_of(status).stage == "Canary" else enter(status, "Canary", now)
     step = step_of(status)
-    return at_step(entered, step.index, reached(step), now, strategy=step.strategy, pause=False)
+    return at_step(entered, step.index, reached(step), now, strategy=step.strategy)

@@ -44,7 +44,5 @@ def cap_unproven_weight(s: Snapshot, transition: Transition, now: datetime) -> T
     if before.step is None:
         return Transition(s.status, requeue_after=CHECK_SECONDS)
     judged_on = s.status if before.stage == "Canary" else enter(s.status, "Canary", now)
-    back = at_step(
-        judged_on, before.step.index, reached(before.step), now, strategy=before.step.strategy, pause=False
-    )
+    back = at_step(judged_on, before.step.index, reached(before.step), now, strategy=before.step.strategy)
     return Transition(back, (Event(DEMANDED, why, "Warning"),))

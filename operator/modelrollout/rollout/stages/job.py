@@ -7,9 +7,10 @@ is deleted.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from modelrollout.api.times import since
+from modelrollout.api.times import since, stamp
+from modelrollout.api.v1alpha1 import seconds
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event, Transition
@@ -23,6 +24,9 @@ SOON_SECONDS = 2.0  # until the next pass, for the reason why a Job was queued
 # How long to wait for a terminating pod on an unreachable node. Anything it still publishes is
 # harmless.
 LOST_SECONDS = 60.0
+# A file that is missing may be on its way: Git is often faster than an upload. It is looked for
+# after 10, 30, 70, 150 and 310 s of the stage.
+MISSING_SECONDS, FIRST_LOOK_SECONDS = 320.0, 10.0
 RESULT_LOST = Problem(
     Reason.RESULT_LOST, "the Job's result was lost with its pod; see what deletes pods in this namespace"
 )
@@ -57,7 +61,7 @@ def retry_job(s: InFlight, now: datetime, problem: Problem) -> Transition:
 
 def failed_job(s: InFlight, work: JobState, now: datetime) -> Transition:
     """End the rollout with the reason of the program, or of its pod. A Job that was killed from
-    outside, or whose pod is not its own, runs again.
+    outside, or whose pod is not its own, runs again; so does one that misses a file, for a while.
     """
     result, problem = work.result, work.problem
     if problem and problem.reason in (Reason.KILLED, Reason.POD_FOREIGN):
@@ -70,4 +74,20 @@ def failed_job(s: InFlight, work: JobState, now: datetime) -> Transition:
         if problem
         else "the Job failed and left no message; see its pod's log"
     )
+    if reason == Reason.OBJECT_MISSING and (again := _look_again(s, Problem(reason, message), now)):
+        return again
     return Transition(fail(s.status, now, "Failed", reason, message), (Event(reason, message, "Warning"),))
+
+
+def _look_again(s: InFlight, problem: Problem, now: datetime) -> Transition | None:
+    """Another Job for the missing file, or the wait for it; None: it was missing for too long."""
+    rollout, stage_seconds = s.rollout, since(s.rollout.since, now)
+    sought = min(MISSING_SECONDS, seconds(s.spec.rollout.progress_deadline))
+    due = FIRST_LOOK_SECONDS * (2 ** (rollout.attempt + 1) - 1)
+    if due >= sought or stage_seconds >= sought:
+        return None
+    if stage_seconds >= due:
+        return Transition(change(s.status, attempt=rollout.attempt + 1))
+    until = stamp(datetime.fromisoformat(rollout.since) + timedelta(seconds=sought))
+    text = f"{problem.message}; it is looked for again until {until}"
+    return wait(s, Problem(problem.reason, text), due - stage_seconds)

@@ -189,6 +189,8 @@ def _unreachable(s: AtStep, step: StepStatus, assessment: Assessment, now: datet
         PLAN_AFTER_SECONDS, PLAN_AFTER_SHARE * seconds(limit)
     ):
         return None
+    if _pods_are_missing(s):
+        return None  # such as during a drain: the rate of samples is not the usual one
     left = remaining(s, now)
     slowest = next(iter(paces(assessment.metrics, counted)), None)
     # Hysteresis: once reported it stands until the rate suffices, or an estimate near the limit
@@ -204,6 +206,12 @@ def _unreachable(s: AtStep, step: StepStatus, assessment: Assessment, now: datet
         UNREACHABLE,
         f"{slowest.describe()}, but progressDeadline {limit} ends in {left:.0f} s, {then}: {remedy}",
     )
+
+
+def _pods_are_missing(s: AtStep) -> bool:
+    stable = s.status.stable.revision if s.status.stable else None
+    servers = (s.server(s.rollout.revision), s.server(stable))
+    return any(server.ready < server.desired_replicas for server in servers)
 
 
 def with_fresh_measurement(

@@ -71,7 +71,7 @@ def begin_trial(s: Specified, status: ModelDeploymentStatus, now: datetime) -> M
         first.weight or 0,
         now,
         strategy=strategy.strategy_of(s.spec.rollout),
-        pause=first.pause is not None,
+        pause=first.pause,
     )
 
 
@@ -98,7 +98,7 @@ def advance(
         step.weight or before.weight,
         now,
         strategy=before.strategy,
-        pause=step.pause is not None,
+        pause=step.pause,
         override=override,
     )
     return moved if override else _judged_meanwhile(s, moved, before)
