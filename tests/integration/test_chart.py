@@ -62,21 +62,25 @@ def helm(*args: str, ok: bool = True) -> str:
     return done.stdout if ok else done.stderr
 
 
+def template(*changes: str, values: str | None = "ci/default-values", ok: bool = True) -> str:
+    """A release ``mro`` in namespace ``modelrollout`` with the values of that file and ``--set`` of
+    each change; unless ``ok``, why Helm refuses it.
+    """
+    file = ["-f", str(CHART / f"{values}.yaml")] if values else []
+    sets = [argument for change in changes for argument in ("--set", change)]
+    where = ("-n", "modelrollout", "--kube-version", KUBE_VERSION)
+    return helm("template", "mro", str(CHART), *where, *file, *sets, ok=ok)
+
+
+def objects(*changes: str, values: str = "ci/default-values") -> list[dict[str, Any]]:
+    """The objects of ``template``."""
+    return [o for o in yaml.safe_load_all(template(*changes, values=values)) if o]
+
+
 @cache
 def rendered(which: str) -> tuple[dict[str, Any], ...]:
-    """The objects of a release named ``mro`` in namespace ``modelrollout``."""
-    text = helm(
-        "template",
-        "mro",
-        str(CHART),
-        "-n",
-        "modelrollout",
-        "--kube-version",
-        KUBE_VERSION,
-        "-f",
-        str(CHART / "ci" / f"{which}-values.yaml"),
-    )
-    return tuple(o for o in yaml.safe_load_all(text) if o)
+    """The objects with the values ``default`` or ``full`` of the chart's folder ``ci``."""
+    return tuple(objects(values=f"ci/{which}-values"))
 
 
 def pick(
@@ -210,15 +214,8 @@ class TestWithoutHelm:
         assert {verb for o in roles for rule in o["rules"] for verb in rule["verbs"]} == {"list"}
 
     def test_what_cannot_be_listed_is_not_cleaned_up(self) -> None:
-        where = [
-            "-f",
-            str(CHART / "ci" / "full-values.yaml"),
-            "--set",
-            "artifacts.uri=https://files.example.com/artifacts/",
-        ]
-        assert "artifactCleanup.enabled" in helm(
-            "template", "mro", str(CHART), "--kube-version", KUBE_VERSION, *where, ok=False
-        )
+        change = "artifacts.uri=https://files.example.com/artifacts/"
+        assert "artifactCleanup.enabled" in template(change, values="ci/full-values", ok=False)
 
     def test_the_version_is_that_of_the_package(self) -> None:
         chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
@@ -450,26 +447,12 @@ class TestRendered:
         assert rights("capacity") == {("nodes", "pods"): {"list"}}
 
     def test_without_the_look_at_nodes_there_is_no_right_to_it(self) -> None:
-        values = str(CHART / "ci" / "default-values.yaml")
-        text = helm(
-            "template",
-            "mro",
-            str(CHART),
-            "--kube-version",
-            KUBE_VERSION,
-            "-f",
-            values,
-            "--set",
-            "capacity.lookAtNodes=false",
-        )
+        made = objects("capacity.lookAtNodes=false")
         assert "nodes" not in {
-            r
-            for o in yaml.safe_load_all(text)
-            if o and o["kind"] == "ClusterRole"
-            for rule in o["rules"]
-            for r in rule["resources"]
+            r for o in made if o["kind"] == "ClusterRole" for rule in o["rules"] for r in rule["resources"]
         }
-        assert "lookAtNodes: false" in text
+        (config,) = [o["data"]["config.yaml"] for o in made if o["kind"] == "ConfigMap"]
+        assert "lookAtNodes: false" in config
 
     @pytest.mark.parametrize("which", ["default", "full"])
     def test_whatever_it_may_write_an_admission_policy_looks_at(self, which: str) -> None:
@@ -512,19 +495,9 @@ class TestRendered:
         assert bound == {p["metadata"]["name"]: ["Deny"] for p in policies}
 
     def test_models_do_not_run_where_the_operator_does(self) -> None:
-        where = ["-f", str(CHART / "ci" / "default-values.yaml"), "--set", "namespaces={models,modelrollout}"]
-        command = [
-            "template",
-            "mro",
-            str(CHART),
-            "-n",
-            "modelrollout",
-            "--kube-version",
-            KUBE_VERSION,
-            *where,
-        ]
-        assert "namespaces: modelrollout is the release's own" in helm(*command, ok=False)
-        helm(*command, "--set", "admissionPolicy.enabled=false")
+        change = "namespaces={models,modelrollout}"
+        assert "namespaces: modelrollout is the release's own" in template(change, ok=False)
+        template(change, "admissionPolicy.enabled=false")
 
     @pytest.mark.parametrize("cluster_wide", [False, True])
     def test_the_values_for_production_are_for_named_namespaces_with_all_doors_shut(
@@ -534,19 +507,7 @@ class TestRendered:
         assert (
             given["namespaces"] and given["hostnames"]["onlyByPolicy"] and given["admissionPolicy"]["enabled"]
         )
-        more = ["--set", "namespaces=null"] if cluster_wide else []
-        helm(
-            "template",
-            "mro",
-            str(CHART),
-            "-n",
-            "modelrollout",
-            "--kube-version",
-            KUBE_VERSION,
-            "-f",
-            str(CHART / "values-production.yaml"),
-            *more,
-        )
+        template(*["namespaces=null"] * cluster_wide, values="values-production")
 
     def test_feedback_may_only_ask_who_and_whether(self) -> None:
         (role,) = pick("default", "ClusterRole", f"{FULLNAME}-feedback")
@@ -611,9 +572,7 @@ class TestRendered:
         ],
     )
     def test_mistakes_in_values_are_refused_with_words(self, setting: str, message: str) -> None:
-        assert message in helm(
-            "template", "mro", str(CHART), "--kube-version", KUBE_VERSION, "--set", setting, ok=False
-        )
+        assert message in template(setting, values=None, ok=False)
 
     def test_what_is_switched_off_is_not_there(self) -> None:
         parts = (
@@ -624,20 +583,8 @@ class TestRendered:
             "podDisruptionBudget.enabled",
             "metrics.annotations",
         )
-        off = ",".join(f"{part}=false" for part in parts)
-        text = helm(
-            "template",
-            "mro",
-            str(CHART),
-            "--kube-version",
-            KUBE_VERSION,
-            "-f",
-            str(CHART / "ci" / "default-values.yaml"),
-            "--set",
-            off,
-        )
-        kinds = sorted({o["kind"] for o in yaml.safe_load_all(text) if o})
-        assert kinds == [
+        made = objects(*(f"{part}=false" for part in parts))
+        assert sorted({o["kind"] for o in made}) == [
             "ClusterRole",
             "ClusterRoleBinding",
             "ConfigMap",
@@ -646,7 +593,7 @@ class TestRendered:
             "RoleBinding",
             "ServiceAccount",
         ]
-        assert "prometheus.io/scrape" not in text
+        assert "prometheus.io/scrape" not in str(made)
 
 
 def test_metrics_of_the_feedback_service_have_a_port_of_their_own() -> None:
@@ -711,11 +658,10 @@ def test_jobs_reach_the_stores_and_little_else() -> None:
 
 @pytest.mark.parametrize(
     ("more", "says"),
-    [([], "networkPolicy.jobs.namespaces"), (["--set", "namespaces={models}"], "networkPolicy.jobs.stores")],
+    [([], "networkPolicy.jobs.namespaces"), (["namespaces={models}"], "networkPolicy.jobs.stores")],
 )
 def test_a_policy_for_jobs_that_lacks_something_is_refused(more: list[str], says: str) -> None:
-    on = ["-f", str(CHART / "ci" / "default-values.yaml"), "--set", "networkPolicy.jobs.enabled=true", *more]
-    assert says in helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, *on, ok=False)
+    assert says in template("networkPolicy.jobs.enabled=true", *more, ok=False)
 
 
 class TestPoliciesOfModels:
@@ -723,16 +669,6 @@ class TestPoliciesOfModels:
         "networkPolicy.models.mode=Write,networkPolicy.models.proxies.namespaces={gateways},networkPolicy.models.prometheus.addresses={10.0.0.9},"
         "networkPolicy.models.stores[0].addresses={10.20.0.0/24}"
     )
-
-    def made(self, *more: str, of: str = "default") -> list[dict[str, Any]]:
-        where = ["-f", str(CHART / "ci" / f"{of}-values.yaml"), "--set", self.ON, *more]
-        return [
-            o
-            for o in yaml.safe_load_all(
-                helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, *where)
-            )
-            if o
-        ]
 
     def config(self, objects: list[dict[str, Any]], tmp_path: Path) -> NetworkPoliciesConfig | None:
         (found,) = [o for o in objects if o["kind"] == "ConfigMap"]
@@ -756,7 +692,7 @@ class TestPoliciesOfModels:
             )
 
     def test_written_they_are_as_the_values_say_with_the_right_to_write_them(self, tmp_path: Path) -> None:
-        made = self.made()
+        made = objects(self.ON)
         config = self.config(made, tmp_path)
         assert config is not None and config.mode == "Write" and config.written_in("anywhere")
         assert (config.proxies.namespaces, config.prometheus.addresses) == (["gateways"], ["10.0.0.9/32"])
@@ -767,9 +703,8 @@ class TestPoliciesOfModels:
     def test_in_each_namespace_that_is_named_and_to_remove_them_no_more_than_that(
         self, tmp_path: Path
     ) -> None:
-        made = self.made(
-            "--set", "networkPolicy.jobs.enabled=false,networkPolicy.models.mode=Remove", of="full"
-        )
+        off = "networkPolicy.jobs.enabled=false,networkPolicy.models.mode=Remove"
+        made = objects(self.ON, off, values="ci/full-values")
         config = self.config(made, tmp_path)
         assert config is not None and not config.written_in("models")
         assert self.rights(made) == [{"get", "list", "watch", "delete"}] * 2
@@ -798,5 +733,4 @@ class TestPoliciesOfModels:
         ],
     )
     def test_a_mistake_is_refused_with_words(self, change: str, says: str) -> None:
-        where = ["-f", str(CHART / "ci" / "default-values.yaml"), "--set", self.ON, "--set", change]
-        assert says in helm("template", "mro", str(CHART), "--kube-version", KUBE_VERSION, *where, ok=False)
+        assert says in template(self.ON, change, ok=False)

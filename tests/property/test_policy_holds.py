@@ -247,10 +247,7 @@ class TenantOfTheCluster(RuleBasedStateMachine):
     def write(self, name: str, version: int, pinned: bool, hosts: list[str], rollout: dict[str, Any]) -> None:
         traffic = {"gateway": {"name": "public"}, "http": {"hostnames": hosts}}
         wire = b.spec(version, pinned=pinned, traffic=traffic, rollout=rollout).wire()
-        if self.cluster.find(MODEL_DEPLOYMENT, name) is None:
-            self.cluster.put(MODEL_DEPLOYMENT, {"metadata": {"name": name}, "spec": wire})
-        else:
-            self.cluster.change(MODEL_DEPLOYMENT, name, lambda o: o.update(spec=wire))
+        self.cluster.set_spec(MODEL_DEPLOYMENT, name, wire)
 
     async def _passes(self, name: str) -> None:
         for _ in range(30):

@@ -105,6 +105,16 @@ def test_what_is_said_to_be_tested_is(page: str) -> None:
     assert told and [name for name in told if not re.search(rf"def {name}\(", sources)] == []
 
 
+def test_two_test_files_of_one_name_are_collected_together(tmp_path: Path) -> None:
+    """`python -m pytest tests` is one process, and folders of tests mirror each other."""
+    for folder in ("unit", "integration"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test_one_name.py").write_text(f"def test_{folder}() -> None: ...\n")
+    options = ("-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--collect-only")
+    collected = run("-m", "pytest", *options, str(tmp_path))
+    assert collected.returncode == 0 and "2 tests collected" in collected.stdout, collected.stdout
+
+
 def test_archives_are_unpacked_as_every_python_that_is_asked_for_can() -> None:
     """``extract(filter=...)`` came with 3.11.4, and Debian 12 has 3.11.2: the demo ended there at
     its data.

@@ -84,20 +84,30 @@ def test_pins_are_written_for_every_image_and_for_development(
     )
 
 
+CHART = Path("charts", "model-rollout-operator", "Chart.yaml")
+BUILDER = """#!/bin/sh
+[ ! -e "$(dirname "$0")/broken" ] || { echo "no space left" >&2; exit 3; }
+echo "localhost/$6@sha256:0 from $5 of $(cat "$7/CHART")"
+""".replace("CHART", str(CHART))
+
+
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A repository of two commits with the script, and a builder that says what it would build."""
+    """A repository of two commits, the first with a tag, with the script, and a builder that says
+    what it would build.
+    """
     repository = tmp_path / "repository"
     (repository / "hack").mkdir(parents=True)
     shutil.copy(ROOT / "hack" / "at-commit.sh", repository / "hack")
-    builder = tmp_path / "python"
-    builder.write_text('#!/bin/sh\necho "localhost/$6@sha256:0 from $5 of $(cat "$7/version")"\n')
-    builder.chmod(0o755)
+    (tmp_path / "python").write_text(BUILDER)
+    (tmp_path / "python").chmod(0o755)
     git(repository, "init", "--quiet")
+    (repository / CHART).parent.mkdir(parents=True)
     for version in ("1", "2"):
-        (repository / "version").write_text(version)
+        (repository / CHART).write_text(version)
         git(repository, "add", "-A")
         git(repository, "commit", "--quiet", "-m", version)
+        git(repository, "tag", f"v{version}")
     return repository
 
 
@@ -108,39 +118,70 @@ def git(repository: Path, *arguments: str) -> str:
     ).stdout.strip()
 
 
-def at_commit(repository: Path, commit: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHON": str(repository.parent / "python")}
+def at_commit(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the script in the folder beside the clone."""
+    python = repository.parent / "python"
     return subprocess.run(
-        [repository / "hack" / "at-commit.sh", commit, folder],
-        env=environment,
+        [repository / "hack" / "at-commit.sh", *arguments],
+        cwd=repository.parent,
+        env=os.environ | {"PYTHON": str(python)},
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def test_an_earlier_commit_is_checked_out_and_built(clone: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("commit", ["HEAD~1", "v1"])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_an_earlier_commit_is_checked_out_and_built(
+    clone: Path, tmp_path: Path, commit: str, absolute: bool
+) -> None:
     first = git(clone, "rev-parse", "HEAD~1")
-    done = at_commit(clone, "HEAD~1", tmp_path / "old")
+    done = at_commit(clone, commit, str(tmp_path / "old") if absolute else "old")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        f"chart {tmp_path}/old/charts/model-rollout-operator",
+        f"chart {tmp_path / 'old' / CHART.parent}",
         *(
             f"{target} localhost/modelrollout-{target}-{first[:12]}@sha256:0 from {target} of 1"
             for target in ("operator", "optimizer")
         ),
     ]
-    again = at_commit(clone, "HEAD~1", tmp_path / "old")
-    assert (again.returncode, "exists" in again.stderr) == (1, True)
+    assert (tmp_path / "old" / CHART).read_text() == "1" and (clone / CHART).read_text() == "2"
 
 
-def test_a_shallow_clone_says_how_to_get_the_rest(clone: Path, tmp_path: Path) -> None:
-    shallow = tmp_path / "shallow"
+@pytest.mark.parametrize("arguments", [(), ("v1",), ("v1", "old", "more")])
+def test_too_few_or_too_many_arguments_are_told_the_usage(clone: Path, arguments: tuple[str, ...]) -> None:
+    done = at_commit(clone, *arguments)
+    assert (done.returncode, "usage:" in done.stderr, done.stdout) == (2, True, "")
+
+
+def test_what_cannot_be_checked_out_says_the_remedy(clone: Path, tmp_path: Path) -> None:
+    shallow, archive = tmp_path / "shallow", tmp_path / "archive"
     git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{clone}", str(shallow))
-    missing = at_commit(shallow, git(clone, "rev-parse", "HEAD~1"), tmp_path / "old")
-    assert (missing.returncode, "git fetch --unshallow --tags" in missing.stderr) == (1, True)
-    untagged = at_commit(clone, "v0.1.0", tmp_path / "old")
-    assert (untagged.returncode, "git fetch --tags" in untagged.stderr) == (1, True)
+    shutil.copytree(clone, archive, ignore=shutil.ignore_patterns(".git"))
+    (tmp_path / "there").mkdir()
+    for repository, commit, folder, remedy in (
+        (shallow, git(clone, "rev-parse", "v1"), "old", "git fetch --unshallow --tags"),
+        (clone, "v0.1.0", "old", "git fetch --tags"),
+        (clone, "0123456789", "old", "git fetch --tags"),
+        (archive, "v1", "old", "clone the repository"),
+        (clone, "v1", "there", "git worktree remove"),
+    ):
+        refused = at_commit(repository, commit, folder)
+        assert (refused.returncode, refused.stdout) == (1, "") and remedy in refused.stderr, refused.stderr
+        assert refused.stderr.startswith("at-commit: ") and refused.stderr.count("\n") == 1
+    (tmp_path / "python").unlink()
+    without_environment = at_commit(clone, "v1", "old")
+    assert without_environment.returncode == 1 and "make venv" in without_environment.stderr
+    assert not (tmp_path / "old").exists() and len(git(clone, "worktree", "list").splitlines()) == 1
+
+
+def test_after_a_build_that_failed_the_same_command_works(clone: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken").touch()
+    failed = at_commit(clone, "v1", "old")
+    assert failed.returncode != 0 and "no space left" in failed.stderr and not (tmp_path / "old").exists()
+    (tmp_path / "broken").unlink()
+    assert at_commit(clone, "v1", "old").returncode == 0
 
 
 def test_coverage_counts_the_product_and_has_a_floor(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from modelrollout.api.v1alpha1 import (
     StepStatus,
     VerdictName,
 )
+from modelrollout.contract.common import ServingConfig
+from modelrollout.contract.results import Paired, TaskResult, TrialResult, TuneResult
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.plan import Converge, Desired, Event, Plan, Write
 from modelrollout.rollout.snapshot import Assessment, Revision, Server, Snapshot, Traffic
@@ -52,6 +54,11 @@ def uri(version: int) -> str:
 def sha(version: int) -> str:
     """Digest of the model file of a version."""
     return hashlib.sha256(uri(version).encode()).hexdigest()
+
+
+def sha_of(source: str) -> str | None:
+    """Digest of the model file at one of the first ``uri``s."""
+    return next((sha(version) for version in range(10) if uri(version) == source), None)
 
 
 def spec(
@@ -218,6 +225,12 @@ def in_canary(
     )
 
 
+def accepted(route: Mapping[str, Any]) -> dict[str, Any]:
+    """Status of the route once its gateway has accepted it as it is."""
+    seen = {"status": "True", "reason": "Yes", "observedGeneration": route["metadata"]["generation"]}
+    return {"parents": [{"conditions": [{"type": t, **seen} for t in ("Accepted", "ResolvedRefs")]}]}
+
+
 def judged(verdict: VerdictName, reason: str = "", message: str = "as it was measured") -> Assessment:
     return Assessment(
         verdict,
@@ -236,6 +249,26 @@ def evaluation(verdict: VerdictName, reason: str = "AccuracyLow") -> EvaluationE
         accuracy=0.97,
         stable_accuracy=0.96,
     )
+
+
+def job_result(task: str, sha256: str | None, artifact_uri: str | None = None) -> TaskResult:
+    """What a Job with such a task says when all went well; ``sha256``: of the source."""
+    if task == "resolve":
+        return TaskResult(size_bytes=1000, sha256=sha256)
+    if task == "prepare":
+        return TaskResult(
+            size_bytes=1000,
+            artifact_uri=artifact_uri,
+            artifact_digest=f"sha256:{sha256}",
+            artifact_size_bytes=260,
+        )
+    if task == "tune":
+        configured = TrialResult(serving=ServingConfig(), throughput=400, within=True)
+        chosen = ServingConfig(instances=2, batch=8, queue_delay_us=500)
+        best = TrialResult(serving=chosen, throughput=900, latency_ms=40, within=True)
+        return TaskResult(tuned=TuneResult(configured=configured, chosen=best))
+    paired = Paired(n=1000, both_right=970, only_candidate_right=0, only_baseline_right=0, both_wrong=30)
+    return TaskResult(samples=1000, accuracy=0.97, stable_accuracy=0.97, paired=paired)
 
 
 def condition(plan: Plan, kind: str) -> Condition:

@@ -1,4 +1,6 @@
-"""A cluster in plain Python, driven by ``decide`` exactly as ``controller.reconciler`` does it.
+"""A cluster in plain Python, driven by ``decide`` exactly as ``controller.reconciler`` does it. It
+is no API server (docs/design/0012-the-tree.md), and takes its router from ``traffic.router`` as the
+controller does.
 
 Public methods are what happens outside of the operator (Jobs, pods, gateway, data plane, users);
 ``reconcile`` is the operator. ``check`` asserts the invariants of docs/explanation/invariants.md
@@ -16,6 +18,7 @@ from typing import Any
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import (
     Counter,
+    HeaderMatch,
     MetricStatus,
     MirrorMethod,
     ModelDeploymentSpec,
@@ -27,27 +30,20 @@ from modelrollout.api.v1alpha1 import (
     seconds,
 )
 from modelrollout.config import OperatorConfig
-from modelrollout.contract.common import ServingConfig
-from modelrollout.contract.results import TaskResult, TrialResult, TuneResult
+from modelrollout.contract.results import TaskResult
 from modelrollout.problem import Problem
-from modelrollout.resources.endpoints import matches
 from modelrollout.rollout import strategy
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.jobs import stage_job
-from modelrollout.rollout.desired.pods import has_pods_for, replicas_with_traffic, stable_floor
-from modelrollout.rollout.desired.traffic import (
-    header_revision,
-    needs_measurement,
-    preview_revision,
-    service_selector,
-    split,
-)
+from modelrollout.rollout.desired.pods import has_pods_for, stable_floor
+from modelrollout.rollout.desired.traffic import needs_measurement, split
 from modelrollout.rollout.plan import Converge, Desired, Plan, Wait, Write
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.policy.rules import NO_RULES, Rules, active_freeze
 from modelrollout.rollout.recovery import sanitize
 from modelrollout.rollout.snapshot import (
     QUARANTINED,
+    TRAFFIC_REFUSALS,
     Assessment,
     JobState,
     MirrorState,
@@ -65,10 +61,16 @@ from modelrollout.rollout.snapshot import (
 from modelrollout.rollout.stages.waiting import GRACE_SECONDS
 from modelrollout.rollout.views import Specified
 from modelrollout.testing import builders
-from modelrollout.traffic.base import SplitWriter
-from modelrollout.traffic.gateway_api.mirror import MirrorRouter, MirrorTarget, mirror_of
-from modelrollout.traffic.gateway_api.router import FrozenRoutes, GatewayRouter
-from modelrollout.traffic.replicas import ServiceRouter
+from modelrollout.traffic.base import LiveObjects
+from modelrollout.traffic.gateway_api.mirror import MirrorTarget, mirror_of
+from modelrollout.traffic.gateway_api.routes import (
+    Rule,
+    client_rules,
+    preview_rules,
+    rendered_rules,
+    with_rules,
+)
+from modelrollout.traffic.router import kind_for, live_split, router_for
 
 SETTLE = 3.0
 CONFIG = OperatorConfig.model_construct()  # type: ignore[call-arg]
@@ -79,6 +81,7 @@ VERSION: Any = {
     "optimization": True,
     "serving": {"triton", "resources", "batching", "node_selector"},
 }
+Matched = tuple[tuple[HeaderMatch, ...], str]
 
 
 class Refused(Exception):
@@ -113,8 +116,8 @@ class ModelCluster:
     servers: dict[str, Pods] = field(default_factory=dict)
     route: Split | None = None
     route_version: int = 0
-    # requests with this header (as JSON) go to that revision
-    matched: tuple[str, str] | None = None
+    # requests with these headers go to that revision
+    matched: Matched | None = None
     accepted: bool = False
     # accepted by the gateway, not yet in all its proxies
     arriving: tuple[datetime, Split] | None = None
@@ -160,6 +163,7 @@ class ModelCluster:
 
     def snapshot(self) -> Snapshot:
         """The snapshot, as ``controller.observe.observation`` builds it."""
+        live = self._live()
         s = Snapshot(
             name=builders.NAME,
             namespace=builders.NAMESPACE,
@@ -179,7 +183,7 @@ class ModelCluster:
             ),
             verbs=tuple(v for v in self.verbs.values() if not v.revision or v.revision in self.revisions),
             settle_seconds=SETTLE,
-            exact_weights=self.spec is not None and self.spec.traffic.gateway is not None,
+            exact_weights=self.spec is not None and kind_for(self.spec.traffic).exact,
             spec_problem=self.refusal,
             names_since=self.names_since,
             leading_since=self.leading_since,
@@ -187,16 +191,11 @@ class ModelCluster:
             slots=tuple(
                 Slot(limit.policy, self.slot, False, 2, 3, ("ns/other",)) for limit in self.rules.limits
             ),
-            live_split=self.route or (((self.service, 100),) if self.service not in (None, "*") else ()),
+            live_split=live_split(builders.NAME, live) if self.spec is not None else (),
         )
         if self.spec is None:
-            stable = s.status.stable.revision if s.status.stable else None
-            kept: SplitWriter = ServiceRouter(s.name, {}, stable)
-            if self.route is not None:
-                kept = MirrorRouter(
-                    FrozenRoutes(builders.NAME, self._objects()), builders.NAME, None, None, CONFIG
-                )
-            return replace(s, traffic=kept.programmed(split(s), self._objects(), s.servers))
+            router = router_for(s, live, CONFIG)
+            return replace(s, traffic=router.programmed(split(s), live, s.servers))
         job = stage_job(s)
         s = replace(s, work=self.jobs.get(job[1], JobState()) if job else JobState())
         if (
@@ -206,28 +205,17 @@ class ModelCluster:
             and s.work.result
         ):
             s = replace(s, evaluation=builders.evaluation(self.golden_verdict))
-        router: SplitWriter = (
-            GatewayRouter(
-                s.name, self.spec.traffic, self.spec.rollout, header_revision(s), preview_revision(s)
-            )
-            if s.exact_weights
-            else ServiceRouter(
-                s.name, replicas_with_traffic(Specified.of(s)), service_selector(Specified.of(s))
-            )
+        granted = self.refusal is None or self.refusal.reason not in TRAFFIC_REFUSALS
+        router, mirror = router_for(s, live, CONFIG, granted=granted), MirrorState()
+        if self.spec.rollout.shadow:
+            cannot = None if self.way else Problem("GatewayFeatureMissing", "it cannot mirror")
+            mirror = MirrorState(self.way, cannot)
+        s = replace(
+            s,
+            mirror=replace(mirror, tried=router.mirror_accepted(live)),
+            spec_problem=s.spec_problem or mirror.problem,
+            traffic=router.programmed(split(s), live, s.servers),
         )
-        if s.exact_weights:
-            router = mirroring = MirrorRouter(router, s.name, self.spec, mirror_of(s), CONFIG)
-            missing = (
-                Problem("GatewayFeatureMissing", "it cannot mirror")
-                if self.spec.rollout.shadow and self.way is None
-                else None
-            )
-            s = replace(
-                s,
-                mirror=MirrorState(self.way, missing, mirroring.mirror_accepted(self._objects())),
-                spec_problem=s.spec_problem or missing,
-            )
-        s = replace(s, traffic=router.programmed(split(s), self._objects(), s.servers))
         found = self._assessment() if needs_measurement(s, s.traffic) else None
         if found is not None and s.status.rollout and s.status.rollout.stage == "Shadow":
             agreement = MetricStatus(
@@ -250,47 +238,34 @@ class ModelCluster:
         )
         return replace(builders.judged(verdict), metrics=demanded)
 
-    def _objects(self) -> dict[tuple[str, str], dict[str, Any]]:
-        found: dict[tuple[str, str], dict[str, Any]] = {}
+    def _live(self) -> LiveObjects:
+        """The routes and the Service, as far as routers look at them."""
+        live: dict[tuple[str, str], dict[str, Any]] = {}
 
-        def route(name: str, rules: list[dict[str, Any]], version: int, accepted: bool) -> None:
-            conditions = [
-                {"type": t, "status": "True", "observedGeneration": version}
-                for t in ("Accepted", "ResolvedRefs")
-            ]
-            found["HTTPRoute", name] = {
+        def route(name: str, rules: list[Rule], generation: int, accepted: bool) -> dict[str, Any]:
+            made = {
                 "kind": "HTTPRoute",
-                "metadata": {"name": name, "generation": version},
-                "spec": {"rules": rules},
-                "status": {"parents": [{"conditions": conditions if accepted else []}]},
+                "metadata": {"name": name, "generation": generation},
+                "spec": {"rules": rendered_rules("HTTPRoute", builders.NAME, rules)},
             }
+            return made | ({"status": builders.accepted(made)} if accepted else {})
 
-        open_to_clients: dict[str, Any] = {"matches": matches("HTTPRoute", builders.NAME)}
         if self.route is not None:
-            aside = [
-                {
-                    "matches": matches("HTTPRoute", builders.NAME, json.loads(h)),
-                    "backendRefs": [{"name": r, "weight": 100}],
-                }
-                for h, r in filter(None, [self.matched])
-            ]
-            filters = {"filters": [{"type": "RequestMirror"}]} if self.route_mirror else {}
-            rules = [
-                *aside,
-                open_to_clients
-                | {"backendRefs": [{"name": r, "weight": w} for r, w in self.route]}
-                | filters,
-            ]
-            route(builders.NAME, rules, self.route_version, self.accepted)
+            rules = client_rules(self.route, *self.matched or ())
+            made = route(builders.NAME, rules, self.route_version, self.accepted)
+            if self.route_mirror:
+                made = with_rules(made, lambda rule: rule | {"filters": [{"type": "RequestMirror"}]})
+            live["HTTPRoute", builders.NAME] = made
         if self.mirror is not None:
-            route(names.shadow_name(self.mirror), [], 1, self.tried)
+            name = names.shadow_name(self.mirror)
+            live["HTTPRoute", name] = route(name, [], 1, self.tried)
         if self.preview is not None:
-            shown = [open_to_clients | {"backendRefs": [{"name": self.preview, "weight": 100}]}]
-            route(f"{builders.NAME}-preview", shown, self.preview_version, self.preview_accepted)
+            name, rules = names.preview_name(builders.NAME), preview_rules(self.preview)
+            live["HTTPRoute", name] = route(name, rules, self.preview_version, self.preview_accepted)
         if self.service is not None:
             selector = {} if self.service == "*" else {names.LABEL_REVISION: self.service}
-            found["Service", builders.NAME] = {"spec": {"selector": selector}}
-        return found
+            live["Service", builders.NAME] = {"spec": {"selector": selector}}
+        return live
 
     def one_pass(self, *, crash_after: int | None = None) -> tuple[bool, Plan]:
         """One pass; True when it wrote something. ``crash_after``: the process dies after so many
@@ -394,10 +369,10 @@ class ModelCluster:
     def wanted_mirror(self, s: Snapshot) -> MirrorTarget | None:
         return mirror_of(s) if s.exact_weights else None
 
-    def aside(self, s: Snapshot, desired: Desired) -> tuple[str, str] | None:
+    def aside(self, s: Snapshot, desired: Desired) -> Matched | None:
         if desired.matched is None or s.spec is None or s.spec.rollout.ab_test is None or not s.exact_weights:
             return None
-        return json.dumps([h.wire() for h in s.spec.rollout.ab_test.headers]), desired.matched
+        return tuple(s.spec.rollout.ab_test.headers), desired.matched
 
     def reconcile(self) -> Converge | Wait:
         """Passes until nothing is written any more; the plan of the last one. Fails on a livelock
@@ -451,25 +426,9 @@ class ModelCluster:
         rollout = self.status.rollout
         if name is None or rollout is None:
             return
-        result = TaskResult(
-            reason="Completed", sha256=self._source(), size_bytes=1000, samples=1000, accuracy=0.97
-        )
-        result = result.model_copy(
-            update={
-                "artifact_uri": f"s3://artifacts/{rollout.revision}",
-                "artifact_digest": f"sha256:{rollout.sha256}",
-            }
-        )
-        if rollout.stage == "Tune":
-            chosen = TrialResult(
-                serving=ServingConfig(instances=2, batch=8), throughput=200, latency_ms=20, within=True
-            )
-            result = TaskResult(
-                tuned=TuneResult(
-                    configured=TrialResult(serving=ServingConfig(), throughput=100, within=True),
-                    chosen=chosen,
-                )
-            )
+        source = builders.sha_of(self.spec.model.uri) if self.spec and rollout.stage == "Resolve" else None
+        uri = f"s3://artifacts/{rollout.revision}"
+        result = builders.job_result(rollout.stage.lower(), source or rollout.sha256, uri)
         self.jobs[name] = {
             "ok": JobState("Succeeded", 0, result),
             "lost": JobState("Succeeded"),
@@ -479,11 +438,6 @@ class ModelCluster:
             ),
             "oom": JobState("Failed", 137, None, Problem("OutOfMemory", "raise the limit")),
         }[how]
-
-    def _source(self) -> str | None:
-        if self.spec is None:
-            return None
-        return next((builders.sha(v) for v in range(10) if self.spec.model.uri == builders.uri(v)), None)
 
     def serve(self) -> None:
         """All goes well for a while: pods start, Jobs end, the gateway accepts, and the
@@ -537,9 +491,7 @@ class ModelCluster:
         self.tick(seconds)
         self.leading_since = self.now
 
-    def change_route(
-        self, split: Split, aside: tuple[str, str] | None = None, mirror: str | None = None
-    ) -> None:
+    def change_route(self, split: Split, aside: Matched | None = None, mirror: str | None = None) -> None:
         """Another writer than the leader changes the route."""
         self.route, self.matched, self.route_mirror, self.accepted, self.damaged = (
             split,
@@ -638,7 +590,7 @@ class ModelCluster:
         assert self.route_mirror is None, "a mirror goes before the route that names it"
         self.mirror, self.mirror_known, self.tried, self.comparer = None, False, False, False
 
-    def _apply_route(self, wanted: Split, aside: tuple[str, str] | None, mirror: str | None) -> None:
+    def _apply_route(self, wanted: Split, aside: Matched | None, mirror: str | None) -> None:
         self._check_route(wanted, aside)
         if mirror is not None and not self.damaged:
             assert self.mirror == mirror and self.mirror_known, (
@@ -898,7 +850,7 @@ class ModelCluster:
             share = 100 * sum(n for name, n in ready.items() if name in self.wrong)
             assert share <= self.most * sum(ready.values()), f"the Service selects a wrong model: {ready}"
 
-    def _check_route(self, wanted: Split, aside: tuple[str, str] | None) -> None:
+    def _check_route(self, wanted: Split, aside: Matched | None) -> None:
         """The route never gives more than the state and the pods allow."""
         stable, rollout, s = self.status.stable, self.status.rollout, self.snapshot()
         assert sum(weight for _, weight in wanted) == 100 and len({r for r, _ in wanted}) == len(wanted)

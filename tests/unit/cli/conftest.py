@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from cli_fakes import NOW, FakeKube, ago, canary_status, deployment, event, pod, revision
 from typer.testing import CliRunner, Result
 
 from modelrollout.cli import cluster, main
 from modelrollout.kube.kinds import EVENT, MODEL_DEPLOYMENT, MODEL_REVISION, POD
+from tests.unit.cli.cli_fakes import NOW, FakeKube, ago, canary_status, deployment, event, pod, revision
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 from aiohttp import web
-from cli_fakes import NOW, FakeKube, ago, canary_status, deployment
 from typer.testing import Result
 
 from modelrollout.kube.errors import Forbidden
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT, ROLLOUT_POLICY
+from tests.unit.cli.cli_fakes import NOW, FakeKube, ago, canary_status, deployment
 
 Cli = Callable[..., Result]
 START = NOW.timestamp() - 3600

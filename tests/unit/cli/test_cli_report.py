@@ -9,12 +9,12 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from cli_fakes import STABLE, FakeKube, deployment, revision, rollout
 from typer.testing import Result
 
 from modelrollout.cli.report.model import Judged
 from modelrollout.cli.report.text import bar
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION
+from tests.unit.cli.cli_fakes import STABLE, FakeKube, deployment, revision, rollout
 
 Cli = Callable[..., Result]
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cli_fakes import NOW, STABLE, FakeKube, ago, canary_status, deployment, revision, rollout
 from rich.console import Console
 from typer.testing import Result
 
@@ -17,6 +16,7 @@ from modelrollout.cli.cluster import Cluster
 from modelrollout.kube.errors import Forbidden, Unavailable
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION
 from modelrollout.rollout.stages import STAGES
+from tests.unit.cli.cli_fakes import NOW, STABLE, FakeKube, ago, canary_status, deployment, revision, rollout
 
 Cli = Callable[..., Result]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_fakes import STABLE, FakeKube, ago, canary_status, deployment, revision, rollout
 from typer.testing import Result
 
 from modelrollout.cli import cluster, main
 from modelrollout.kube.errors import Forbidden, KubeError
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION
 from modelrollout.kube.objects import Object
+from tests.unit.cli.cli_fakes import STABLE, FakeKube, ago, canary_status, deployment, revision, rollout
 
 Cli = Callable[..., Result]
 NONCE = r"[0-9a-f]{4,}"

@@ -173,7 +173,7 @@ class SuspendingCluster(Cluster):
                 "ownerReferences": [{"uid": uid, "controller": True}],
             }
             self.put(self.served, {"metadata": metadata, "spec": {"queueName": "optimizers"}})
-        self.change(self.served, name, lambda o: o.update(status={"conditions": conditions}))
+        self.set_status(self.served, name, {"conditions": conditions})
 
     def told(self) -> tuple[str | None, str]:
         rollout = self.status.rollout

@@ -148,7 +148,7 @@ def test_a_name_that_is_taken_is_told_and_holds_up_nothing_else(
                         "availableReplicas": count,
                         "observedGeneration": o["metadata"]["generation"],
                     }
-                    cluster.change(DEPLOYMENT, i[2], lambda d, s=ends: d.update(status=s))
+                    cluster.set_status(DEPLOYMENT, i[2], ends)
             for route in (HTTP_ROUTE, GRPC_ROUTE):
                 if (resource, name) != (route, b.NAME):
                     accept(cluster, route)
@@ -186,9 +186,7 @@ def test_a_name_that_is_taken_is_told_and_holds_up_nothing_else(
 
 def accept(cluster: Cluster, route: Resource) -> None:
     for name, o in cluster.all(route).items():
-        seen = {"status": "True", "reason": "Yes", "observedGeneration": o["metadata"]["generation"]}
-        parents = [{"conditions": [{"type": t, **seen} for t in ("Accepted", "ResolvedRefs")]}]
-        cluster.change(route, name, lambda d, p=parents: d.update(status={"parents": p}))
+        cluster.set_status(route, name, b.accepted(o))
 
 
 def test_a_name_that_is_taken_at_rest_is_told_once_and_is_free_again() -> None:
@@ -284,14 +282,14 @@ def test_an_operator_that_dies_at_any_point_of_an_adoption_leaves_one_that_goes_
         children = [*OF_THE_DEPLOYMENT, (MODEL_REVISION, V1), (DEPLOYMENT, V1), (SERVICE, V1)]
         before = {child: cluster.all(child[0])[child[1]]["metadata"]["uid"] for child in children}
         cluster.user(b.spec(1, traffic=BOTH))
-        moments: list[Cluster] = []
-        cluster.before = lambda verb, resource, name: moments.append(cluster.copy())
+        moments: list[tuple[str, Cluster]] = []
+        cluster.before = lambda *_: moments.append((cluster.requests[-1], cluster.copy()))
         await Operator(cluster).live(rounds=3)
         assert len(moments) > len(OF_THE_DEPLOYMENT)
-        for moment in moments:
+        for request, moment in moments:
             await Operator(moment).live(rounds=3)
             after = {child: moment.all(child[0])[child[1]]["metadata"]["uid"] for child in children}
-            assert after == before and ready(moment)[0] == "True", f"died before {moment.died_at}"
+            assert after == before and ready(moment)[0] == "True", f"died before {request}"
             assert all(controller_of(moment.all(r)[n]) for r, n in children)
 
     run(main())

@@ -99,7 +99,7 @@ class TestWaking:
         async def main() -> None:
             cluster, operator = await serving(gates={"golden": True})
             operator.woken.clear()
-            cluster.remove_policy("p")
+            cluster.remove(ROLLOUT_POLICY, "p")
             await operator.reconciler.reconcile(("", "p"))
             assert operator.woken == [(b.NAMESPACE, b.NAME)]
 
@@ -137,7 +137,7 @@ class TestInTheLoop:
             ready = next(c for c in cluster.status.conditions if c.type == "Ready")
             assert ready.reason == "GateRequired" and cluster.status.policies == ["p"]
             assert cluster.status.rollout and cluster.status.rollout.stage == "Done"
-            cluster.remove_policy("p")
+            cluster.remove(ROLLOUT_POLICY, "p")
             await operator.settle()
             assert cluster.status.rollout and cluster.status.rollout.stage != "Done", "it begins by itself"
 
@@ -192,22 +192,12 @@ class TestInTheLoop:
     def test_while_the_slot_is_held_by_another_no_pod_is_made(self) -> None:
         async def main() -> None:
             cluster, operator = await serving(limits={"concurrentRollouts": 1})
-            other = {
-                "apiVersion": "modelrollout.dev/v1alpha1",
-                "kind": "ModelDeployment",
-                "metadata": {"name": "other", "namespace": "ns"},
-                "spec": {},
-            }
             flying = b.status(1, rollout=b.rollout("Canary", 2, step=b.step())).wire()
-            cluster._create((MODEL_DEPLOYMENT, "ns", "other"), other)
-            pending = cluster._put(
-                (MODEL_DEPLOYMENT, "ns", "other"),
-                {**cluster.objects[MODEL_DEPLOYMENT, "ns", "other"], "status": flying},
-            )
-            cluster._create(
-                (LEASE, "operators", "modelrollout-slot-p-0"),
+            other = {"metadata": {"name": "other", "namespace": "ns"}, "spec": {}, "status": flying}
+            pending = cluster.put(MODEL_DEPLOYMENT, other)
+            cluster.put(
+                LEASE,
                 {
-                    "kind": "Lease",
                     "metadata": {
                         "name": "modelrollout-slot-p-0",
                         "namespace": "operators",
@@ -231,10 +221,7 @@ class TestInTheLoop:
             await operator.settle()
             assert [r for r in cluster.requests if not r.startswith("list")] == [], "waiting writes nothing"
             done = {**flying, "rollout": {**flying["rollout"], "stage": "Done", "step": None}}
-            cluster._put(
-                (MODEL_DEPLOYMENT, "ns", "other"),
-                {**cluster.objects[MODEL_DEPLOYMENT, "ns", "other"], "status": done},
-            )
+            cluster.set_status(MODEL_DEPLOYMENT, "other", done, "ns")
             await operator.live(3)
             assert b.revision_name(2) in cluster.all(DEPLOYMENT)
 

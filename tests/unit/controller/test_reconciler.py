@@ -536,10 +536,17 @@ def test_a_pass_that_lost_the_lease_writes_nothing() -> None:
 STORY = ((1, None, 6), (2, "Successful", 11), (3, "Failed", 9))
 
 
-async def _play(cluster: Cluster, begin: int = 0) -> None:
-    """Version 1, then 2 by canary, then 3 rolled back, from round ``begin`` on. After one that dies
-    a new operator lists everything.
+class Story(Cluster):
+    """``round``: of ``STORY``, under way."""
+
+    round = 0
+
+
+async def _play(cluster: Story) -> None:
+    """Version 1, then 2 by canary, then 3 rolled back, from the round on that is under way. After
+    one that dies a new operator lists everything.
     """
+    begin = cluster.round
     operator = Operator(cluster)
     for i, (version, verdict) in enumerate(
         (version, verdict) for version, verdict, rounds in STORY for _ in range(rounds)
@@ -582,18 +589,18 @@ def test_killing_the_operator_between_any_two_requests_changes_nothing_of_the_ou
     """
 
     async def main() -> None:
-        undisturbed = Cluster()
-        moments: list[Cluster] = []
-        undisturbed.before = lambda verb, resource, name: moments.append(undisturbed.copy())
+        undisturbed = Story()
+        moments: list[tuple[str, Story]] = []
+        undisturbed.before = lambda *_: moments.append((undisturbed.requests[-1], undisturbed.copy()))
         await _play(undisturbed)
         expected = _told(undisturbed)
         assert expected["stable"] == V2 and expected["revisions"][b.revision_name(3)][1:] == (
             "RolledBack",
             "RolledBack",
         )
-        for cluster in moments:
-            await _play(cluster, cluster.round)
-            assert _told(cluster) == expected, f"died before {cluster.died_at}"
+        for request, cluster in moments:
+            await _play(cluster)
+            assert _told(cluster) == expected, f"died before {request}"
 
     run(main())
 

@@ -5,7 +5,6 @@ fair, visible, and free without a limit.
 from __future__ import annotations
 
 import asyncio
-import copy
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -109,24 +108,16 @@ def begin(cluster: Cluster, name: str, at: float, gpus: int = 1) -> None:
     """A rollout of this ModelDeployment comes to the queue."""
     queue = QueueStatus(since=b.ago(-at), gpus=gpus)
     state = b.status(1, rollout=b.rollout("Provision", 2, queue=queue, started=b.ago(-at)))
-    i = (MODEL_DEPLOYMENT, b.NAMESPACE, name)
-    if i not in cluster.objects:
-        made: Object = {
-            "apiVersion": names.API_VERSION,
-            "kind": "ModelDeployment",
-            "metadata": {"name": name, "namespace": b.NAMESPACE},
-            "spec": {},
-        }
-        cluster._create(i, made)
-    cluster._put(i, copy.deepcopy(cluster.objects[i]) | {"status": state.wire()})
+    cluster.set_spec(MODEL_DEPLOYMENT, name, {})
+    cluster.set_status(MODEL_DEPLOYMENT, name, state.wire())
 
 
 def end(cluster: Cluster, name: str) -> None:
-    i = (MODEL_DEPLOYMENT, b.NAMESPACE, name)
-    o = copy.deepcopy(cluster.objects[i])
-    o["status"]["rollout"]["stage"] = "Done"
-    o["status"]["rollout"].pop("queue", None)
-    cluster._put(i, o)
+    def done(o: Object) -> None:
+        o["status"]["rollout"]["stage"] = "Done"
+        o["status"]["rollout"].pop("queue", None)
+
+    cluster.change(MODEL_DEPLOYMENT, name, done)
 
 
 def running(cluster: Cluster) -> dict[str, int]:
@@ -255,13 +246,14 @@ def test_who_cannot_take_a_slot_holds_up_nobody(how: str) -> None:
     cluster = world(concurrentRollouts=1)
     begin(cluster, "a", 1)
     begin(cluster, "b", 5)
-    i = (MODEL_DEPLOYMENT, b.NAMESPACE, "a")
-    o = copy.deepcopy(cluster.objects[i])
-    if how == "going":
-        o["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
-    else:
-        o["status"]["conditions"] = [{"type": "Ready", "status": "False", "reason": "InvalidSpec"}]
-    cluster._put(i, o)
+
+    def stop(o: Object) -> None:
+        if how == "going":
+            o["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+        else:
+            o["status"]["conditions"] = [{"type": "Ready", "status": "False", "reason": "InvalidSpec"}]
+
+    cluster.change(MODEL_DEPLOYMENT, "a", stop)
     run(passes(Process(cluster), "b"))
     assert set(running(cluster)) == {"b"}
 
@@ -471,11 +463,12 @@ class TestGrowing:
 
     def _holds(self, cluster: Cluster, name: str, at: float) -> None:
         begin(cluster, name, at)
-        i = (MODEL_DEPLOYMENT, b.NAMESPACE, name)
-        o = copy.deepcopy(cluster.objects[i])
-        o["status"]["rollout"].pop("queue")
-        o["status"]["rollout"]["slot"] = {"since": b.ago(0), "gpus": 1}
-        cluster._put(i, o)
+
+        def let_through(o: Object) -> None:
+            o["status"]["rollout"].pop("queue")
+            o["status"]["rollout"]["slot"] = {"since": b.ago(0), "gpus": 1}
+
+        o = cluster.change(MODEL_DEPLOYMENT, name, let_through)
         holder = f"{b.NAMESPACE}/{name}/{o['metadata']['uid']}"
         annotations = {
             names.ANNOTATION_ROLLOUT: o["status"]["rollout"]["started"],

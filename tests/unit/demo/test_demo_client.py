@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from demo_fakes import FakeServer, RefusedError
 
 from demo.client import Client, Record, Settings
 from demo.data import CLASSES, PIXELS, Split
 from demo.load import ClientEndedError, Load
+from tests.unit.demo.demo_fakes import FakeServer, RefusedError
 
 
 def live(n: int = 50, wrong: int = 0) -> Split:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from demo_operator import target
 
 from demo import DemoError, setup
 from demo.target import from_file
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.config import OperatorConfig
+from tests.unit.demo.demo_operator import target
 
 
 def test_the_operator_knows_every_field_of_the_object() -> None:

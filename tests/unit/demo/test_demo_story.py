@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from demo_operator import SERVED, ScriptedCluster, ScriptedLoad
 
 from demo.chapters import CHAPTERS
 from demo.cluster import DemoError
@@ -13,6 +12,7 @@ from demo.load import ClientEndedError
 from demo.story import Options, Story
 from demo.train import Models
 from demo.view import View
+from tests.unit.demo.demo_operator import SERVED, ScriptedCluster, ScriptedLoad
 
 
 class Telling:

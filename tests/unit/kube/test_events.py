@@ -49,7 +49,11 @@ def poster(api: FakeApi, time: Time) -> Events:
 
 
 def stored(api: FakeApi) -> list[dict[str, Any]]:
-    return [o for (plural, _, _), o in api.objects.items() if plural == EVENT.plural]
+    return list(api.all(EVENT).values())
+
+
+def verbs(api: FakeApi) -> list[str]:
+    return [request.split()[0] for request in api.requests]
 
 
 def test_the_real_adapter_fits() -> None:
@@ -83,10 +87,10 @@ async def test_the_same_again_costs_no_request_for_a_while_and_then_counts(
 ) -> None:
     for _ in range(3):
         await poster.post(MDEP, "Normal", "Promoted", "x")
-    assert api.requests == ["create"]
+    assert verbs(api) == ["create"]
     time.now = 601
     await poster.post(MDEP, "Normal", "Promoted", "x")
-    assert api.requests == ["create", "create", "patch"]
+    assert verbs(api) == ["create", "create", "patch"]
     [event] = stored(api)
     assert (event["count"], event["lastTimestamp"]) == (2, "2026-01-02T03:04:01Z")
     await poster.post(MDEP, "Normal", "Promoted", "y")

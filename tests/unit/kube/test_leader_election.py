@@ -17,7 +17,7 @@ from modelrollout.kube.leader_election import LeaderElector, LeaseApi, identity
 from modelrollout.testing.fake_api import FakeApi
 from modelrollout.testing.virtual_clock import jump, now, run
 
-LEASE_KEY = (LEASE.plural, "ns", "lock")
+LEASE_KEY = (LEASE, "ns", "lock")
 
 
 class Candidate:
@@ -110,7 +110,7 @@ def test_renewing_costs_one_write_and_no_read() -> None:
         await until_leader(a)
         api.requests.clear()
         await asyncio.sleep(100)
-        assert set(api.requests) == {"replace"}
+        assert set(api.requests) == {"replace Lease lock"}
         assert 45 <= len(api.requests) <= 51
         await a.close()
 
@@ -158,15 +158,13 @@ def test_a_cancelled_leader_stops_and_releases_too() -> None:
 def test_a_dead_leader_is_replaced_after_the_lease_and_not_before() -> None:
     async def main() -> None:
         api = FakeApi()
-        api.objects[LEASE_KEY] = {
-            "metadata": {"namespace": "ns", "name": "lock", "resourceVersion": "0"},
-            "spec": {
-                "holderIdentity": "dead",
-                "leaseDurationSeconds": 15,
-                "renewTime": "2001-01-01T00:00:00.000000Z",
-                "leaseTransitions": 3,
-            },
+        spec = {
+            "holderIdentity": "dead",
+            "leaseDurationSeconds": 15,
+            "renewTime": "2001-01-01T00:00:00.000000Z",
+            "leaseTransitions": 3,
         }
+        api.put(LEASE, {"metadata": {"namespace": "ns", "name": "lock"}, "spec": spec})
         start = now()
         a = Candidate(api, "a")
         await until_leader(a)
@@ -308,8 +306,7 @@ def test_a_lease_taken_by_force_ends_leading_at_the_next_renewal() -> None:
         api = FakeApi()
         a = Candidate(api, "a")
         await until_leader(a)
-        api.objects[LEASE_KEY]["spec"]["holderIdentity"] = "thief"
-        api.objects[LEASE_KEY]["metadata"]["resourceVersion"] = "99"
+        api.change(LEASE, "lock", lambda o: o["spec"].update(holderIdentity="thief"), "ns")
         await asyncio.sleep(2.1)
         assert not a.leads
         assert a.log[-1][1] == "stopped"
@@ -325,7 +322,7 @@ def test_a_deleted_lease_is_contended_for_anew() -> None:
         api = FakeApi()
         a = Candidate(api, "a")
         await until_leader(a)
-        del api.objects[LEASE_KEY]
+        api.remove(LEASE, "lock", "ns")
         await asyncio.sleep(6)
         assert [what for _, what in a.log] == ["started", "stopped", "started"]
         assert a.leads
