@@ -60,6 +60,7 @@ COUNTED_CONDITIONS = (
     "Restarted",
     "Patched",
     "EvidenceVerified",
+    "DefinitionCurrent",
 )
 TRUTHS = ("True", "False", "Unknown")
 MOST_CONDITIONS = 32  # of an object that are counted: it has some fifteen

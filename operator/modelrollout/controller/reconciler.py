@@ -20,7 +20,7 @@ from modelrollout.controller.snapshot import build_snapshot
 from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import Conflict, Forbidden, NotFound
-from modelrollout.kube.kinds import MODEL_DEPLOYMENT
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.decide import decide
@@ -127,7 +127,7 @@ class Reconciler:
         except Forbidden as e:
             looked_up = LookedUp(observation.work)
             refused = Problem(Reason.CHILD_REFUSED, f"Leases of slots and host names: {e.message}")
-        observed = observation.observed
+        observed, definitions = observation.observed, self._lookups.definitions
         measures = needs_measurement(observed, observation.traffic)
         s = build_snapshot(
             observation,
@@ -137,6 +137,8 @@ class Reconciler:
             network_policy_problem=self._network_policy_problems.get(
                 key, recorded_network_policy_problem(observed.status)
             ),
+            definition_problem=definitions.problem(MODEL_DEPLOYMENT.kind)
+            or definitions.problem(MODEL_REVISION.kind),
             leading_since=self._leading_since(),
         )
         plan = decide(s, self._now())

@@ -18,9 +18,10 @@ def build_snapshot(
     *,
     write_problem: Problem | None,
     network_policy_problem: Problem | None,
+    definition_problem: Problem | None,
     leading_since: datetime | None,
 ) -> Snapshot:
-    """The input of the decision. The last three are what the process remembers."""
+    """The input of the decision. The last four are what the process remembers."""
     return Snapshot(
         **vars(observation.observed),
         spec_problem=observation.spec_problem,
@@ -36,5 +37,6 @@ def build_snapshot(
         assessment=assessment,
         write_problem=write_problem,
         network_policy_problem=network_policy_problem,
+        definition_problem=definition_problem,
         leading_since=leading_since,
     )

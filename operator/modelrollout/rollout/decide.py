@@ -231,11 +231,9 @@ def start_rollout(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
         )
         if still_requested and not is_declared(s, rollout.reason):
             return None
-    if s.spec_problem:
+    if problem := s.spec_problem or s.definition_problem:
         # No rollout begins, so that one begins by itself once the reason is gone.
-        return Transition(
-            status, (Event(s.spec_problem.reason, s.spec_problem.message, "Warning"),), CHECK_SECONDS
-        )
+        return Transition(status, (Event(problem.reason, problem.message, "Warning"),), CHECK_SECONDS)
     if known is not None and _is_proven_return(s, known, now):
         text = (
             f"generation {s.generation} goes back to revision {known.name}, which was stable within"

@@ -291,6 +291,8 @@ class Snapshot(Observed):
     write_problem: Problem | None = None
     # why the last pass could not write or remove a NetworkPolicy
     network_policy_problem: Problem | None = None
+    # why the API server may have dropped fields of the spec, or will drop fields of status
+    definition_problem: Problem | None = None
     # when this operator became leader: deadlines must not count time without a leader
     leading_since: datetime | None = None
     # by policy, up to the first without a slot; only if the rollout is queued, or needs more GPUs

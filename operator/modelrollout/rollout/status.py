@@ -155,6 +155,8 @@ def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> li
         )
     if late := waiting_replicas(replace(s, status=status)):
         rows.append(("Limited", "True", late.reason, late.message))
+    if s.definition_problem:
+        rows.append(("DefinitionCurrent", "False", s.definition_problem.reason, s.definition_problem.message))
     if s.assessment and (doubt := s.assessment.doubt):
         rows.append((VERIFIED, "False", doubt.reason, doubt.message))
     old = {c.type: c for c in s.status.conditions}
@@ -420,6 +422,8 @@ def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
         return s.spec_problem
     if s.write_problem and not in_flight(rollout):
         return s.write_problem
+    if s.definition_problem and not in_flight(rollout) and not _is_current(s, status):
+        return s.definition_problem
     if status.pinned and is_pinned(replace(s, status=status)) and not _is_current(s, status):
         pinned = status.stable.revision if status.stable else "none"
         return Problem(

@@ -234,8 +234,8 @@ def _retry(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
     s = SpecifiedSnapshot.narrowed(snapshot)
     if in_flight(s.status.rollout):
         return "a rollout is in flight; abort it first", None
-    if s.spec_problem:
-        return s.spec_problem.message, None
+    if problem := s.spec_problem or s.definition_problem:
+        return problem.message, None
     if freeze := active_freeze(s.rules, now):
         return freeze.message, None
     if not verb.revision:

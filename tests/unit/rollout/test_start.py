@@ -11,7 +11,7 @@ from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.plan import Converge, Wait, Write
-from modelrollout.rollout.snapshot import Snapshot
+from modelrollout.rollout.snapshot import Snapshot, Verb
 from modelrollout.rollout.transitions import pinned
 from modelrollout.testing import builders as b
 
@@ -264,6 +264,42 @@ def test_a_rollback_by_hand_gives_way_to_another_generation() -> None:
         "spec names another version all the time"
     )
     assert b.moved(decide(replace(s, spec=b.spec(3), generation=2), b.START)).outcome == "Superseded"
+
+
+# --- an older definition
+
+OUTDATED = Problem("DefinitionOutdated", "the API server drops spec.rollout.bake")
+
+
+def test_no_rollout_begins_while_the_definition_is_older() -> None:
+    s = replace(at_rest(2), definition_problem=OUTDATED)
+    plan = decide(s, b.START)
+    assert not begins(s)
+    assert b.condition(plan, "Ready").reason == "DefinitionOutdated"
+    assert b.condition(plan, "DefinitionCurrent").status == "False"
+    assert begins(at_rest(2))
+
+
+def test_what_runs_goes_on_with_an_older_definition() -> None:
+    s = b.in_canary(assessment=b.judged("Successful"), definition_problem=OUTDATED)
+    plan = decide(s, b.at(60))
+    assert b.moved(plan).step.weight == 25  # type: ignore[union-attr]
+    assert b.condition(plan, "DefinitionCurrent").message == OUTDATED.message
+    resting = decide(replace(at_rest(1), definition_problem=OUTDATED), b.START)
+    assert b.condition(resting, "Ready").status == "True"
+
+
+def test_a_retry_waits_for_the_definition() -> None:
+    failed = replace(
+        b.snapshot(
+            b.spec(2),
+            b.status(1, rollout=b.rollout("Failed", 2, outcome="Failed", reason="Terminated")),
+            revisions=(b.revision(1, "Stable"), b.revision(2, "Failed")),
+        ),
+        verbs=(Verb("retry", V2, "n1"),),
+    )
+    blocked = decide(replace(failed, definition_problem=OUTDATED), b.START)
+    assert blocked.status.handled_verbs[-1].endswith(f":refused {OUTDATED.message}")
 
 
 # --- a revert in Git
