@@ -615,6 +615,18 @@ class Reason(StrEnum):
         VERDICT,
         "more failed requests than stable, proven beyond a tenth of `maxIncrease`; or more than `max`",
     )
+    CLIENT_ERRORS_HIGH = (
+        "ClientErrorsHigh",
+        VERDICT,
+        "more requests than on stable are refused as wrong (HTTP 4xx), proven beyond a tenth of"
+        " `maxIncrease`; or more than `max`",
+    )
+    REFUSED_REQUESTS_HIGH = (
+        "RefusedRequestsHigh",
+        VERDICT,
+        "more requests than on stable are refused or given up for other causes, proven beyond a tenth of"
+        " `maxIncrease`; or more than `max`. Decides nothing in the default metrics",
+    )
     LATENCY_HIGH = (
         "LatencyHigh",
         VERDICT,
@@ -727,7 +739,8 @@ class Reason(StrEnum):
     NO_SOURCE = (
         "NoSource",
         VERDICT,
-        "no source measures this: latency without a gateway, or no Prometheus configured",
+        "no source measures this: `clientErrors`, `refusedRequests` or `latency` without a gateway,"
+        " or no Prometheus configured",
     )
     QUERY_NOT_ALLOWED = (
         "QueryNotAllowed",

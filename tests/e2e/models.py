@@ -16,12 +16,12 @@ FEATURES, CLASSES = 16, 4
 WEIGHTS = np.random.default_rng(3).normal(size=(FEATURES, CLASSES)).astype(np.float32)
 
 
-def classifier(weights: NDArray[np.float32], name: str) -> bytes:
-    """``logits = x @ weights`` as ONNX; ``name`` makes the bytes differ."""
+def classifier(weights: NDArray[np.float32], name: str, of: str = "x") -> bytes:
+    """``logits = x @ weights`` as ONNX; ``name`` makes the bytes differ, ``of`` is the input's."""
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["logits"])],
+        [helper.make_node("MatMul", [of, "w"], ["logits"])],
         name,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", FEATURES])],
+        [helper.make_tensor_value_info(of, TensorProto.FLOAT, ["batch", FEATURES])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
         [numpy_helper.from_array(weights, "w")],
     )
@@ -106,6 +106,8 @@ def write_models(folder: Path) -> list[Path]:
         "third.onnx": classifier(WEIGHTS, "third"),
         "wide.onnx": perceptron(1024),
         "wrong.onnx": classifier(-WEIGHTS, "wrong"),
+        "renamed.onnx": classifier(WEIGHTS, "renamed", of="pixels"),
+        "renamed-again.onnx": classifier(WEIGHTS, "renamed-again", of="pixels"),
         "truncated.onnx": good[: len(good) // 2],
         "text.onnx": b"this is not a model at all, but somebody called it one\n" * 20,
         "reviewed-good.zip": python_model(WEIGHTS),

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -28,10 +28,13 @@ class Exporter:
         self.broken = False
 
     def requests(self, revision: str, good: int, bad: int | None = None, protocol: str = "http-8000") -> None:
-        for code, value in (("200", good), ("500", bad)):
+        self.answers(revision, {"200": good} | ({} if bad is None else {"500": bad}), protocol)
+
+    def answers(self, revision: str, codes: Mapping[str, int], protocol: str = "http-8000") -> None:
+        """Requests by status code."""
+        for code, value in codes.items():
             labels = f'code="{code}",method="POST",protocol="http",service="a-{revision}-{protocol}@kubernetesgateway"'  # noqa: E501
-            if value is not None:
-                self.lines[f"traefik_service_requests_total{{{labels}}}"] = value
+            self.lines[f"traefik_service_requests_total{{{labels}}}"] = value
 
     def buckets(self, revision: str, **bounds: int) -> None:
         for le, value in bounds.items():

@@ -383,17 +383,23 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "built in, with a query": (
         metric(name="errors", query="up", max=1, maxIncrease=0.1),
-        "accuracy, errors and latency are built in",
+        "accuracy, errors, clientErrors, refusedRequests, latency are built in",
     ),
+    "client errors, with a query": (metric(name="clientErrors", query="up", max=1), "are built in"),
+    "capitals in another name": (metric(name="gpuMemory", query="up", max=1), "metrics[0].name"),
     "unknown without a query": (metric(name="f1", min=0.9), "needs query: PROMQL"),
     "query without a limit": (metric(name="gpu", query="up"), "a query needs min or max"),
     "maxDrop of errors": (metric(name="errors", maxDrop=0.1, maxIncrease=0.1), "maxDrop belongs to accuracy"),
     "maxIncrease of accuracy": (
         metric(name="accuracy", maxDrop=0.1, maxIncrease=0.1),
-        "maxIncrease belongs to errors and latency",
+        "maxIncrease belongs to errors, clientErrors, refusedRequests, latency",
     ),
     "accuracy without a margin": (metric(name="accuracy"), "accuracy needs maxDrop or min"),
-    "errors without a margin": (metric(name="errors"), "errors needs maxIncrease or max"),
+    "errors without a margin": (
+        metric(name="errors"),
+        "each of errors, clientErrors, refusedRequests needs maxIncrease or max",
+    ),
+    "client errors without a margin": (metric(name="clientErrors"), "needs maxIncrease or max"),
     "min in percent": (
         metric(name="accuracy", min=95),
         "min is a share of accuracy, from 0 to below 1 (0.95, not 95)",
@@ -404,9 +410,9 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "max in percent": (
         metric(name="errors", max=2),
-        "max is a share of errors, above 0 and at most 1 (0.02, not 2)",
+        "max is a share of errors, clientErrors, refusedRequests, above 0 and at most 1 (0.02, not 2)",
     ),
-    "no error at all": (metric(name="errors", max=0), "max is a share of errors, above 0"),
+    "no error at all": (metric(name="errors", max=0), "max is a share of errors"),
     "max of accuracy": (metric(name="accuracy", maxDrop=0.1, max=0.1), "max is a share of errors"),
     "for of what is no query": (
         metric(name="errors", maxIncrease=0.1, **{"for": "1m"}),

@@ -17,6 +17,7 @@ import requests
 
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.measurement import Counts, Measurement, counts_of, fold_in
+from modelrollout.analysis.metrics import DEFAULT_METRICS
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.prometheus.answers import Answer
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
@@ -167,6 +168,34 @@ async def test_a_gateway_whose_scrape_failed_at_the_baseline_does_not_bring_its_
     bench.exporter.requests(stable.revision, 50_010, 5001)
     await bench.scraped()
     assert counts(await bench.measure(ERRORS, first)) == (0, 0, 11, 1)
+
+
+async def test_a_canary_that_answers_400_to_everyone_has_client_errors_and_no_other(bench: Bench) -> None:
+    old, new = bench.target.stable, bench.target.canary
+    assert old is not None
+    bench.exporter.answers(old.revision, {"200": 9000, "400": 300, "401": 40, "500": 5})
+    bench.exporter.answers(old.revision, {"2": 700, "3": 9}, "8001-grpc")
+    await bench.scraped()
+    first = await measure(bench.reader, bench.target, DEFAULT_METRICS, {})
+    assert {name: counts(m) for name, m in first.items()} == dict.fromkeys(first, (0, 0, 0, 0))
+    bench.exporter.answers(old.revision, {"200": 9300, "400": 303, "401": 41, "500": 6})
+    bench.exporter.answers(old.revision, {"2": 800, "3": 10, "5": 2}, "8001-grpc")
+    bench.exporter.answers(new.revision, {"400": 20})
+    bench.exporter.answers(new.revision, {"12": 2}, "8001-grpc")
+    await bench.scraped()
+    before = {name: Counts(m.canary, m.stable) for name, m in first.items()}
+    second = await measure(bench.reader, bench.target, DEFAULT_METRICS, before)
+    assert {name: counts(m) for name, m in second.items()} == {
+        "errors": (22, 0, 408, 1),
+        "clientErrors": (22, 22, 408, 4),
+        "refusedRequests": (22, 0, 408, 3),
+    }
+    verdicts = {
+        m.name: judge(m, second[m.name].canary, second[m.name].stable, None, None, 5, 25, 0.005).reason
+        for m in DEFAULT_METRICS
+        if not m.dry_run
+    }
+    assert verdicts == {"errors": "TooFewSamples", "clientErrors": "ClientErrorsHigh"}
 
 
 async def test_labels_are_counted_under_a_scrape_that_renames_namespace(bench: Bench) -> None:

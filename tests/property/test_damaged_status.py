@@ -112,7 +112,7 @@ def two_passes(s: Snapshot) -> None:
     for seconds in (1, 40):
         s = replace(s, assessment=None)
         if needs_measurement(s, s.traffic) and s.status.rollout and s.status.rollout.stage != "Shadow":
-            asked = metrics_due(s, b.at(seconds))
+            asked = metrics_due(s, b.at(seconds), "traefik")
             look = CounterReading(
                 Raw({"g": Sample(200, 5, 1.0 + seconds)}), Raw({"g": Sample(1900, 20, 1.0 + seconds)})
             )

@@ -95,6 +95,9 @@ SCENARIOS = (
     Scenario("clustered_sticky_new", (_errors(0.01, 0.01),), bursts=3.0, cluster="Sticky", history=0),
     Scenario("three_steps", _EQUAL, _CLIMB),
     Scenario("third_step_1_to_2", (_errors(0.01, 0.02),), _CLIMB, onset=2400),
+    # 4xx, which rules of the usual kind do not count; here they do
+    Scenario("client_errors_5_percent", (_errors(0.05, 0.05),)),
+    Scenario("client_errors_all", (_errors(0.05, 1.0),)),
 )
 RESETS = "resets_and_gaps"  # drawn in resets.py, through the operator's own counting
 

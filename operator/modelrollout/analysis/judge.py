@@ -37,8 +37,13 @@ from modelrollout.statistics.sequential import (
 TOLERANCE = 0.1  # of the margin
 # no proof against the canary: stable exceeded the limit at the same time
 LIMIT_EXCEEDED = Reason.LIMIT_EXCEEDED
-_FAILURE = {"accuracy": Reason.ACCURACY_LOW, "errors": Reason.ERRORS_HIGH, "latency": Reason.LATENCY_HIGH}
-_BAD = {"accuracy": "wrong answers", "errors": "failed requests", "latency": "slow requests"}
+_BAD_AND_FAILURE = {
+    "accuracy": ("wrong answers", Reason.ACCURACY_LOW),
+    "errors": ("failed requests", Reason.ERRORS_HIGH),
+    "clientErrors": ("client errors", Reason.CLIENT_ERRORS_HIGH),
+    "refusedRequests": ("refused requests", Reason.REFUSED_REQUESTS_HIGH),
+    "latency": ("slow requests", Reason.LATENCY_HIGH),
+}
 # every other problem is an Error
 _INCONCLUSIVE_PROBLEMS = (Reason.NO_DATA, Reason.NO_STABLE_DATA, Reason.QUERY_PENDING)
 _BASE_COST_NATS = 2.0  # about what the mixture of bets costs before evidence grows
@@ -205,7 +210,8 @@ def _judge_counts(
             else f"than the limit of {_percent(proven.fail_above)}"
         )
         earlier = "" if proven.worse >= -log(proven.alpha) else ", with the evidence of earlier steps"
-        return status("Failed", _FAILURE[metric.name], f"proven worse {than}{earlier}: {counted}")
+        _, reason = _BAD_AND_FAILURE[metric.name]
+        return status("Failed", reason, f"proven worse {than}{earlier}: {counted}")
     if canary.total < metric.min_samples:
         missing = ceil(metric.min_samples - canary.total)
         return status(
@@ -329,7 +335,8 @@ def _shown(metric: Metric, bad_share: float) -> float:
 def _summary(
     metric: Metric, canary: Counter, stable: Counter | None, criteria: list[_Criterion], weight: int
 ) -> str:
-    text = f"{_count(canary)} {_BAD[metric.name]} on the canary at weight {weight}"
+    bad, _ = _BAD_AND_FAILURE[metric.name]
+    text = f"{_count(canary)} {bad} on the canary at weight {weight}"
     if stable is not None and stable.total:
         text += f", {_count(stable)} on stable"
     for c in criteria:

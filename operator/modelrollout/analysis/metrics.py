@@ -5,18 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.target import Profile
 from modelrollout.api.v1alpha1 import Analysis, Metric, Slice, seconds
 from modelrollout.reasons import Reason
 
 MAX_METRICS = 32  # the limit of status
-DEFAULT_METRICS = (Metric(name="errors", max_increase=0.005),)
+DEFAULT_WITHOUT_GATEWAY = (Metric(name="errors", max_increase=0.005),)
+DEFAULT_METRICS = (
+    *DEFAULT_WITHOUT_GATEWAY,
+    # with 5 % of client errors on both sides a step takes as many requests as errors with 0.2 %
+    Metric(name="clientErrors", max_increase=0.02),
+    Metric(name="refusedRequests", max_increase=0.02, dry_run=True),
+)
+# for reports
+NO_CLIENT_ERRORS = (
+    "client errors are not judged: without a gateway (spec.traffic.gateway) nothing counts the requests that"
+    " a model refuses"
+)
 
 
 def effective_metrics(
-    analysis: Analysis, templates: Mapping[str, Sequence[Metric]], mandatory: Sequence[Metric]
+    analysis: Analysis,
+    templates: Mapping[str, Sequence[Metric]],
+    mandatory: Sequence[Metric],
+    profile: Profile,
 ) -> list[Metric] | MeasurementProblem:
     """The metrics in force. Of two metrics with one name, spec wins over a template, and an earlier
-    template over a later one.
+    template over a later one. The default is what those who count (``profile``) can measure.
 
     A spec cannot weaken a mandatory metric: of the same name, the stricter margin and limit hold.
     Where the two measure different things (another query, another objective) only the mandatory
@@ -31,7 +46,8 @@ def effective_metrics(
             f"spec.rollout.analysis.templates: no RolloutPolicy in force here has {unknown[0]!r}; there are:"
             f" {known}",
         )
-    own = analysis.metrics if analysis.metrics is not None else () if requested else DEFAULT_METRICS
+    default = DEFAULT_WITHOUT_GATEWAY if profile == "none" else DEFAULT_METRICS
+    own = analysis.metrics if analysis.metrics is not None else () if requested else default
     metrics: dict[str, Metric] = {m.name: m for m in own}
     for name in requested:
         for metric in templates[name]:

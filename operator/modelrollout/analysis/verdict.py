@@ -45,17 +45,22 @@ def combine(metrics: Sequence[MetricStatus]) -> Verdict:
     """
     voting = [m for m in metrics if not m.dry_run and (m.slice is None or m.verdict == "Failed")]
     if implausible := [m for m in voting if m.verdict == "Error" and m.reason == Reason.EVIDENCE_IMPLAUSIBLE]:
-        return Verdict("Error", Reason.EVIDENCE_IMPLAUSIBLE, "; ".join(m.message for m in implausible))
+        return Verdict("Error", Reason.EVIDENCE_IMPLAUSIBLE, _messages(implausible))
     for name in _ORDER:
         deciding = [m for m in voting if m.verdict == name]
         if deciding:
-            return Verdict(name, deciding[0].reason, "; ".join(m.message for m in deciding))
+            return Verdict(name, deciding[0].reason, _messages(deciding))
     return Verdict(
         "Inconclusive",
         Reason.NO_METRICS,
         "no metric decides: leave spec.rollout.analysis.metrics out for the default, or name one that is no"
         " dryRun",
     )
+
+
+def _messages(metrics: Sequence[MetricStatus]) -> str:
+    """What is said of several metrics, such as a provider's time-out, is said once."""
+    return "; ".join(dict.fromkeys(m.message for m in metrics))
 
 
 def alpha_of(metrics: Sequence[Metric]) -> float:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from modelrollout.analysis.eta import counted_seconds
 from modelrollout.analysis.measurement import counts_of
-from modelrollout.analysis.metrics import effective_metrics
+from modelrollout.analysis.metrics import NO_CLIENT_ERRORS, effective_metrics
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.base import MetricsProvider
 from modelrollout.analysis.recording import (
@@ -27,7 +27,7 @@ from modelrollout.analysis.recording import (
     read_header,
     read_looks,
 )
-from modelrollout.analysis.target import Target
+from modelrollout.analysis.target import Profile, Target
 from modelrollout.api.v1alpha1 import DURATION_RE, ModelDeploymentSpec, RevisionRef, seconds
 from modelrollout.cli import providers, view
 from modelrollout.cli.cluster import Cluster, Rollout
@@ -83,7 +83,7 @@ async def analyze(w: Options, cluster: Cluster | None, now: datetime, tell: Tell
         m = from_file(w.filename)
     else:
         raise Refused("name a ModelDeployment, or give its file with -f")
-    spec = with_changes(m, w.changes, w.steps)
+    spec = with_changes(m, w.changes, w.steps, profile_of(m.spec, w.profile))
     judged_by = replace(m, spec=spec)
     if w.recording is not None:
         header, moments = read_recording(w.recording)
@@ -168,7 +168,7 @@ async def past_moments(
     """The readings at these times as the provider has kept them. Raises Unanswered when it gives no
     answer.
     """
-    metrics = effective_metrics(spec.rollout.analysis, {}, ())
+    metrics = effective_metrics(spec.rollout.analysis, {}, (), target.profile)
     assert not isinstance(metrics, MeasurementProblem)
     readings = await provider.read_past(target, metrics, times)
     if isinstance(readings, MeasurementProblem):
@@ -251,7 +251,7 @@ async def assess_now(
         spec=rollout.spec,
         status=rollout.status,
     )
-    metrics = metrics_due(s, now)
+    metrics = metrics_due(s, now, profile_of(rollout.spec, profile))
     if isinstance(metrics, Assessment):
         return metrics
     window = max(10.0, counted_seconds(running.step, rollout.spec.rollout.analysis, now))
@@ -275,6 +275,11 @@ async def assess_now(
     )
 
 
+def profile_of(spec: ModelDeploymentSpec, gateway: str) -> Profile:
+    """Who counts the requests; ``gateway``: as of ``Options``."""
+    return "traefik" if spec.traffic.gateway is not None and gateway == "traefik" else "none"
+
+
 def target_of(
     namespace: str,
     name: str,
@@ -289,14 +294,13 @@ def target_of(
     """The revisions to compare; without a gateway, by Triton's own counters. Own queries run unless
     a policy says Templates: the operator's configuration is unknown here (``notes``).
     """
-    gateway = spec.traffic.gateway is not None and profile == "traefik"
     known = rules or NO_RULES
     return Target(
         namespace,
         name,
         canary,
         stable,
-        "traefik" if gateway else "none",
+        profile_of(spec, profile),
         window,
         weight,
         promql=known.promql,
@@ -305,7 +309,9 @@ def target_of(
 
 
 def notes(m: Manifest) -> list[str]:
-    """Where the operator may judge differently, for reasons that are unknown here."""
+    """What is not judged, and where the operator may judge differently, for reasons that are
+    unknown here.
+    """
     remarks = []
     rules = m.rules or NO_RULES
     own = [
@@ -318,6 +324,8 @@ def notes(m: Manifest) -> list[str]:
             f"{', '.join(own)}: PromQL of the spec's own. Unless a RolloutPolicy or the operator's"
             " configuration says queries: Own, the operator refuses it (QueryNotAllowed): use a template"
         )
+    if m.spec.traffic.gateway is None:
+        remarks.append(NO_CLIENT_ERRORS)
     if m.rules is None:
         remarks.append(
             "policies are not known (you may not list rolloutpolicies): what they demand is not in this"

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from modelrollout.analysis.metrics import effective_metrics
 from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.target import Profile
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec
 from modelrollout.cli.cluster import Rollout
@@ -94,14 +95,17 @@ def _rules(
     return rules
 
 
-def with_changes(m: Manifest, settings: Sequence[str], steps: str | None) -> ModelDeploymentSpec:
+def with_changes(
+    m: Manifest, settings: Sequence[str], steps: str | None, profile: Profile
+) -> ModelDeploymentSpec:
     """The spec with all metrics in force written out, ``METRIC.FIELD=VALUE`` or ``FIELD=VALUE`` of
     spec.rollout set, and other steps (``5,25,50``).
 
-    Metrics that a policy demands may be changed too, as this is a trial. Raises Refused.
+    Metrics that a policy demands may be changed too, as this is a trial. ``profile``: who counts
+    the requests. Raises Refused.
     """
     rules = m.rules or NO_RULES
-    effective = effective_metrics(m.spec.rollout.analysis, rules.templates, rules.mandatory)
+    effective = effective_metrics(m.spec.rollout.analysis, rules.templates, rules.mandatory, profile)
     if isinstance(effective, MeasurementProblem):
         if m.rules is None:
             raise Refused(

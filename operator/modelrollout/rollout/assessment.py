@@ -12,22 +12,23 @@ from modelrollout.analysis.metrics import effective_metrics
 from modelrollout.analysis.plausibility import share_off_weight
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.reading import Reading
+from modelrollout.analysis.target import Profile
 from modelrollout.analysis.verdict import combine, parts_of
 from modelrollout.api.times import since
-from modelrollout.api.v1alpha1 import Metric, MetricStatus
+from modelrollout.api.v1alpha1 import REQUEST_METRICS, Metric, MetricStatus
 from modelrollout.rollout import strategy
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of
 from modelrollout.rollout.snapshot import Assessment, Observed, baseline, rollout_of, step_of
 from modelrollout.rollout.views import Specified
 
 
-def metrics_due(s: Observed, now: datetime) -> list[Metric] | Assessment:
+def metrics_due(s: Observed, now: datetime, profile: Profile) -> list[Metric] | Assessment:
     """The metrics to read; or the assessment if nothing is to be read: during the initial delay, or
-    if a template is missing.
+    if a template is missing. ``profile``: who counts the requests.
     """
     step = strategy.with_traffic(step_of(s.status))
     analysis = Specified.of(s).spec.rollout.analysis
-    metrics = effective_metrics(analysis, s.templates, s.mandatory)
+    metrics = effective_metrics(analysis, s.templates, s.mandatory, profile)
     if isinstance(metrics, MeasurementProblem):
         return Assessment("Error", metrics.reason, metrics.message, tuple(step.metrics))
     delay = delay_seconds(step, analysis)
@@ -49,8 +50,8 @@ def assess(
 ) -> Assessment:
     """The verdict after adding these readings to the counts in the step's status.
 
-    ``split``: a gateway that splits requests by the step's weight counts errors and latency;
-    unknown for a replay.
+    ``split``: a gateway that splits requests by the step's weight counts them; unknown for a
+    replay.
     """
     trial, rollout = Specified.of(s), rollout_of(s.status)
     step, steps = strategy.with_traffic(step_of(s.status)), steps_of(trial)
@@ -67,11 +68,7 @@ def assess(
         measured, carried = {name: replace(m, stable=before.get(name)) for name, m in measured.items()}, {}
     elif split:
         measured = {
-            name: (
-                _by_weight(m, counted.get(name, Counts()), step.weight)
-                if name in ("errors", "latency")
-                else m
-            )
+            name: (_by_weight(m, counted.get(name, Counts()), step.weight) if name in REQUEST_METRICS else m)
             for name, m in measured.items()
         }
     onward = strategy.next_weight(steps, strategy.locate(steps, step))

@@ -17,6 +17,7 @@ from modelrollout.analysis.measurement import counts_of
 from modelrollout.analysis.metrics import effective_metrics
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.reading import CounterReading, Reading
+from modelrollout.analysis.target import Profile
 from modelrollout.analysis.verdict import parts_of
 from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import (
@@ -116,7 +117,7 @@ def replay(
     weight.
     """
     spec = _unattended(spec)
-    metrics = effective_metrics(spec.rollout.analysis, {}, ())
+    metrics = effective_metrics(spec.rollout.analysis, {}, (), _profile(spec))
     if isinstance(metrics, MeasurementProblem):
         raise ValueError(metrics.message)
     if strategy.strategy_of(spec.rollout) == "Canary" and not any(
@@ -129,6 +130,10 @@ def replay(
         if ended is not None:
             return ended
     return run.unfinished()
+
+
+def _profile(spec: ModelDeploymentSpec) -> Profile:
+    return "none" if spec.traffic.gateway is None else "traefik"
 
 
 def _unattended(spec: ModelDeploymentSpec) -> ModelDeploymentSpec:
@@ -243,7 +248,7 @@ class _Run:
         step = step_of(s.status)
         if step.phase == "Shifting" and since(step.since, moment.at) < self._settle:
             return None
-        metrics = metrics_due(s, moment.at)
+        metrics = metrics_due(s, moment.at, _profile(self._spec))
         if isinstance(metrics, Assessment):
             return metrics
         counts, readings = counts_of(step.metrics), {}

@@ -101,15 +101,18 @@ class HostedProvider:
         pass
 
     def _reading(self, metric: Metric, target: Target) -> Reading:
-        if metric.name != "errors":
-            return MeasurementProblem("NoSource", f"Hosted {self._name} measures errors only")
+        bad = {"errors": "5xx", "clientErrors": "4xx"}.get(metric.name)
+        if bad is None:
+            return MeasurementProblem("NoSource", f"Hosted {self._name} does not measure {metric.name}")
         try:
-            canary = self._counters(target.canary.revision)
-            return CounterReading(canary, self._counters(target.stable.revision) if target.stable else Raw())
+            canary = self._counters(target.canary.revision, bad)
+            return CounterReading(
+                canary, self._counters(target.stable.revision, bad) if target.stable else Raw()
+            )
         except ConnectionError as e:
             return MeasurementProblem("ProviderUnreachable", f"Hosted {self._name} cannot be reached: {e}")
 
-    def _counters(self, revision: str) -> Raw:
+    def _counters(self, revision: str, bad: str) -> Raw:
         answer = self._api.get(f"sum:requests{{revision:{revision}}} by {{host,status}}")
         by_host: defaultdict[str, list[tuple[str, float, float]]] = defaultdict(list)
         for series in answer["series"]:
@@ -120,7 +123,7 @@ class HostedProvider:
             {
                 host: Sample(
                     total=sum(value for _, value, _ in points),
-                    bad=sum(value for status, value, _ in points if status == "5xx"),
+                    bad=sum(value for status, value, _ in points if status == bad),
                     scraped=max(at for *_, at in points),
                 )
                 for host, points in by_host.items()

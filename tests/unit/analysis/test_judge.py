@@ -35,7 +35,14 @@ def judged(
 
 
 @pytest.mark.parametrize(
-    ("metric", "reason"), [(ERRORS, "ErrorsHigh"), (ACCURACY, "AccuracyLow"), (LATENCY, "LatencyHigh")]
+    ("metric", "reason"),
+    [
+        (ERRORS, "ErrorsHigh"),
+        (Metric(name="clientErrors", max_increase=0.02), "ClientErrorsHigh"),
+        (Metric(name="refusedRequests", max_increase=0.02), "RefusedRequestsHigh"),
+        (ACCURACY, "AccuracyLow"),
+        (LATENCY, "LatencyHigh"),
+    ],
 )
 def test_a_regression_is_named_by_what_got_worse(metric: Metric, reason: str) -> None:
     status = judged(metric, counter(60, 300), counter(20, 2000))

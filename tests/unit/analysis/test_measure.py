@@ -10,6 +10,7 @@ import pytest
 from modelrollout.analysis.counters import spread_of
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.measurement import Counts, Measurement, counts_of, fold_in
+from modelrollout.analysis.metrics import DEFAULT_METRICS
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.prometheus.answers import Answer, Series
 from modelrollout.analysis.providers.prometheus.provider import read_metrics
@@ -239,6 +240,32 @@ async def test_a_step_begins_with_what_stable_has_shown_in_the_hour_before() -> 
     assert dispersion(spread) == pytest.approx(6, rel=0.3), "six fail together, every six minutes"
     await measure(reader, TARGET, [ERRORS], {"errors": Counts(first.canary, first.stable)})
     assert len(reader.past) == 1, "asked once in a step"
+
+
+async def test_the_default_metrics_share_one_query_now_and_of_the_hour_before() -> None:
+    reader = FakeReader(traefik_service_requests_total=requests(10, new=(5, 0), old=(6000, 60)))
+    reader.before = lambda t: requests(t, old=(t, 0))
+    measurements = await measure(reader, TARGET, DEFAULT_METRICS, {})
+    assert set(measurements) == {"errors", "clientErrors", "refusedRequests"} and len(reader.asked) == 1
+    assert len(reader.past) == 1
+    spreads = [spread_of(m.stable).all_total for m in measurements.values() if m.stable is not None]
+    assert len(set(spreads)) == 1 and len(spreads) == 3 and spreads[0] > 0
+
+
+async def test_a_step_that_an_earlier_operator_began_with_errors_alone_goes_on() -> None:
+    """Its counts go on, and the further metrics set their baseline."""
+    reader = FakeReader(traefik_service_requests_total=requests(10, new=(100, 1), old=(1000, 9)))
+    first = await measure(reader, TARGET, [ERRORS], {})
+    counters = {"errors": Counts(first["errors"].canary, first["errors"].stable)}
+    reader.answers["traefik_service_requests_total"] = requests(15, new=(200, 1), old=(2000, 9))
+    second = await measure(reader, TARGET, DEFAULT_METRICS, counters)
+    totals = {name: m.canary.total for name, m in second.items() if m.canary}
+    assert totals == {"errors": 100, "clientErrors": 0, "refusedRequests": 0}
+    counters = {name: Counts(m.canary, m.stable) for name, m in second.items()}
+    reader.answers["traefik_service_requests_total"] = requests(20, new=(300, 1), old=(3000, 9))
+    third = await measure(reader, TARGET, DEFAULT_METRICS, counters)
+    totals = {name: m.canary.total for name, m in third.items() if m.canary}
+    assert totals == {"errors": 200, "clientErrors": 100, "refusedRequests": 100}
 
 
 async def test_where_nobody_can_tell_what_was_usual_the_step_begins_all_the_same() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -23,12 +24,13 @@ from modelrollout.analysis.providers.prometheus.sources.base import Query
 from modelrollout.analysis.providers.prometheus.sources.comparer import agreement_query
 from modelrollout.analysis.providers.prometheus.sources.traefik import (
     bounds_query,
+    metric_of,
     name_bounds,
     service_labels,
 )
 from modelrollout.analysis.providers.prometheus.target import ScrapedTarget, ScrapeMatchers
 from modelrollout.analysis.reading import CounterReading
-from modelrollout.api.v1alpha1 import Metric, RevisionRef
+from modelrollout.api.v1alpha1 import ANSWER_METRICS, Metric, RevisionRef
 
 TARGET = ScrapedTarget(
     "team-a",
@@ -43,6 +45,8 @@ FIRST = ScrapedTarget(TARGET.namespace, TARGET.name, TARGET.canary, None, "traef
 ERRORS = Metric(name="errors", max_increase=0.005)
 LATENCY = Metric(name="latency", objective="50ms", max_increase=0.005)
 ACCURACY = Metric(name="accuracy", max_drop=0.01)
+CLIENT_ERRORS = Metric(name="clientErrors", max_increase=0.02)
+REFUSED = Metric(name="refusedRequests", max_increase=0.02)
 
 
 def query(metric: Metric, target: ScrapedTarget = TARGET, *, baseline: bool = False) -> Query:
@@ -116,9 +120,19 @@ def test_the_objective_is_asked_for_as_prometheus_2_and_3_write_it() -> None:
     assert bounds_query(TARGET).startswith("count by (le)")
 
 
-def test_latency_without_a_gateway_has_no_source() -> None:
-    problem = build(LATENCY, WITHOUT_GATEWAY, baseline=False)
+@pytest.mark.parametrize(
+    ("metric", "why"),
+    [
+        (LATENCY, "no histogram"),
+        (CLIENT_ERRORS, "does not count the requests that it refuses"),
+        (REFUSED, "does not count the requests that it refuses"),
+    ],
+)
+def test_what_triton_does_not_count_has_no_source_without_a_gateway(metric: Metric, why: str) -> None:
+    problem = build(metric, WITHOUT_GATEWAY, baseline=False)
     assert isinstance(problem, MeasurementProblem) and problem.reason == "NoSource"
+    assert problem.message.startswith(metric.name) and why in problem.message
+    assert "set spec.traffic.gateway" in problem.message and "leave the metric out" in problem.message
 
 
 def test_errors_without_a_gateway_come_from_triton_by_revision() -> None:
@@ -163,6 +177,46 @@ def test_grpc_counts_apart_from_http_and_unknown_is_no_error() -> None:
         (grpc("digits-new", code="14"), 1),
     )
     assert reading.canary == _raw(**{"g1/http": (10, 0, 0), "g1/grpc": (90, 5, 0)})
+
+
+BAD_HTTP = {
+    "clientErrors": "400 404 405 406 409 410 411 412 413 414 415 416 417 418 422 423 424 426 428 431",
+    "refusedRequests": "401 402 403 407 408 421 425 429 451 499",
+    "errors": "500 501 502 503 504",
+}
+BAD_GRPC = {"clientErrors": "3 6 9 10 11 12", "refusedRequests": "1 5 7 16", "errors": "4 8 13 14 15"}
+
+
+@pytest.mark.parametrize(
+    ("service", "bad", "good"), [(http, BAD_HTTP, "100 200 204 302"), (grpc, BAD_GRPC, "0 2")]
+)
+def test_each_answer_is_bad_in_one_metric_at_most(
+    service: Callable[..., dict[str, str]], bad: dict[str, str], good: str
+) -> None:
+    """The counter of each code is another power of two, so a sum says of which codes it is."""
+    codes = [*good.split(), *(code for listed in bad.values() for code in listed.split())]
+    series = [(service("digits-new", code=code), float(2**i)) for i, code in enumerate(codes)]
+    for metric in (ERRORS, CLIENT_ERRORS, REFUSED):
+        [sample] = look(metric, *series).canary.processes.values()
+        assert sample.total == 2 ** len(codes) - 1
+        assert {c for i, c in enumerate(codes) if int(sample.bad) >> i & 1} == set(bad[metric.name].split())
+
+
+def test_every_status_code_is_good_or_bad_in_one_metric_and_4xx_and_5xx_are_bad() -> None:
+    for code in range(100, 600):
+        bad_in = metric_of(Series(http("digits-new", code=str(code)), 1, 0))
+        assert (bad_in in ANSWER_METRICS) == (code >= 400), code
+    bad_grpc = {c for c in range(17) if metric_of(Series(grpc("digits-new", code=str(c)), 1, 0))}
+    assert bad_grpc == set(range(17)) - {0, 2}
+
+
+def test_the_page_on_what_is_counted_says_the_same() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "reasons-analysis.md").read_text()
+    for metric in ("clientErrors", "refusedRequests", "errors"):
+        [row] = [line for line in page.splitlines() if line.startswith(f"| `{metric}`: ")]
+        *_, of_http, of_grpc, _ = row.split("|")
+        assert set(re.findall(r"\((\d+)\)", of_grpc)) == set(BAD_GRPC[metric].split())
+        assert metric == "errors" or re.findall(r"4\d\d", of_http) == BAD_HTTP[metric].split()
 
 
 def test_latency_counts_what_is_not_within_the_objective() -> None:

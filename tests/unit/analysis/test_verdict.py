@@ -48,6 +48,10 @@ def test_all_that_decide_are_told() -> None:
     assert verdict == ("Failed", "B", "B happened; C happened")
 
 
+def test_what_holds_of_several_is_said_once() -> None:
+    assert combine([status("Error", "Slow"), status("Error", "Slow")]).message == "Slow happened"
+
+
 def test_nothing_measured_is_no_evidence() -> None:
     assert combine([])[:2] == ("Inconclusive", "NoMetrics")
 

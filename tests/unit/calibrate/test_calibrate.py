@@ -104,6 +104,14 @@ def test_lines_have_the_promised_names() -> None:
     } <= set(names)
 
 
+def test_400_to_everyone_is_caught_at_once_and_a_usual_share_of_client_errors_is_no_alarm() -> None:
+    for scenario, latest in (("client_errors_all", 15.0), ("client_errors_5_percent", np.inf)):
+        outcomes = run(Task(scenario, 10, 20, (9,)))
+        assert isinstance(outcomes, dict)
+        seconds = outcomes["ours"].seconds
+        assert (seconds <= latest).all() and np.isfinite(seconds).any() == np.isfinite(latest)
+
+
 def test_restarts_and_gaps_invent_no_errors() -> None:
     assert resets.false_rollbacks(np.random.default_rng(8), 100, 20) == 0
 

@@ -155,6 +155,26 @@ def test_history_is_judged_step_by_step(over: Cli, prometheus: Prometheus) -> No
     )
 
 
+def test_the_default_is_what_can_be_counted_and_what_cannot_is_said(
+    over: Cli, model: Path, prometheus: Prometheus
+) -> None:
+    *_, digits = yaml.safe_load_all(model.read_text())
+    del digits["spec"]["rollout"]["analysis"]
+    model.write_text(yaml.safe_dump(digits))
+    behind_gateway = outcome(over("-o", "json", "--set", "clientErrors.maxIncrease=0.1"))
+    assert behind_gateway["outcome"] == "Promoted" and behind_gateway["notes"] == []
+    judged = {m["name"]: m.get("dryRun", False) for m in behind_gateway["timeline"][1]["metrics"]}
+    assert judged == {"errors": False, "clientErrors": False, "refusedRequests": True}
+    ranges = [q["query"] for kind, q in prometheus.asked if kind == "query_range"]
+    assert len(set(ranges)) == 2, "the default metrics share a query; that of the hour before has stable only"
+    assert len(ranges) == len({(q["query"], q["start"]) for kind, q in prometheus.asked if "start" in q})
+    del digits["spec"]["traffic"]
+    model.write_text(yaml.safe_dump(digits))
+    without = outcome(over("-o", "json"))
+    assert {m["name"] for e in without["timeline"] for m in e["metrics"]} == {"errors"}
+    assert any("client errors are not judged" in n and "spec.traffic.gateway" in n for n in without["notes"])
+
+
 def test_a_regression_in_history_is_found(over: Cli, prometheus: Prometheus) -> None:
     prometheus.shares["canary"] = 0.2
     result = over()

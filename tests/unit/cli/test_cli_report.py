@@ -314,6 +314,26 @@ def test_a_model_that_is_served_as_it_is_says_by_what(cli: Cli, kube: FakeKube) 
     )
 
 
+def test_what_only_was_shown_and_what_was_not_counted_are_told(cli: Cli, ended: FakeKube) -> None:
+    shown = {
+        "name": "refusedRequests", "verdict": "Failed", "reason": "RefusedRequestsHigh", "dryRun": True,
+        "message": "more 401", "canary": {"total": 50, "bad": 9}, "stable": {"total": 90, "bad": 0},
+    }  # fmt: skip
+    judged = [{**STEPS[0], "metrics": [*METRICS, shown]}]
+    digits = deployment(phase="Stable", stable=STABLE)
+    ended.add(MODEL_REVISION, revision("digits-8d1b", 3, "Stable", steps=judged, artifact=ARTIFACT))
+    ended.add(MODEL_DEPLOYMENT, digits)
+    for form in ("text", "markdown", "html", "json"):
+        report = ran(cli, "digits/3", "-o", form)
+        assert "decides nothing (dryRun): more 401" in " ".join(report.split())
+        assert "lient errors are not judged" not in report
+    del digits["spec"]["traffic"]
+    ended.add(MODEL_DEPLOYMENT, digits)
+    report = " ".join(ran(cli, "digits/3").split())
+    assert "decides nothing (dryRun): more 401" in report
+    assert "Client errors are not judged: without a gateway (spec.traffic.gateway)" in report
+
+
 def test_json_has_numbers(cli: Cli, ended: FakeKube) -> None:
     report = json.loads(ran(cli, "digits", "-o", "json"))
     assert report["outcome"] == "RolledBack"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +23,7 @@ from modelrollout.config import OperatorConfig, PrometheusConfig, ProviderConfig
 from modelrollout.controller.lookups import metrics as assess
 from modelrollout.controller.lookups.metrics import MetricsAssessor
 from modelrollout.rollout import assessment
+from modelrollout.rollout.decide import decide
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Assessment, Snapshot
 from modelrollout.testing import builders as b
@@ -41,6 +43,7 @@ class Prometheus(PrometheusReader):
         self.hangs = False
         self.scraped = 0.0
         self.requests = {V1: (0, 0), V2: (0, 0)}  # total, bad
+        self.bad = "500"  # status code
         self.labels: dict[tuple[int, str], tuple[int, int]] = {}  # by version and slice
         self.value = 1.0
         self.closed = False
@@ -78,7 +81,7 @@ class Prometheus(PrometheusReader):
             service = {"service": f"ml-{revision}-http-8000@kubernetesgateway", "instance": "g"}
             actual += [
                 Series({**service, "code": c, "reading": "count"}, n, 0)
-                for c, n in (("200", total - bad), ("500", bad))
+                for c, n in (("200", total - bad), (self.bad, bad))
             ]
             actual.append(Series({**service, "reading": "scraped"}, self.scraped, 0))
         return Answer(tuple(actual))
@@ -165,6 +168,75 @@ async def test_the_first_look_is_a_baseline_and_the_next_counts_and_judges() -> 
     assert (await bench.look(canary(metrics=second.metrics))).reason == "ErrorsHigh"
 
 
+async def test_a_canary_that_refuses_every_request_as_wrong_is_taken_back() -> None:
+    """By 400 it once was promoted: no answer was a 5xx."""
+    bench = Bench()
+    bench.main.bad = "400"
+    first = await bench.look(canary())
+    bench.main.requests, bench.main.scraped = {V1: (380, 4), V2: (20, 20)}, 1.0
+    s = canary(metrics=first.metrics)
+    judged = await bench.look(s)
+    assert (judged.verdict, judged.reason) == ("Failed", "ClientErrorsHigh")
+    assert "20 of 20 (100.00 %) client errors on the canary" in judged.message
+    of_errors = next(m for m in judged.metrics if m.name == "errors")
+    assert of_errors.canary is not None and of_errors.canary.bad == 0, "an answer counts in one metric"
+    to = b.moved(decide(replace(s, assessment=judged), b.START))
+    assert (to.stage, to.outcome, to.reason) == ("Revert", "RolledBack", "ClientErrorsHigh")
+
+
+@pytest.mark.parametrize("code", ["401", "429", "499"])
+async def test_what_callers_and_gateways_decide_is_shown_and_decides_nothing(code: str) -> None:
+    bench = Bench()
+    bench.main.bad = code
+    first = await bench.look(canary())
+    bench.main.requests, bench.main.scraped = {V1: (95_000, 0), V2: (5000, 5000)}, 1.0
+    judged = await bench.look(canary(metrics=first.metrics))
+    assert judged.verdict == "Successful", judged.message
+    shown = next(m for m in judged.metrics if m.name == "refusedRequests")
+    assert shown.dry_run and shown.canary is not None and shown.canary.bad == 5000
+
+
+async def test_without_a_gateway_client_errors_are_no_default_and_naming_them_says_the_remedy() -> None:
+    bench = Bench()
+    judged = await bench.look(replace(canary(), exact_weights=False))
+    assert names(judged) == ["errors"]
+    asked = {"metrics": [{"name": "clientErrors", "maxIncrease": 0.01}]}
+    judged = await bench.look(replace(canary(asked), exact_weights=False))
+    assert (judged.verdict, judged.reason) == ("Error", "NoSource")
+    assert "spec.traffic.gateway" in judged.message
+
+
+@pytest.mark.parametrize("stage", ["Canary", "Bake"])
+async def test_a_step_that_an_earlier_operator_began_with_errors_alone_goes_on(stage: str) -> None:
+    """Its status knows errors only. The further metrics get their baseline, and then count."""
+    bench = Bench()
+    rollout = {"bake": "1m"} if stage == "Bake" else {}
+    spec = b.spec(2, steps=b.STEPS, rollout=rollout)
+
+    def state(metrics: Sequence[MetricStatus]) -> Snapshot:
+        step = b.step(3, 100) if stage == "Bake" else b.step(0, 5)
+        step = step.model_copy(update={"metrics": list(metrics), "since": b.ago(30)})
+        return b.second(stage, wanted=spec, changes={"step": step})
+
+    bench.main.requests, bench.main.scraped = {V1: (9_500, 9), V2: (500, 0)}, 1.0
+    [errors, *_] = (await bench.look(state(()))).metrics
+    bench.main.requests, bench.main.scraped = {V1: (19_000, 18), V2: (1000, 0)}, 2.0
+    s = state([errors])
+    upgraded = await bench.look(s)
+    totals = {m.name: m.canary.total for m in upgraded.metrics if m.canary is not None}
+    assert totals == {"errors": 500, "clientErrors": 0, "refusedRequests": 0}
+    assert upgraded.verdict == "Inconclusive"
+    to = b.moved(decide(replace(s, assessment=upgraded), b.START))
+    assert to.step is not None and len(to.step.metrics) == 3, "a baseline is written"
+    bench.main.requests, bench.main.scraped = {V1: (28_500, 27), V2: (1500, 0)}, 3.0
+    s, now = state(upgraded.metrics), b.at(60)
+    to = b.moved(decide(replace(s, assessment=await bench.look(s)), now))
+    if stage == "Bake":
+        assert (to.stage, to.outcome) == ("Done", "Promoted")
+    else:
+        assert to.step is not None and to.step.weight == 25
+
+
 async def test_more_requests_than_the_weight_gives_are_no_ground_to_roll_back() -> None:
     bench = Bench()
     first = await bench.look(canary())
@@ -188,7 +260,7 @@ async def test_status_says_how_many_samples_are_missing_and_how_long_they_take()
     first = await bench.look(canary())
     # twenty in twenty seconds
     bench.main.requests, bench.main.scraped, bench.now = {V1: (400, 0), V2: (20, 0)}, 1.0, b.at(15)
-    [errors] = (await bench.look(canary(metrics=first.metrics))).metrics
+    errors = (await bench.look(canary(metrics=first.metrics))).metrics[0]
     assert (errors.reason, errors.needed, errors.needed_seconds, errors.next_weight) == (
         "TooFewSamples",
         30,
@@ -196,7 +268,7 @@ async def test_status_says_how_many_samples_are_missing_and_how_long_they_take()
         None,
     )
     bench.main.requests, bench.main.scraped = {V1: (95000, 0), V2: (5000, 0)}, 2.0
-    [errors] = (await bench.look(canary(metrics=first.metrics))).metrics
+    errors = (await bench.look(canary(metrics=first.metrics))).metrics[0]
     assert (errors.verdict, errors.next_weight) == ("Successful", 25), (
         "for no more than the weight that follows"
     )
@@ -365,10 +437,10 @@ async def test_what_a_prometheus_that_lost_its_data_sees_first_is_no_traffic_of_
     bench.main.requests, bench.main.scraped = known, 1.0
     baseline = await bench.look(state(nothing.metrics))
     bench.main.requests, bench.main.scraped = {V1: (1_000_190, 900_000), V2: (5010, 60)}, 2.0
-    [counted] = (await bench.look(state(baseline.metrics))).metrics
-    assert counted.canary and (counted.canary.total, counted.canary.bad) == (10, 0)
-    if stage == "Canary":
-        assert counted.stable and (counted.stable.total, counted.stable.bad) == (190, 0)
+    for counted in (await bench.look(state(baseline.metrics))).metrics:
+        assert counted.canary and (counted.canary.total, counted.canary.bad) == (10, 0), counted.name
+        if stage == "Canary":
+            assert counted.stable and (counted.stable.total, counted.stable.bad) == (190, 0), counted.name
 
 
 async def test_a_pause_shifts_no_weight_and_has_no_delay() -> None:

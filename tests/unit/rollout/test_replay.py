@@ -39,8 +39,12 @@ def moments(
     return actual
 
 
+ERRORS = {"metrics": [{"name": "errors", "maxIncrease": 0.005}]}
+
+
 def run(looks: list[Moment], *, steps: Any = None, **rollout: Any) -> Replayed:
-    return replay(b.spec(2, steps=steps or b.STEPS, rollout=rollout), looks)
+    analysis = ERRORS | rollout.pop("analysis", {})
+    return replay(b.spec(2, steps=steps or b.STEPS, rollout={"analysis": analysis, **rollout}), looks)
 
 
 def told(actual: Replayed) -> list[tuple[str, str]]:
@@ -179,7 +183,7 @@ AB = {"abTest": {"headers": [{"name": "x-user-group", "value": "beta"}]}}
 
 @pytest.mark.parametrize("trial", [AB, {"blueGreen": {}}])
 def test_a_preview_and_a_test_by_headers_are_one_step_beside_stable(trial: dict[str, Any]) -> None:
-    spec = ModelDeploymentSpec.model_validate({**b.spec(2).wire(), "rollout": trial})
+    spec = ModelDeploymentSpec.model_validate({**b.spec(2).wire(), "rollout": trial | {"analysis": ERRORS}})
     assert strategy_of(spec.rollout) != "Canary"
     good, bad = replay(spec, moments(0.01)), replay(spec, moments(0.2))
     assert (good.outcome, bad.outcome, bad.reason) == ("Promoted", "Paused", "ErrorsHigh"), (

@@ -154,6 +154,11 @@ def failed(**metrics: str) -> Assessment:
         ("Canary", failed(errors="ErrorsHigh"), "Revert"),
         ("ABTest", failed(errors="ErrorsHigh"), "Canary"),
         ("BlueGreen", failed(errors="ErrorsHigh"), "Canary"),
+        ("Canary", failed(clientErrors="ClientErrorsHigh"), "Revert"),
+        ("ABTest", failed(clientErrors="ClientErrorsHigh"), "Canary"),
+        ("BlueGreen", failed(errors="ErrorsHigh", clientErrors="ClientErrorsHigh"), "Canary"),
+        ("ABTest", failed(refusedRequests="RefusedRequestsHigh"), "Canary"),
+        ("ABTest", failed(clientErrors="ClientErrorsHigh", latency="LatencyHigh"), "Revert"),
         ("ABTest", failed(accuracy="AccuracyLow"), "Revert"),  # labels come from who may send them
         ("ABTest", failed(errors="ErrorsHigh", accuracy="AccuracyLow"), "Revert"),
         ("Canary", failed(errors="LimitExceeded"), "Canary"),

@@ -452,7 +452,8 @@ def baking(*, bake: str | None = "30m", baked: float = 10, **facts: Any) -> Snap
 
 
 @pytest.mark.parametrize(
-    ("metric", "then"), [("errors", "Bake"), ("accuracy", "Revert"), ("latency", "Revert")]
+    ("metric", "then"),
+    [("errors", "Bake"), ("clientErrors", "Bake"), ("accuracy", "Revert"), ("latency", "Revert")],
 )
 def test_errors_alone_take_nothing_back_while_all_requests_go_to_it(metric: str, then: str) -> None:
     """Who asks wrongly in the bake fails there and nowhere else: it is told, and a person
@@ -515,7 +516,7 @@ def test_a_bake_keeps_what_stable_did_over_its_initial_delay() -> None:
         at_step={"metrics": [COUNTED.metrics[0].model_copy(update={"canary": None})]},
         policy={"analysis": {"initialDelay": "1m"}},
     )
-    due = metrics_due(s, b.at(1))
+    due = metrics_due(s, b.at(1), "traefik")
     assert isinstance(due, Assessment) and due.reason == "InitialDelay"
     to = b.moved(decide(replace(s, assessment=due), b.at(1)))
     assert to.step and to.step.metrics[0].stable == Counter(total=900, bad=3)

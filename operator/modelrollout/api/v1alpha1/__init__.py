@@ -41,7 +41,10 @@ from modelrollout.api.v1alpha1.optimization import (
 )
 from modelrollout.api.v1alpha1.revision import ModelRevisionSpec, ModelRevisionStatus
 from modelrollout.api.v1alpha1.rollout import (
+    ANSWER_METRICS,
+    BUILT_IN_METRICS,
     DEFAULT_STEPS,
+    REQUEST_METRICS,
     STEPS_RULES,
     AbTest,
     Analysis,
@@ -108,9 +111,12 @@ from modelrollout.api.v1alpha1.status import (
 from modelrollout.api.v1alpha1.traffic import GatewayRef, Hostnames, Traffic
 
 __all__ = [
+    "ANSWER_METRICS",
+    "BUILT_IN_METRICS",
     "DEFAULT_STEPS",
     "DURATION_RE",
     "QUANTITY_RE",
+    "REQUEST_METRICS",
     "STATUS_ITEMS",
     "STATUS_TEXT",
     "STEPS_RULES",

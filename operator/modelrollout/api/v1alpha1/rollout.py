@@ -164,19 +164,41 @@ class Slice(ApiModel):
     )
 
 
+# Shares of the requests by their answers: an answer is bad in one of them at most.
+ANSWER_METRICS = ("errors", "clientErrors", "refusedRequests")
+REQUEST_METRICS = (*ANSWER_METRICS, "latency")
+BUILT_IN_METRICS = ("accuracy", *REQUEST_METRICS)
+_ANSWERS, _REQUESTS, _BUILT_IN = (
+    str(list(names)) for names in (ANSWER_METRICS, REQUEST_METRICS, BUILT_IN_METRICS)
+)  # lists in CEL
+
+
 class Metric(ApiModel):
-    """One metric of the analysis. Built in: accuracy, errors, latency; any other name needs a
-    query.
+    """One metric of the analysis. Built in: accuracy, errors, clientErrors, refusedRequests,
+    latency; any other name needs a query. Without a gateway only accuracy and errors are measured:
+    Triton does not count what it refuses, and has no histogram.
     """
 
     name: Annotated[
-        str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", max_length=63)
-    ] = Field(description="accuracy, errors or latency; or any other name, with a query.")
+        str,
+        StringConstraints(
+            pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?|clientErrors|refusedRequests)$", max_length=63
+        ),
+    ] = Field(
+        description=(
+            "accuracy (by labels), errors (HTTP 5xx), clientErrors (HTTP 4xx by which a model refuses a"
+            " request), refusedRequests (HTTP 4xx of callers and gateways: 401, 403, 408, 429, 499 and"
+            " others), latency; or any other name, with a query."
+        )
+    )
     max_drop: float | None = Field(
         None, gt=0, le=1, description="accuracy: margin against stable at full traffic, absolute."
     )
     max_increase: float | None = Field(
-        None, gt=0, le=1, description="errors, latency: margin against stable at full traffic, absolute."
+        None,
+        gt=0,
+        le=1,
+        description="Of built-in metrics but accuracy: margin against stable at full traffic, absolute.",
     )
     objective: Duration | None = Field(
         None,
@@ -210,7 +232,8 @@ class Metric(ApiModel):
     max: float | None = Field(
         None,
         description=(
-            "Largest value allowed: of errors, a share of the canary's requests; of a query its result."
+            "Largest value allowed: of errors, clientErrors and refusedRequests a share of the canary's"
+            " requests; of a query its result."
         ),
     )
     min_samples: int = Field(
@@ -234,12 +257,12 @@ class Metric(ApiModel):
     dry_run: bool = Field(False, description="Measured, judged and shown, but it decides nothing.")
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "has(self.query) || self.name in ['accuracy', 'errors', 'latency']",
-            "a metric that is not accuracy, errors or latency needs query: PROMQL",
+            f"has(self.query) || self.name in {_BUILT_IN}",
+            f"a metric that is not built in ({', '.join(BUILT_IN_METRICS)}) needs query: PROMQL",
         ),
         Rule(
-            "!has(self.query) || !(self.name in ['accuracy', 'errors', 'latency'])",
-            "accuracy, errors and latency are built in: give a query another name",
+            f"!has(self.query) || !(self.name in {_BUILT_IN})",
+            f"{', '.join(BUILT_IN_METRICS)} are built in: give a query another name",
         ),
         Rule("!has(self.query) || has(self.min) || has(self.max)", "a query needs min or max"),
         Rule("self.name != 'latency' || has(self.objective)", "latency needs objective, for example 50ms"),
@@ -249,18 +272,18 @@ class Metric(ApiModel):
         ),
         Rule(
             "self.name == 'accuracy' || !has(self.maxDrop)",
-            "maxDrop belongs to accuracy; errors and latency have maxIncrease",
+            "maxDrop belongs to accuracy; other built-in metrics have maxIncrease",
         ),
         Rule(
-            "self.name in ['errors', 'latency'] || !has(self.maxIncrease)",
-            "maxIncrease belongs to errors and latency; accuracy has maxDrop",
+            f"self.name in {_REQUESTS} || !has(self.maxIncrease)",
+            f"maxIncrease belongs to {', '.join(REQUEST_METRICS)}; accuracy has maxDrop",
         ),
         Rule(
             "self.name != 'accuracy' || has(self.maxDrop) || has(self.min)", "accuracy needs maxDrop or min"
         ),
         Rule(
-            "self.name != 'errors' || has(self.maxIncrease) || has(self.max)",
-            "errors needs maxIncrease or max",
+            f"!(self.name in {_ANSWERS}) || has(self.maxIncrease) || has(self.max)",
+            f"each of {', '.join(ANSWER_METRICS)} needs maxIncrease or max",
         ),
         Rule(
             "self.name != 'latency' || has(self.maxIncrease) || has(self.share)",
@@ -272,14 +295,14 @@ class Metric(ApiModel):
             "min is a share of accuracy, from 0 to below 1 (0.95, not 95), or belongs to a query",
         ),
         Rule(
-            "has(self.query) || !has(self.max) || (self.name == 'errors' && self.max > 0.0 && self.max <="
+            f"has(self.query) || !has(self.max) || (self.name in {_ANSWERS} && self.max > 0.0 && self.max <="
             " 1.0)",
-            "max is a share of errors, above 0 and at most 1 (0.02, not 2), or belongs to a query; latency"
-            " has share",
+            f"max is a share of {', '.join(ANSWER_METRICS)}, above 0 and at most 1 (0.02, not 2), or belongs"
+            " to a query; latency has share",
         ),
         Rule(
             "has(self.query) || !has(self.for)",
-            "for belongs to a query; accuracy, errors and latency fail by evidence",
+            "for belongs to a query; built-in metrics fail by evidence",
         ),
         Rule("self.name == 'accuracy' || !has(self.slices)", "slices belong to accuracy"),
         Rule(
@@ -337,7 +360,11 @@ class Analysis(ApiModel):
         ),
     )
     metrics: Annotated[list[Metric], Field(max_length=16), ListMapKey("name")] | None = Field(
-        None, description="Left out, and no templates: errors against stable, within half a point."
+        None,
+        description=(
+            "Left out, and no templates: errors against stable, within half a point; behind a gateway also"
+            " clientErrors, within two points, and refusedRequests as a dry run."
+        ),
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
 

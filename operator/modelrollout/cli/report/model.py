@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from modelrollout.analysis.metrics import NO_CLIENT_ERRORS
 from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
     Counter,
@@ -176,6 +177,8 @@ def of(rollout: Rollout, revision: Revision) -> Report:
             "Margins of canary metrics and golden data are those of the present spec; the verdicts were given"
             " under the one of their time."
         )
+    if steps and spec is not None and spec.traffic.gateway is None:
+        notes.append(f"{NO_CLIENT_ERRORS[0].upper()}{NO_CLIENT_ERRORS[1:]}.")
     return Report(
         deployment=rollout.name,
         namespace=rollout.namespace,
@@ -390,7 +393,7 @@ def _metric(m: MetricStatus, spec: ModelDeploymentSpec | None) -> Judged:
         harm=share[0] - share[1] if share[0] is not None and share[1] is not None else None,
         interval=_pair(m.interval),
         margin=(metric.max_drop or metric.max_increase) if metric else None,
-        message=m.message,
+        message=f"decides nothing (dryRun): {m.message}" if m.dry_run else m.message,
     )
 
 

@@ -21,7 +21,7 @@ from modelrollout.analysis.shadow import judge_agreement
 from modelrollout.analysis.target import Target
 from modelrollout.analysis.verdict import FALSE_ALARM_BUDGET, parts_of
 from modelrollout.api.times import since
-from modelrollout.api.v1alpha1 import Counter, Metric, RevisionRef
+from modelrollout.api.v1alpha1 import REQUEST_METRICS, Counter, Metric, RevisionRef
 from modelrollout.config import OperatorConfig, ProviderConfig
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
@@ -116,8 +116,8 @@ class MetricsAssessor:
             or rollout.number is None
         ):
             return None
-        now = self._now()
-        metrics = metrics_due(s, now)
+        now, profile = self._now(), self._config.gateway_metrics.profile if s.exact_weights else "none"
+        metrics = metrics_due(s, now, profile)
         if isinstance(metrics, Assessment):
             return metrics
         step, analysis = with_traffic(rollout.step), s.spec.rollout.analysis
@@ -126,7 +126,7 @@ class MetricsAssessor:
             name=s.name,
             canary=RevisionRef(revision=rollout.revision, number=rollout.number),
             stable=None if rollout.stage == "Bake" else baseline(s),
-            profile=self._config.gateway_metrics.profile if s.exact_weights else "none",
+            profile=profile,
             window_seconds=max(MIN_WINDOW_SECONDS, counted_seconds(step, analysis, now)),
             weight=step.weight,
             rows_seconds=_rows_seconds(s, now),
@@ -220,7 +220,7 @@ class MetricsAssessor:
         by_provider: dict[str | None, list[Metric]] = {}
         for metric in metrics:
             name = s.rules.provider if metric.name in mandatory else s.spec.rollout.analysis.provider
-            name = name or (gateway if metric.name in ("errors", "latency") else None)
+            name = name or (gateway if metric.name in REQUEST_METRICS else None)
             by_provider.setdefault(name, []).append(metric)
         return by_provider
 
@@ -250,7 +250,7 @@ def _counted_by(metrics: Sequence[Metric], target: Target) -> list[CountedBy]:
     """Who counts for these metrics."""
     names = {m.name for m in metrics if m.query is None}
     sources: list[CountedBy] = []
-    if names & {"errors", "latency"}:
+    if names.intersection(REQUEST_METRICS):
         sources.append("gateway" if target.profile != "none" else "pods")
     if "accuracy" in names:
         sources.append("feedback")

@@ -11,7 +11,14 @@ from datetime import datetime
 from modelrollout.analysis.eta import counted_seconds, paces
 from modelrollout.analysis.judge import LIMIT_EXCEEDED
 from modelrollout.api.times import since, stamp
-from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, Stage, StepStatus, seconds
+from modelrollout.api.v1alpha1 import (
+    ANSWER_METRICS,
+    MetricStatus,
+    ModelDeploymentStatus,
+    Stage,
+    StepStatus,
+    seconds,
+)
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
@@ -96,14 +103,16 @@ def proven_worse(s: AtStep, assessment: Assessment, now: datetime) -> Transition
 
 def _caused_by_clients(stage: Stage, step: StepStatus, assessment: Assessment) -> str | None:
     """Why clients rather than the revision may have caused the failure: Triton answers malformed
-    requests with 500, too.
+    requests with 400 or 500.
 
     Where a weight divides the requests, they fail on both sides. Where clients choose the revision,
     or all requests go there, any client could end the rollout.
     """
     failed = [m for m in assessment.metrics if m.verdict == "Failed" and not m.dry_run]
     chosen = stage == "Bake" or step.strategy in ("ABTest", "BlueGreen")
-    if not failed or not all(m.reason == LIMIT_EXCEEDED or (chosen and m.name == "errors") for m in failed):
+    if not failed or not all(
+        m.reason == LIMIT_EXCEEDED or (chosen and m.name in ANSWER_METRICS) for m in failed
+    ):
         return None
     if any(m.reason == LIMIT_EXCEEDED for m in failed):
         return "exceeding a limit reverts nothing unless stable keeps within it"

@@ -103,14 +103,13 @@ async def read_metrics(
     ]
     plans = {m.name: build(m, target, baseline=m in fresh) for m in metrics}
     queries = [p for p in plans.values() if isinstance(p, Query)]
-    answers, own, before, implausible = await asyncio.gather(
+    answers, own, usual, implausible = await asyncio.gather(
         _query_by_metric(reader, [q for q in queries if not q.own]),
         _query_own(reader, target, [q for q in queries if q.own]),
-        asyncio.gather(*(baseline_before(reader, target, m, now) for m in fresh)),
+        baseline_before(reader, target, fresh, now),
         asyncio.gather(*(_label_problem(reader, target, m, counters) for m in metrics)),
     )
     answers |= own
-    usual = {name: spread for spreads in before for name, spread in spreads.items()}
     readings: dict[str, Reading] = {}
     for metric, problem in zip(metrics, implausible, strict=True):
         plan = plans[metric.name]
@@ -140,15 +139,19 @@ async def read_past(
 ) -> dict[int, dict[str, Reading]] | MeasurementProblem:
     """The readings at these times, as ``MetricsProvider.read_past`` says."""
     readings: dict[int, dict[str, Reading]] = {t: {} for t in times}
+    # of the last query: metrics that share one are neighbours in the default metrics
+    asked, answers = "", dict[int, Answer]()
     for metric in metrics:
         plan = build(metric, target, baseline=False)
         if isinstance(plan, MeasurementProblem):
             for t in times:
                 readings[t][metric.name] = plan
         else:
-            answers = await reader.history(plan.promql, times)
-            if isinstance(answers, MeasurementProblem):
-                return MeasurementProblem(answers.reason, f"{metric.name}: {answers.message}")
+            if plan.promql != asked:
+                past = await reader.history(plan.promql, times)
+                if isinstance(past, MeasurementProblem):
+                    return MeasurementProblem(past.reason, f"{metric.name}: {past.message}")
+                asked, answers = plan.promql, past
             explained: MeasurementProblem | None = None
             for t, answer in answers.items():
                 of_metric = read(plan, answer, target)
@@ -157,9 +160,9 @@ async def read_past(
                     explained = explained or await _with_bounds(reader, plan, whole)
                     of_metric = {metric.name: explained}
                 readings[t] |= of_metric
-        usual = await baseline_before(reader, target, metric, times[0])
-        first = readings[times[0]]
-        first |= {name: _with_usual(first[name], spread) for name, spread in usual.items() if name in first}
+    usual = await baseline_before(reader, target, metrics, times[0])
+    first = readings[times[0]]
+    first |= {name: _with_usual(first[name], spread) for name, spread in usual.items() if name in first}
     return readings
 
 
@@ -211,8 +214,10 @@ async def _label_problem(
 async def _query_by_metric(
     reader: Reader, queries: Sequence[Query]
 ) -> dict[str, Answer | MeasurementProblem]:
-    answers = await reader.query([q.promql for q in queries]) if queries else []
-    return dict(zip((q.metric for q in queries), answers, strict=True))
+    """Metrics that differ only in which answers are bad share a query."""
+    promql = list(dict.fromkeys(q.promql for q in queries))
+    answers = dict(zip(promql, await reader.query(promql) if promql else [], strict=True))
+    return {q.metric: answers[q.promql] for q in queries}
 
 
 async def _query_own(
@@ -227,19 +232,25 @@ async def _query_own(
 
 
 async def baseline_before(
-    reader: Reader, target: ScrapedTarget, metric: Metric, now: float
+    reader: Reader, target: ScrapedTarget, metrics: Sequence[Metric], now: float
 ) -> dict[str, Spread[float]]:
-    """How stable's bad share varied in the hour before ``now``, by reading; empty where that is
-    unknown: no stable, a slow provider.
+    """How stable's bad share varied in the hour before ``now``, by reading; without those of which
+    that is unknown: no stable, a slow provider.
     """
     if target.stable is None:
         return {}
     stable = replace(target, canary=target.stable, stable=None)
-    query = build(metric, stable, baseline=False)
-    if isinstance(query, MeasurementProblem) or query.source is None:
-        return {}
-    past = await reader.history(query.promql, times_before(now))
-    return {} if isinstance(past, MeasurementProblem) else baseline_spread(query, past, stable)
+    plans = [build(m, stable, baseline=False) for m in metrics]
+    queries = [p for p in plans if isinstance(p, Query) and p.source is not None]
+    promql = list(dict.fromkeys(q.promql for q in queries))
+    past = await asyncio.gather(*(reader.history(text, times_before(now)) for text in promql))
+    answers = dict(zip(promql, past, strict=True))
+    usual: dict[str, Spread[float]] = {}
+    for query in queries:
+        answer = answers[query.promql]
+        if not isinstance(answer, MeasurementProblem):
+            usual |= baseline_spread(query, answer, stable)
+    return usual
 
 
 async def measure_agreement(reader: Reader, target: ScrapedTarget, before: Counter | None) -> Measurement:

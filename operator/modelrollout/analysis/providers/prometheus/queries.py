@@ -7,7 +7,7 @@ from modelrollout.analysis.providers.prometheus.custom_queries import custom_que
 from modelrollout.analysis.providers.prometheus.sources import source_of
 from modelrollout.analysis.providers.prometheus.sources.base import Query
 from modelrollout.analysis.providers.prometheus.target import ScrapedTarget
-from modelrollout.api.v1alpha1 import Metric
+from modelrollout.api.v1alpha1 import BUILT_IN_METRICS, Metric
 from modelrollout.reasons import Reason
 
 
@@ -23,7 +23,7 @@ def build(metric: Metric, target: ScrapedTarget, *, baseline: bool) -> Query | M
     if source is None:
         return MeasurementProblem(
             Reason.NO_SOURCE,
-            f"nothing measures {metric.name}: built in are accuracy, errors and latency; any other metric"
+            f"nothing measures {metric.name}: built in are {', '.join(BUILT_IN_METRICS)}; any other metric"
             " needs query: PROMQL",
         )
     return source.query(metric, target, baseline=baseline)

@@ -9,6 +9,7 @@ from modelrollout.analysis.providers.prometheus.sources.feedback import FEEDBACK
 from modelrollout.analysis.providers.prometheus.sources.traefik import TRAEFIK
 from modelrollout.analysis.providers.prometheus.sources.triton import TRITON
 from modelrollout.analysis.target import Profile
+from modelrollout.api.v1alpha1 import REQUEST_METRICS
 
 # who counts requests, by profile of the gateway
 REQUESTS: Mapping[Profile, EvidenceSource] = {"traefik": TRAEFIK, "none": TRITON}
@@ -16,4 +17,4 @@ REQUESTS: Mapping[Profile, EvidenceSource] = {"traefik": TRAEFIK, "none": TRITON
 
 def source_of(metric: str, profile: Profile) -> EvidenceSource | None:
     """The source of a built-in metric of spec; None for any other name."""
-    return {"accuracy": FEEDBACK, "errors": REQUESTS[profile], "latency": REQUESTS[profile]}.get(metric)
+    return FEEDBACK if metric == "accuracy" else REQUESTS[profile] if metric in REQUEST_METRICS else None

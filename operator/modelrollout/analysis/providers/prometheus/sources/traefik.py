@@ -21,23 +21,42 @@ from modelrollout.api.v1alpha1 import Metric, seconds
 _REQUESTS = "traefik_service_requests_total"
 _BUCKETS = "traefik_service_request_duration_seconds_bucket"
 _LABELS = ("service", "code", "method", "protocol")
-# gRPC statuses that are the server's fault: DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEMENTED,
-# INTERNAL, UNAVAILABLE, DATA_LOSS. UNKNOWN (2) is left out. Traefik 3.6 looks for the status in the
-# headers only: a success, whose status comes in the trailers, is counted as 2, and so is a refused
-# connection. Errors of Triton come without a message, hence in the headers, and are counted right
-# (docs/reference/reasons-analysis.md, Blind spots).
-GRPC_BAD = frozenset({"4", "8", "12", "13", "14", "15"})
+# By gRPC status the metric that calls it bad. UNKNOWN (2) is left out. Traefik 3.6 looks for the
+# status in the headers only: a success, whose status comes in the trailers, is counted as 2, and so
+# is a refused connection. Errors of Triton come without a message, hence in the headers, and are
+# counted right (docs/reference/reasons-analysis.md, Blind spots).
+_GRPC = {
+    "1": "refusedRequests",  # CANCELLED
+    "3": "clientErrors",  # INVALID_ARGUMENT
+    "4": "errors",  # DEADLINE_EXCEEDED
+    # NOT_FOUND: a client that names another version than the one that answers
+    "5": "refusedRequests",
+    "6": "clientErrors",  # ALREADY_EXISTS
+    "7": "refusedRequests",  # PERMISSION_DENIED
+    "8": "errors",  # RESOURCE_EXHAUSTED
+    "9": "clientErrors",  # FAILED_PRECONDITION
+    "10": "clientErrors",  # ABORTED
+    "11": "clientErrors",  # OUT_OF_RANGE
+    "12": "clientErrors",  # UNIMPLEMENTED
+    "13": "errors",  # INTERNAL
+    "14": "errors",  # UNAVAILABLE
+    "15": "errors",  # DATA_LOSS
+    "16": "refusedRequests",  # UNAUTHENTICATED
+}
+# What a gateway decides (credentials, payment, quotas, connections, laws) or the caller (who gives
+# up), whatever model answers. Every other 4xx is the model server's word on the request.
+_HTTP_REFUSED = frozenset({"401", "402", "403", "407", "408", "421", "425", "429", "451", "499"})
 
 
 class Traefik:
-    """``EvidenceSource`` of errors and latency behind a Traefik gateway."""
+    """``EvidenceSource`` of what a Traefik gateway sees of requests: their answers and latency."""
 
     side_label = "service"
 
     def query(self, metric: Metric, target: ScrapedTarget, *, baseline: bool) -> Query | MeasurementProblem:
-        """Status codes for errors, buckets for latency."""
+        """Status codes for answers, buckets for latency."""
         services = _services(target)
-        if metric.name == "errors":
+        if metric.name != "latency":
             promql = counters(_REQUESTS, _LABELS, services, self.side_label, ("code",), baseline)
             return Query(metric.name, promql, self)
         objective = round(seconds(metric.objective or "0s"), 9)
@@ -59,9 +78,9 @@ class Traefik:
         return sides
 
     def sample(self, query: Query, counts: Sequence[Series], scraped: float) -> Sample:
-        """Slow requests for latency, failed ones for errors."""
+        """Slow requests for latency, else those whose answer is bad in this metric."""
         if query.objective is None:
-            return sum_sample(counts, scraped, _is_failure)
+            return sum_sample(counts, scraped, lambda s: metric_of(s) == query.metric)
         total = sum(s.value for s in counts if s.labels.get("le") == "+Inf")
         fast = [s.value for s in counts if _number(s.labels.get("le", "")) == query.objective]
         if total and not fast:
@@ -113,10 +132,14 @@ def _services(target: ScrapedTarget) -> str:
     return join_matchers(f'service=~"{services}"', target.matchers.gateway)
 
 
-def _is_failure(series: Series) -> bool:
+def metric_of(series: Series) -> str | None:
+    """The one metric in which answers of this status code are bad; None for good ones."""
     code = series.labels.get("code", "")
-    grpc = series.labels.get("service", "").endswith("-grpc@kubernetesgateway")
-    return code in GRPC_BAD if grpc else code.startswith("5")
+    if series.labels.get("service", "").endswith("-grpc@kubernetesgateway"):
+        return _GRPC.get(code)
+    if code in _HTTP_REFUSED:
+        return "refusedRequests"
+    return {"4": "clientErrors", "5": "errors"}.get(code[:1])
 
 
 def _bound_forms(objective: float) -> list[str]:

@@ -32,12 +32,18 @@ class Triton:
     side_label = "revision"
 
     def query(self, metric: Metric, target: ScrapedTarget, *, baseline: bool) -> Query | MeasurementProblem:
-        """Successes and failures for errors; Triton has no histogram for latency."""
+        """Successes and failures for errors, which are all that Triton counts."""
         if metric.name != "errors":
+            missing = (
+                "has no histogram of its requests"
+                if metric.name == "latency"
+                else "does not count the requests that it refuses while it parses them"
+            )
             return MeasurementProblem(
                 Reason.NO_SOURCE,
-                "latency needs a gateway with a request histogram: set spec.traffic.gateway, or leave the"
-                " metric out",
+                f"{metric.name} needs a gateway that counts it, since Triton {missing}: set"
+                " spec.traffic.gateway (and gatewayMetrics.profile in the operator's configuration), or leave"
+                " the metric out",
             )
         revisions = [r.revision for r in (target.canary, target.stable) if r]
         selector = f'revision=~"{any_of(revisions)}",{pods_of(target, revisions)}'
