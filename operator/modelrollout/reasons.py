@@ -792,7 +792,13 @@ class Reason(StrEnum):
     )
     # At rest
     STABLE = "Stable", ROLLOUT, "the current spec is the stable revision, and it serves"
-    SERVING = "Serving", ROLLOUT, "a pod of the stable revision is ready, or spec requests zero replicas"
+    SERVING = "Serving", ROLLOUT, "a pod of the revision that has the traffic is ready"
+    SCALED_TO_ZERO = (
+        "ScaledToZero",
+        ROLLOUT,
+        "`spec.serving.replicas` is 0: no pod serves, as spec asks; a new version is prepared, and goes on"
+        " by itself once there are replicas",
+    )
     NO_STABLE = "NoStable", ROLLOUT, "no revision has become stable yet"
     NO_READY_PODS = (
         "NoReadyPods",

@@ -250,6 +250,14 @@ class RolloutMachine(RuleBasedStateMachine):
         if which < len(servers):
             self.world.pods(servers[which], ready, problem if ready == 0 else None)
 
+    @rule(rounds=st.integers(0, 3), replicas=st.integers(1, 3))
+    def to_zero_and_back(self, rounds: int, replicas: int) -> None:
+        self.edit(replicas=0)
+        self.world.reconcile()
+        self.all_goes_well_for_a_while(rounds)
+        self.edit(replicas=replicas)
+        self.world.reconcile()
+
     @rule()
     def pods_start(self) -> None:
         self.world.schedule()
@@ -457,8 +465,8 @@ class RolloutMachine(RuleBasedStateMachine):
             return
         world = self.world
         world.refusal, world.rules, world.gpus = None, NO_RULES, None
-        if world.spec is None:
-            world.edit(self.spec())
+        if world.spec is None or world.spec.serving.replicas == 0:  # a new version waits for replicas
+            self.edit(replicas=max(1, self.spec_changes["replicas"]))
         for _ in range(3):
             world.serve()
             if not in_flight(world.status.rollout):

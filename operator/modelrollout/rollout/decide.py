@@ -30,6 +30,7 @@ from modelrollout.rollout.snapshot import (
 )
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.promote import end_revert
+from modelrollout.rollout.stages.scaled_to_zero import wait_for_replicas
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from modelrollout.rollout.status import changed_condition_events, derive_status
 from modelrollout.rollout.transitions import (
@@ -282,6 +283,7 @@ CHECKS: tuple[Check, ...] = (
     end_superseded,
     end_overdue,
     enlarge_slot,
+    wait_for_replicas,
     run_stage,
     start_rollout,
 )

@@ -24,6 +24,7 @@ from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
 from modelrollout.rollout.desired.pods import real_share
+from modelrollout.rollout.desired.traffic import split
 from modelrollout.rollout.plan import Event
 from modelrollout.rollout.pod_restarts import (
     TOO_OLD,
@@ -52,6 +53,7 @@ _WELL = {
     PATCHED: "the servers' version has no known flaws",
 }
 _NEWS_SECONDS = 600.0  # older crashes post no event: the operator has only just started
+_ZERO = "spec.serving.replicas is 0, so no pod serves"
 _PAUSED = "paused by hand; resume, promote or abort"
 _Truth = Literal["True", "False", "Unknown"]
 _Row = tuple[str, _Truth, str, str]
@@ -182,21 +184,12 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
     while a new revision fails.
     """
     rollout, stable = status.rollout, serving_revision(status)
-    server = s.server(stable.revision) if stable else None
-    zero = s.spec is not None and s.spec.serving.replicas == 0
-    serving = server is not None and (server.ready > 0 or zero)
+    available = _available(s, status)
+    serving = available[1] == "True" or available[2] == Reason.SCALED_TO_ZERO
     problem = _problem(s, status)
     # a spec that cannot be read stops the rollout
     flying = in_flight(rollout) and s.spec is not None
-    rows: list[_Row] = []
-    if stable is None:
-        rows.append(("Available", "False", Reason.NO_STABLE, "no revision has become stable yet"))
-    elif serving:
-        rows.append(("Available", "True", Reason.SERVING, f"revision {stable.revision} serves"))
-    else:
-        rows.append(
-            ("Available", "False", Reason.NO_READY_PODS, f"no pod of revision {stable.revision} is ready")
-        )
+    rows: list[_Row] = [available]
     if flying and rollout:
         text = rollout.message or (_PAUSED if rollout.paused_by_user else STAGES[rollout.stage].doing)
         rows.append(("Ready", "False", rollout.stage, text))
@@ -212,14 +205,7 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
         rows.append(("Ready", "False", problem.reason, problem.message))
         rows.append(("Reconciling", "False", Reason.IDLE, "nothing is under way"))
     elif _is_current(s, status) and serving and stable:
-        rows.append(
-            (
-                "Ready",
-                "True",
-                Reason.STABLE,
-                f"revision {stable.revision} is the present spec and serves all traffic",
-            )
-        )
+        rows.append(_ready(s, stable.revision))
         rows.append(("Reconciling", "False", Reason.IDLE, "nothing is under way"))
     elif freeze and not _is_current(s, status):
         rows.append(("Ready", "False", Reason.FROZEN, freeze.message))
@@ -256,6 +242,30 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
     else:
         rows.append(("Stalled", "False", Reason.PROGRESSING if flying else Reason.IDLE, ""))
     return rows
+
+
+def _available(s: Snapshot, status: ModelDeploymentStatus) -> _Row:
+    """Whether the revision that has all traffic, or else stable, has a ready pod."""
+    stable = serving_revision(status)
+    if stable is None:
+        return ("Available", "False", Reason.NO_STABLE, "no revision has become stable yet")
+    shares = split(replace(s, status=status))
+    name = shares[0][0] if len(shares) == 1 else stable.revision
+    if s.server(name).ready > 0:
+        return ("Available", "True", Reason.SERVING, f"revision {name} serves")
+    if s.spec is not None and s.spec.serving.replicas == 0:
+        return ("Available", "False", Reason.SCALED_TO_ZERO, _ZERO)
+    return ("Available", "False", Reason.NO_READY_PODS, f"no pod of revision {name} is ready")
+
+
+def _ready(s: Snapshot, stable: str) -> _Row:
+    """Ready is True: stable is the present spec, and serves as far as spec asks for it."""
+    ready, asked = s.server(stable).ready, s.spec.serving.replicas if s.spec is not None else 0
+    text = f"revision {stable} is the present spec"
+    if asked == 0 and ready == 0:
+        return ("Ready", "True", Reason.SCALED_TO_ZERO, f"{text}; {_ZERO}")
+    pods = f", with {ready} of {asked} pods ready" if ready < asked else ""
+    return ("Ready", "True", Reason.STABLE, f"{text} and serves all traffic{pods}")
 
 
 def _watched(status: ModelDeploymentStatus) -> list[str]:

@@ -925,6 +925,16 @@ class ModelCluster:
         assert asked[stable] >= (
             spec.serving.replicas if shared is None else min(spec.serving.replicas, shared.stable_replicas)
         )
+        if spec.serving.replicas == 0 and rollout is not None and in_flight(rollout):
+            at = rollout.step if rollout.stage == "Canary" else rollout.shadow
+            decides = at is not None and at.phase == "Paused" and rollout.reason != "PauseStep"
+            assert (
+                decides
+                or rollout.paused_by_user
+                or rollout.stage in ("Promote", "Bake", "Revert")
+                or still_draining(self.snapshot(), self.now)
+                or not any(asked.get(name or "") for name in (stable, rollout.revision))
+            ), "pods that spec does not ask for"
         loaded = serving_revision(status)
         assert loaded is not None
         if loaded.revision in asked and loaded.revision != stable:

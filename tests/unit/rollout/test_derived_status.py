@@ -123,9 +123,24 @@ def test_stable_without_ready_pods_is_neither_available_nor_ready() -> None:
     )
 
 
-def test_scaled_to_zero_is_what_was_asked_for() -> None:
+def test_scaled_to_zero_is_ready_and_not_available() -> None:
+    """It is what was asked for, and nobody gets an answer: both say so."""
     status = told(replace(serves(servers={V1: Server(0, 0)}), spec=b.spec(1, replicas=0)))
-    assert (truths(status)["Available"], truths(status)["Ready"]) == ("True", "True")
+    rows = {c.type: c for c in status.conditions}
+    available, ready = rows["Available"], rows["Ready"]
+    assert (available.status, available.reason) == ("False", "ScaledToZero")
+    assert (ready.status, ready.reason) == ("True", "ScaledToZero")
+    assert "replicas is 0" in available.message and "serves all traffic" not in ready.message
+    ending = told(replace(serves(servers={V1: Server(1, 1)}), spec=b.spec(1, replicas=0)))
+    assert truths(ending)["Available"] == "True", "its pods are still there"
+
+
+def test_ready_says_how_many_of_the_pods_are_ready() -> None:
+    partly = told(serves(servers={V1: Server(2, 1, None, 2)}))
+    [ready] = [c for c in partly.conditions if c.type == "Ready"]
+    assert (ready.status, ready.reason) == ("True", "Stable") and "1 of 2 pods" in ready.message
+    wholly = told(serves(servers={V1: b.ready()}))
+    assert "pods" not in next(c.message for c in wholly.conditions if c.type == "Ready")
 
 
 def test_nothing_yet() -> None:

@@ -76,8 +76,13 @@ def test_a_candidate_gets_pods_when_it_is_prepared_and_loses_them_when_it_failed
     assert replicas_of(b.second("Failed", changes={"outcome": "Rejected", "reason": "x"})) == {V1: 2}
 
 
-def test_a_candidate_is_never_scaled_to_zero() -> None:
-    assert replicas_of(b.second("Provision", wanted=b.spec(2, replicas=0))) == {V1: 0, V2: 1}
+def test_a_candidate_on_trial_is_never_scaled_to_zero() -> None:
+    """Its trial ends first, or goes back to Provision; there neither revision has pods."""
+    none = b.spec(2, replicas=0)
+    waiting = {"reason": "ScaledToZero", "message": "waits"}
+    assert replicas_of(b.second("Provision", wanted=none, changes=waiting)) == {V1: 0, V2: 0}
+    assert replicas_of(b.second("Promote", wanted=none, servers=pods((2, 2), (2, 2)))) == {V1: 2, V2: 2}
+    assert replicas_of(b.second("Bake", wanted=none, changes={"step": b.step(3, 100)}))[V2] == 1
 
 
 def test_stable_is_not_scaled_down_while_traffic_is_divided() -> None:

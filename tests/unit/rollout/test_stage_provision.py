@@ -20,12 +20,6 @@ def test_every_replica_has_to_serve_the_model_first() -> None:
     assert b.moved(decide(b.second("Provision", servers=pods(2)), b.START)).stage == "Evaluate"
 
 
-def test_a_model_scaled_to_zero_is_proven_on_one_pod() -> None:
-    spec = b.spec(2, replicas=0)
-    assert b.moved(decide(b.second("Provision", wanted=spec, servers=pods(0)), b.START)).stage == "Provision"
-    assert b.moved(decide(b.second("Provision", wanted=spec, servers=pods(1)), b.START)).stage == "Evaluate"
-
-
 def test_a_rollback_by_hand_goes_on_to_promote() -> None:
     s = b.second("Provision", changes={"mode": "Rollback"})
     assert b.moved(decide(s, b.START)).stage == "Promote", "what is proven stays proven"

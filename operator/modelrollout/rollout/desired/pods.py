@@ -58,7 +58,9 @@ def replicas_with_traffic(s: Specified) -> dict[str, int]:
             counts[stable] = max(shared.stable_replicas, stable_floor(s.spec))
     if new and new != stable and rollout:
         counts[new] = max(1, full) if shared is None or rollout.stage == "Bake" else canary_room(s.spec)
-        if rollout.stage == "Revert":
+        if full == 0 and rollout.stage in ("Provision", "Evaluate", "Shadow"):
+            counts[new] = 0  # it waits for replicas
+        elif rollout.stage == "Revert":
             counts[new] = s.server(new).desired_replicas or counts[new]
         elif s.exact_weights and rollout.stage in ("Provision", "Evaluate", "Shadow"):
             counts[new] = trial_pods(s)
@@ -103,7 +105,8 @@ def replicas(s: Specified, now: datetime) -> dict[str, int]:
             counts[taken_over.revision], s.server(taken_over.revision).desired_replicas
         )
     for revision in left:
-        counts.setdefault(revision, s.server(revision).desired_replicas or max(1, full))
+        size = s.server(revision).desired_replicas if revision in s.servers else max(1, full)
+        counts[revision] = max(counts.get(revision, 0), size)
     return counts
 
 

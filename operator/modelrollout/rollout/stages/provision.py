@@ -36,6 +36,8 @@ def provision(s: InFlight, now: datetime) -> Transition:
     rollout = s.rollout
     if rollout.queue is not None:
         return wait_in_queue(s, rollout.queue, now)
+    if rollout.reason == Reason.SCALED_TO_ZERO:  # spec asks for pods again
+        return Transition(enter(s.status, "Provision", now, queue=queued(s, now)))
     server = s.server(rollout.revision)
     needed = replicas_with_traffic(s)[rollout.revision or ""]
     if server.ready >= needed:
