@@ -1202,6 +1202,17 @@ class Reason(StrEnum):
         ROLLOUT,
         "a step passed without proof, because `onInconclusive` is Promote",
     )
+    STABLE_DEAD = (
+        "StableDead",
+        ROLLOUT,
+        "no pod of stable has been ready for a minute, so the new version is judged without a comparison"
+        " and takes over",
+    )
+    STABLE_BACK = (
+        "StableBack",
+        ROLLOUT,
+        "stable is ready again before the new version was promoted: it is compared after all",
+    )
     ROUTES_NARROWED = (
         "RoutesNarrowed",
         ROLLOUT,

@@ -98,6 +98,7 @@ RULES = [
             {"freezeWindows": [{"start": "2026-11-22T12:01:00Z", "end": "2026-11-22T12:20:00Z"}]},
             {"limits": {"concurrentRollouts": 1}},
             {"gates": {"unknown": True}},
+            {"gates": {"deadStable": "Forbid"}},
         )
     ),
 ]
@@ -127,6 +128,7 @@ class RolloutMachine(RuleBasedStateMachine):
         verdict=st.sampled_from(["Successful", "Inconclusive", None]),
         gpus=st.sampled_from([None, None, 2, 3, 4]),
         surge=st.sampled_from(SURGES),
+        outage=st.sampled_from([None, None, 5.0, 61.0]),
     )
     def begin(
         self,
@@ -142,8 +144,11 @@ class RolloutMachine(RuleBasedStateMachine):
         verdict: Any,
         gpus: int | None,
         surge: dict[str, Any],
+        outage: float | None,
     ) -> None:
-        """Most runs begin with a version that serves, and with the next one under way."""
+        """Most runs begin with a version that serves, and with the next one under way; in some the
+        first one has just died.
+        """
         self.spec_changes: dict[str, Any] = {
             "version": 1,
             "gateway": gateway,
@@ -166,6 +171,8 @@ class RolloutMachine(RuleBasedStateMachine):
         self.world.verdict = verdict
         if serves:
             self.all_goes_well_for_a_while(rounds)
+            if outage is not None:
+                self.stable_dies(outage, verdict, 1)
 
     def spec(self) -> Any:
         made = {**self.spec_changes}
@@ -249,6 +256,24 @@ class RolloutMachine(RuleBasedStateMachine):
         servers = sorted(self.world.servers)
         if which < len(servers):
             self.world.pods(servers[which], ready, problem if ready == 0 else None)
+
+    @precondition(lambda self: self.world.status.stable is not None and in_flight(self.world.status.rollout))
+    @rule(
+        seconds=st.sampled_from([5.0, 61.0, 61.0, 4000.0]),
+        verdict=st.sampled_from(["Successful", "Failed", "Inconclusive", None]),
+        rounds=st.integers(0, 4),
+    )
+    def stable_dies(self, seconds: float, verdict: Any, rounds: int) -> None:
+        assert self.world.status.stable is not None
+        self.world.kill(self.world.status.stable.revision)
+        self.world.reconcile()
+        self.world.tick(seconds)
+        self.traffic_flows(verdict, rounds)
+
+    @rule(rounds=st.integers(0, 2))
+    def the_dead_come_back(self, rounds: int) -> None:
+        self.world.dead.clear()
+        self.all_goes_well_for_a_while(rounds)
 
     @rule(rounds=st.integers(0, 3), replicas=st.integers(1, 3))
     def to_zero_and_back(self, rounds: int, replicas: int) -> None:
@@ -465,6 +490,7 @@ class RolloutMachine(RuleBasedStateMachine):
             return
         world = self.world
         world.refusal, world.rules, world.gpus = None, NO_RULES, None
+        world.dead.clear()
         if world.spec is None or world.spec.serving.replicas == 0:  # a new version waits for replicas
             self.edit(replicas=max(1, self.spec_changes["replicas"]))
         for _ in range(3):

@@ -183,7 +183,7 @@ def rises(deployments: Sequence[Object], routes: Sequence[Object], own: Collecti
     of an operator, and a pass that began before a status was emptied cannot know of it. A revision
     may have what its step has, and a step may be entered when each one below it has a Successful
     verdict or an override; all traffic when it is stable, or is being promoted with all steps
-    passed.
+    passed or after it has taken over from a dead stable.
     """
     forbidden, before, turn = [], dict[str, int](), 0
     states = [d for d in deployments if _version(d) not in own]
@@ -219,8 +219,11 @@ def allowed(deployment: Object, revision: str) -> int:
     passed = {e["index"] for e in rollout.get("history", []) if e["verdict"] == "Successful"}
     steps = deployment["spec"]["rollout"]["canary"]["steps"]
     if rollout["stage"] == "Promote":
+        taken_over = (rollout.get("step") or {}).get("weight") == 100
         return (
-            100 if passed >= set(range(len(steps))) else max((steps[i]["weight"] for i in passed), default=0)
+            100
+            if taken_over or passed >= set(range(len(steps)))
+            else max((steps[i]["weight"] for i in passed), default=0)
         )
     step = rollout["step"]
     return int(step["weight"]) if passed >= set(range(step["index"])) or step.get("override") else 0

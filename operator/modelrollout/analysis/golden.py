@@ -109,5 +109,9 @@ def _alone(
     return evidence(
         "Successful",
         Reason.WITHIN_LIMITS,
-        numbers if golden.min is None else f"{numbers}, min {golden.min:g}",
+        (
+            f"{numbers}; it proves nothing: there is no stable to compare with, and no min"
+            if golden.min is None
+            else f"{numbers}, min {golden.min:g}"
+        ),
     )

@@ -140,6 +140,11 @@ def judge(
     )
 
 
+def has_own_limit(metric: Metric) -> bool:
+    """Whether the metric can be judged without stable: by a query, or by an absolute limit."""
+    return metric.query is not None or _limit(metric) is not None
+
+
 def _judge_value(metric: Metric, value: float | None) -> MetricStatus:
     def status(verdict: VerdictName, reason: str, message: str) -> MetricStatus:
         return MetricStatus(

@@ -13,6 +13,7 @@ from typing import Protocol
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.config import OperatorConfig
 from modelrollout.controller.apply.actor import Actor, ChildRefused
+from modelrollout.controller.lookups.dead_stable import reread_dead_stable
 from modelrollout.controller.lookups.gateways import Gateways
 from modelrollout.controller.lookups.lookups import LookedUp, Lookups
 from modelrollout.controller.observe.observation import Observation, observe
@@ -122,6 +123,8 @@ class Reconciler:
             refused = refused or Problem(e.reason, e.message)
         try:
             if await self._lookups.hostnames.settle(observation):
+                return 0.0
+            if await reread_dead_stable(self._kube, self._cache, observation, self._now()):
                 return 0.0
             looked_up = await self._lookups.look_up(observation)
         except Forbidden as e:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.analysis.eta import counted_seconds, delay_seconds, paces
+from modelrollout.analysis.judge import has_own_limit
 from modelrollout.analysis.measurement import Counts, Measurement, carried_of, counts_of, fold_in, judge_all
 from modelrollout.analysis.metrics import effective_metrics
 from modelrollout.analysis.plausibility import share_off_weight
@@ -16,6 +17,7 @@ from modelrollout.analysis.target import Profile
 from modelrollout.analysis.verdict import combine, parts_of
 from modelrollout.api.times import since
 from modelrollout.api.v1alpha1 import REQUEST_METRICS, Metric, MetricStatus
+from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of
 from modelrollout.rollout.snapshot import Assessment, Observed, baseline, rollout_of, step_of
@@ -31,6 +33,10 @@ def metrics_due(s: Observed, now: datetime, profile: Profile) -> list[Metric] | 
     metrics = effective_metrics(analysis, s.templates, s.mandatory, profile)
     if isinstance(metrics, MeasurementProblem):
         return Assessment("Error", metrics.reason, metrics.message, tuple(step.metrics))
+    if rollout_of(s.status).uncompared_since is not None:
+        metrics = [m for m in metrics if has_own_limit(m)]
+        if not metrics:
+            return Assessment("Inconclusive", Reason.NO_METRICS, "no metric has a limit without stable")
     delay = delay_seconds(step, analysis)
     if delay and counted_seconds(step, analysis, now) <= 0:
         waited = since(step.observed_since, now) if step.observed_since else 0.0
@@ -71,7 +77,8 @@ def assess(
             name: (_by_weight(m, counted.get(name, Counts()), step.weight) if name in REQUEST_METRICS else m)
             for name, m in measured.items()
         }
-    onward = strategy.next_weight(steps, strategy.locate(steps, step))
+    alone = rollout.uncompared_since is not None
+    onward = 100 if alone else strategy.next_weight(steps, strategy.locate(steps, step))
     statuses = judge_all(
         parts_of(metrics), measured, step.metrics, carried, step.weight, onward, now, simultaneous=not bakes
     )

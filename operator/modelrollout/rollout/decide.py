@@ -8,6 +8,7 @@ from datetime import datetime
 from modelrollout.reasons import Reason
 from modelrollout.rollout import verbs
 from modelrollout.rollout.compatibility import is_declared
+from modelrollout.rollout.dead_stable import seconds_until_dead
 from modelrollout.rollout.desired import desired, desired_traffic_only
 from modelrollout.rollout.desired.pods import has_all_pods
 from modelrollout.rollout.desired.revisions import revision_status
@@ -32,6 +33,7 @@ from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.promote import end_revert
 from modelrollout.rollout.stages.scaled_to_zero import wait_for_replicas
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS
+from modelrollout.rollout.stages.without_stable import follow_stable, keep_what_serves
 from modelrollout.rollout.status import changed_condition_events, derive_status
 from modelrollout.rollout.transitions import (
     allocate,
@@ -68,6 +70,9 @@ def decide(s: Snapshot, now: datetime) -> Plan:
         *still_draining(s, now).values(),
         *([] if transition.requeue_after is None else [transition.requeue_after]),
     ]
+    dead_in = seconds_until_dead(s, now, s.leading_since) if in_flight(s.status.rollout) else None
+    if dead_in is not None and dead_in > 0:
+        waits.append(dead_in)
     if (not waits and s.spec_problem) or waiting_restart(s, s.status) is not None:
         # the cause may lie in another object, whose events do not wake this ModelDeployment
         waits.append(CHECK_SECONDS)
@@ -153,6 +158,8 @@ def end_superseded(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
         still_requested = rollout.input_hash == input_hash(s)
     if still_requested:
         return None
+    if kept := keep_what_serves(s, now):
+        return kept
     message = f"spec (generation {s.generation}) requests another version"
     end = revert if STAGES[rollout.stage].carries_weight else fail
     return Transition(
@@ -185,6 +192,8 @@ def end_overdue(s: Snapshot, now: datetime) -> Transition | None:
         return None
     if rollout.stage == "Promote" and (s.status.stable is None or has_all_pods(s)):
         return None  # it is about to finish
+    if kept := keep_what_serves(s, now):
+        return kept
     event = (Event(problem.reason, problem.message, "Warning"),)
     if STAGES[rollout.stage].carries_weight and s.status.stable is not None:
         return Transition(revert(s.status, now, "RolledBack", problem.reason, problem.message), event)
@@ -284,6 +293,7 @@ CHECKS: tuple[Check, ...] = (
     end_overdue,
     enlarge_slot,
     wait_for_replicas,
+    follow_stable,
     run_stage,
     start_rollout,
 )

@@ -29,6 +29,8 @@ def sanitize(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
     drains = [d for d in status.draining if _is_time(d.until)]
     if drains != status.draining:
         changes["draining"] = drains
+    if status.stable_down_since is not None and not _is_time(status.stable_down_since):
+        changes["stable_down_since"] = None
     rollout = status.rollout
     if rollout is not None and not all(_is_usable(m) for e in rollout.history for m in e.metrics):
         history = [
@@ -81,6 +83,8 @@ def _is_consistent(status: ModelDeploymentStatus, rollout: RolloutStatus) -> boo
         ]
     if rollout.slot is not None:
         times.append(rollout.slot.since)
+    if rollout.uncompared_since is not None:
+        times.append(rollout.uncompared_since)
     if not all(map(_is_time, times)):
         return False
     if rollout.stage == "Failed":

@@ -352,12 +352,18 @@ def serving_revision(status: ModelDeploymentStatus) -> RevisionRef | None:
     return status.stable
 
 
-def baseline(s: Observed) -> RevisionRef | None:
-    """The stable revision that the one in flight is compared with; None if there is none, or if
-    stable itself is being rolled out again.
+def predecessor(s: Observed) -> RevisionRef | None:
+    """The stable revision that the one in flight is to replace; None if there is none, or if stable
+    itself is being rolled out again.
     """
     stable, rollout = s.status.stable, s.status.rollout
     return None if stable is None or (rollout and rollout.revision == stable.revision) else stable
+
+
+def baseline(s: Observed) -> RevisionRef | None:
+    """The predecessor, if the revision in flight is compared with it: not while it is dead."""
+    rollout = s.status.rollout
+    return predecessor(s) if rollout is None or rollout.uncompared_since is None else None
 
 
 def rollout_id(rollout: RolloutStatus) -> str:

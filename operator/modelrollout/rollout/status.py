@@ -23,6 +23,7 @@ from modelrollout.api.v1alpha1 import (
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
+from modelrollout.rollout.dead_stable import down_since
 from modelrollout.rollout.desired.pods import real_share
 from modelrollout.rollout.desired.traffic import split
 from modelrollout.rollout.plan import Event
@@ -97,6 +98,7 @@ def derive_status(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> 
             ),
             "replicas": server.replicas if server else 0,
             "ready_replicas": server.ready if server else 0,
+            "stable_down_since": down_since(s, status, now),
             "selector": (
                 ",".join(f"{k}={v}" for k, v in (selector | {names.LABEL_REVISION: loaded.revision}).items())
                 if loaded

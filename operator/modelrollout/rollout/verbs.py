@@ -10,6 +10,7 @@ from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RestartStatus, UserPause
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
+from modelrollout.rollout.dead_stable import is_all_that_serves
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of, within_window
 from modelrollout.rollout.policy.rules import active_freeze
@@ -226,6 +227,8 @@ def _abort(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
 
 def _end(s: Snapshot, now: datetime, reason: str, message: str) -> Transition:
     rollout = rollout_of(s.status)
+    if is_all_that_serves(s):
+        message = f"{message}; no pod of stable is ready, so clients get no answers until one is"
     end = revert if STAGES[rollout.stage].carries_weight and s.status.stable else fail
     return Transition(end(s.status, now, "Aborted", reason, message), (Event(reason, message),))
 

@@ -148,6 +148,7 @@ class ModelCluster:
     names_since: datetime | None = None  # when it took over a host name
     slot: bool = True  # whether a queued rollout gets its slot
     gpus: int | None = None  # pods that find a GPU; None: all
+    dead: set[str] = field(default_factory=set)  # revisions whose pods never get ready
     # what the checks remember
     history: list[RolloutStatus] = field(default_factory=list)
     outcomes: dict[str, str] = field(default_factory=dict)
@@ -158,6 +159,7 @@ class ModelCluster:
     pinned_against: dict[str, Any] = field(default_factory=dict)
     known_stable: str | None = None  # served when status was lost
     deciding: Snapshot | None = None
+    last_ready: dict[str, datetime] = field(default_factory=dict)  # when a revision had a ready pod
 
     # --- the operator
 
@@ -390,6 +392,7 @@ class ModelCluster:
     def tick(self, seconds: float) -> None:
         """Time passes; the data plane takes up what the gateway accepted within the settle time."""
         self.now += timedelta(seconds=seconds)
+        self.last_ready |= {name: self.now for name, p in self.servers.items() if p.ready}
         if self.arriving and (self.now - self.arriving[0]).total_seconds() >= SETTLE * 0.9:
             self.plane, self.plane_mirror, self.arriving = self.arriving[1], self.arriving_mirror, None
         if self.tried and seconds >= SETTLE * 0.9:
@@ -410,10 +413,20 @@ class ModelCluster:
         if name in self.servers:
             self.servers[name].ready = min(ready, self.servers[name].asked)
             self.servers[name].problem = problem
+            if self.servers[name].ready:
+                self.last_ready[name] = self.now
+
+    def kill(self, name: str) -> None:
+        """The pods of a revision die for good."""
+        self.dead.add(name)
+        self.pods(name, 0, Problem("ServerCrashed", "it crashes at its start"))
 
     def schedule(self) -> None:
         """Every pod starts that finds a GPU."""
         for name, pods in self.servers.items():
+            if name in self.dead:
+                self.pods(name, 0, Problem("ServerCrashed", "it crashes at its start"))
+                continue
             others = sum(other.ready for o, other in self.servers.items() if o != name)
             ready = pods.asked if self.gpus is None else max(pods.ready, min(pods.asked, self.gpus - others))
             self.pods(
@@ -670,7 +683,13 @@ class ModelCluster:
             and old.stage == "Promote"
             and self._is_proven_worse()
         ):
-            assert new.stage in ("Canary", "Revert"), "what is proven worse waits for no more pods"
+            assert new.stage in ("Canary", "Revert") or self._serves_alone(before, after), (
+                "what is proven worse waits for no more pods"
+            )
+        if old is not None and same and new is not None and new.stage == "Revert" != old.stage:
+            self._check_revert(before, new)
+        if after.stable is not None and before.stable is not None and not self.damaged:
+            self._check_succession(before.stable.revision, after.stable.revision)
         if old is not None and same and new is not None and old.stage == "Revert":
             assert new.stage in ("Revert", "Failed"), "a rollback does not turn round"
         assert len({c.type for c in after.conditions}) == len(after.conditions)
@@ -679,6 +698,35 @@ class ModelCluster:
         if truth["Ready"] == "True" and self.deciding and self.spec:
             stable = self.deciding.revision(after.stable.revision if after.stable else None)
             assert stable is not None and stable.is_version(self.spec), "Ready speaks of the present spec"
+
+    def _serves_alone(self, before: ModelDeploymentStatus, after: ModelDeploymentStatus) -> bool:
+        """Whether the transition gives what it does because stable has no ready pod."""
+        new = after.rollout
+        recorded = new is not None and new.history and new.history[-1].reason == "StableDead"
+        return bool(recorded and before.stable and not self._ready(before.stable.revision))
+
+    def _ready(self, revision: str | None) -> int:
+        return self.deciding.server(revision).ready if self.deciding else 0
+
+    def _check_takeover(self, before: ModelDeploymentStatus) -> None:
+        """Only the traffic of a stable that has had no ready pod for a minute is taken over."""
+        assert before.stable is not None and not self._ready(before.stable.revision)
+        last = self.last_ready.get(before.stable.revision)
+        assert last is None or (self.now - last).total_seconds() >= 50, "stable is not dead"
+        assert not any(gates.dead_stable == "Forbid" for _, gates in self.rules.gates), "it is forbidden"
+
+    def _check_revert(self, before: ModelDeploymentStatus, new: RolloutStatus) -> None:
+        """Invariant 2: only a person takes weight from ready pods for a stable without any."""
+        assert before.stable is not None and self.deciding is not None
+        stable = self.deciding.server(before.stable.revision)
+        serves_alone = self.weight(before) and self._ready(new.revision) and not stable.ready
+        by_a_person = new.outcome in ("Aborted", "Superseded") or new.reason == "SlotHeldTooLong"
+        assert by_a_person or not (serves_alone and stable.desired_replicas), "the weight goes to no pod"
+
+    def _check_succession(self, former: str, stable: str) -> None:
+        """Invariant 2: stable changes once the data plane sends all traffic to its successor."""
+        if former != stable and self.spec is not None and self.spec.traffic.gateway is not None:
+            assert dict(self.plane) | {former: 0} == {former: 0, stable: 100}, f"{self.plane}"
 
     def _is_proven_worse(self) -> bool:
         s = self.deciding
@@ -773,14 +821,19 @@ class ModelCluster:
                 and self.spec.rollout.on_inconclusive == "Promote"
                 and old.paused_by_user is None
             )
-            assert waited or proven or override or soaked or policy, (
+            alone = self._serves_alone(before, after) and not proven
+            if alone:
+                self._check_takeover(before)
+            assert waited or proven or override or soaked or policy or alone, (
                 f"{old.step} -> {new.step}: nobody proved it"
             )
             if not waited:
                 assert new.history[-1].weight == old.step.weight, "the verdict is of the step before"
             asked = [step.weight for step in steps if step.weight is not None]
             nearest = min((w for w in asked if w > old.step.weight), default=100)
-            assert self.weight(after) == nearest or verb == "promote-full", "a step was left out"
+            assert self.weight(after) == nearest or verb == "promote-full" or new.uncompared_since, (
+                "a step was left out"
+            )
         elif old.stage == "Shadow":
             assert old.shadow is not None and old.shadow.phase == "Leaving"
             assert self.plane_mirror is None or self.damaged, "the data plane still mirrors"
@@ -796,6 +849,7 @@ class ModelCluster:
                 self.spec.rollout.shadow is None
                 or before.stable is None
                 or before.stable.revision == new.revision
+                or new.uncompared_since
             )
             golden = self.spec is not None and self.spec.rollout.analysis.golden is not None
             assert not golden or (s.evaluation is not None and s.evaluation.verdict == "Successful"), (
@@ -958,7 +1012,9 @@ class ModelCluster:
             assert set(others) <= {rollout.revision} and all(
                 w <= rollout.step.weight for w in others.values()
             )
-            assert shares[stable] > 0 and self.service == stable
+            alone = rollout.uncompared_since is not None and rollout.step.weight == 100
+            assert shares.get(stable, 0) > 0 or alone, "stable stays in the route unless it is dead"
+            assert self.service == max(shares, key=lambda name: (name == stable, shares[name]))
         if rollout is None or rollout.stage != "Shadow":
             assert self.route_mirror is None, "only the shadow mirrors"
         if self.mirror is not None and self.accepted:

@@ -91,6 +91,15 @@ def test_a_weight_that_nothing_allows_is_found(before: Object, weight: int, most
     assert f"{most} % were allowed" in rise.text
 
 
+def test_who_has_taken_over_from_a_dead_stable_may_have_everything() -> None:
+    taken = in_flight(1, "Canary", index=0)
+    taken["status"]["rollout"]["step"] |= {"weight": 100, "override": "StableDead: stable is gone"}
+    promoted = copy.deepcopy(taken) | {"metadata": about("m", 3)}
+    promoted["status"]["rollout"]["stage"] = "Promote"
+    routes = [route(0, m_old=100), route(2, m_new=100), route(4, m_old=100), route(5, m_new=100)]
+    assert truth.rises([STABLE, taken, promoted], routes, ()) == []
+
+
 def test_what_counts_is_the_state_before_the_write() -> None:
     routes = [route(0, m_old=100), route(2, m_old=70, m_new=30)]
     assert len(truth.rises([STABLE, in_flight(3, "Canary", index=0)], routes, ())) == 1

@@ -125,6 +125,15 @@ def test_the_terminal_shows_all_the_evidence(cli: Cli, ended: FakeKube) -> None:
         assert any(all(w in line for w in words) for line in text.splitlines()), f"{words}\n{text}"
 
 
+def test_a_version_that_was_not_compared_says_why(cli: Cli, kube: FakeKube) -> None:
+    alone = {"index": 0, "weight": 100, "verdict": "Inconclusive", "reason": "StableDead", "seconds": 9.0}
+    kube.add(MODEL_REVISION, revision("digits-8d1b", 3, "Promoted", artifact=ARTIFACT, steps=[alone]))
+    kube.add(MODEL_DEPLOYMENT, deployment(phase="Stable", stable=STABLE))
+    [note] = json.loads(ran(cli, "digits/3", "-o", "json"))["notes"]
+    assert "StableDead" in note and "nothing was compared" in note
+    assert "StableDead" in ran(cli, "digits/3")
+
+
 def test_what_tuning_found_is_told(cli: Cli, kube: FakeKube) -> None:
     trial = {"instances": 2, "batch": 16, "queueDelayMicroseconds": 500, "throughput": 900, "latencyMs": 40}
     tuning = {

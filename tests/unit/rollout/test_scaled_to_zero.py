@@ -166,3 +166,4 @@ def test_at_rest_zero_replicas_are_ready_and_not_available() -> None:
     lived(world, 3)
     rows = {c.type: (c.status, c.reason) for c in world.status.conditions}
     assert rows["Available"] == ("False", "ScaledToZero") and rows["Ready"] == ("True", "ScaledToZero")
+    assert world.status.stable_down_since is None

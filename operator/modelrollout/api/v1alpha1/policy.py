@@ -51,6 +51,7 @@ Moment = Annotated[
 
 # whether ModelDeployments may have PromQL of their own, or only policies
 Queries = Literal["Templates", "Own"]
+DeadStable = Literal["Allow", "Forbid"]
 
 
 class PolicySelector(ApiModel):
@@ -195,6 +196,14 @@ class PolicyGates(ApiModel):
         None,
         description=(
             "No progressDeadline is shorter, whatever a spec says: evidence has that much time to come."
+        ),
+    )
+    dead_stable: DeadStable | None = Field(
+        None,
+        description=(
+            "Whether a new version may take over without a comparison once no pod of stable has been ready"
+            " for a minute. Forbid: the rollout waits for a person to promote it. Left out: Allow. Where"
+            " several policies say it, each must say Allow."
         ),
     )
     queries: Queries | None = Field(

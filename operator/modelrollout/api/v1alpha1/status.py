@@ -187,6 +187,13 @@ class RolloutStatus(StatusModel):
     queue: QueueStatus | None = None
     slot: SlotStatus | None = None
     in_place: InPlaceStatus | None = None
+    uncompared_since: str | None = Field(
+        None,
+        description=(
+            "Since when the revision has been judged without a comparison, because stable is dead: pods of it"
+            " are asked for, and none has been ready for a minute. It stays when the rollout has ended so."
+        ),
+    )
     step: StepStatus | None = None
     reason: str | None = None
     message: str | None = None
@@ -254,6 +261,13 @@ class ModelDeploymentStatus(StatusModel):
     phase: Phase = "Pending"
     conditions: Annotated[list[Condition], ListMapKey("type")] = Field(default_factory=list)
     stable: RevisionRef | None = None
+    stable_down_since: str | None = Field(
+        None,
+        description=(
+            "Since when no pod of stable is ready although some are asked for. After spec.serving.replicas"
+            " was 0 it is the time at which startupTimeout ends."
+        ),
+    )
     draining: Annotated[list[Draining], ListMapKey("revision")] = Field(
         default_factory=list,
         description="Revisions that have lost their traffic and keep their pods for a while.",

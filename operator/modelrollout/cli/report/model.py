@@ -25,6 +25,7 @@ from modelrollout.api.v1alpha1 import (
 from modelrollout.cli.cluster import Revision, Rollout
 from modelrollout.cli.errors import Refused
 from modelrollout.cli.verbs import find_revision, in_flight
+from modelrollout.reasons import Reason
 from modelrollout.rollout.stages.tune import settings
 from modelrollout.statistics.paired import drop_interval
 
@@ -179,6 +180,11 @@ def of(rollout: Rollout, revision: Revision) -> Report:
         )
     if steps and spec is not None and spec.traffic.gateway is None:
         notes.append(f"{NO_CLIENT_ERRORS[0].upper()}{NO_CLIENT_ERRORS[1:]}.")
+    if any(s.reason == Reason.STABLE_DEAD for s in steps):
+        notes.append(
+            f"{Reason.STABLE_DEAD}: no pod of stable was ready, so from then on nothing was compared with it;"
+            " only limits of the version's own were judged."
+        )
     return Report(
         deployment=rollout.name,
         namespace=rollout.namespace,

@@ -31,7 +31,9 @@ def stage_job(s: Observed) -> tuple[str, str] | None:
     if rollout.stage == "Evaluate" and golden:
         # Edited golden data needs another Job. Edited budgets do not: the verdict reads the present
         # ones.
-        data = golden.model_dump(mode="json", exclude={"max_drop", "min"})
+        data: object = golden.model_dump(mode="json", exclude={"max_drop", "min"})
+        if rollout.uncompared_since is not None:
+            data = [data, "without stable"]
         return names.COMPONENT_EVALUATE, names.stage_job_name(
             rollout.revision, "evaluate", names.short_hash([rollout_id(rollout), data], 4)
         )

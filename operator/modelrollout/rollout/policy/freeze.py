@@ -10,6 +10,7 @@ from datetime import datetime
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.reasons import Reason
+from modelrollout.rollout.dead_stable import has_taken_over
 from modelrollout.rollout.desired.pods import has_all_pods, has_pods_for
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.rules import active_freeze
@@ -65,7 +66,8 @@ def _is_pending_rise(s: Specified, transition: Transition) -> bool:
     ):
         return False
     step, last_reason = rollout.step, rollout.history[-1].reason if rollout.history else None
-    if step.override is not None or (rollout.stage == "Promote" and last_reason == Reason.PROMOTED_BY_USER):
+    by_hand = step.override is not None and not has_taken_over(rollout)
+    if by_hand or (rollout.stage == "Promote" and last_reason == Reason.PROMOTED_BY_USER):
         return False
     if rollout.stage == "Promote":
         return not has_all_pods(s)

@@ -12,7 +12,7 @@ from datetime import datetime
 from modelrollout.api.times import since
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Step, seconds
 from modelrollout.rollout import strategy
-from modelrollout.rollout.snapshot import Observed, Revision, baseline, in_flight
+from modelrollout.rollout.snapshot import Observed, Revision, in_flight, predecessor
 from modelrollout.rollout.transitions import weight
 from modelrollout.rollout.views import Specified
 
@@ -60,7 +60,7 @@ def unproven_weight(s: Observed, status: ModelDeploymentStatus) -> str | None:
     if (
         rollout is None
         or most is None
-        or baseline(s) is None
+        or predecessor(s) is None
         or weight(status) <= max(most, weight(s.status))
     ):
         return None

@@ -29,6 +29,7 @@ from modelrollout.rollout.stages.judging import (
 from modelrollout.rollout.stages.next_stage import advance, begin_trial
 from modelrollout.rollout.stages.spec import StageSpec
 from modelrollout.rollout.stages.waiting import remaining, wait
+from modelrollout.rollout.stages.without_stable import try_without_stable
 from modelrollout.rollout.transitions import change, record
 from modelrollout.rollout.views import AtStep
 
@@ -46,6 +47,8 @@ def canary(s: AtStep, now: datetime) -> Transition:
     effective_step = strategy.with_traffic(step)
     if s.assessment and s.assessment.verdict == "Failed" and effective_step.phase != "Shifting":
         return proven_worse(_at(s, effective_step), s.assessment, now)
+    if alone := try_without_stable(s, now):
+        return alone
     if step.phase == "Shifting":
         return _shifting(s, now)
     if step.phase == "Paused":

@@ -7,21 +7,27 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.v1alpha1 import EvaluationEvidence
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
+from modelrollout.rollout.dead_stable import is_down
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.requirements import golden_violation
-from modelrollout.rollout.stages.job import RESULT_LOST, failed_job, job_in_progress, retry_job
+from modelrollout.rollout.stages.job import RESULT_LOST, SOON_SECONDS, failed_job, job_in_progress, retry_job
 from modelrollout.rollout.stages.next_stage import after_evaluate
 from modelrollout.rollout.stages.spec import StageSpec
-from modelrollout.rollout.stages.waiting import wait_or_fail
+from modelrollout.rollout.stages.waiting import wait, wait_or_fail
 from modelrollout.rollout.transitions import change, fail
 from modelrollout.rollout.views import InFlight
 
+_STABLE_TROUBLE = (Reason.STABLE_FAILED, Reason.STABLE_WRONG_VERSION)  # says nothing of the candidate
+
 
 def evaluate(s: InFlight, now: datetime) -> Transition:
-    """The shadow or the trial once the Job's verdict is Successful; Rejected otherwise."""
+    """The shadow or the trial once the Job's verdict is Successful; Rejected otherwise. Without a
+    stable that answers, all that decides is ``min``.
+    """
     if (
-        s.status.stable is None
+        (s.status.stable is None or s.rollout.uncompared_since is not None)
         and s.rollout.mode == "Update"
         and (problem := golden_violation(s.rules, s.spec))
     ):
@@ -29,6 +35,10 @@ def evaluate(s: InFlight, now: datetime) -> Transition:
     if s.spec.rollout.analysis.golden is None:
         return Transition(after_evaluate(s, s.status, now))
     work, evidence = s.work, s.evaluation
+    if work.state == "Failed" and work.result and work.result.reason in _STABLE_TROUBLE:
+        problem = Problem(work.result.reason, work.result.message)
+        # whether stable comes back or is dead is decided within a minute
+        return wait(s, problem, SOON_SECONDS) if is_down(s) else retry_job(s, now, problem)
     if work.state == "Failed":
         return failed_job(s, work, now)
     if work.state != "Succeeded":

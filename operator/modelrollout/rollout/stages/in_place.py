@@ -11,7 +11,7 @@ from modelrollout.api.v1alpha1 import InPlaceStatus
 from modelrollout.reasons import Reason
 from modelrollout.rollout.desired.pods import canary_room, replicas_with_traffic, stable_floor
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.snapshot import baseline
+from modelrollout.rollout.snapshot import predecessor
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from modelrollout.rollout.transitions import change
 from modelrollout.rollout.views import InFlight
@@ -25,7 +25,7 @@ def release_stable_pods(s: InFlight) -> Transition | None:
     Two steps: first the new revision is reduced to what it needs, and only if that does not fit
     either does stable release as many pods.
     """
-    rollout, stable = s.rollout, baseline(s)
+    rollout, stable = s.rollout, predecessor(s)
     server, progress = s.server(rollout.revision), rollout.in_place
     if (
         s.spec.serving.surge != "InPlace"

@@ -22,6 +22,7 @@ from modelrollout.api.v1alpha1 import (
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
+from modelrollout.rollout.dead_stable import is_all_that_serves
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of, unproven_weight
 from modelrollout.rollout.snapshot import NOT_READY, Assessment, step_of
@@ -36,6 +37,7 @@ UNREACHABLE = Reason.DEADLINE_UNREACHABLE
 # The rate of samples is trusted after this time, and this share of progressDeadline.
 PLAN_AFTER_SECONDS, PLAN_AFTER_SHARE = 60.0, 0.05
 PLAN_SLACK = 1.25  # a deadline counts as out of reach once the estimate exceeds it by this factor
+_NO_STABLE = "no pod of stable is ready, so the weight stays where it is"
 MESSAGES_BYTES = 6 * 1024  # of all metrics of a step together
 
 
@@ -83,13 +85,15 @@ def error_of(assessment: Assessment) -> Problem | None:
 
 
 def proven_worse(s: AtStep, assessment: Assessment, now: datetime) -> Transition:
-    """All traffic back to stable; or pause for a person, if spec says so or if clients may have
-    caused the failure.
+    """All traffic back to stable; or pause for a person, if spec says so, if stable has no ready
+    pod, or if clients may have caused the failure.
     """
     status = record(with_metrics(s.status, assessment, now), "Failed", assessment.reason, now)
     cause = (
         "onFailure is Pause"
         if s.spec.rollout.on_failure == "Pause"
+        else _NO_STABLE
+        if is_all_that_serves(s)
         else _caused_by_clients(s.rollout.stage, s.step, assessment)
     )
     if cause is None:
@@ -149,8 +153,10 @@ def handle_inconclusive(
         paused = _pause(record(status, "Inconclusive", reason, now), step, "Inconclusive", text)
         return Transition(paused, (Event(Reason.INCONCLUSIVE, text, "Warning"),))
     status = record(status, "Inconclusive", reason, now)
-    if choice == "Rollback":
+    if choice == "Rollback" and not is_all_that_serves(s):
         return Transition(revert(status, now, "RolledBack", reason, text), (event,))
+    if choice == "Rollback":
+        text = f"{text}; {_NO_STABLE}"
     return Transition(_pause(status, step, "Inconclusive", f"{text}; promote or abort"), (event,))
 
 

@@ -11,7 +11,7 @@ from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Shadow, ShadowStatu
 from modelrollout.rollout import strategy
 from modelrollout.rollout.desired.pods import has_pods_for
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
-from modelrollout.rollout.snapshot import baseline, rollout_of, shadow_of, step_of
+from modelrollout.rollout.snapshot import baseline, predecessor, rollout_of, shadow_of, step_of
 from modelrollout.rollout.transitions import at_step, change, enter
 from modelrollout.rollout.views import Specified, SpecifiedSnapshot
 
@@ -58,11 +58,11 @@ def outputs_of(shadow: Shadow) -> str:
 
 
 def begin_trial(s: Specified, status: ModelDeploymentStatus, now: datetime) -> ModelDeploymentStatus:
-    """The first step of the strategy; promotion if there is no baseline, or if the first step
-    already has all traffic.
+    """The first step of the strategy; promotion if there is no stable to replace, or if the first
+    step already has all traffic.
     """
     first = steps_of(s)[0]
-    if baseline(s) is None or first.weight == 100:
+    if predecessor(s) is None or first.weight == 100:
         return enter(status, "Promote", now, paused_by_user=None)
     entered = status if rollout_of(status).stage == "Canary" else enter(status, "Canary", now)
     return at_step(

@@ -10,7 +10,7 @@ from modelrollout.api.v1alpha1 import Outcome, RolloutStatus
 from modelrollout.reasons import Reason
 from modelrollout.rollout.desired.pods import has_all_pods, scaling_problem
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.snapshot import NOT_READY, Snapshot, baseline
+from modelrollout.rollout.snapshot import NOT_READY, Snapshot, predecessor
 from modelrollout.rollout.stages.bake import begin_bake
 from modelrollout.rollout.stages.in_place import release_stable_pods
 from modelrollout.rollout.stages.judging import handle_inconclusive, interval, proven_worse
@@ -32,7 +32,7 @@ def promote(s: InFlight, now: datetime) -> Transition:
     if (left := _until_taken_up(s, rollout, now)) > 0:
         return wait(s, s.traffic.problem, left)
     proven = rollout.mode == "Rollback" and rollout.proven
-    if s.spec.rollout.bake is not None and baseline(s) is not None and not proven:
+    if s.spec.rollout.bake is not None and predecessor(s) is not None and not proven:
         return Transition(
             begin_bake(s, now),
             (Event(Reason.BAKE_STARTED, f"revision {rollout.revision} has all traffic and is watched"),),

@@ -56,6 +56,7 @@ def wait_for_replicas(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
         step=None,
         in_place=None,
         shadow=None,
+        uncompared_since=None,
         reason=_WAITING.reason,
         message=_WAITING.message,
     )

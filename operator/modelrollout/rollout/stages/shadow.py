@@ -15,6 +15,7 @@ from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, seconds
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
+from modelrollout.rollout.dead_stable import describe
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.snapshot import Assessment, shadow_of
 from modelrollout.rollout.stages.judging import (
@@ -57,6 +58,10 @@ def shadow(s: InShadow, now: datetime) -> Transition:
         return Transition(restarted)
     if at.phase == "Paused":  # for a cause: only a person ends it, with promote or abort
         return Transition(s.status, requeue_after=CHECK_SECONDS)
+    if s.rollout.uncompared_since is not None:
+        return Transition(
+            in_shadow(s.status, "Leaving", now, override=f"{Reason.STABLE_DEAD}: {describe(s)}")
+        )
     # clients may notice: the mirror goes at once
     if at.phase in ("Mirroring", "Observing") and s.traffic.problem is not None:
         return _inconclusive(s, s.traffic.problem.reason, s.traffic.problem.message, now)

@@ -8,6 +8,7 @@ from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import seconds
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
+from modelrollout.rollout.dead_stable import COMPARING_STAGES, seconds_until_dead
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.transitions import change, cut, fail
 from modelrollout.rollout.views import InFlight
@@ -42,7 +43,7 @@ def remaining(s: InFlight, now: datetime, idle_since: str | None = None) -> floa
 
     It stands still while a person has paused the rollout. A new leader gives every stage
     ``GRACE_SECONDS`` (or the whole deadline, if that is shorter), since the deadline may have
-    passed while there was no leader.
+    passed while there was no leader. Nor does it pass before it is decided whether stable is dead.
     """
     rollout = s.rollout
     if rollout.paused_by_user is not None:
@@ -53,7 +54,9 @@ def remaining(s: InFlight, now: datetime, idle_since: str | None = None) -> floa
     bake = seconds(s.spec.rollout.bake) if rollout.stage == "Bake" and s.spec.rollout.bake else 0.0
     left = bake + limit - since(start, now)
     grace = min(limit, GRACE_SECONDS) - since(stamp(s.leading_since), now) if s.leading_since else left
-    return max(left, grace)
+    compares = rollout.stage in COMPARING_STAGES and rollout.uncompared_since is None
+    dead_in = seconds_until_dead(s, now, s.leading_since) if compares else None
+    return max(left, grace, left if dead_in is None else dead_in)
 
 
 def wait_or_fail(

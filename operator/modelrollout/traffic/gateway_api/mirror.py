@@ -24,7 +24,7 @@ from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.resources.common import Object, Owner
 from modelrollout.resources.comparer import comparer, comparer_service
-from modelrollout.rollout.snapshot import Observed, Server, Split, Traffic, baseline
+from modelrollout.rollout.snapshot import Observed, Server, Split, Traffic, predecessor
 from modelrollout.traffic.base import GatewayFacts, LiveObjects, SplitWriter
 from modelrollout.traffic.gateway_api.features import (
     PERCENTAGE_MIRROR,
@@ -89,7 +89,7 @@ def mirror_of(s: Observed) -> MirrorTarget | None:
     """The mirror that the written state calls for. After Revert its objects stay while the canary
     drains (``controller.apply.prune``).
     """
-    rollout, stable = s.status.rollout, baseline(s)
+    rollout, stable = s.status.rollout, predecessor(s)
     if (
         s.spec is None
         or rollout is None
