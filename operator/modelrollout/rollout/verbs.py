@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from modelrollout.api import names
@@ -13,6 +14,7 @@ from modelrollout.rollout import strategy
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of, within_window
 from modelrollout.rollout.policy.rules import active_freeze
+from modelrollout.rollout.server_ends import accept_ends
 from modelrollout.rollout.snapshot import Snapshot, Verb, in_flight, rollout_of, shadow_of, step_of
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.next_stage import advance, in_shadow
@@ -78,6 +80,7 @@ _Answer = tuple[str | None, Transition | None]
 
 def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     """promote skips the present step, promote-full all of them."""
+    s = replace(s, status=accept_ends(s.status))
     if _is_in_shadow(s, verb):
         return _past_shadow(s, verb, now)
     refusal = _not_at(s, verb)
