@@ -814,6 +814,18 @@ class Reason(StrEnum):
         "Triton ended, or a Python process of the model died. For stable it is also an event and "
         "in ServersHealthy",
     )
+    SERVER_RESTARTED = (
+        "ServerRestarted",
+        ROLLOUT,
+        "a server of the version on trial ended by itself and was started again, and stable's did not: the "
+        "step waits whether that happens again",
+    )
+    SERVERS_RESTART = (
+        "ServersRestart",
+        ROLLOUT,
+        "servers of the version on trial end by themselves, by a signal, an exit code or for their memory, "
+        "more than twice as often as stable's",
+    )
     UNHARDENED = (
         "Unhardened",
         ROLLOUT,

@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,12 +26,14 @@ from numpy.typing import NDArray
 
 from demo import target as targets
 from demo.cluster import RELEASE, SYSTEM_NAMESPACE, Cluster, NotThereError, secret
+from demo.crashes import CrashLog, Failed, remarks, split
 from demo.setup import CHART, SECRET, chart_values
 from tests.e2e import models
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 UNREACHABLE = "unreachable"
+RECORD_SECONDS = 15.0  # the kubelet's record of a crash comes within this time
 LAST = ("test_flavours", "test_story")  # whose images take minutes to make, and what takes longest
 
 
@@ -74,7 +77,7 @@ class Stage:
                     "replicas": 1,
                     "resources": {
                         "limits": {"nvidia.com/gpu": 1, "cpu": "500m", "memory": "512Mi"},
-                        "requests": {"cpu": "20m", "memory": "128Mi"},
+                        "requests": {"cpu": "100m", "memory": "128Mi"},
                     },
                 },
                 "rollout": {"progressDeadline": "2m"},
@@ -153,6 +156,41 @@ class Stage:
         assert answer.status_code == 200, answer.text
         return {o["name"]: np.array(o["data"]).reshape(o["shape"]) for o in answer.json()["outputs"]}
 
+    def crash_log(self, name: str) -> CrashLog:
+        """What the containers of a model's servers record of crashes."""
+        servers = f"modelrollout.dev/name={name},modelrollout.dev/component=server"
+        return CrashLog(lambda: self.cluster.pods(self.namespace, servers))
+
+    def unexplained(self, failures: Sequence[Failed], log: CrashLog) -> list[Failed]:
+        """The failed requests without those that a recorded crash of Triton explains, which are
+        named. The kubelet may write the record a moment after the requests have failed.
+        """
+        end = time.monotonic() + RECORD_SECONDS
+        while True:
+            log.look()
+            left, excused = split(failures, log.crashes)
+            if not left or time.monotonic() > end:
+                break
+            time.sleep(0.5)
+        for remark in remarks(excused, log.crashes):
+            print(remark)  # noqa: T201
+        return left
+
+    def served(self, name: str, send: Callable[[], requests.Response], count: int) -> list[requests.Response]:
+        """The good answers to so many requests; none may fail but by a crash of Triton."""
+        good: list[requests.Response] = []
+        failures: list[Failed] = []
+        for _ in range(count):
+            at = time.time()
+            answer, error = answer_to(send)
+            if error is None and answer is not None:
+                good.append(answer)
+            else:
+                failures.append(Failed(at, time.time() - at, error or ""))
+        left = self.unexplained(failures, self.crash_log(name))
+        assert not left, f"{len(left)} of {count} requests failed: {left[:3]}"
+        return good
+
     def artifacts(self) -> set[str]:
         """URIs of this namespace's whole artifacts in the store."""
         bucket = self.cluster.target.store.artifacts
@@ -175,11 +213,25 @@ class Stage:
         return False
 
 
+def answer_to(send: Callable[[], requests.Response]) -> tuple[requests.Response | None, str | None]:
+    """The answer to a request, and why it is no good one."""
+    try:
+        answer = send()
+    except requests.RequestException as e:
+        return None, type(e).__name__
+    good = answer.status_code == 200
+    return answer, None if good else f"HTTP {answer.status_code}: {answer.text[:200]}"
+
+
 class Asking:
-    """Requests through the gateway, twenty a second, counted by what came of them."""
+    """Requests through the gateway, twenty a second, counted by what came of them; at the end also
+    the failed ones that no crash of Triton explains.
+    """
 
     def __init__(self, stage: Stage, name: str) -> None:
         self.codes: Counter[str] = Counter()
+        self._stage, self._log, self._stack = stage, stage.crash_log(name), ExitStack()
+        self._failures: list[Failed] = []
         self._url = f"http://{stage.cluster.target.gateway.http}/v2/models/{name}/infer"
         self._host, self._end = f"{name}.e2e.example", threading.Event()
         self._thread = threading.Thread(target=self._ask)
@@ -187,24 +239,25 @@ class Asking:
     def _ask(self) -> None:
         body = {"inputs": [{"name": "x", "shape": [1, 16], "datatype": "FP32", "data": [0.1] * 16}]}
         while not self._end.wait(0.05):
-            try:
-                self.codes[
-                    str(
-                        requests.post(
-                            self._url, json=body, headers={"Host": self._host}, timeout=10
-                        ).status_code
-                    )
-                ] += 1
-            except requests.RequestException as e:
-                self.codes[type(e).__name__] += 1
+            at = time.time()
+            _, error = answer_to(
+                lambda: requests.post(self._url, json=body, headers={"Host": self._host}, timeout=10)
+            )
+            if error is None:
+                self.codes["200"] += 1
+            else:
+                self._failures.append(Failed(at, time.time() - at, error))
 
     def __enter__(self) -> Counter[str]:
+        self._stack.enter_context(self._log.following())
         self._thread.start()
         return self.codes
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
+        self._stack.close()
+        self.codes.update(f.error for f in self._stage.unexplained(self._failures, self._log))
 
 
 @pytest.fixture(scope="session")

@@ -22,11 +22,9 @@ HOST = "in-place.e2e.example"
 BODY = {"inputs": [{"name": "x", "shape": [1, FEATURES], "datatype": "FP32", "data": [0.5] * FEATURES}]}
 
 
-def answers(stage: Stage, name: str, count: int) -> list[int]:
+def asked(stage: Stage, name: str) -> requests.Response:
     url = f"http://{stage.cluster.target.gateway.http}/v2/models/{name}/infer"
-    return [
-        requests.post(url, json=BODY, headers={"Host": HOST}, timeout=10).status_code for _ in range(count)
-    ]
+    return requests.post(url, json=BODY, headers={"Host": HOST}, timeout=10)
 
 
 def pods(stage: Stage, name: str) -> dict[str, list[bool]]:
@@ -86,7 +84,7 @@ def test_in_place_two_revisions_take_turns_on_the_same_gpus(stage: Stage, in_pla
     serving = {
         "replicas": 2,
         "surge": "InPlace",
-        "resources": {"limits": limits, "requests": {"cpu": "20m", "memory": "128Mi"}},
+        "resources": {"limits": limits, "requests": {"cpu": "100m", "memory": "128Mi"}},
     }
     analysis = {"interval": "1s", "metrics": [{"name": "errors", "maxIncrease": 0.5, "minSamples": 10}]}
 
@@ -105,12 +103,12 @@ def test_in_place_two_revisions_take_turns_on_the_same_gpus(stage: Stage, in_pla
 
     stage.apply(borrower("good.onnx"))
     stage.until_ready(name, 240)
-    stage.until("the gateway serves", lambda: answers(stage, name, 1) == [200])
+    stage.until("the gateway serves", lambda: asked(stage, name).status_code == 200)
     first = stage.get(name)["status"]["stable"]["revision"]
     least: list[int] = []
 
     def under_load(phase: str) -> bool:
-        assert set(answers(stage, name, 20)) == {200}
+        stage.served(name, lambda: asked(stage, name), 20)
         ready = pods(stage, name)
         least.append(sum(sum(r) for r in ready.values()))
         return bool(stage.get(name)["status"].get("phase") == phase)

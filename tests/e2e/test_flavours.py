@@ -63,7 +63,7 @@ SERVING = {
     "replicas": 1,
     "resources": {
         "limits": {"cpu": "500m", "memory": "512Mi"},
-        "requests": {"cpu": "20m", "memory": "128Mi"},
+        "requests": {"cpu": "100m", "memory": "128Mi"},
     },
 }
 

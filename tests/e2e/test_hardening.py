@@ -77,7 +77,7 @@ def as_an_earlier_operator_left_it(
         "replicas": replicas,
         "resources": {
             "limits": {"nvidia.com/gpu": 1, "cpu": "500m"},
-            "requests": {"cpu": "20m", "memory": "128Mi"},
+            "requests": {"cpu": "100m", "memory": "128Mi"},
         },
     }
     gateway = {"name": stage.cluster.target.gateway.name, "namespace": stage.cluster.target.gateway.namespace}

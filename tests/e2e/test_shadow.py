@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from demo.cluster import NotThereError
+from demo.crashes import Failed
 from tests.e2e.conftest import Stage
 from tests.e2e.models import FEATURES, inputs
 
@@ -23,6 +24,10 @@ pytestmark = pytest.mark.sandbox
 
 NAME, HOST = "shadowed", "shadowed.e2e.example"
 TRAEFIK = "/apis/traefik.io/v1alpha1/namespaces/{}/traefikservices"
+
+
+class BadStatusError(http.client.HTTPException):
+    """The gateway or the server answered, but not with 200."""
 
 
 class Client(threading.Thread):
@@ -34,6 +39,7 @@ class Client(threading.Thread):
         super().__init__(daemon=True)
         self._address, self._over = address, threading.Event()
         self.seen: Counter[str] = Counter()
+        self.failures: list[Failed] = []
         self.versions: Counter[str] = Counter()
         self._x, self._classes = inputs(256, 11)
 
@@ -41,13 +47,12 @@ class Client(threading.Thread):
         connection = http.client.HTTPConnection(self._address, timeout=10)
         i = 0
         while not self._over.is_set():
+            at = time.time()
             try:
                 self.seen[self._ask(connection, i)] += 1
-            except OSError as e:
-                self.seen[type(e).__name__] += 1
-                connection.close()
-            except http.client.HTTPException as e:
-                self.seen[type(e).__name__] += 1
+            except (OSError, http.client.HTTPException) as e:
+                error = str(e) if isinstance(e, BadStatusError) else type(e).__name__
+                self.failures.append(Failed(at, time.time() - at, error))
                 connection.close()
             i += 1
             time.sleep(1 / 60)
@@ -69,7 +74,7 @@ class Client(threading.Thread):
         response = connection.getresponse()
         content = response.read()
         if response.status != 200:
-            return f"status {response.status}"
+            raise BadStatusError(f"HTTP {response.status}")
         if binary:
             length = int(response.headers["Inference-Header-Content-Length"])
             answer, logits = json.loads(content[:length]), np.frombuffer(content[length:], np.float32)
@@ -86,12 +91,14 @@ class Client(threading.Thread):
 
 @contextmanager
 def traffic(stage: Stage) -> Iterator[Client]:
-    client = Client(stage.cluster.target.gateway.http)
-    client.start()
-    try:
-        yield client
-    finally:
-        client.end()
+    client, log = Client(stage.cluster.target.gateway.http), stage.crash_log(NAME)
+    with log.following():
+        client.start()
+        try:
+            yield client
+        finally:
+            client.end()
+    client.seen.update(f.error for f in stage.unexplained(client.failures, log))
 
 
 def deployment(stage: Stage, file: str, **shadow: object) -> dict[str, object]:

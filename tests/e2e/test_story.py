@@ -33,6 +33,7 @@ def test_the_story(operator: Cluster, capfd: pytest.CaptureFixture[str]) -> None
         ran = subprocess.run([sys.executable, "-m", "demo", *arguments], cwd=ROOT, timeout=2400, check=False)
     assert ran.returncode == 0, "the story went another way; see build/demo/"
     report = json.loads((ROOT / "build" / "demo" / "report.json").read_text())
+    details = json.loads((ROOT / "build" / "demo" / "details.json").read_text())
     assert {v["name"]: v["outcome"] for v in report["versions"]} == STORY
-    assert report["failed"] == 0
+    assert report["failed"] == details["failed_by_crashes"], "no request failed but by a crash of Triton"
     assert report["requests"] > 1000

@@ -283,6 +283,12 @@ class RolloutMachine(RuleBasedStateMachine):
         self.edit(replicas=replicas)
         self.world.reconcile()
 
+    @rule(which=st.integers(0, 2), times=st.sampled_from([1, 1, 2, 3]))
+    def a_server_crashes_and_is_back(self, which: int, times: int) -> None:
+        servers = sorted(self.world.servers)
+        for _ in range(times if which < len(servers) else 0):
+            self.world.end_server(servers[which])
+
     @rule()
     def pods_start(self) -> None:
         self.world.schedule()
@@ -320,6 +326,15 @@ class RolloutMachine(RuleBasedStateMachine):
         """Pods start, the gateway accepts, and the analysis gets that far."""
         self.world.verdict = verdict
         self.all_goes_well_for_a_while(rounds)
+
+    @precondition(lambda self: self.world.status.step is not None)
+    @rule(times=st.sampled_from([1, 1, 2, 3]), rounds=st.integers(0, 4))
+    def the_candidates_server_crashes_and_all_else_goes_well(self, times: int, rounds: int) -> None:
+        rollout = self.world.status.rollout
+        assert rollout is not None
+        for _ in range(times):
+            self.world.end_server(rollout.revision or "")
+        self.traffic_flows("Successful", rounds)
 
     # --- users
 

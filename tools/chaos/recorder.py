@@ -56,14 +56,14 @@ class Recorder:
         versions = self.versions(MDEP, name)
         return versions[-1] if versions else {}
 
+    def pods(self, since: int = 0) -> list[Object]:
+        """All versions of pods beyond that resourceVersion."""
+        with self._changed:
+            return [o for version, o in sorted(self._versions[POD].items()) if version > since]
+
     def crashes(self, since: int) -> list[str]:
         """Server containers that failed after that resourceVersion, in pods not deleted."""
-        with self._changed:
-            pods = [
-                o
-                for version, o in sorted(self._versions[POD].items())
-                if version > since and not o["metadata"].get("deletionTimestamp")
-            ]
+        pods = [o for o in self.pods(since) if not o["metadata"].get("deletionTimestamp")]
         crashes: dict[str, None] = {}  # in order, each once
         for pod in pods:
             for container in (pod.get("status") or {}).get("containerStatuses") or []:

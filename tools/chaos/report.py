@@ -27,7 +27,7 @@ def table(trials: Sequence[Trial]) -> Table:
             outcome,
             str(trial.sent),
             str(len(trial.failures)),
-            str(len(trial.apart)),
+            str(len(trial.apart) + len(trial.excused)),
             f"{trial.ended - trial.began:.0f}",
             ends,
         )
@@ -43,6 +43,7 @@ def apart(trials: Sequence[Trial]) -> list[str]:
             f"counted apart in {trial.fault}: {count} requests with {error}"
             for error, count in errors.most_common()
         ]
+        remarks += [f"in {trial.fault}: {remark}" for remark in trial.remarks]
     return remarks
 
 

@@ -14,9 +14,18 @@ from chaos.catalogue import Act, Fault, observing
 from chaos.recorder import GRPC, HTTP, MDEP
 from chaos.traffic import Failure, is_apart
 from chaos.treatments import PassAll
+from chaos.truth import Object
 from demo import DemoError, diagnostics
+from demo.crashes import crashes_in, remarks, split
 
 SETTLE_SECONDS = 90.0  # until what is not stable is gone
+HOLD_SECONDS = 300.0  # a step waits so long after a server of the canary ended
+
+
+def has_restarted(deployment: Object) -> bool:
+    """Whether a server of the canary ended in the present trial."""
+    rollout = (deployment.get("status") or {}).get("rollout") or {}
+    return bool(((rollout.get("restarts") or {}).get("canary") or {}).get("counts"))
 
 
 @dataclass
@@ -36,7 +45,9 @@ class Trial:
     sent: int = 0
     failures: list[Failure] = field(default_factory=list)
     apart: list[Failure] = field(default_factory=list)  # failed by the fault itself
+    excused: list[Failure] = field(default_factory=list)  # failed by a crash of Triton
     crashes: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # on requests that crashes of Triton failed
     notes: list[str] = field(default_factory=list)
 
 
@@ -62,7 +73,8 @@ class Runner:
 
     def _tell(self, trial: Trial) -> None:
         times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in trial.seconds.items())
-        requests = f"sent {trial.sent}, failed {len(trial.failures)}, counted apart {len(trial.apart)}"
+        apart = len(trial.apart) + len(trial.excused)
+        requests = f"sent {trial.sent}, failed {len(trial.failures)}, counted apart {apart}"
         self._arena.say(f"    tried {trial.tried} times, ended after {times or '-'}; {requests}")
         for text in (
             *trial.wrong,
@@ -161,7 +173,8 @@ class Runner:
                     undone = True
             if len(trial.seconds) == len(arena.subjects):
                 break
-            if time.monotonic() - began > fault.limit:
+            on_hold = any(has_restarted(arena.recorder.latest(s.name)) for s in arena.subjects)
+            if time.monotonic() - began > fault.limit + HOLD_SECONDS * on_hold:
                 raise ChaosError(self._stuck(fault, trial, left))
             arena.recorder.wait(0.2)
         if any(left.values()) or (fault.hold is not None and not undone):
@@ -233,14 +246,20 @@ class Runner:
         """What the clients did in this time. They report once a second, so the sums are right and
         the borders blurred by that.
         """
+        recorded = crashes_in(self._arena.recorder.pods())
         for subject in self._arena.subjects:
+            crashes = [crash for crash in recorded if crash.model == subject.name]
             traffic = self._arena.traffic[subject.name]
             sent = traffic.sent()
             trial.sent += sent - self._counted[subject.name]
             self._counted[subject.name] = sent
-            for failure in traffic.failures()[self._seen[subject.name] :]:
-                (trial.apart if is_apart(failure, subject.windows) else trial.failures).append(failure)
-                self._seen[subject.name] += 1
+            failures = traffic.failures()[self._seen[subject.name] :]
+            self._seen[subject.name] += len(failures)
+            trial.apart += [f for f in failures if is_apart(f, subject.windows)]
+            others, excused = split([f for f in failures if not is_apart(f, subject.windows)], crashes)
+            trial.failures += others
+            trial.excused += excused
+            trial.remarks += remarks(excused, crashes)
 
     def _recover(self) -> None:
         """Back to a state from which the next fault can be tried: what is stable now is what is

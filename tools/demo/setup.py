@@ -141,7 +141,7 @@ def model_deployment(target: Target, version: str) -> Object:
                 "replicas": 2,
                 "resources": {
                     "limits": {"nvidia.com/gpu": 1, "cpu": "1", "memory": "1Gi"},
-                    "requests": {"cpu": "50m", "memory": "192Mi"},
+                    "requests": {"cpu": "100m", "memory": "192Mi"},
                 },
             },
             "traffic": {

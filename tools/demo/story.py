@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from demo import DemoError, audit, chapters, diagnostics, report, setup
+from demo import DemoError, audit, chapters, crashes, diagnostics, report, setup
 from demo.chapters import Chapter, Ending
 from demo.client import Settings
 from demo.cluster import FEEDBACK_AUDIENCE, RELEASE, SYSTEM_NAMESPACE, Cluster, Object
+from demo.crashes import CrashLog, Failed
 from demo.load import TOKEN_SECONDS, ClientEndedError, Load
 from demo.setup import CLIENT_ACCOUNT, NAME, NAMESPACE
 from demo.train import Models
@@ -70,6 +71,7 @@ class Story:
         self._load: Load | None = None
         self._endings: dict[str, Ending] = {}
         self._windows: dict[str, tuple[datetime, datetime]] = {}
+        self._crashes = CrashLog(self._server_pods)
         self.wrong: list[str] = []
 
     @property
@@ -87,9 +89,10 @@ class Story:
         shutil.rmtree(self._diagnostics, ignore_errors=True)
         try:
             self._set_the_stage()
-            for chapter in self._played:
-                self._play(chapter)
-            self._wait_for_drain()
+            with self._crashes.following():
+                for chapter in self._played:
+                    self._play(chapter)
+                self._wait_for_drain()
         except DemoError as e:
             self._note(str(e))
             diagnostics.dump(self._cluster, self._diagnostics, self._view.say)
@@ -273,10 +276,14 @@ class Story:
         )
 
     def _judge_client(self, counts: dict[str, Any]) -> None:
-        if counts["failed"]:
+        self._crashes.look()
+        excused = self._excused(counts)
+        for remark in crashes.remarks(excused, self._crashes.crashes):
+            self._view.say(remark)
+        if left := counts["failed"] - len(excused):
             kinds = sorted({f["error"] for f in counts["failures"]})
             self._note(
-                f"{counts['failed']} of {counts['sent']} requests failed (client.json lists them):"
+                f"{left} of {counts['sent']} requests failed (client.json lists them):"
                 f" {'; '.join(kinds)[:500]}"
             )
         if counts["feedback"]["sent"] < counts["answered"]:
@@ -289,11 +296,20 @@ class Story:
             if ending and not chapter.serves and str(ending.number) in counts["versions"]:
                 self._note(f"{chapter.name} answered a request, and must never have")
 
+    def _excused(self, counts: dict[str, Any]) -> list[Failed]:
+        """The failed requests that a crash of Triton explains; the client lists the first few
+        hundred.
+        """
+        listed = [Failed(f["at"], f["ms"] / 1e3, f["error"]) for f in counts["failures"]]
+        return crashes.split(listed, self._crashes.crashes)[1]
+
     def _write(self, counts: dict[str, Any]) -> None:
         folder = self._options.folder
         (folder / REPORT).write_text(json.dumps(report.report(self.endings, counts), indent=1) + "\n")
         details = {
             "wrong": self.wrong,
+            "failed_by_crashes": len(self._excused(counts)),
+            "crashes": [asdict(crash) for crash in self._crashes.crashes],
             "training_seconds": self._models.trained_seconds,
             "models_from_cache": self._models.cached,
             "seconds_to_rollback": {

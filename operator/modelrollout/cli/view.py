@@ -25,6 +25,7 @@ from modelrollout.api.v1alpha1 import (
 from modelrollout.cli.cluster import Replicas, Revision, Rollout
 from modelrollout.cli.verbs import idle, in_flight
 from modelrollout.reasons import Reason
+from modelrollout.rollout.server_ends import describe
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.strategy import steps_of, strategy_of
 
@@ -175,6 +176,8 @@ def _head(rollout: Rollout, now: datetime) -> RenderableType:
         and not (s.stable and flying.revision == s.stable.revision)
     ):
         grid.add_row("Canary", _serves(rollout, flying.revision, flying.number, share, _beside(flying)))
+    if flying and flying.restarts:
+        grid.add_row("Restarts", describe(flying.restarts))
     for gone in s.draining:
         left = -_seconds_since(gone.until, now, signed=True)
         if left > 0:

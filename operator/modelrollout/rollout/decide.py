@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 
 from modelrollout.reasons import Reason
@@ -20,6 +21,7 @@ from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.policy.slot_limits import gpus_requested, held_too_long, slot_of
 from modelrollout.rollout.policy.weight_cap import cap_unproven_weight
 from modelrollout.rollout.recovery import recover
+from modelrollout.rollout.server_ends import count_ends
 from modelrollout.rollout.snapshot import (
     QUARANTINED,
     SERVED,
@@ -56,10 +58,11 @@ def decide(s: Snapshot, now: datetime) -> Plan:
     if s.spec is None:
         return _without_spec(s, now)
     specified = SpecifiedSnapshot.narrowed(s)
-    transitions = (transition for check in CHECKS if (transition := check(specified, now)) is not None)
-    transition = next(transitions, Transition(s.status))
-    transition = cap_unproven_weight(s, block_while_frozen(specified, transition, now), now)
-    if _would_lose_evidence(s, transition):
+    counted = replace(specified, status=count_ends(s, now))
+    transitions = (transition for check in CHECKS if (transition := check(counted, now)) is not None)
+    transition = next(transitions, Transition(counted.status))
+    transition = cap_unproven_weight(counted, block_while_frozen(counted, transition, now), now)
+    if _would_lose_evidence(counted, transition):
         return Converge(s.status, desired(specified, now), requeue_after=0.0)
     status = derive_status(s, transition.status, now)
     if status != s.status:

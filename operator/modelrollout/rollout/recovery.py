@@ -7,10 +7,17 @@ present version out again, treat a refused version as new, and remove the pods o
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from modelrollout.analysis.process_groups import GROUP, GROUP_FIELDS
 from modelrollout.api.times import stamp
-from modelrollout.api.v1alpha1 import MetricStatus, ModelDeploymentStatus, RevisionRef, RolloutStatus
+from modelrollout.api.v1alpha1 import (
+    MetricStatus,
+    ModelDeploymentStatus,
+    RestartEvidence,
+    RevisionRef,
+    RolloutStatus,
+)
 from modelrollout.rollout.snapshot import SERVED, Observed, Revision
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.resolve import RESOLVE
@@ -23,7 +30,7 @@ _LAST_YEAR = 9000  # later timestamps overflow when a duration is added
 
 def sanitize(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
     """The status without invalid or contradictory parts, so that all other code may rely on it."""
-    changes: dict[str, object] = {}
+    changes: dict[str, Any] = {}
     if status.stable is not None and not _is_time(status.stable.since):
         changes["stable"] = status.stable.model_copy(update={"since": None})
     drains = [d for d in status.draining if _is_time(d.until)]
@@ -54,6 +61,9 @@ def sanitize(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
         changes["rollout"] = rollout.model_copy(
             update={"shadow": rollout.shadow.model_copy(update={"metric": None})}
         )
+    rollout = changes.get("rollout", rollout)
+    if rollout is not None and rollout.restarts is not None and not _is_countable(rollout.restarts):
+        changes["rollout"] = rollout.model_copy(update={"restarts": None})
     if status.crash is not None and not _is_time(status.crash.at):
         changes["crash"] = None
     verbs = [entry for entry in status.handled_verbs if entry.count(":") >= 2]
@@ -111,6 +121,14 @@ def _is_usable(metric: MetricStatus) -> bool:
     shaped = all(len(numbers) == (GROUP_FIELDS if name.startswith(GROUP) else 3) for name, numbers in raw)
     counts = all(0 <= c.bad <= c.total <= _MOST and all(0 <= v <= _MOST for v in c.spread) for c in counters)
     return shaped and counts and (metric.since is None or _is_time(metric.since))
+
+
+def _is_countable(restarts: RestartEvidence) -> bool:
+    """Whether stored ends of servers are usable: no number is negative, and the times are times."""
+    sides = (restarts.canary, restarts.stable)
+    numbers = [n for side in sides for n in (*side.counts.values(), *side.pods.values())]
+    timed = all(side.at is None or _is_time(side.at) for side in sides)
+    return timed and min([restarts.accepted, *numbers]) >= 0
 
 
 def _is_time(text: str | None) -> bool:

@@ -72,11 +72,14 @@ class JobState:
 
 @dataclass(frozen=True)
 class Crash:
-    """A server that ended unexpectedly; ``at`` is the kubelet's timestamp."""
+    """The latest unexpected end of a pod's server; ``at`` is the kubelet's timestamp."""
 
     at: str
     reason: str
     message: str
+    pod: str = ""  # hash of its uid
+    created: str = ""  # when the pod was
+    count: int = 1  # ends in the life of the pod
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,12 @@ class Server:
     overlay: str | None = None  # version that its template claims, even if it was edited since
     updated: int | None = None  # pods of the present template; None: unknown
     down: Problem | None = None  # why a pod that was ready no longer is
-    crash: Crash | None = None  # latest crash of its present pods
+    crashes: tuple[Crash, ...] = ()  # of its present pods, one each
+
+    @property
+    def crash(self) -> Crash | None:
+        """The latest crash."""
+        return max(self.crashes, key=lambda c: c.at, default=None)
 
 
 @dataclass(frozen=True)

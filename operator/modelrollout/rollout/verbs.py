@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from modelrollout.api import names
@@ -14,6 +15,7 @@ from modelrollout.rollout.dead_stable import is_all_that_serves
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of, within_window
 from modelrollout.rollout.policy.rules import active_freeze
+from modelrollout.rollout.server_ends import accept_ends
 from modelrollout.rollout.snapshot import Snapshot, Verb, in_flight, rollout_of, shadow_of, step_of
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.next_stage import advance, in_shadow
@@ -79,6 +81,7 @@ _Answer = tuple[str | None, Transition | None]
 
 def _promote(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
     """promote skips the present step, promote-full all of them."""
+    s = replace(s, status=accept_ends(s.status))
     if _is_in_shadow(s, verb):
         return _past_shadow(s, verb, now)
     refusal = _not_at(s, verb)

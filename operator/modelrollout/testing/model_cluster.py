@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from modelrollout.api import names
+from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import (
     Counter,
     HeaderMatch,
@@ -45,6 +46,7 @@ from modelrollout.rollout.snapshot import (
     QUARANTINED,
     TRAFFIC_REFUSALS,
     Assessment,
+    Crash,
     JobState,
     MirrorState,
     Revision,
@@ -97,6 +99,7 @@ class Pods:
     problem: Problem | None = None
     restarted: str | None = None
     tuning: TuningEvidence | None = None
+    crashes: tuple[Crash, ...] = ()
 
 
 @dataclass
@@ -175,7 +178,9 @@ class ModelCluster:
             status=self.status,
             revisions=tuple(sorted(self.revisions.values(), key=lambda r: r.number)),
             servers={
-                name: Server(p.asked, p.ready, p.problem, p.asked, p.restarted, updated=p.asked)
+                name: Server(
+                    p.asked, p.ready, p.problem, p.asked, p.restarted, updated=p.asked, crashes=p.crashes
+                )
                 for name, p in self.servers.items()
             }
             | (
@@ -420,6 +425,13 @@ class ModelCluster:
         """The pods of a revision die for good."""
         self.dead.add(name)
         self.pods(name, 0, Problem("ServerCrashed", "it crashes at its start"))
+
+    def end_server(self, name: str) -> None:
+        """The server of a revision's first pod crashes, and is back at once."""
+        if name in self.servers:
+            before = sum(crash.count for crash in self.servers[name].crashes)
+            crash = Crash(stamp(self.now), "ServerCrashed", "SIGSEGV", pod=name, count=before + 1)
+            self.servers[name].crashes = (crash,)
 
     def schedule(self) -> None:
         """Every pod starts that finds a GPU."""
@@ -669,6 +681,7 @@ class ModelCluster:
         same = old is not None and new is not None and old.started == new.started
         if new is not None and self.weight(after) > (self.weight(before) if same else 0):
             self._check_raise(before, after, old if same else None, new)
+            self._check_ends(after, old if same else None, new)
         if (
             new is not None
             and old is not None
@@ -860,6 +873,26 @@ class ModelCluster:
         assert (new.revision or "") not in self.quarantined, (
             f"{new.revision} was refused and nobody said retry"
         )
+
+    def _check_ends(
+        self, after: ModelDeploymentStatus, old: RolloutStatus | None, new: RolloutStatus
+    ) -> None:
+        """No weight rises within five minutes after a server of the candidate ended in its trial
+        while stable's lived: unless a person promoted it or edited spec, or onInconclusive says so.
+        """
+        s, stable = self.deciding, after.stable.revision if after.stable else None
+        assert s is not None and s.spec is not None
+        ended = s.server(new.revision).crash
+        if (
+            (ended is None or stable is None or s.server(stable).crashes)
+            or (old is None or new.restarts is None or new.restarts.accepted)
+            or (old.shadow is not None and old.shadow.override is not None)
+            or (old.step is not None and old.step.strategy != strategy.strategy_of(s.spec.rollout))
+            or (new.history and new.history[-1].reason == "PromotedByPolicy")
+        ):
+            return
+        in_trial = new.restarts.canary.at == ended.at
+        assert not in_trial or since(ended.at, self.now) >= 300, "a server that ends gets more traffic"
 
     def check(self) -> None:
         """What holds after every write, also if it was the last one before a crash (invariant

@@ -134,6 +134,18 @@ def test_a_version_that_was_not_compared_says_why(cli: Cli, kube: FakeKube) -> N
     assert "StableDead" in ran(cli, "digits/3")
 
 
+def test_servers_that_ended_are_told(cli: Cli, kube: FakeKube) -> None:
+    canary = {"counts": {"ServerCrashed": 1, "OutOfMemory": 2}, "at": "2026-11-22T12:00:00Z"}
+    restarts = {"canary": canary | {"message": "pod p was killed"}, "stable": {"counts": {"OutOfMemory": 1}}}
+    kube.add(MODEL_REVISION, revision("digits-8d1b", 3, "Aborted", restarts=restarts))
+    kube.add(MODEL_DEPLOYMENT, deployment(phase="Stable", stable=STABLE))
+    facts = json.loads(ran(cli, "digits/3", "-o", "json"))["facts"]
+    assert facts["server restarts"] == (
+        "the revision's servers ended 3 times (2 for memory) during its trial, stable's once (1 for memory);"
+        " last: pod p was killed"
+    )
+
+
 def test_what_tuning_found_is_told(cli: Cli, kube: FakeKube) -> None:
     trial = {"instances": 2, "batch": 16, "queueDelayMicroseconds": 500, "throughput": 900, "latencyMs": 40}
     tuning = {

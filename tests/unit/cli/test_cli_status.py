@@ -388,3 +388,10 @@ def test_messages_are_shown_as_they_are(cli: Cli, kube: FakeKube) -> None:
     ]
     text = show(cli, kube, phase="Failed", stable=STABLE, conditions=conditions)
     assert told in " ".join(text.split()) and "\x1b" not in text
+
+
+def test_servers_that_ended_are_told(cli: Cli, kube: FakeKube) -> None:
+    said = "pod digits-8d1b-x, container triton was ended by SIGSEGV (exit code 139)"
+    ended = {"canary": {"counts": {"ServerCrashed": 2}, "at": ago(seconds=9), "message": said}}
+    text = show(cli, kube, **canary_status(restarts=ended))
+    line(text, "Restarts", "the revision's servers ended 2 times during its trial, stable's never", "SIGSEGV")

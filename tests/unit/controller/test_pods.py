@@ -10,8 +10,8 @@ from modelrollout.api import names
 from modelrollout.controller.observe.pods import (
     Ending,
     any_running,
+    crashes,
     ending,
-    last_crash,
     pod_problem,
     server_down,
     starting_pods,
@@ -19,6 +19,7 @@ from modelrollout.controller.observe.pods import (
     stuck_pod,
 )
 from modelrollout.resources.hardening import DIED
+from modelrollout.rollout.snapshot import Server
 
 OOM = {"reason": "OOMKilled", "exitCode": 137}
 
@@ -658,6 +659,77 @@ def test_the_last_crash_is_the_one_that_came_last_also_with_code_0_and_when_all_
             "terminated": {"reason": "OOMKilled", "exitCode": 137, "finishedAt": "2026-11-28T12:09:00Z"}
         },
     )
-    crash = last_crash([pod(containerStatuses=[first]), pod(containerStatuses=[last])])
-    assert crash and (crash.at, crash.reason) == ("2026-11-28T12:09:00Z", "OutOfMemory")
-    assert last_crash([pod(containerStatuses=[container(ready=True)])]) is None
+    latest = Server(crashes=crashes([pod(containerStatuses=[first]), pod("q", containerStatuses=[last])]))
+    assert latest.crash and (latest.crash.at, latest.crash.reason) == ("2026-11-28T12:09:00Z", "OutOfMemory")
+    assert crashes([pod(containerStatuses=[container(ready=True)])]) == ()
+
+
+def ended_server(code: int = 139, restarts: int = 1, **more: Any) -> dict[str, Any]:
+    """A server that runs again after so many ends; the last one with that exit code."""
+    last = {"exitCode": code, "reason": "Error", "finishedAt": "2026-11-28T12:00:00Z"}
+    running = {"running": {"startedAt": "2026-11-28T12:00:02Z"}}
+    return container(restartCount=restarts, ready=True, state=running, lastState={"terminated": last}) | more
+
+
+@pytest.mark.parametrize(
+    ("server", "count"),
+    [
+        (ended_server(), 1),
+        (ended_server(restarts=3), 3),
+        # the kubelet counts an end when it starts the next container
+        (ended_server(state={"terminated": {"exitCode": 139, "finishedAt": "2026-11-28T12:01:00Z"}}), 2),
+        (ended_server(restarts=0, state={"waiting": {"reason": "CrashLoopBackOff"}}), 1),
+        (ended_server(restarts=2, state={"waiting": {"reason": "ContainerCreating"}}), 2),
+    ],
+    ids=["back", "three times", "just ended", "waits to start", "is being made"],
+)
+def test_how_often_the_server_of_a_pod_ended(server: dict[str, Any], count: int) -> None:
+    (crash,) = crashes([pod(containerStatuses=[server])])
+    assert (crash.count, crash.reason) == (count, "ServerCrashed")
+    assert crash.created == "2026-01-01T00:00:00Z" and len(crash.pod) == 8
+
+
+@pytest.mark.parametrize(
+    ("ended", "says"),
+    [
+        ({"exitCode": 139}, "was ended by SIGSEGV (exit code 139)"),
+        ({"exitCode": 134}, "was ended by SIGABRT (exit code 134)"),
+        ({"exitCode": 0, "signal": 11}, "was ended by SIGSEGV (exit code 0)"),
+        ({"exitCode": 137}, "was ended by SIGKILL, by its liveness probe or by hand (exit code 137)"),
+        ({"exitCode": 160}, "was ended by signal 32 (exit code 160)"),
+        ({"exitCode": 255}, "ended with code 255"),
+        ({"exitCode": 1}, "ended with code 1"),
+        ({}, "ended with code 0"),
+    ],
+)
+def test_a_signal_is_told_by_its_name(ended: dict[str, Any], says: str) -> None:
+    last = {"finishedAt": "2026-11-28T12:00:00Z"} | ended
+    (crash,) = crashes([pod(containerStatuses=[ended_server(lastState={"terminated": last})])])
+    assert crash.message == f"pod p, container triton {says}; see kubectl logs --previous"
+
+
+def test_what_others_ended_is_no_crash_of_the_server() -> None:
+    deleted = pod(containerStatuses=[ended_server()])
+    deleted["metadata"]["deletionTimestamp"] = "2026-11-28T12:00:30Z"
+    low = {"reason": "Evicted", "message": "The node was low on resource: memory."}
+    stopped = [container(state={"terminated": {"exitCode": 137, "finishedAt": "2026-11-28T12:00:00Z"}})]
+    rebooted = {"exitCode": 255, "reason": "Unknown", "finishedAt": "2026-11-28T12:00:00Z"}
+    for other in (
+        deleted,
+        pod(phase="Failed", containerStatuses=stopped, **low),
+        pod(phase="Failed", containerStatuses=stopped, reason="NodeShutdown"),
+        pod(phase="Succeeded", containerStatuses=stopped),
+        pod(containerStatuses=[ended_server(lastState={"terminated": rebooted})]),
+        pod(containerStatuses=[container(ready=True, restartCount=0, state={"running": {}})]),
+        pod(containerStatuses=[ended_server() | {"name": "sidecar"}]),
+        pod(phase="Pending"),
+    ):
+        assert crashes([other]) == ()
+
+
+def test_a_pod_evicted_for_a_limit_of_its_own_has_ended_by_itself() -> None:
+    status = {"reason": "Evicted", "message": 'Usage of EmptyDir volume "shm" exceeds the limit "1Gi". '}
+    stopped = {"terminated": {"exitCode": 137, "finishedAt": "2026-11-28T12:00:00Z"}}
+    (crash,) = crashes([pod(phase="Failed", containerStatuses=[container(state=stopped)], **status)])
+    assert (crash.reason, crash.count) == ("ServerCrashed", 1)
+    assert crash.message == 'pod p was evicted: Usage of EmptyDir volume "shm" exceeds the limit "1Gi".'

@@ -47,6 +47,7 @@ class ScriptedCluster:
         self.done: list[str] = []
         self.jobs_made: list[str] = []
         self.servers: set[str] = set()
+        self.crashed: Object = {}  # what the kubelet says of the servers' containers
         self.revisions: dict[str, Object] = {}
         self.reads_until_next_stage = 1
         self.prepare_again = False
@@ -101,7 +102,7 @@ class ScriptedCluster:
     def pods(self, namespace: str, selector: str) -> list[Object]:
         desired = dict(pair.split("=") for pair in selector.split(",")).get("modelrollout.dev/revision")
         return [
-            {"metadata": {"labels": {"modelrollout.dev/revision": r}}}
+            {"metadata": {"name": r, "labels": {"modelrollout.dev/revision": r}}, "status": self.crashed}
             for r in sorted(self.servers)
             if desired in (None, r)
         ]
@@ -221,7 +222,7 @@ class ScriptedLoad:
         self.runs = True
 
     def counts(self) -> dict[str, Any]:
-        failures = [{"error": "HTTP 503"}] * self.failed
+        failures = [{"at": NOW.timestamp(), "ms": 3.0, "error": "HTTP 503"}] * self.failed
         return {
             "started": 0.0,
             "now": 100.0,

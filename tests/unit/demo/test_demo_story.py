@@ -12,7 +12,7 @@ from demo.load import ClientEndedError
 from demo.story import Options, Story
 from demo.train import Models
 from demo.view import View
-from tests.unit.demo.demo_operator import SERVED, ScriptedCluster, ScriptedLoad
+from tests.unit.demo.demo_operator import NOW, SERVED, ScriptedCluster, ScriptedLoad
 
 
 class Telling:
@@ -128,6 +128,21 @@ def test_a_failed_request_spoils_the_story(telling: Telling) -> None:
     wrong = telling.tell()
     assert len(wrong) == 1 and "2 of 1000 requests failed" in wrong[0] and "HTTP 503" in wrong[0]
     assert telling.report["failed"] == 2 and len(telling.report["versions"]) == 7
+
+
+def test_what_a_recorded_crash_of_triton_failed_is_counted_apart_and_named(
+    telling: Telling, capsys: pytest.CaptureFixture[str]
+) -> None:
+    telling.failed = 2
+    ended = {"exitCode": 139, "finishedAt": NOW.isoformat()}
+    server = {"name": "triton", "restartCount": 1, "lastState": {"terminated": ended}}
+    telling.cluster.crashed = {"containerStatuses": [server]}
+    assert telling.tell() == []
+    assert telling.report["failed"] == 2, "the number stays what it was"
+    details = json.loads((telling.folder / "details.json").read_text())
+    assert details["failed_by_crashes"] == 2 and details["crashes"][0]["how"] == "SIGSEGV"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 requests failed by a crash of Triton: pod digits-" in said and "SIGSEGV at" in said
 
 
 def test_a_rollout_that_waits_for_a_person_is_not_waited_for(telling: Telling) -> None:

@@ -243,7 +243,7 @@ def test_a_server_of_stable_that_died_is_told_while_the_others_serve() -> None:
     assert row(well, "ServersHealthy") == ("True", "Healthy", "")
     crash = Crash(b.ago(1), DOWN.reason, DOWN.message)
     plan = decide(
-        replace(well, servers={V1: Server(2, 1, None, 2, updated=2, down=DOWN, crash=crash)}), b.START
+        replace(well, servers={V1: Server(2, 1, None, 2, updated=2, down=DOWN, crashes=(crash,))}), b.START
     )
     assert row(plan, "ServersHealthy") == ("False", "ServerCrashed", f"revision {V1}: {DOWN.message}")
     ready = row(plan, "Ready")
@@ -252,7 +252,7 @@ def test_a_server_of_stable_that_died_is_told_while_the_others_serve() -> None:
     assert plan.status.crash == CrashStatus(
         revision=V1, at=crash.at, reason=DOWN.reason, message=DOWN.message
     )
-    back = replace(well, status=plan.status, servers={V1: Server(2, 2, None, 2, updated=2, crash=crash)})
+    back = replace(well, status=plan.status, servers={V1: Server(2, 2, None, 2, updated=2, crashes=(crash,))})
     again = decide(back, b.at(9))
     assert events(again) == [("Normal", "ServersHealthy")] and again.status.crash == plan.status.crash
 
@@ -260,11 +260,13 @@ def test_a_server_of_stable_that_died_is_told_while_the_others_serve() -> None:
 def test_a_crash_between_two_looks_is_told_though_all_is_well_again() -> None:
     well = after(serves(replace(OLD, hardened="1", overlay="1")))
     crash = Crash(b.ago(1), DOWN.reason, DOWN.message)
-    plan = decide(replace(well, servers={V1: Server(2, 2, None, 2, updated=2, crash=crash)}), b.START)
+    plan = decide(replace(well, servers={V1: Server(2, 2, None, 2, updated=2, crashes=(crash,))}), b.START)
     assert (
         events(plan) == [("Warning", "ServerCrashed")] and (row(plan, "ServersHealthy") or ("",))[0] == "True"
     )
-    known = replace(well, status=plan.status, servers={V1: Server(2, 2, None, 2, updated=2, crash=crash)})
+    known = replace(
+        well, status=plan.status, servers={V1: Server(2, 2, None, 2, updated=2, crashes=(crash,))}
+    )
     assert b.events(decide(known, b.at(5))) == (), "an operator that starts anew tells no crash twice"
     forgotten = replace(known, servers={V1: Server(2, 2, None, 2, updated=2)})
     assert decide(forgotten, b.at(5)).status.crash == plan.status.crash, "the pod that knew it is gone"
@@ -273,7 +275,8 @@ def test_a_crash_between_two_looks_is_told_though_all_is_well_again() -> None:
 def test_a_crash_of_long_ago_is_no_news() -> None:
     well = after(serves(replace(OLD, hardened="1", overlay="1")))
     old = replace(
-        well, servers={V1: Server(2, 2, None, 2, updated=2, crash=Crash(b.ago(90_000), "ServerCrashed", "m"))}
+        well,
+        servers={V1: Server(2, 2, None, 2, updated=2, crashes=(Crash(b.ago(90_000), "ServerCrashed", "m"),))},
     )
     assert b.events(decide(old, b.START)) == () and decide(old, b.START).status.crash
 

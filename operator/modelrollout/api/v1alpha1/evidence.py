@@ -222,6 +222,30 @@ class EvaluationEvidence(StatusModel):
     slices: list[SliceEvidence] | None = Field(None, description="The slices that lost most.")
 
 
+class ServerEnds(StatusModel):
+    """Ends of a revision's servers, each by a signal, an exit code or for its memory."""
+
+    counts: dict[str, int] = Field(
+        default_factory=dict, description="How many, by reason: ServerCrashed or OutOfMemory."
+    )
+    at: str | None = Field(None, description="When the last one came, as the kubelet says.")
+    message: str | None = Field(None, description="How it ended: pod, signal or exit code.")
+    pods: dict[str, int] = Field(
+        default_factory=dict,
+        description="By pod (a hash of its uid): how many ends of its whole life are accounted for.",
+    )
+
+
+class RestartEvidence(StatusModel):
+    """Servers that ended by themselves during the trial and were started again."""
+
+    canary: ServerEnds = ServerEnds()
+    stable: ServerEnds = Field(ServerEnds(), description="In the same time.")
+    accepted: int = Field(
+        0, description="How many beyond stable's a person has let pass by promoting the revision."
+    )
+
+
 class StepEvidence(StatusModel):
     """A step's verdict with its numbers."""
 

@@ -10,6 +10,7 @@ from modelrollout.api.v1alpha1.evidence import (
     ArtifactEvidence,
     EvaluationEvidence,
     MetricStatus,
+    RestartEvidence,
     StepEvidence,
     TuningEvidence,
 )
@@ -30,6 +31,7 @@ class ModelRevisionStatus(StatusModel):
     tuning: TuningEvidence | None = None
     evaluation: EvaluationEvidence | None = None
     shadow: MetricStatus | None = Field(None, description="Agreement with stable on mirrored requests.")
+    restarts: RestartEvidence | None = Field(None, description="Servers that ended during the trial.")
     steps: list[StepEvidence] = Field(default_factory=list)
     stages: dict[str, float] = Field(default_factory=dict)
     started: str | None = None

@@ -10,6 +10,7 @@ from modelrollout.api.v1alpha1.evidence import (
     ArtifactEvidence,
     EvaluationEvidence,
     MetricStatus,
+    RestartEvidence,
     StepEvidence,
     TuningEvidence,
 )
@@ -202,6 +203,9 @@ class RolloutStatus(StatusModel):
     tuning: TuningEvidence | None = None
     evaluation: EvaluationEvidence | None = None
     shadow: ShadowStatus | None = None
+    restarts: RestartEvidence | None = Field(
+        None, description="Servers that ended during the trial; absent: none did."
+    )
     history: list[StepEvidence] = Field(
         default_factory=list, description="Verdicts of the steps that have ended."
     )

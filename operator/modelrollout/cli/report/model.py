@@ -26,6 +26,7 @@ from modelrollout.cli.cluster import Revision, Rollout
 from modelrollout.cli.errors import Refused
 from modelrollout.cli.verbs import find_revision, in_flight
 from modelrollout.reasons import Reason
+from modelrollout.rollout.server_ends import describe
 from modelrollout.rollout.stages.tune import settings
 from modelrollout.statistics.paired import drop_interval
 
@@ -156,6 +157,7 @@ def of(rollout: Rollout, revision: Revision) -> Report:
     flying = now is not None and in_flight(rollout) is not None
     artifact = (now.artifact if now else None) or status.artifact
     evaluation = (now.evaluation if now else None) or status.evaluation
+    restarts = (now.restarts if now else None) or status.restarts
     steps = [_step(s, spec) for s in (now.history if now else status.steps) or status.steps]
     if (
         now
@@ -193,7 +195,10 @@ def of(rollout: Rollout, revision: Revision) -> Report:
         outcome="in flight" if flying else status.outcome,
         reason=(now.stage if now and flying else status.reason) or "-",
         message=(now.message or "") if now and flying else status.message,
-        facts=tuple(_facts(revision, artifact, (now.tuning if now else None) or status.tuning)),
+        facts=(
+            *_facts(revision, artifact, (now.tuning if now else None) or status.tuning),
+            *((("server restarts", describe(restarts)),) if restarts else ()),
+        ),
         search=_search(artifact.search) if artifact and artifact.search else None,
         gate=gate,
         golden=_golden(evaluation, spec) if evaluation else None,

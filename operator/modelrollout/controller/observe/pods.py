@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,8 @@ _DISRUPTIONS = {
     "DeletionByTaintManager": Reason.NODE_LOST,
     "DeletionByPodGC": Reason.NODE_LOST,
 }
+# what the kubelet writes of a container whose end it has not seen, for example after a reboot
+_LOST_TRACK = {"Unknown", "ContainerStatusUnknown"}
 _LARGEST = 2**53  # beyond that the API server takes no number for an integer
 _HOPELESS = {Reason.OUT_OF_DISK, Reason.DEADLINE_EXCEEDED, Reason.OUT_OF_MEMORY, Reason.CONTAINER_FAILED}
 
@@ -168,9 +171,23 @@ def _why_ended(where: str, ended: Mapping[str, Any]) -> Problem:
             Reason.SERVER_CRASHED,
             f"{where}: {DIED}, so the server was restarted; see kubectl logs --previous",
         )
-    return Problem(
-        Reason.SERVER_CRASHED, f"{where} ended with code {ended.get('exitCode')}; see kubectl logs --previous"
-    )
+    return Problem(Reason.SERVER_CRASHED, f"{where} {_how_ended(ended)}; see kubectl logs --previous")
+
+
+def _how_ended(ended: Mapping[str, Any]) -> str:
+    """The signal that ended a container, or its exit code. Container runtimes add 128 to a
+    signal's number.
+    """
+    code = ended.get("exitCode", 0)
+    number = ended.get("signal") or (code - 128 if 128 < code < 128 + signal.NSIG else 0)
+    if not number:
+        return f"ended with code {code}"
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    probe = ", by its liveness probe or by hand" if number in (signal.SIGTERM, signal.SIGKILL) else ""
+    return f"was ended by {name}{probe} (exit code {code})"
 
 
 def _not_loaded(log: str) -> Problem | None:
@@ -194,17 +211,46 @@ def _not_loaded(log: str) -> Problem | None:
     )
 
 
-def last_crash(pods: Iterable[Object]) -> Crash | None:
-    """The latest end of a server that should have kept running. The kubelet has restarted it since,
-    or is about to.
+def crashes(pods: Iterable[Object]) -> tuple[Crash, ...]:
+    """Of each pod the latest end of a server that should still run, and how many there were.
+
+    The kubelet has restarted it since, or is about to; or it evicted the pod for exceeding a limit
+    of its own. No other end is the server's doing: not that of a pod that is being deleted, not an
+    eviction that a node needs, not what a reboot left (reason Unknown).
     """
-    crashes: list[Crash] = []
-    for pod in _alive(pods):
-        for container in _servers(pod):
-            if at := (ended := _last_end(container)).get("finishedAt"):
-                problem = _why_ended(f"pod {pod['metadata']['name']}, container {container['name']}", ended)
-                crashes.append(Crash(at, problem.reason, problem.message))
-    return max(crashes, key=lambda c: c.at, default=None)
+    return tuple(
+        crash
+        for pod in pods
+        if not is_deleting(pod)
+        for container in _servers(pod)
+        if (crash := _crash(pod, container)) is not None
+    )
+
+
+def _crash(pod: Object, container: Mapping[str, Any]) -> Crash | None:
+    ended = _last_end(container)
+    at, name = ended.get("finishedAt"), pod["metadata"]["name"]
+    if has_ended(pod):
+        if not _exceeded_limit(pod["status"]):
+            return None
+        problem = Problem(
+            Reason.SERVER_CRASHED, f"pod {name} was evicted: {pod['status'].get('message', '').strip()}"
+        )
+    else:
+        problem = _why_ended(f"pod {name}, container {container['name']}", ended)
+    if not at or ended.get("reason") in _LOST_TRACK:
+        return None
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    # The kubelet counts an end when it starts the next container.
+    uncounted = bool(_ended(container)) or waiting.get("reason") == "CrashLoopBackOff"
+    return Crash(
+        at,
+        problem.reason,
+        problem.message,
+        pod=names.short_hash(pod["metadata"].get("uid", name)),
+        created=pod["metadata"].get("creationTimestamp", ""),
+        count=container.get("restartCount", 0) + uncounted,
+    )
 
 
 def server_down(pods: Iterable[Object]) -> Problem | None:
@@ -352,8 +398,7 @@ def _disruption(pod: Object) -> Problem | None:
 def _pod_ended(pod: Object) -> Problem | None:
     """Why the kubelet ended or refused the whole pod."""
     reason, message = pod["status"].get("reason"), pod["status"].get("message", "")
-    # its own; when the node is low on something the kubelet speaks of no limit
-    if reason == "Evicted" and "limit" in message:
+    if _exceeded_limit(pod["status"]):
         name = CONTAINER_STEP if f"Container {CONTAINER_STEP} " in message else ""
         return Problem(
             Reason.OUT_OF_DISK,
@@ -371,6 +416,13 @@ def _pod_ended(pod: Object) -> Problem | None:
     if reason == "Evicted":
         return Problem(Reason.EVICTED, f"{_where(pod)} was taken away: {message}")
     return Problem(Reason.POD_REFUSED, f"{_where(pod)}: {reason}: {message}") if reason else None
+
+
+def _exceeded_limit(status: Mapping[str, Any]) -> bool:
+    """Whether the kubelet evicted the pod for a limit of its own. When the node is low on something
+    the kubelet speaks of no limit.
+    """
+    return status.get("reason") == "Evicted" and "limit" in status.get("message", "")
 
 
 def _container_step_problem(pod: Object, done: Mapping[str, Any]) -> Problem:

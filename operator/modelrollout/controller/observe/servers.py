@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from modelrollout.api import names
-from modelrollout.controller.observe.pods import last_crash, pod_problem, pods_of_server, server_down
+from modelrollout.controller.observe.pods import crashes, pod_problem, pods_of_server, server_down
 from modelrollout.controller.observe.refused_pods import refused_server
 from modelrollout.kube.kinds import DEPLOYMENT
 from modelrollout.kube.objects import Object, label
@@ -50,6 +50,6 @@ def servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) -
             overlay=overlay_of(o["spec"]["template"]),
             updated=status.get("updatedReplicas", 0) if fresh else None,
             down=server_down(server_pods),
-            crash=last_crash(server_pods),
+            crashes=crashes(server_pods),
         )
     return observed

@@ -12,6 +12,7 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import NewRevision
+from modelrollout.rollout.server_ends import without_pods
 from modelrollout.rollout.snapshot import (
     SERVED,
     Revision,
@@ -100,6 +101,7 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
                 if rollout.shadow and rollout.shadow.metric
                 else old.shadow
             ),
+            "restarts": without_pods(rollout.restarts) if rollout.restarts else old.restarts,
             "steps": rollout.history or old.steps,
             # Proven worse, it no longer counts as a version that has served.
             "retired": None if outcome in ("RolledBack", "Rejected") else old.retired,

@@ -23,10 +23,11 @@ from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.snapshot import Assessment, rollout_of
 from modelrollout.rollout.stages.judging import (
     assessment_of,
-    error_without_pods,
+    error_without_servers,
     handle_inconclusive,
     interval,
     proven_worse,
+    servers_ended,
     stay_at_step,
     with_fresh_measurement,
     with_metrics,
@@ -83,9 +84,11 @@ def bake(s: AtStep, now: datetime) -> Transition:
     step, assessment = s.step, assessment_of(s, s.step.metrics)
     if assessment.verdict == "Failed":
         return proven_worse(s, assessment, now)
+    if ended := servers_ended(s, now):
+        return ended
     if s.spec.rollout.bake is None:  # edited away
         return _finish(s, s.status, "bake was removed from spec", now)
-    assessment = error_without_pods(s, assessment)
+    assessment = error_without_servers(s, assessment, now)
     if step.phase == "Paused":  # for a cause: a person promotes or aborts
         return Transition(with_fresh_measurement(s, step, s.assessment, now), requeue_after=interval(s))
     left = seconds(s.spec.rollout.bake) - since(step.since, now)
@@ -103,7 +106,7 @@ def bake(s: AtStep, now: datetime) -> Transition:
 
 def _end_unmeasured(s: AtStep, assessment: Assessment, now: datetime) -> Transition:
     deadline = s.spec.rollout.progress_deadline
-    text = f"nothing was measured within progressDeadline {deadline} after bake: {assessment.message}"
+    text = f"no verdict within progressDeadline {deadline} after bake: {assessment.message}"
     if s.spec.rollout.on_inconclusive == "Promote" and s.server(s.rollout.revision).ready > 0:
         status = record(
             with_metrics(s.status, assessment, now), "Inconclusive", Reason.PROMOTED_BY_POLICY, now

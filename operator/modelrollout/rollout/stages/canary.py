@@ -12,15 +12,17 @@ from modelrollout.rollout import strategy
 from modelrollout.rollout.desired.pods import has_pods_for, scaling_problem
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
+from modelrollout.rollout.server_ends import hold_after_end
 from modelrollout.rollout.snapshot import Assessment
 from modelrollout.rollout.stages.in_place import release_stable_pods
 from modelrollout.rollout.stages.judging import (
     assessment_of,
-    error_without_pods,
+    error_without_servers,
     handle_inconclusive,
     interval,
     no_verdict,
     proven_worse,
+    servers_ended,
     stay_at_step,
     with_fresh_measurement,
     with_metrics,
@@ -49,6 +51,10 @@ def canary(s: AtStep, now: datetime) -> Transition:
         return proven_worse(_at(s, effective_step), s.assessment, now)
     if alone := try_without_stable(s, now):
         return alone
+    # a pause must not give a weight that requests do not have yet
+    reached_step = strategy.previous_step(step) if step.phase == "Shifting" else step
+    if ended := servers_ended(_at(s, reached_step), now):
+        return ended
     if step.phase == "Shifting":
         return _shifting(s, now)
     if step.phase == "Paused":
@@ -107,13 +113,16 @@ def _paused(s: AtStep, position: strategy.Position, now: datetime) -> Transition
     pause = steps_of(s)[position.index].pause if position.exact else None
     left = seconds(pause.duration) - since(step.since, now) if pause and pause.duration else None
     if pause is None or (left is not None and left <= 0):  # edited away, or over
-        return Transition(advance(s, s.status, position, now))
+        on_hold = hold_after_end(s, assessment_of(s, step.metrics), now)
+        if on_hold.reason != Reason.SERVER_RESTARTED:
+            return Transition(advance(s, s.status, position, now))
+        return Transition(change(status, message=on_hold.message), requeue_after=interval(s))
     return Transition(status, requeue_after=interval(s) if left is None else min(interval(s), left))
 
 
 def _observing(s: AtStep, position: strategy.Position, now: datetime) -> Transition:
     step = s.step
-    assessment = error_without_pods(s, assessment_of(s, step.metrics))
+    assessment = error_without_servers(s, assessment_of(s, step.metrics), now)
     proven = assessment.verdict == "Successful"
     steps = steps_of(s)
     present = steps[position.index] if position.exact else None

@@ -15,7 +15,6 @@ from modelrollout.api.v1alpha1 import (
     ANSWER_METRICS,
     MetricStatus,
     ModelDeploymentStatus,
-    Stage,
     StepStatus,
     seconds,
 )
@@ -25,6 +24,11 @@ from modelrollout.rollout import strategy
 from modelrollout.rollout.dead_stable import is_all_that_serves
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of, unproven_weight
+from modelrollout.rollout.server_ends import (
+    assess_ends,
+    clients_may_have_ended_them,
+    hold_after_end,
+)
 from modelrollout.rollout.snapshot import NOT_READY, Assessment, step_of
 from modelrollout.rollout.stages.next_stage import advance
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS, remaining
@@ -51,13 +55,13 @@ def assessment_of(s: InFlight, metrics: Iterable[MetricStatus]) -> Assessment:
     return s.assessment or Assessment("Error", Reason.NO_DATA, "nothing was measured", tuple(metrics))
 
 
-def error_without_pods(s: InFlight, assessment: Assessment) -> Assessment:
-    """The assessment, as an Error while no pod is ready: earlier measurements do not justify giving
-    it traffic.
+def error_without_servers(s: InFlight, assessment: Assessment, now: datetime) -> Assessment:
+    """The assessment, as an Error while no pod is ready, or for a while after a server ended:
+    earlier measurements do not justify giving it traffic.
     """
     server = s.server(s.rollout.revision)
     if server.ready > 0:
-        return assessment
+        return hold_after_end(s, assessment, now)
     problem = server.problem or NOT_READY
     return replace(assessment, verdict="Error", reason=problem.reason, message=problem.message)
 
@@ -84,18 +88,22 @@ def error_of(assessment: Assessment) -> Problem | None:
 # --- verdicts
 
 
+def servers_ended(s: AtStep, now: datetime) -> Transition | None:
+    """What follows if the servers of the revision ended too often. None: they did not, or it is
+    paused for that already, and is still measured.
+    """
+    assessment = assess_ends(s, s.assessment.metrics if s.assessment else s.step.metrics)
+    if assessment is None or (s.rollout.reason == assessment.reason and _pause_cause(s, assessment)):
+        return None
+    return proven_worse(s, assessment, now)
+
+
 def proven_worse(s: AtStep, assessment: Assessment, now: datetime) -> Transition:
     """All traffic back to stable; or pause for a person, if spec says so, if stable has no ready
     pod, or if clients may have caused the failure.
     """
     status = record(with_metrics(s.status, assessment, now), "Failed", assessment.reason, now)
-    cause = (
-        "onFailure is Pause"
-        if s.spec.rollout.on_failure == "Pause"
-        else _NO_STABLE
-        if is_all_that_serves(s)
-        else _caused_by_clients(s.rollout.stage, s.step, assessment)
-    )
+    cause = _pause_cause(s, assessment)
     if cause is None:
         reverted = revert(status, now, "RolledBack", assessment.reason, assessment.message)
         return Transition(reverted, (warning(assessment),))
@@ -105,15 +113,25 @@ def proven_worse(s: AtStep, assessment: Assessment, now: datetime) -> Transition
     return Transition(_pause(status, s.step, assessment.reason, text), (warning(assessment),))
 
 
-def _caused_by_clients(stage: Stage, step: StepStatus, assessment: Assessment) -> str | None:
+def _pause_cause(s: AtStep, assessment: Assessment) -> str | None:
+    if s.spec.rollout.on_failure == "Pause":
+        return "onFailure is Pause"
+    return _NO_STABLE if is_all_that_serves(s) else _caused_by_clients(s, assessment)
+
+
+def _caused_by_clients(s: AtStep, assessment: Assessment) -> str | None:
     """Why clients rather than the revision may have caused the failure: Triton answers malformed
-    requests with 400 or 500.
+    requests with 400 or 500, and a request can end a server.
 
     Where a weight divides the requests, they fail on both sides. Where clients choose the revision,
     or all requests go there, any client could end the rollout.
     """
+    if assessment.reason == Reason.SERVERS_RESTART:
+        caused = clients_may_have_ended_them(s, assessment.metrics)
+        return "a request may have ended them, so this alone reverts nothing" if caused else None
+    stage = s.rollout.stage
     failed = [m for m in assessment.metrics if m.verdict == "Failed" and not m.dry_run]
-    chosen = stage == "Bake" or step.strategy in ("ABTest", "BlueGreen")
+    chosen = stage == "Bake" or s.step.strategy in ("ABTest", "BlueGreen")
     if not failed or not all(
         m.reason == LIMIT_EXCEEDED or (chosen and m.name in ANSWER_METRICS) for m in failed
     ):
@@ -163,7 +181,8 @@ def handle_inconclusive(
 def _pause(
     status: ModelDeploymentStatus, step: StepStatus, reason: str, message: str
 ) -> ModelDeploymentStatus:
-    paused = step.model_copy(update={"phase": "Paused", "metrics": step_of(status).metrics})
+    now = step_of(status)
+    paused = step.model_copy(update={"phase": "Paused", "metrics": now.metrics, "measured": now.measured})
     return change(status, step=paused, reason=reason, message=message)
 
 

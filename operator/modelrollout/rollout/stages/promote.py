@@ -10,13 +10,20 @@ from modelrollout.api.v1alpha1 import Outcome, RolloutStatus
 from modelrollout.reasons import Reason
 from modelrollout.rollout.desired.pods import has_all_pods, scaling_problem
 from modelrollout.rollout.plan import Event, Transition
+from modelrollout.rollout.server_ends import hold_after_end
 from modelrollout.rollout.snapshot import NOT_READY, Snapshot, predecessor
 from modelrollout.rollout.stages.bake import begin_bake
 from modelrollout.rollout.stages.in_place import release_stable_pods
-from modelrollout.rollout.stages.judging import handle_inconclusive, interval, proven_worse
+from modelrollout.rollout.stages.judging import (
+    assessment_of,
+    handle_inconclusive,
+    interval,
+    proven_worse,
+    servers_ended,
+)
 from modelrollout.rollout.stages.spec import StageSpec
 from modelrollout.rollout.stages.waiting import remaining, wait
-from modelrollout.rollout.transitions import enter, retire, succeed
+from modelrollout.rollout.transitions import change, enter, retire, succeed
 from modelrollout.rollout.views import AtStep, InFlight
 
 
@@ -24,6 +31,8 @@ def promote(s: InFlight, now: datetime) -> Transition:
     """Bring the revision to its full size, then give it all traffic; it becomes stable (or bakes)
     once the data plane has taken that up.
     """
+    if s.status.stable is not None and s.rollout.step is not None and (back := _servers_ended(s, now)):
+        return back
     if s.status.stable is not None and not has_all_pods(s):
         return _scaling_up(s, now)
     rollout, server = s.rollout, s.server(s.rollout.revision)
@@ -42,6 +51,18 @@ def promote(s: InFlight, now: datetime) -> Transition:
         succeed(s, s.status, now, outcome),
         (Event(outcome, f"revision {rollout.revision} serves all traffic"),),
     )
+
+
+def _servers_ended(s: InFlight, now: datetime) -> Transition | None:
+    """Back to the last step after an end of a server: there it is judged longer, or it pauses."""
+    back = AtStep.narrowed(replace(s, status=enter(s.status, "Canary", now)))
+    if ended := servers_ended(back, now):
+        return ended
+    on_hold = hold_after_end(s, assessment_of(s, back.step.metrics), now)
+    if on_hold.reason != Reason.SERVER_RESTARTED or back.step.phase != "Observing":
+        return None
+    event = Event(on_hold.reason, on_hold.message, "Warning")
+    return Transition(change(back.status, reason=on_hold.reason, message=on_hold.message), (event,))
 
 
 def _until_taken_up(s: Snapshot, rollout: RolloutStatus, now: datetime) -> float:

@@ -17,11 +17,12 @@ from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.dead_stable import describe
 from modelrollout.rollout.plan import Event, Transition
+from modelrollout.rollout.server_ends import assess_ends
 from modelrollout.rollout.snapshot import Assessment, shadow_of
 from modelrollout.rollout.stages.judging import (
     assessment_of,
     error_of,
-    error_without_pods,
+    error_without_servers,
     interval,
     is_outdated,
     no_verdict,
@@ -43,6 +44,8 @@ def shadow(s: InShadow, now: datetime) -> Transition:
     at, spec = s.shadow, s.spec.rollout.shadow
     if at.phase == "Leaving":
         return _leaving(s, now)
+    if at.phase != "Paused" and (ended := assess_ends(s, (at.metric,) if at.metric else ())):
+        return _end_proven_worse(s, ended, now)
     if spec is None:
         return Transition(in_shadow(s.status, "Leaving", now, override="spec no longer requests a shadow"))
     if at.outputs_hash != outputs_of(spec):
@@ -120,8 +123,8 @@ def _observing(s: InShadow, now: datetime) -> Transition:
     at, spec = s.shadow, s.spec.rollout.shadow
     assessment = assessment_of(s, (at.metric,) if at.metric else ())
     if assessment.verdict == "Failed":
-        return _end_disagreeing(s, assessment, now)
-    assessment = error_without_pods(s, assessment)
+        return _end_proven_worse(s, assessment, now)
+    assessment = error_without_servers(s, assessment, now)
     stay = seconds(spec.for_) - since(at.observed_since or at.since, now) if spec and spec.for_ else 0.0
     if assessment.verdict == "Successful" and stay <= 0:
         return Transition(
@@ -144,10 +147,15 @@ def _leaving(s: InShadow, now: datetime) -> Transition:
     return Transition(after_shadow(s, s.status, now)) if left <= 0 else wait(s, None, max(0.2, left))
 
 
-def _end_disagreeing(s: InShadow, assessment: Assessment, now: datetime) -> Transition:
+def _end_proven_worse(s: InShadow, assessment: Assessment, now: datetime) -> Transition:
+    """Rejected; or pause for a person, if spec says so or if requests end stable's servers, too."""
     status, event = _with_metric(s.status, assessment, now), warning(assessment)
-    if s.spec.rollout.on_failure == "Pause":
-        text = f"{assessment.message}; onFailure is Pause: promote or abort"
+    cause = "onFailure is Pause" if s.spec.rollout.on_failure == "Pause" else None
+    if cause is None and assessment.reason == Reason.SERVERS_RESTART and s.rollout.restarts is not None:
+        alike = bool(s.rollout.restarts.stable.counts)
+        cause = "the same requests may have ended both, so this alone rejects nothing" if alike else None
+    if cause is not None:
+        text = f"{assessment.message}; {cause}: promote or abort"
         return Transition(_paused(status, assessment.reason, text, now), (event,))
     return Transition(revert(status, now, "Rejected", assessment.reason, assessment.message), (event,))
 

@@ -30,7 +30,7 @@ from modelrollout.rollout.policy.takeover import takeover_problem
 from modelrollout.rollout.snapshot import Snapshot, predecessor, rollout_of
 from modelrollout.rollout.stages.judging import (
     assessment_of,
-    error_without_pods,
+    error_without_servers,
     handle_inconclusive,
     interval,
     no_verdict,
@@ -120,7 +120,7 @@ def _judge_alone(s: AtStep, now: datetime) -> Transition:
     for, and at the deadline nothing has been proven against it.
     """
     step = s.step
-    assessment = error_without_pods(s, assessment_of(s, step.metrics))
+    assessment = error_without_servers(s, assessment_of(s, step.metrics), now)
     over, nothing_to_judge = remaining(s, now) <= 0, assessment.reason == Reason.NO_METRICS
     unproven = s.candidate_server.ready > 0 and first_weight(s) is None and (nothing_to_judge or over)
     if assessment.verdict == "Successful" or unproven:
