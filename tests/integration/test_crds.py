@@ -31,8 +31,10 @@ class Kubectl:
     group.
     """
 
-    def __init__(self, kubeconfig: str, mark: str) -> None:
+    def __init__(self, kubeconfig: str, mark: str, cache: Path) -> None:
         self.kubeconfig = kubeconfig
+        # apart: for minutes, other kubectls would take our short names for those of this group
+        self.cache = cache
         self.namespace = f"crds-{mark}"
         self.group = f"crds-{mark}.example.com"
         self.mdep = f"modeldeployments.{self.group}"
@@ -43,7 +45,16 @@ class Kubectl:
         if body is not None and body["kind"] in ("ModelDeployment", "ModelRevision", "RolloutPolicy"):
             body = {**body, "apiVersion": f"{self.group}/v1alpha1"}
         return subprocess.run(
-            ["kubectl", "--kubeconfig", self.kubeconfig, "-n", self.namespace, *args],
+            [
+                "kubectl",
+                "--kubeconfig",
+                self.kubeconfig,
+                "--cache-dir",
+                str(self.cache),
+                "-n",
+                self.namespace,
+                *args,
+            ],
             input=None if body is None else json.dumps(body),
             capture_output=True,
             text=True,
@@ -74,7 +85,7 @@ def until_established(run: Kubectl, *crds: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def kubectl() -> Iterator[Kubectl]:
+def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
     kubeconfig = os.environ.get("MODELROLLOUT_KUBECONFIG")
     if not kubeconfig:
         pytest.fail(
@@ -83,7 +94,7 @@ def kubectl() -> Iterator[Kubectl]:
         )
     if shutil.which("kubectl") is None:
         pytest.fail("kubectl is not on PATH")
-    run = Kubectl(kubeconfig, uuid.uuid4().hex[:8])
+    run = Kubectl(kubeconfig, uuid.uuid4().hex[:8], tmp_path_factory.mktemp("kubectl"))
     try:
         for path in sorted((ROOT / "crds").glob("*.yaml")):
             definition = yaml.safe_load(path.read_text())
@@ -567,7 +578,7 @@ BAD_POLICY: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "mandatory metric without a margin": (
         put("spec.gates.metrics", [{"name": "errors"}]),
-        "errors needs maxIncrease or max",
+        "each of errors, clientErrors, refusedRequests needs maxIncrease or max",
     ),
     "template twice": (
         put("spec.analysisTemplates", [{"name": "a", "metrics": [{"name": "errors", "max": 0.1}]}] * 2),
