@@ -1,5 +1,5 @@
-"""``python -m calibrate``: lines ``RULE.SCENARIO.RPS.FIGURE: value`` on standard output, progress
-on standard error, a picture where asked.
+"""``python -m calibrate``: lines ``RULE.SCENARIO.RPS.FIGURE: value`` and which targets are
+reached on standard output, progress on standard error, a picture where asked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from calibrate import picture
+from calibrate import picture, targets
 from calibrate.scenarios import RATES, RESETS, SCENARIOS
 from calibrate.simulate import Outcome, Task, figures, labelled
 
@@ -65,6 +65,7 @@ def main() -> None:
                 file=sys.stderr,
                 flush=True,
             )
+    print("\n".join(targets.lines(values)))
     print(f"\n# {time.monotonic() - began:.0f} s; load {os.getloadavg()[2]:.1f}", file=sys.stderr)
     if options.picture:
         (options.picture / "calibration.svg").write_text(picture.draw(values, options.rollouts))

@@ -20,7 +20,7 @@ SHARE, WEIGHT = 0.01, 0.2
 INSTANCES = ("gateway-a", "gateway-b")
 # a look, an instance; an outage of Prometheus begins with a look and lasts a minute
 RESTART, UNSCRAPED, OUTAGE = 1 / 100, 1 / 10, 1 / 60
-_FIELDS = 10  # bad and total of both sides, spread of stable
+_FIELDS = 16  # bad and total of both sides, spreads of stable and canary
 
 
 @dataclass
@@ -42,14 +42,14 @@ def false_rollbacks(rng: np.random.Generator, rate: float, rollouts: int) -> flo
         table[:, :, rollout] = _one(rng, rate, looks)
     back = np.zeros(rollouts, dtype=np.bool_)
     for c in table:
-        evidence = evidence_of(Counts(c[0], c[1], c[2], c[3]), Spread(*c[4:10]))
+        evidence = evidence_of(Counts(c[0], c[1], c[2], c[3]), Spread(*c[4:10]), Spread(*c[10:16]))
         back |= over_steps(evidence, ()) >= -np.log(ALPHA)
     return float(np.mean(back))
 
 
 def _one(rng: np.random.Generator, rate: float, looks: int) -> list[list[float]]:
-    """Bad and total of canary and stable, and the spread of stable, at every look of one
-    rollout.
+    """Bad and total of canary and stable, and the spreads of stable and canary, at every look of
+    one rollout.
     """
     share = np.array([WEIGHT, 1 - WEIGHT]) * rate * LOOK / len(INSTANCES)
     good = rng.poisson(share * (1 - SHARE), (looks, len(INSTANCES), 2)).tolist()
@@ -84,5 +84,7 @@ def _one(rng: np.random.Generator, rate: float, looks: int) -> list[list[float]]
                 if written[side] is None or (look + 1) * LOOK % REWRITE_SECONDS == 0:
                     written[side] = shown[side]
         canary, stable = shown
-        rows.append([canary.bad, canary.total, stable.bad, stable.total, *spread_of(stable)])
+        rows.append(
+            [canary.bad, canary.total, stable.bad, stable.total, *spread_of(stable), *spread_of(canary)]
+        )
     return rows

@@ -12,10 +12,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.scenarios import LOOK, Counts, Floats, Stream
+from calibrate.pods import Floats
+from calibrate.scenarios import LOOK, Counts, Scenario, Stream
+from modelrollout.analysis.providers.prometheus import history
 from modelrollout.analysis.verdict import FALSE_ALARM_BUDGET
 from modelrollout.rollout.stages.judging import REWRITE_SECONDS
-from modelrollout.statistics.dispersion import Spread, dispersion, widened
+from modelrollout.statistics.dispersion import Spread, divisor, lasting, widened
 from modelrollout.statistics.sequential import log_evidence, over_steps
 
 Flags = NDArray[np.bool_]
@@ -28,7 +30,7 @@ CHECK = 60  # seconds between two looks of the rivals, and their window
 
 class Rule(Protocol):
     def before(self, minutes: list[Counts]) -> None: ...
-    def next_step(self) -> None: ...
+    def next_step(self, second: int) -> None: ...
     def judge(self, second: int, news: list[Counts]) -> Flags: ...
 
 
@@ -40,60 +42,120 @@ class Ours:
     sense of the dispersion is a minute long.
     """
 
-    def __init__(self, streams: tuple[Stream, ...], rollouts: int) -> None:
-        self._rollouts = rollouts
-        self._carried: list[list[Floats]] = [[] for _ in streams]
-        self._evidence: list[Floats] = [np.zeros(rollouts) for _ in streams]
-        self._written = [_Side(rollouts) for _ in streams]
-        self._counts = [_zero(rollouts) for _ in streams]
+    def __init__(self, s: Scenario, rollouts: int) -> None:
+        self._s, self._rollouts, self._began = s, rollouts, 0
+        self._minutes: list[list[Counts]] = [[] for _ in s.streams]
+        self._carried: list[list[Floats]] = [[] for _ in s.streams]
+        self._evidence: list[Floats] = [np.zeros(rollouts) for _ in s.streams]
+        self._written = [_Written(rollouts) for _ in s.streams]
+        self._counts = [_zero(rollouts) for _ in s.streams]
 
     def before(self, minutes: list[Counts]) -> None:
         """What stable has shown, stream by stream, in a minute before the rollout."""
-        for written, minute in zip(self._written, minutes, strict=True):
-            written.write(_zero(self._rollouts), written.since(minute))
+        for all_minutes, minute in zip(self._minutes, minutes, strict=True):
+            all_minutes.append(minute)
 
-    def next_step(self) -> None:
+    def next_step(self, second: int) -> None:
         """The hour before a step is here all that was seen of stable."""
         for i, evidence in enumerate(self._evidence):
             self._carried[i].append(evidence)
-            self._written[i].write(_zero(self._rollouts), self._written[i].since(self._counts[i]))
+            self._written[i].begin(self._written[i].since(self._counts[i])[0])
             self._counts[i] = _zero(self._rollouts)
+        self._began = second
 
     def judge(self, second: int, news: list[Counts]) -> Flags:
+        if self._minutes[0]:
+            for written, minutes in zip(self._written, self._minutes, strict=True):
+                written.begin(_usual(minutes))
+            self._minutes = [[] for _ in self._minutes]
         proven = np.zeros(self._rollouts, dtype=np.bool_)
+        seconds = second - self._began
+        if self._s.cold is not None and 0 < self._s.cold.since(seconds) <= self._s.delay:
+            return proven
         for i, new in enumerate(news):
             c = self._counts[i] = Counts(*(a + b for a, b in zip(self._counts[i], new, strict=True)))
-            stable = self._written[i].since(c)
-            self._evidence[i] = evidence_of(c, stable)
-            proven |= over_steps(self._evidence[i], self._carried[i]) >= -np.log(ALPHA)
+            stable, canary = self._written[i].since(c)
+            self._evidence[i] = evidence_of(c, stable, canary)
+            enough = over_steps(self._evidence[i], self._carried[i]) >= -np.log(ALPHA)
+            if not self._s.streams[i].answers:
+                enough &= lasting(stable, canary, c.bad, c.total, float(seconds))
+            proven |= enough
             if second % REWRITE_SECONDS == 0:
-                self._written[i].write(c, stable)
+                self._written[i].write(c, stable, canary)
         return proven
 
 
-def evidence_of(c: Counts, stable: Spread[Floats]) -> Floats:
+def evidence_of(c: Counts, stable: Spread[Floats], canary: Spread[Floats]) -> Floats:
     """This step's evidence, with the counts divided by their dispersion."""
-    apart = dispersion(stable)
+    apart = divisor(stable, canary)
     return log_evidence(
         c.bad / apart, c.total / apart, c.stable_bad / apart, c.stable_total / apart, TOLERANCE
     )
 
 
-class _Side:
-    """Counts, and the spread of stable's, as last written to the status."""
+def _usual(minutes: list[Counts]) -> Spread[Floats]:
+    """What the hour before the first step says of stable, rollout by rollout."""
+    totals = np.stack([m.stable_total for m in minutes], axis=1).tolist()
+    bad = np.stack([m.stable_bad for m in minutes], axis=1).tolist()
+    spreads = [history.spread(list(zip(n, b, strict=True))) for n, b in zip(totals, bad, strict=True)]
+    return Spread(*(np.array(values) for values in zip(*spreads, strict=True)))
+
+
+class _Written:
+    """Counts, and the spread of both sides', as last written to the status."""
 
     def __init__(self, rollouts: int) -> None:
-        self._counts = _zero(rollouts)
-        nothing = np.zeros(rollouts)
-        self._stable = Spread(nothing, nothing, nothing, nothing, nothing, nothing)
+        self._rollouts = rollouts
+        self.begin(_nothing(rollouts))
 
-    def since(self, c: Counts) -> Spread[Floats]:
-        return widened(
-            self._stable, c.stable_total - self._counts.stable_total, c.stable_bad - self._counts.stable_bad
+    def begin(self, stable: Spread[Floats]) -> None:
+        """A step, with what is known of stable."""
+        self._counts, self._stable, self._canary = _zero(self._rollouts), stable, _nothing(self._rollouts)
+
+    def since(self, c: Counts) -> tuple[Spread[Floats], Spread[Floats]]:
+        """The spreads of stable and of the canary with what has come since."""
+        n, before = c, self._counts
+        return (
+            widened(self._stable, n.stable_total - before.stable_total, n.stable_bad - before.stable_bad),
+            widened(self._canary, n.total - before.total, n.bad - before.bad),
         )
 
-    def write(self, c: Counts, stable: Spread[Floats]) -> None:
-        self._counts, self._stable = c, stable
+    def write(self, c: Counts, stable: Spread[Floats], canary: Spread[Floats]) -> None:
+        self._counts, self._stable, self._canary = c, stable, canary
+
+
+def _nothing(rollouts: int) -> Spread[Floats]:
+    return Spread(*(np.zeros(rollouts) for _ in Spread._fields))
+
+
+class Best:
+    """The sequential test that knows the canary's and stable's shares: their likelihood ratio
+    against one share for both, at the same looks and the same alpha (Wald 1945). No test needs
+    fewer samples on average.
+    """
+
+    def __init__(self, s: Scenario, rollouts: int) -> None:
+        [stream], weight = s.streams, s.steps[0].weight / 100
+        both = weight * stream.canary + (1 - weight) * stream.stable
+        self._gains = tuple(
+            np.log(of / over)
+            for p in (stream.canary, stream.stable)
+            for of, over in ((p, both), (1 - p, 1 - both))
+        )
+        self._evidence = np.zeros(rollouts)
+
+    def before(self, minutes: list[Counts]) -> None:
+        """It knows the shares already."""
+
+    def next_step(self, second: int) -> None:
+        """It is for one step."""
+
+    def judge(self, second: int, news: list[Counts]) -> Flags:
+        [n] = news
+        bad, good, stable_bad, stable_good = self._gains
+        self._evidence += n.bad * bad + (n.total - n.bad) * good
+        self._evidence += n.stable_bad * stable_bad + (n.stable_total - n.stable_bad) * stable_good
+        return np.asarray(self._evidence >= -np.log(ALPHA))
 
 
 class Threshold:
@@ -115,7 +177,7 @@ class Threshold:
     def before(self, minutes: list[Counts]) -> None:
         """Thresholds know nothing of what was usual."""
 
-    def next_step(self) -> None:
+    def next_step(self, second: int) -> None:
         """Windows do not know of steps."""
 
     def judge(self, second: int, news: list[Counts]) -> Flags:
@@ -136,12 +198,13 @@ class Threshold:
         return self._due <= second
 
 
-def rules(streams: tuple[Stream, ...], rollouts: int) -> dict[str, Rule]:
-    return {
-        "ours": Ours(streams, rollouts),
-        "argo": Threshold(streams, rollouts, failures=4, looks_later=0),
-        "flagger": Threshold(streams, rollouts, failures=5, looks_later=1),
+def rules(s: Scenario, rollouts: int) -> dict[str, Rule]:
+    judges: dict[str, Rule] = {
+        "ours": Ours(s, rollouts),
+        "argo": Threshold(s.streams, rollouts, failures=4, looks_later=0),
+        "flagger": Threshold(s.streams, rollouts, failures=5, looks_later=1),
     }
+    return judges | ({"best": Best(s, rollouts)} if s.plain else {})
 
 
 def _zero(rollouts: int) -> Counts:

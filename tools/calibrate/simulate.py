@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibrate import fixed, resets
+from calibrate.pods import Episodes, Floats
 from calibrate.rules import Rule, rules
-from calibrate.scenarios import HOUR, IN_TIME, LOOK, RATES, RESETS, SCENARIOS, Counts, Floats, Scenario, draw
+from calibrate.scenarios import HOUR, IN_TIME, RATES, RESETS, SCENARIOS, Counts, Scenario, draw, looks
 
 WEIGHT = SCENARIOS[0].steps[0].weight / 100
 
@@ -50,26 +51,33 @@ def labelled(task: Task) -> tuple[Task, dict[str, Outcome] | float]:
 
 
 def _stream(s: Scenario, rate: int, rollouts: int, rng: np.random.Generator) -> dict[str, Outcome]:
-    judges: dict[str, Rule] = rules(s.streams, rollouts)
+    judges: dict[str, Rule] = rules(s, rollouts)
     outcomes = {name: Outcome(*(np.full(rollouts, v) for v in (np.inf, 0.0, 0.0))) for name in judges}
-    for minute in range(s.history):
-        news = [draw(rng, stream, s, -60 * minute, 0.0, rate * 60, rollouts) for stream in s.streams]
+    past = -60 * s.history
+    episodes = Episodes(rng, s.failing, rollouts, past, HOUR) if s.failing else None
+
+    def requests(begin: int, end: int, weight: float) -> list[Counts]:
+        failed = episodes.shares(begin, end) if episodes else (0.0, 0.0)
+        return [
+            draw(rng, stream, s, end, weight, rate * (end - begin), rollouts, failed) for stream in s.streams
+        ]
+
+    for minute in range(past, 0, 60):
+        news = requests(minute, minute + 60, 0.0)
         for judge in judges.values():
             judge.before(news)
-    second = 0
+    began = second = 0
     for index, step in enumerate(s.steps):
         for judge in judges.values() if index else ():
-            judge.next_step()
-        until = second + step.seconds
-        while second < min(until, _horizon(s, rate)):
-            second += LOOK
-            news = [
-                draw(rng, stream, s, second, step.weight / 100, rate * LOOK, rollouts) for stream in s.streams
-            ]
+            judge.next_step(second)
+        for seconds in looks(min(step.seconds, _horizon(s, rate) - began)):
+            news = requests(second, began + seconds, step.weight / 100)
+            second = began + seconds
             for name, judge in judges.items():
                 _note(outcomes[name], judge, second, s.onset, news)
             if all(np.isfinite(o.seconds).all() for o in outcomes.values()):
                 return outcomes
+        began = second
     return outcomes
 
 
@@ -111,7 +119,7 @@ def figures(
         caught = np.isfinite(o.seconds)
         rows.append((f"{at}.bad_requests", float(np.median(o.bad))))
         rows.append((f"{at}.samples", float(np.median(np.where(caught, o.samples, np.inf)))))
-    if len(s.streams) == 1 and len(s.steps) == 1 and not s.harmless:
+    if s.plain:
         rows += _fixed(s, rate, rng)
     return rows
 

@@ -9,9 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from modelrollout.api.v1alpha1 import Counter
 from modelrollout.statistics.dispersion import Spread, widened
+
+
+class Cold(NamedTuple):
+    """While pods of either side are cold nothing is counted, on both: they stay comparable. Unix
+    seconds; ``until`` may be long ago.
+    """
+
+    since: float
+    until: float
+
 
 NO_SPREAD = Spread(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -54,7 +65,11 @@ def fold(previous: Counter | None, raw: Raw) -> Counter:
     and must not look like a restart.
     """
     if previous is None:
-        return Counter(last={p: _stored(s) for p, s in raw.processes.items()}, scraped=_newest(raw, None))
+        return Counter(
+            last={p: _stored(s) for p, s in raw.processes.items()},
+            scraped=_newest(raw, None),
+            began=_newest(raw, None),
+        )
     total, bad, last, advanced = previous.total, previous.bad, dict(previous.last), False
     for process, sample in raw.processes.items():
         before_total, before_bad, scraped = last.get(process, [0.0, 0.0, -1.0])
@@ -74,7 +89,12 @@ def fold(previous: Counter | None, raw: Raw) -> Counter:
         return previous
     spread = widened(spread_of(previous), total - previous.total, bad - previous.bad)
     return Counter(
-        total=total, bad=bad, last=last, scraped=_newest(raw, previous.scraped), spread=list(spread)
+        total=total,
+        bad=bad,
+        last=last,
+        scraped=_newest(raw, previous.scraped),
+        began=previous.began,
+        spread=list(spread),
     )
 
 

@@ -7,7 +7,12 @@ from datetime import datetime
 from typing import NamedTuple
 
 from modelrollout.api.times import since
-from modelrollout.api.v1alpha1 import Analysis, MetricStatus, StepStatus, seconds
+from modelrollout.api.v1alpha1 import MetricStatus, Rollout, StepStatus, seconds
+
+# Caches, connections and lazily loaded code are warm after some seconds; and two scrapes at the
+# usual interval of 15 s lie between, so that no scrape of the cold time is counted.
+INITIAL_DELAY_SECONDS = 30.0
+_OF_DEADLINE = 0.1  # at most: a short deadline is mostly for counting
 
 
 class Pace(NamedTuple):
@@ -33,22 +38,25 @@ class Pace(NamedTuple):
         )
 
 
-def counted_seconds(step: StepStatus, analysis: Analysis, now: datetime) -> float:
+def initial_delay(rollout: Rollout) -> float:
+    """Seconds for which nothing is counted after the weight or a side's pods changed."""
+    if rollout.analysis.initial_delay is not None:
+        return seconds(rollout.analysis.initial_delay)
+    return min(INITIAL_DELAY_SECONDS, _OF_DEADLINE * seconds(rollout.progress_deadline))
+
+
+def counted_seconds(step: StepStatus, rollout: Rollout, now: datetime) -> float:
     """For how long the step has been counting; 0 during initialDelay and while the weight is
     shifting.
     """
     if step.phase == "Shifting":
         return 0.0
-    return max(0.0, since(step.observed_since or step.since, now) - delay_seconds(step, analysis))
+    return max(0.0, since(step.observed_since or step.since, now) - delay_seconds(step, rollout))
 
 
-def delay_seconds(step: StepStatus, analysis: Analysis) -> float:
+def delay_seconds(step: StepStatus, rollout: Rollout) -> float:
     """The initial delay of this step. A pause changes no weight, so it has none."""
-    return (
-        seconds(analysis.initial_delay)
-        if analysis.initial_delay and (step.observed_since or step.phase == "Shifting")
-        else 0.0
-    )
+    return initial_delay(rollout) if step.observed_since or step.phase == "Shifting" else 0.0
 
 
 def paces(metrics: Iterable[MetricStatus], counted: float) -> list[Pace]:

@@ -3,7 +3,9 @@
 Fail: the canary is proven worse than stable by more than the tolerance, a tenth of the margin, or
 proven beyond an absolute limit. Fail wins. The proof is of the whole rollout: the e-values of its
 steps are combined (``sequential.over_steps``) and must reach 1 / alpha. The sum of alpha over the
-metrics is the chance of a false alarm in the rollout, over all its steps and readings.
+metrics is the chance of a false alarm in the rollout, over all its steps and readings. Where stable
+has no past that shows how requests fail by themselves, the excess has to last as well
+(``dispersion.lasting``).
 
 Pass: nothing is proven, the canary has the minimum of samples, and a loss that would do too much
 harm at the next weight is ruled out: margin * 100 / next weight. An e-value of this step alone that
@@ -24,7 +26,7 @@ from modelrollout.analysis.counters import spread_of
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, VerdictName
 from modelrollout.reasons import Reason
-from modelrollout.statistics.dispersion import dispersion
+from modelrollout.statistics.dispersion import KNOWN_AFTER, dispersion, divisor, lasting
 from modelrollout.statistics.sequential import (
     Interval,
     difference_interval,
@@ -58,6 +60,9 @@ class _Criterion:
 
     worse: float  # against "at most fail_above"
     proof: float  # the same with what earlier steps of the rollout carried
+    # proof where nothing but what clearly shows of stable is taken into account
+    early: float
+    lasts: bool  # one episode is no proof while stable is not known
     # against "at least pass_at", with the counts multiplied by the argument
     harmless: Callable[[float], float]
     interval: Interval
@@ -69,7 +74,12 @@ class _Criterion:
 
     @property
     def proven(self) -> bool:
-        return self.proof >= self._enough
+        return self.lasts and self.proof >= self._enough
+
+    @property
+    def doubtful(self) -> bool:
+        """It would be proven if stable were known."""
+        return not self.proven and self.early >= self._enough
 
     @property
     def ruled_out(self) -> bool:
@@ -174,7 +184,21 @@ def _judge_counts(
 ) -> MetricStatus:
     margin, limit = _margin(metric), _limit(metric)
     compared = stable if margin is not None and stable is not None and stable.total > 0 else None
-    criteria = _criteria(canary, compared, margin, limit, next_weight, alpha, carried) if canary.total else []
+    criteria = (
+        _criteria(
+            canary,
+            compared,
+            margin,
+            limit,
+            next_weight,
+            alpha,
+            carried,
+            # a pod fails or is slow for a while by itself; it does not answer wrongly
+            episodic=metric.name != "accuracy",
+        )
+        if canary.total
+        else []
+    )
     counted = _summary(metric, canary, stable, criteria, weight)
     main = next((c for c in criteria if c.versus_stable or margin is None), None)
 
@@ -217,6 +241,8 @@ def _judge_counts(
         earlier = "" if proven.worse >= -log(proven.alpha) else ", with the evidence of earlier steps"
         _, reason = _BAD_AND_FAILURE[metric.name]
         return status("Failed", reason, f"proven worse {than}{earlier}: {counted}")
+    if compared is not None and any(c.doubtful for c in criteria):
+        return status("Inconclusive", Reason.NOT_YET_PROVEN, f"{_unknown(compared)}: {counted}")
     if canary.total < metric.min_samples:
         missing = ceil(metric.min_samples - canary.total)
         return status(
@@ -259,6 +285,8 @@ def _criteria(
     next_weight: int,
     alpha: float,
     carried: Sequence[float],
+    *,
+    episodic: bool,
 ) -> list[_Criterion]:
     """The comparison first. With a limit as well, each takes half of the budget, and ``carried``
     belongs to the comparison.
@@ -266,23 +294,32 @@ def _criteria(
     share = alpha / max(1, (stable is not None) + (limit is not None))
     scale = 100 / max(1, next_weight)
     # Stable shows how requests fail together here. A canary that starts to fail would look like one
-    # large cluster.
-    usual = canary if stable is None else stable
-    dispersion_factor = dispersion(spread_of(usual))
-    bad, total = canary.bad / dispersion_factor, canary.total / dispersion_factor
+    # large cluster, so its own looks count only until stable is known, and only against a proof.
+    own = spread_of(canary)
+    usual, doubtful = dispersion(own if stable is None else spread_of(stable)), 1.0
+    lasts = True
+    if stable is not None:
+        doubtful = divisor(spread_of(stable), own) / usual
+        lasts = not episodic or lasting(spread_of(stable), own, canary.bad, canary.total, _seconds(canary))
+    bad, total = canary.bad / usual, canary.total / usual
     criteria = []
     if stable is not None and margin is not None:
         other_bad, other_total, above, at = (
-            stable.bad / dispersion_factor,
-            stable.total / dispersion_factor,
+            stable.bad / usual,
+            stable.total / usual,
             TOLERANCE * margin,
             min(1.0, margin * scale),
         )
-        worse = log_evidence(bad, total, other_bad, other_total, above)
+        early = log_evidence(bad, total, other_bad, other_total, above)
+        worse = log_evidence(
+            bad / doubtful, total / doubtful, other_bad / doubtful, other_total / doubtful, above
+        )
         criteria.append(
             _Criterion(
                 worse,
                 over_steps(worse, carried),
+                over_steps(early, carried),
+                lasts,
                 lambda k: log_evidence(k * other_bad, k * other_total, k * bad, k * total, -at),
                 difference_interval(bad, total, other_bad, other_total, share),
                 bad / total - other_bad / other_total,
@@ -295,10 +332,13 @@ def _criteria(
     if limit is not None:
         largest = min(1.0, limit * scale)
         worse = share_log_evidence(bad, total, limit)
+        proof = over_steps(worse, carried if margin is None else ())
         criteria.append(
             _Criterion(
                 worse,
-                over_steps(worse, carried if margin is None else ()),
+                proof,
+                proof,
+                lasts,
                 lambda k: share_log_evidence(k * (total - bad), k * total, 1 - largest),
                 share_interval(bad, total, share),
                 bad / total,
@@ -309,6 +349,19 @@ def _criteria(
             )
         )
     return criteria
+
+
+def _seconds(counter: Counter) -> float:
+    """For how long the requests have been counted."""
+    return 0.0 if counter.began is None or counter.scraped is None else counter.scraped - counter.began
+
+
+def _unknown(stable: Counter) -> str:
+    minutes = spread_of(stable).differences
+    return (
+        f"worse so far, but stable shows only {minutes:.0f} of the {KNOWN_AFTER} minutes that tell a"
+        " regression from what happens by itself now and then; more requests of both sides decide"
+    )
 
 
 def _no_proof(limit: float, stable: Counter | None, simultaneous: bool) -> str | None:

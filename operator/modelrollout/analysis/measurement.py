@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from modelrollout.analysis.counters import Cold
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.process_groups import fold_all
@@ -47,10 +48,14 @@ def counts_of(metrics: Iterable[MetricStatus]) -> dict[str, Counts]:
 
 
 def fold_in(
-    readings: Mapping[str, Reading], counters: Mapping[str, Counts], *, stable: bool
+    readings: Mapping[str, Reading],
+    counters: Mapping[str, Counts],
+    *,
+    stable: bool,
+    cold: Cold | None = None,
 ) -> dict[str, Measurement]:
     """Add readings to the counts. The first reading sets the baseline and counts nothing.
-    ``stable``: whether there is a stable revision to compare with.
+    ``stable``: whether there is a stable revision to compare with; ``cold`` as of ``fold_all``.
     """
     measurements: dict[str, Measurement] = {}
     for name, reading in readings.items():
@@ -59,16 +64,16 @@ def fold_in(
             measurements[name] = Measurement(before.canary, before.stable, problem=reading)
         elif isinstance(reading, CounterReading):
             measurements[name] = Measurement(
-                fold_all(before.canary, reading.canary),
-                _of_stable(before.stable, reading) if stable else None,
+                fold_all(before.canary, reading.canary, cold),
+                _of_stable(before.stable, reading, cold) if stable else None,
             )
         else:
             measurements[name] = Measurement(value=reading)
     return measurements
 
 
-def _of_stable(before: Counter | None, reading: CounterReading) -> Counter:
-    counted = fold_all(before, reading.stable)
+def _of_stable(before: Counter | None, reading: CounterReading, cold: Cold | None) -> Counter:
+    counted = fold_all(before, reading.stable, cold)
     return (
         counted
         if before is not None or reading.usual is None

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from zlib import crc32
 
-from modelrollout.analysis.counters import Raw, Sample, fold
+from modelrollout.analysis.counters import Cold, Raw, Sample, fold
 from modelrollout.api.v1alpha1 import Counter
 
 FOLLOWED = 24
@@ -22,8 +22,39 @@ GROUP = "#"  # begins the name of a group in Counter.last
 GROUP_FIELDS = 4  # of its entry: total, bad, newest scrape, hash of the members
 
 
-def fold_all(previous: Counter | None, raw: Raw) -> Counter:
-    """``fold`` for any number of processes; ``previous`` itself when ``raw`` is not newer."""
+def fold_all(previous: Counter | None, raw: Raw, cold: Cold | None = None) -> Counter:
+    """``fold`` for any number of processes; ``previous`` itself when ``raw`` is not newer.
+
+    What was scraped up to ``cold.since`` counts as ever, what was scraped until ``cold.until`` does
+    not. The first scrape after that is a new baseline beside the counts so far.
+    """
+    if cold is None:
+        return _folded(previous, raw)
+    newest = max((s.scraped for s in raw.processes.values()), default=cold.until)
+    if previous is None:
+        first = _folded(None, raw)
+        # without a process so far nothing was counted while pods were cold
+        return first if raw.processes else first.model_copy(update={"began": newest})
+    if newest <= cold.since or (previous.began or 0.0) >= cold.until:
+        return _folded(previous, raw)
+    return previous if newest < cold.until else _counting_again(previous, raw, newest)
+
+
+def _counting_again(previous: Counter, raw: Raw, now: float) -> Counter:
+    """The counts so far, on a new baseline. Processes that are missing may return."""
+    baseline = _folded(None, raw)
+    missing = [p for p in previous.last if p not in raw.processes and not p.startswith(GROUP)]
+    room = max(0, FOLLOWED - sum(1 for p in baseline.last if not p.startswith(GROUP)))
+    return previous.model_copy(
+        update={
+            "last": {p: previous.last[p] for p in missing[:room]} | baseline.last,
+            "scraped": max(now, previous.scraped or 0.0),
+            "began": now,
+        }
+    )
+
+
+def _folded(previous: Counter | None, raw: Raw) -> Counter:
     known = previous.last if previous else {}
     room = FOLLOWED - sum(1 for p in known if not p.startswith(GROUP))
     followed = {p: s for p, s in raw.processes.items() if p in known}

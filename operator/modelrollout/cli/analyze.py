@@ -254,7 +254,7 @@ async def assess_now(
     metrics = metrics_due(s, now, profile_of(rollout.spec, profile))
     if isinstance(metrics, Assessment):
         return metrics
-    window = max(10.0, counted_seconds(running.step, rollout.spec.rollout.analysis, now))
+    window = max(10.0, counted_seconds(running.step, rollout.spec.rollout, now))
     canary = RevisionRef(revision=running.revision, number=running.number)
     target = target_of(
         rollout.namespace,

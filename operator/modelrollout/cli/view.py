@@ -10,9 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from modelrollout.analysis.eta import counted_seconds, paces
+from modelrollout.analysis.eta import counted_seconds, initial_delay, paces
 from modelrollout.api.v1alpha1 import (
-    Analysis,
     Counter,
     MetricStatus,
     RolloutStatus,
@@ -22,6 +21,7 @@ from modelrollout.api.v1alpha1 import (
     Strategy,
     seconds,
 )
+from modelrollout.api.v1alpha1 import Rollout as RolloutSpec
 from modelrollout.cli.cluster import Replicas, Revision, Rollout
 from modelrollout.cli.verbs import idle, in_flight
 from modelrollout.reasons import Reason
@@ -457,7 +457,7 @@ def _next_in_canary(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[s
         f" {then}"
     ]
     if rollout.spec:
-        lines += _pace(r.step, rollout.spec.rollout.analysis)
+        lines += _pace(r.step, rollout.spec.rollout)
         verb = {
             "Pause": "the rollout pauses",
             "Rollback": "the canary is taken back",
@@ -493,19 +493,19 @@ def _next_in_bake(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[str
     ]
 
 
-def _pace(step: StepStatus, analysis: Analysis) -> list[str]:
+def _pace(step: StepStatus, rollout: RolloutSpec) -> list[str]:
     """What is missing and how long it takes, from what was last written; that of the slowest metric
     decides.
     """
     at = _time(step.measured)
     if at is None:
         delay = (
-            f"; counting begins {analysis.initial_delay} after the weight was taken up"
-            if analysis.initial_delay
+            f"; counting begins {wait:g}s after the weight was taken up"
+            if (wait := initial_delay(rollout))
             else ""
         )
         return [f"nothing has been counted yet{delay}"]
-    slowest = next(iter(paces(step.metrics, counted_seconds(step, analysis, at))), None)
+    slowest = next(iter(paces(step.metrics, counted_seconds(step, rollout, at))), None)
     return [slowest.describe()] if slowest else []
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from modelrollout.analysis.eta import counted_seconds, delay_seconds, paces
+from modelrollout.analysis.counters import Cold
+from modelrollout.analysis.eta import counted_seconds, delay_seconds, initial_delay, paces
 from modelrollout.analysis.judge import has_own_limit
 from modelrollout.analysis.measurement import Counts, Measurement, carried_of, counts_of, fold_in, judge_all
 from modelrollout.analysis.metrics import effective_metrics
@@ -28,19 +29,18 @@ def metrics_due(s: Observed, now: datetime, profile: Profile) -> list[Metric] | 
     """The metrics to read; or the assessment if nothing is to be read: during the initial delay, or
     if a template is missing. ``profile``: who counts the requests.
     """
-    step = strategy.with_traffic(step_of(s.status))
-    analysis = Specified.of(s).spec.rollout.analysis
-    metrics = effective_metrics(analysis, s.templates, s.mandatory, profile)
+    step, rollout = strategy.with_traffic(step_of(s.status)), Specified.of(s).spec.rollout
+    metrics = effective_metrics(rollout.analysis, s.templates, s.mandatory, profile)
     if isinstance(metrics, MeasurementProblem):
         return Assessment("Error", metrics.reason, metrics.message, tuple(step.metrics))
     if rollout_of(s.status).uncompared_since is not None:
         metrics = [m for m in metrics if has_own_limit(m)]
         if not metrics:
             return Assessment("Inconclusive", Reason.NO_METRICS, "no metric has a limit without stable")
-    delay = delay_seconds(step, analysis)
-    if delay and counted_seconds(step, analysis, now) <= 0:
+    delay = delay_seconds(step, rollout)
+    if delay and counted_seconds(step, rollout, now) <= 0:
         waited = since(step.observed_since, now) if step.observed_since else 0.0
-        text = f"counting begins in {delay - waited:.0f} s (initialDelay {analysis.initial_delay})"
+        text = f"counting begins in {delay - waited:.0f} s (initialDelay {delay:g}s)"
         # a bake begins with stable's counts of the last step
         return Assessment("Inconclusive", "InitialDelay", text, tuple(step.metrics))
     return metrics
@@ -62,8 +62,8 @@ def assess(
     trial, rollout = Specified.of(s), rollout_of(s.status)
     step, steps = strategy.with_traffic(step_of(s.status)), steps_of(trial)
     bakes = rollout.stage == "Bake"
-    counted = counts_of(step.metrics)
-    measured = fold_in(readings, counted, stable=baseline(s) is not None and not bakes)
+    counted, cold = counts_of(step.metrics), cold_of(s)
+    measured = fold_in(readings, counted, stable=baseline(s) is not None and not bakes, cold=cold)
     # Clients choose the requests to a preview: where policies require metrics they prove nothing
     # about all requests.
     carried = carried_of([e for e in rollout.history if e.weight > 0 or first_weight(s) is None], step)
@@ -84,15 +84,30 @@ def assess(
     )
     verdict = combine(statuses)
     waits = {
-        p.metric: round(p.seconds)
-        for p in paces(statuses, counted_seconds(step, trial.spec.rollout.analysis, now))
+        p.metric: round(p.seconds) for p in paces(statuses, counted_seconds(step, trial.spec.rollout, now))
     }
+    reason, message = verdict.reason, verdict.message
+    if verdict.name == "Inconclusive" and cold is not None and (left := cold.until - now.timestamp()) > 0:
+        reason = Reason.INITIAL_DELAY
+        message = f"pods have become ready: counting begins again in {left:.0f} s; until then {message}"
     return Assessment(
         verdict.name,
-        verdict.reason,
-        verdict.message,
+        reason,
+        message,
         tuple(_annotated(m, waits.get(m.name), onward) for m in statuses),
     )
+
+
+def cold_of(s: Observed) -> Cold | None:
+    """When a pod of either side last became ready, and until when it is cold. Behind a gateway
+    requests are counted by revision and not by pod, so the counts of the whole revision wait.
+    """
+    rollout = rollout_of(s.status)
+    stable = None if rollout.stage == "Bake" else baseline(s)
+    sides = (rollout.revision, *((stable.revision,) if stable else ()))
+    changes = [datetime.fromisoformat(at).timestamp() for r in sides if (at := s.server(r).newest_ready)]
+    delay = initial_delay(Specified.of(s).spec.rollout)
+    return Cold(max(changes), max(changes) + delay) if changes and delay else None
 
 
 def _annotated(m: MetricStatus, seconds_left: int | None, onward: int) -> MetricStatus:

@@ -96,6 +96,7 @@ class Server:
     overlay: str | None = None  # version that its template claims, even if it was edited since
     updated: int | None = None  # pods of the present template; None: unknown
     down: Problem | None = None  # why a pod that was ready no longer is
+    newest_ready: str | None = None  # when one of its pods last became ready: it is cold at first
     crashes: tuple[Crash, ...] = ()  # of its present pods, one each
 
     @property

@@ -12,16 +12,29 @@ that last longer stay hidden. A step starts with the spread of stable in the hou
 its own first minutes show next to nothing. Requests that fail together, but that a gateway deals to
 the two sides one by one, need none of this: the evidence holds for them (``sequential``). It is for
 whole clusters on one side: sticky sessions, gRPC connections, one node.
+
+**Until stable is known** its looks cannot show what happens a few times an hour, a pod that fails
+for half a minute. The canary may be the first to have it, with a chance that no number of its
+requests tells. So until stable has ``KNOWN_AFTER`` differences of looks, a proof divides the counts
+by the larger dispersion of the two sides, and does not come before the canary has been seen in
+three looks: a regression lasts, and hardly disperses the canary's looks; an episode does. A canary
+that has failed nearly all of its requests since counting began is not waited for (``lasting``).
 """
 
 from __future__ import annotations
 
-from typing import Generic, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from modelrollout.statistics.elementwise import N, functions_of
 
 # standard errors above 1; less counts as chance, as dividing by it would only cost evidence
 _CLEARLY = 1.0
+# differences between minutes: half an hour. What comes to each of five pods every 20 minutes comes
+# to the canary's alone in so long a time with probability e^-6 / 5
+KNOWN_AFTER = 30
+_BEFORE_THE_FIRST = 2.0  # added to the divisor before the first bad request of stable
+_LASTS_AFTER = 2  # differences of the canary's looks: the third look has begun
+_BROKEN, _BROKEN_SECONDS = 0.9, 20.0  # of all requests since counting began, so long ago at least
 
 
 class Spread(NamedTuple, Generic[N]):
@@ -59,10 +72,10 @@ def widened(spread: Spread[N], total: N, bad: N) -> Spread[N]:
     )
 
 
-def dispersion(spread: Spread[N]) -> N:
+def dispersion(spread: Spread[N], clearly: float = _CLEARLY) -> N:
     """The divisor of counts, from the looks at one side. At least 1 + 1 / (1 + J)^2 for J
     differences of looks, so that counts weigh half in the first minute, when nothing is known of
-    their spread; more where the looks clearly show it.
+    their spread; more where the looks show it by ``clearly`` standard errors.
 
     Only good or only bad requests say nothing. Squared standard error: 3 / J + 1 / bad.
     """
@@ -73,8 +86,31 @@ def dispersion(spread: Spread[N]) -> N:
     looks = spread.differences
     j = xp.maximum(looks, 1.0)
     ratio = spread.squares / xp.maximum(expected, 1e-12) / j
-    clearly = 1 + _CLEARLY * xp.sqrt(3 / j + 1 / xp.maximum(xp.minimum(bad, total - bad), 1.0))
+    chance = 1 + clearly * xp.sqrt(3 / j + 1 / xp.maximum(xp.minimum(bad, total - bad), 1.0))
     return xp.maximum(
-        xp.where((expected > 0) & (looks > 0) & (ratio > clearly), ratio, total * 0.0),
+        xp.where((expected > 0) & (looks > 0) & (ratio > chance), ratio, total * 0.0),
         1 + 1 / ((1 + looks) * (1 + looks)),
     )
+
+
+def divisor(stable: Spread[N], canary: Spread[N]) -> N:
+    """The divisor of the counts of both sides for a proof against the canary: stable's dispersion,
+    and the larger of the two until stable is known; more before its first bad requests.
+    """
+    usual = dispersion(stable)
+    xp = functions_of(usual)
+    either = xp.maximum(dispersion(stable, 0.0), dispersion(canary, 0.0))
+    return xp.where(is_known(stable), usual, xp.maximum(either, 1 + _BEFORE_THE_FIRST / (1 + stable.all_bad)))
+
+
+def lasting(stable: Spread[N], canary: Spread[N], bad: N, total: N, seconds: float) -> Any:
+    """Whether what the canary shows may be more than one episode, so that it can be a proof.
+    ``bad`` of ``total`` in so many seconds.
+    """
+    broken = (bad >= _BROKEN * total) & (seconds >= _BROKEN_SECONDS)
+    return is_known(stable) | (canary.differences >= _LASTS_AFTER) | broken
+
+
+def is_known(stable: Spread[N]) -> Any:
+    """Whether the looks at stable show what happens a few times an hour."""
+    return stable.differences >= KNOWN_AFTER

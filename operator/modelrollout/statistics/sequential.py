@@ -20,8 +20,8 @@ Lindon and Malek, "Anytime-valid inference for multinomial count data" (NeurIPS 
 bad ones?
 
 **The bets.** How much worse the canary is is not known, so the wealth is spread over stakes that
-are best for risk ratios of 1.03 to 50 times what the hypothesis allows, most of it around 1.7: a
-mixture of test supermartingales is one. It costs about 2 nats against knowing the ratio.
+are best for risk ratios of 1.03 to 50 times what the hypothesis allows, most of it around 2: a
+mixture of test supermartingales is one. It costs 1 to 2 nats against knowing the ratio.
 
 **What is approximate.** Centre and w are taken from the pooled counts of the moment instead of
 being fixed beforehand, so the wealth is exact for constant ones only. ``make calibrate`` and
@@ -41,6 +41,7 @@ from typing import NamedTuple
 from modelrollout.statistics.elementwise import N, functions_of, log_sum_exp
 
 PRECISION = 2e-5  # absolute, of a limit of an interval; limits are rounded outwards
+_FIRST = 0.8  # of a rollout's wealth is bet on a regression that begins with the first step
 _MOST = 0.95  # of the wealth is lost with one request at most
 # nats: about what the mixture has lost against the estimate itself; the search of a limit starts
 # from it
@@ -49,11 +50,11 @@ _FEW = 1e-9  # stands for no request at all: no evidence, and no division by 0
 
 
 def _bets() -> tuple[tuple[float, float], ...]:
-    """(relative excess of the risk ratio, log of the share of the wealth): geometric, Cauchy
-    weights in the logarithm around 0.7.
+    """(relative excess of the risk ratio, log of the share of the wealth): geometric; weights of
+    Student's t with two degrees of freedom in the logarithm, around a doubling.
     """
     excesses = [0.03 * 1.7**j for j in range(15)]
-    weights = [1 / (1 + log(g / 0.7) ** 2) for g in excesses]
+    weights = [(1 + log(g) ** 2) ** -1.5 for g in excesses]
     return tuple((g, log(w / sum(weights))) for g, w in zip(excesses, weights, strict=True))
 
 
@@ -125,18 +126,22 @@ def over_steps(current: N, carried: Sequence[N]) -> N:
     before it, in order.
 
     A regression may begin with any step k, because another weight is another load: the wealth is
-    spread over k with shares 1 / (k (k + 1)), each part is invested from step k on, and waits until
-    then at 1. So it is an e-process of the whole rollout however many steps there are, and a good
-    step takes nothing from the parts that later steps begin. The first step alone has half of it,
-    which costs 0.7 nats.
+    spread over k, each part is invested from step k on, and waits until then at 1. So it is an
+    e-process of the whole rollout however many steps there are, and a good step takes nothing from
+    the parts that later steps begin. Most regressions show from the start: the first step has 0.8
+    of it, which costs 0.2 nats, the others share the rest as 1 / (k (k - 1)).
     """
     k = len(carried) + 1
     # first, what waits for later steps: the rest of the sum
-    since, parts = current, [current * 0.0 - log(k + 1), current - log(k * (k + 1))]
+    since, parts = current, [current * 0.0 + log((1 - _FIRST) / k), current + _log_share(k)]
     for k in range(len(carried), 0, -1):
         since = since + carried[k - 1]
-        parts.append(since - log(k * (k + 1)))
+        parts.append(since + _log_share(k))
     return log_sum_exp(parts)
+
+
+def _log_share(k: int) -> float:
+    return log(_FIRST if k == 1 else (1 - _FIRST) / (k * (k - 1)))
 
 
 def difference_interval(

@@ -73,9 +73,12 @@ def spec(
     rollout: Mapping[str, Any] | None = None,
     **other: Any,
 ) -> ModelDeploymentSpec:
-    """Spec that asks for ``version``; ``pinned``: with its sha256."""
+    """Spec that asks for ``version``; ``pinned``: with its sha256. Steps count at once, unless
+    ``rollout`` names an initial delay.
+    """
     canary = {} if steps is None else {"canary": {"steps": steps}}
-    analysis = {"analysis": {"golden": {"uri": "s3://models/golden.npz"}}} if golden else {}
+    analysis = {"golden": {"uri": "s3://models/golden.npz"}} if golden else {}
+    policy = canary | {"analysis": analysis} | dict(rollout or {})
     return ModelDeploymentSpec.model_validate(
         {
             "model": {"uri": uri(version)} | ({"sha256": sha(version)} if pinned else {}),
@@ -88,7 +91,7 @@ def spec(
                 if gateway
                 else {}
             ),
-            "rollout": canary | analysis | dict(rollout or {}),
+            "rollout": policy | {"analysis": {"initialDelay": "0s"} | policy["analysis"]},
         }
         | other
     )

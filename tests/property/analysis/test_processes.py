@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelrollout.analysis import process_groups
-from modelrollout.analysis.counters import Raw, Sample, fold
+from modelrollout.analysis.counters import Cold, Raw, Sample, fold
 from modelrollout.analysis.process_groups import FOLLOWED, GROUPS, fold_all
 from modelrollout.api.v1alpha1 import Counter
 
@@ -116,3 +116,32 @@ def test_no_request_is_ever_counted_twice(
             counter = fold_all(counter, Raw(raw))
             assert counter.total <= served and counter.bad <= bad
             assert len(counter.last) <= 5
+
+
+def test_while_pods_are_cold_nothing_is_counted_and_afterwards_the_rest_is() -> None:
+    """A pod becomes ready at 100 and is cold until 130."""
+    cold, counter = Cold(100, 130), fold_all(None, look(90, a=(1000, 10), b=(50, 5)))
+    before = fold_all(counter, look(99, a=(1100, 11), b=(50, 5)), cold)
+    assert (before.total, before.bad, before.began) == (100, 1, 90), "what came before the pod counts"
+    assert fold_all(before, look(115, a=(1500, 400)), cold) is before
+    again = fold_all(before, look(131, a=(2000, 800), c=(70, 7)), cold)
+    assert (again.total, again.bad, again.began, again.scraped) == (100, 1, 131, 131)
+    after = fold_all(again, look(140, a=(2200, 802), c=(80, 7), b=(60, 5)), cold)
+    assert (after.total, after.bad) == (320, 3), "b was away, and had counted 50 before"
+
+
+def test_counting_that_began_when_all_were_warm_goes_on() -> None:
+    counter = fold_all(None, look(200, a=(10, 1)), Cold(100, 130))
+    assert fold_all(counter, look(205, a=(20, 1), b=(5, 0)), Cold(100, 130)).total == 15
+
+
+def test_a_side_without_requests_so_far_counts_from_its_first() -> None:
+    counter = fold_all(None, Raw(), Cold(100, 130))
+    assert fold_all(counter, look(140, a=(7, 2)), Cold(100, 130)).total == 7
+
+
+def test_a_fleet_that_was_cold_takes_no_more_room() -> None:
+    first = fold_all(None, fleet(1000, 500, 5, 90))
+    again = fold_all(first, fleet(990, 700, 5, 140), Cold(100, 130))
+    assert (again.total, len(again.last)) == (0, FOLLOWED + GROUPS)
+    assert fold_all(again, fleet(990, 710, 5, 150), Cold(100, 130)).total == 9900

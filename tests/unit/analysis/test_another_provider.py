@@ -173,7 +173,7 @@ async def judge(api: HostedApi, canary: tuple[int, int]) -> tuple[Assessment, As
     api.requests, api.time = {V1: (5000, 50), V2: (10, 10)}, 1.0
     baseline = await assessor.assess(b.in_canary(wanted=b.spec(2, steps=b.STEPS)))
     assert baseline is not None
-    api.requests, api.time = {V1: (25_000, 50), V2: (10 + canary[0], 10 + canary[1])}, 2.0
+    api.requests, api.time = {V1: (25_000, 50), V2: (10 + canary[0], 10 + canary[1])}, 31.0
     step = b.step(0, 5, metrics=list(baseline.metrics))
     verdict = await assessor.assess(b.in_canary(wanted=b.spec(2, steps=b.STEPS), at_step=step))
     assert verdict is not None
@@ -193,8 +193,14 @@ async def test_a_good_canary_passes_its_step(api: HostedApi) -> None:
 
 
 async def test_a_canary_that_fails_requests_fails_its_step(api: HostedApi) -> None:
-    _, verdict = await judge(api, (1000, 400))
+    _, verdict = await judge(api, (1000, 950))
     assert (verdict.verdict, verdict.reason) == ("Failed", "ErrorsHigh")
+
+
+async def test_half_a_minute_of_errors_is_no_proof_where_stable_has_no_history(api: HostedApi) -> None:
+    _, verdict = await judge(api, (1000, 400))
+    assert (verdict.verdict, verdict.reason) == ("Inconclusive", "NotYetProven")
+    assert "stable shows only 0 of the 30 minutes" in verdict.message
 
 
 async def test_a_system_that_is_down_is_an_error_and_never_a_regression(api: HostedApi) -> None:

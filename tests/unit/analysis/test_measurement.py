@@ -123,7 +123,9 @@ def test_a_dry_run_is_judged_and_marked() -> None:
 
 def test_without_stable_nothing_is_counted_of_it() -> None:
     folded = fold_in({"accuracy": CounterReading(raw(1, 0, 1), raw(1, 0, 1))}, {}, stable=False)
-    assert folded["accuracy"] == Measurement(canary=Counter(last={"f1": [1, 0, 1]}, scraped=1), stable=None)
+    assert folded["accuracy"] == Measurement(
+        canary=Counter(last={"f1": [1, 0, 1]}, scraped=1, began=1), stable=None
+    )
 
 
 def evidence(index: int, weight: int, **logs: float) -> StepEvidence:

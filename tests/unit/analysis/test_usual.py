@@ -40,3 +40,11 @@ def test_what_was_counted_before_a_process_was_first_seen_belongs_to_no_minute()
         Raw({"a": Sample(30, 5), "b": Sample(90_060, 901)}),
     ]
     assert increments(looks) == [(100, 1), (50, 0), (10, 1), (10, 5)]
+
+
+def test_what_happens_several_times_an_hour_is_usual() -> None:
+    """Pods that fail for half a minute by themselves; the longest of their outages is left out."""
+    usual = minutes(100, 1)
+    for at in (5, 17, 18, 29, 41, 53):
+        usual[at] = (6000.0, 800.0)
+    assert dispersion(spread(usual)) > 100

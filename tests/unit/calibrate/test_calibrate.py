@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from calibrate import fixed, picture, resets
+from calibrate import fixed, picture, resets, targets
 from calibrate.rules import ALPHA, Ours, Threshold
 from calibrate.scenarios import LOOK, SCENARIOS, Counts, Stream, draw
 from calibrate.simulate import Task, figures, run
@@ -22,12 +22,13 @@ from modelrollout.rollout.stages.judging import REWRITE_SECONDS
 BY_NAME = {s.name: s for s in SCENARIOS}
 
 
-def test_arrays_are_judged_as_the_operator_judges_one_rollout() -> None:
+@pytest.mark.parametrize("name", ["errors_1_to_2", "errors_x10", "errors_all_new"])
+def test_arrays_are_judged_as_the_operator_judges_one_rollout(name: str) -> None:
     """Two steps, look by look, with the counts in a status that is written once a minute. The
     margin is so small that its tolerance is none.
     """
-    metric, scenario, rollouts = Metric(name="errors", max_increase=1e-9), BY_NAME["errors_1_to_2"], 3
-    rng, rule = np.random.default_rng(5), Ours(scenario.streams, rollouts)
+    metric, scenario, rollouts = Metric(name="errors", max_increase=1e-9), BY_NAME[name], 3
+    rng, rule = np.random.default_rng(5), Ours(scenario, rollouts)
     raw = np.zeros((rollouts, 2, 2))
     carried: list[list[float]] = [[] for _ in range(rollouts)]
     seen = set()
@@ -35,7 +36,7 @@ def test_arrays_are_judged_as_the_operator_judges_one_rollout() -> None:
     usual: list[list[float]] = [[] for _ in range(rollouts)]
     for step in range(2):
         written = [
-            [fold(None, Raw({"g": Sample(*raw[i, side], 1.0 + step)})) for side in (0, 1)]
+            [fold(None, Raw({"g": Sample(*raw[i, side], 1.0 + 1000 * step)})) for side in (0, 1)]
             for i in range(rollouts)
         ]
         written = [
@@ -51,7 +52,7 @@ def test_arrays_are_judged_as_the_operator_judges_one_rollout() -> None:
             )
             for i in range(rollouts):
                 now: list[Counter] = [
-                    fold(written[i][side], Raw({"g": Sample(*raw[i, side], 10.0 + second + 1000 * step)}))
+                    fold(written[i][side], Raw({"g": Sample(*raw[i, side], 1.0 + second + 1000 * step)}))
                     for side in (0, 1)
                 ]
                 status = judge(metric, now[0], now[1], None, None, 20, 50, ALPHA, carried[i])
@@ -60,7 +61,7 @@ def test_arrays_are_judged_as_the_operator_judges_one_rollout() -> None:
                 last[i], usual[i] = status.log_evidence, now[1].spread
                 if second % REWRITE_SECONDS == 0:
                     written[i] = now
-        rule.next_step()
+        rule.next_step(0)
         for retained, evidence in zip(carried, last, strict=True):
             assert evidence is not None
             retained.append(evidence)
@@ -91,7 +92,7 @@ def test_lines_have_the_promised_names() -> None:
         assert isinstance(result, dict)
         lines = figures(BY_NAME[scenario], 100, result, rng)
         assert all(
-            re.fullmatch(r"(ours|argo|flagger|fixed)\.[a-z0-9_]+\.(1|10|100)\.[a-z_]+", name)
+            re.fullmatch(r"(ours|argo|flagger|fixed|best)\.[a-z0-9_]+\.(1|10|100)\.[a-z_]+", name)
             for name, _ in lines
         )
         names += [name for name, _ in lines]
@@ -131,3 +132,46 @@ def test_the_picture_is_drawn_from_the_figures() -> None:
     assert text.count("123 in 45 s") == len(picture.RULES) * len(picture.REGRESSIONS)
     with pytest.raises(KeyError):
         picture.draw({}, 100)
+
+
+def test_a_target_is_reached_or_it_is_not() -> None:
+    shown = targets.lines(
+        {
+            "ours.failing_pods.10.false_rollback_rate": 0.03,
+            "ours.cold_pods.10.false_rollback_rate": 0.01,
+            "ours.cold_pods_no_delay.10.false_rollback_rate": 1.0,
+            "ours.errors_x10.100.samples": 100.0,
+            "best.errors_x10.100.samples": 80.0,
+        }
+    )
+    assert shown == [
+        "# ours.failing_pods.10.false_rollback_rate: 0.03, at most 0.02: not reached",
+        "# ours.cold_pods.10.false_rollback_rate: 0.01, at most 0.01: reached",
+        "# ours.errors_x10.100.samples / best: 1.25, at most 1.8: reached",
+    ]
+
+
+@pytest.mark.parametrize(("name", "most"), [("failing_pods", 0.03), ("failing_pods_new", 0.07)])
+def test_pods_that_fail_by_themselves_seldom_take_a_canary_back(name: str, most: float) -> None:
+    """Without what is known of stable it is one in five: the chance that the canary's pod is the
+    first.
+    """
+    outcomes = run(Task(name, 10, 300, (9,)))
+    assert isinstance(outcomes, dict)
+    assert np.isfinite(outcomes["ours"].seconds).mean() <= most
+
+
+def test_a_cold_canary_is_taken_back_unless_counting_waits() -> None:
+    taken = {}
+    for name in ("cold_pods", "cold_pods_no_delay"):
+        outcomes = run(Task(name, 100, 100, (10,)))
+        assert isinstance(outcomes, dict)
+        taken[name] = float(np.isfinite(outcomes["ours"].seconds).mean())
+    assert taken["cold_pods"] <= 0.01 and taken["cold_pods_no_delay"] == 1
+
+
+def test_the_best_test_needs_the_fewest_samples() -> None:
+    outcomes = run(Task("errors_1_to_2", 100, 300, (11,)))
+    assert isinstance(outcomes, dict)
+    ours, best = (float(np.median(outcomes[rule].samples)) for rule in ("ours", "best"))
+    assert best < ours < 1.4 * best

@@ -334,7 +334,7 @@ def step_status(**fields: Any) -> dict[str, Any]:
 
 def test_low_traffic_is_told_in_samples_and_time(cli: Cli, kube: FakeKube) -> None:
     text = show(cli, kube, **step_status(measured=ago(seconds=3)))  # 31 labels in 62 s
-    line(text, "accuracy needs about 19 more samples, 38 s at the present rate of 0.5 a second")
+    line(text, "accuracy needs about 19 more samples, 20 s at the present rate of 1.0 a second")
 
 
 def test_nothing_measured_yet_is_told_too(cli: Cli, kube: FakeKube) -> None:

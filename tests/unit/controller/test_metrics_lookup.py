@@ -25,7 +25,7 @@ from modelrollout.controller.lookups.metrics import MetricsAssessor
 from modelrollout.rollout import assessment
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.policy.rules import combine, read
-from modelrollout.rollout.snapshot import Assessment, Snapshot
+from modelrollout.rollout.snapshot import Assessment, Server, Snapshot
 from modelrollout.testing import builders as b
 from modelrollout.testing.provider_check import check_provider
 
@@ -148,6 +148,14 @@ def names(actual: Assessment) -> list[str]:
     return [m.name for m in actual.metrics]
 
 
+def after_an_hour(metrics: Sequence[MetricStatus]) -> tuple[MetricStatus, ...]:
+    """As if stable had been seen for an hour, with independent failures."""
+    spread = {"spread": [10_000, 10, 59, 0.06, 600_000, 600]}
+    return tuple(
+        m.model_copy(update={"stable": m.stable and m.stable.model_copy(update=spread)}) for m in metrics
+    )
+
+
 async def test_the_first_look_is_a_baseline_and_the_next_counts_and_judges() -> None:
     bench = Bench()
     bench.main.requests, bench.main.scraped = {V1: (10_000, 10), V2: (500, 400)}, 1.0
@@ -165,7 +173,9 @@ async def test_the_first_look_is_a_baseline_and_the_next_counts_and_judges() -> 
         2,
     )
     bench.main.requests, bench.main.scraped = {V1: (30_000, 30), V2: (1500, 700)}, 3.0
-    assert (await bench.look(canary(metrics=second.metrics))).reason == "ErrorsHigh"
+    unknown = await bench.look(canary(metrics=second.metrics))
+    assert unknown.reason == "NotYetProven" and "of the 30 minutes" in unknown.message
+    assert (await bench.look(canary(metrics=after_an_hour(second.metrics)))).reason == "ErrorsHigh"
 
 
 async def test_a_canary_that_refuses_every_request_as_wrong_is_taken_back() -> None:
@@ -250,7 +260,7 @@ async def test_more_requests_than_the_weight_gives_are_no_ground_to_roll_back() 
     after = (await bench.look(canary(metrics=reading.metrics))).metrics[0].canary
     assert after and (after.total, after.bad) == (50, 0), "what somebody else had counted has left no trace"
     bench.main.requests, bench.main.scraped = {V1: (13, 0), V2: (97, 87)}, 3.0
-    step = b.step(0, 0, strategy="ABTest", metrics=list(first.metrics))
+    step = b.step(0, 0, strategy="ABTest", metrics=list(after_an_hour(first.metrics)))
     by_headers = await bench.look(canary(at_step=step))
     assert by_headers.reason == "ErrorsHigh", "a test by headers has no weight"
 
@@ -448,6 +458,35 @@ async def test_a_pause_shifts_no_weight_and_has_no_delay() -> None:
         {"initialDelay": "30s"}, at_step=b.step(1, 5, "Paused", observed_since=None), reason="PauseStep"
     )
     assert (await Bench().look(paused)).reason == "NoData"
+
+
+@pytest.mark.parametrize("side", [V1, V2])
+async def test_counting_begins_again_after_a_pod_of_either_side_has_started(side: str) -> None:
+    """One becomes ready 39.5 seconds after START: both sides wait for half a minute. What was
+    scraped before that counts.
+    """
+    bench, began = Bench(), b.START.timestamp()
+
+    async def look(at: float, requests: int, metrics: Sequence[MetricStatus]) -> Assessment:
+        ready = {V1: b.at(-600), V2: b.at(-600)} | ({side: b.at(39.5)} if at > 39.5 else {})
+        bench.now, bench.main.scraped = b.at(at), began + at - 1
+        bench.main.requests = {V1: (19 * requests, 0), V2: (requests, 0)}
+        servers = {r: Server(2, 2, None, 2, newest_ready=stamp(t)) for r, t in ready.items()}
+        return await bench.look(canary({"initialDelay": "30s"}, metrics=tuple(metrics), servers=servers))
+
+    def counted(seen: Assessment) -> tuple[float, float]:
+        [m] = seen.metrics
+        assert m.canary and m.stable
+        return m.canary.total, m.stable.total
+
+    baseline = await look(26, 100, ())
+    until = await look(40, 140, baseline.metrics)
+    assert counted(until) == (40, 760) and until.reason == "InitialDelay"
+    assert "counting begins again in 30 s" in until.message and "pods have become ready" in until.message
+    assert counted(await look(45, 200, until.metrics)) == (40, 760)
+    again = await look(75, 300, until.metrics)
+    assert counted(again) == (40, 760) and again.reason != "InitialDelay"
+    assert counted(await look(80, 310, again.metrics)) == (50, 950)
 
 
 async def test_slices_are_asked_for_in_one_query_and_each_is_compared() -> None:

@@ -68,7 +68,7 @@ def counted(bad: float, total: float) -> dict[str, Any]:
 def test_it_is_compared_with_what_stable_did_before(
     bad: float, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frozen = Counter(total=20_000, bad=100)
+    frozen = Counter(total=20_000, bad=100, spread=[333, 2, 59, 0.3, 20_000, 100])
     seen = Counter(
         total=0, bad=0, last={"10.0.0.1:8002": [0.0, 0.0, 1_700_000_000.0]}, scraped=1_700_000_000.0
     )

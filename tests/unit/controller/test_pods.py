@@ -12,6 +12,7 @@ from modelrollout.controller.observe.pods import (
     any_running,
     crashes,
     ending,
+    newest_ready,
     pod_problem,
     server_down,
     starting_pods,
@@ -644,6 +645,21 @@ def test_a_server_that_was_ready_and_is_not_is_down() -> None:
     assert problem and problem.reason == "ServerNotReady"
     problem = server_down([was_ready("2026-11-28T12:05:00Z", crashed(code=139))])
     assert problem and problem.reason == "ServerCrashed" and "139" in problem.message
+
+
+def test_the_newest_ready_pod_is_the_one_that_is_cold() -> None:
+    def ready(at: str, status: str = "True") -> dict[str, Any]:
+        return pod(
+            phase="Running", conditions=[{"type": "Ready", "status": status, "lastTransitionTime": at}]
+        )
+
+    pods = [
+        ready("2026-11-28T12:00:01Z"),
+        ready("2026-11-28T12:07:00Z"),
+        ready("2026-11-28T12:09:00Z", "False"),
+    ]
+    assert newest_ready(pods) == "2026-11-28T12:07:00Z"
+    assert newest_ready([ready("yesterday"), pod(phase="Pending")]) is None and newest_ready([]) is None
 
 
 def test_the_last_crash_is_the_one_that_came_last_also_with_code_0_and_when_all_is_well_again() -> None:

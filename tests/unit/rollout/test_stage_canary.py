@@ -14,7 +14,7 @@ from modelrollout.api.v1alpha1 import Counter, MetricStatus, StepEvidence, Strat
 from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.traffic import split
-from modelrollout.rollout.plan import Converge
+from modelrollout.rollout.plan import Converge, Write
 from modelrollout.rollout.snapshot import Assessment, Server, Snapshot, Traffic
 from modelrollout.rollout.status import derive_status
 from modelrollout.testing import builders as b
@@ -296,8 +296,18 @@ def measured(seconds_ago: float, *metrics: MetricStatus) -> Snapshot:
 
 
 def test_a_look_without_news_writes_nothing() -> None:
-    plan = decide(measured(59, metric("Inconclusive", 20)), b.at(0.5))
+    plan = decide(measured(30, metric("Inconclusive", 20)), b.at(20))
     assert plan.desired is not None and plan.requeue_after == 5.0
+
+
+@pytest.mark.parametrize(
+    ("at", "verdict", "after"), [(9, "Inconclusive", 1), (9, "Error", 5), (11, "Inconclusive", 5)]
+)
+def test_a_step_is_looked_at_more_often_at_first(at: float, verdict: str, after: float) -> None:
+    """It is observed since five seconds before START."""
+    s = b.in_canary(wanted=policy(analysis={"interval": "5s"}), assessment=b.judged(verdict))
+    s = replace(s, status=decide(s, b.START).status)
+    assert decide(s, b.at(at)).requeue_after == after
 
 
 @pytest.mark.parametrize("interval", ["5s", "30s"])
@@ -310,6 +320,24 @@ def test_trouble_is_looked_at_again_at_the_same_interval(interval: str) -> None:
 def test_a_measurement_is_written_once_a_minute() -> None:
     to = b.moved(decide(measured(61, metric("Inconclusive", 20)), b.at(0.5)))
     assert to.step and to.step.metrics[0].canary and to.step.metrics[0].canary.total == 20
+
+
+def test_the_last_counts_before_pods_changed_and_the_first_baseline_after_it_are_news() -> None:
+    """Written at once: what the operator does not write is lost."""
+
+    def at(began: float, scraped: float, reason: str) -> bool:
+        counted = [
+            MetricStatus(name="errors", verdict="Inconclusive", reason="x", canary=c)
+            for c in (Counter(began=1, scraped=5), Counter(began=began, scraped=scraped))
+        ]
+        s = b.in_canary(at_step=b.step(metrics=[counted[0]], measured=b.ago(1)))
+        s = replace(s, status=derive_status(s, s.status, b.START))
+        s = replace(s, assessment=Assessment("Inconclusive", reason, "", (counted[1],)))
+        return isinstance(decide(s, b.at(0.5)), Write)
+
+    assert not at(1, 6, "NotYetProven")
+    assert at(1, 6, "InitialDelay") and not at(1, 5, "InitialDelay")
+    assert at(40, 40, "NotYetProven")
 
 
 def test_trouble_with_a_metric_is_news() -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from modelrollout.analysis.counters import NO_SPREAD, Raw, Sample, fold, spread_of
 from modelrollout.api.v1alpha1 import Counter
-from modelrollout.statistics.dispersion import Spread, dispersion, widened
+from modelrollout.statistics.dispersion import Spread, dispersion, divisor, is_known, lasting, widened
 
 NOTHING = NO_SPREAD
 Sizes = NDArray[np.float64]
@@ -92,3 +92,45 @@ def test_arrays_and_numbers_agree() -> None:
         spread = widened(spread, n, x)
     together = dispersion(spread)
     assert together == pytest.approx([estimated(b, n) for b, n in zip(bad, total, strict=True)])
+
+
+def over(bad: list[float], total: float) -> Spread[float]:
+    """The spread after looks of ``total`` requests."""
+    spread = NOTHING
+    for x in bad:
+        spread = widened(spread, total, x)
+    return spread
+
+
+KNOWN, YOUNG = over([10.0, 12.0] * 20, 1000.0), over([10.0, 12.0] * 5, 1000.0)
+EPISODE, STEADY = over([2.0, 2.0, 125.0], 250.0), over([25.0, 25.0, 25.0], 250.0)
+
+
+def test_the_canarys_own_looks_count_until_stable_is_known() -> None:
+    assert is_known(KNOWN) and not is_known(YOUNG)
+    assert divisor(KNOWN, EPISODE) == dispersion(KNOWN)
+    assert divisor(YOUNG, EPISODE) == dispersion(EPISODE) > 50
+    assert divisor(YOUNG, STEADY) < 1.2
+
+
+def test_before_the_first_bad_request_of_stable_counts_weigh_a_third() -> None:
+    assert divisor(over([0.0] * 20, 1000.0), STEADY) == pytest.approx(3, abs=0.01)
+    assert divisor(over([0.0] * 40, 1000.0), STEADY) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("stable", "looks", "bad", "seconds", "proof"),
+    [
+        (KNOWN, 1, 10, 1, True),
+        (YOUNG, 1, 10, 1, False),
+        (YOUNG, 2, 10, 110, False),
+        (YOUNG, 3, 10, 125, True),
+        (YOUNG, 1, 95, 15, False),
+        (YOUNG, 1, 95, 25, True),
+        (YOUNG, 1, 80, 25, False),
+    ],
+)
+def test_one_episode_is_no_proof_until_stable_is_known(
+    stable: Spread[float], looks: int, bad: float, seconds: float, proof: bool
+) -> None:
+    assert lasting(stable, over([bad] * looks, 100.0), bad * looks, 100.0 * looks, seconds) is proof

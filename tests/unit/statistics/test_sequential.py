@@ -127,12 +127,12 @@ def test_over_steps_it_is_1_on_average_however_many_there_are() -> None:
 
 
 def test_a_good_step_does_not_shield_a_bad_one() -> None:
-    assert over_steps(10.0, [-50.0]) >= 10 - log(6) - 1e-9
-    assert over_steps(10.0, [-50.0, -50.0]) >= 10 - log(12) - 1e-9
+    assert over_steps(10.0, [-50.0]) >= 10 + log(0.1) - 1e-9
+    assert over_steps(10.0, [-50.0, -50.0]) >= 10 + log(0.2 / 6) - 1e-9
 
 
 def test_evidence_of_steps_adds_up() -> None:
-    assert over_steps(4.0, [4.0]) > 8 - log(2) > over_steps(4.0, [0.0])
+    assert over_steps(4.0, [4.0]) > 8 + log(0.8) > over_steps(4.0, [0.0])
 
 
 # --- looks

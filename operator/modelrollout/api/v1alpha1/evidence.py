@@ -24,6 +24,13 @@ class Counter(StatusModel):
     bad: float = 0
     last: dict[str, list[float]] = Field(default_factory=dict)
     scraped: float | None = Field(None, description="Unix time of the newest scrape that is counted.")
+    began: float | None = Field(
+        None,
+        description=(
+            "Unix time of the scrape with which counting began, or began again after pods of either side"
+            " had changed."
+        ),
+    )
     spread: list[float] = Field(
         default_factory=list,
         description=(

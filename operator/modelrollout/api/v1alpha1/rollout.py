@@ -340,8 +340,9 @@ class Analysis(ApiModel):
     initial_delay: Duration | None = Field(
         None,
         description=(
-            "Counting begins this long after each weight was programmed: caches warm up, autoscalers react."
-            " Part of progressDeadline."
+            "Counting begins this long after each weight was programmed, and again after a pod of either side"
+            " became ready: caches warm up, autoscalers react. Part of progressDeadline. Left out: 30s, or a"
+            " tenth of progressDeadline where that is shorter."
         ),
     )
     error_limit: Duration | None = Field(

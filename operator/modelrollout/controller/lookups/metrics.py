@@ -120,14 +120,14 @@ class MetricsAssessor:
         metrics = metrics_due(s, now, profile)
         if isinstance(metrics, Assessment):
             return metrics
-        step, analysis = with_traffic(rollout.step), s.spec.rollout.analysis
+        step = with_traffic(rollout.step)
         target = Target(
             namespace=s.namespace,
             name=s.name,
             canary=RevisionRef(revision=rollout.revision, number=rollout.number),
             stable=None if rollout.stage == "Bake" else baseline(s),
             profile=profile,
-            window_seconds=max(MIN_WINDOW_SECONDS, counted_seconds(step, analysis, now)),
+            window_seconds=max(MIN_WINDOW_SECONDS, counted_seconds(step, s.spec.rollout, now)),
             weight=step.weight,
             rows_seconds=_rows_seconds(s, now),
             pods=s.server(rollout.revision).replicas,

@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -251,6 +252,22 @@ def _crash(pod: Object, container: Mapping[str, Any]) -> Crash | None:
         created=pod["metadata"].get("creationTimestamp", ""),
         count=container.get("restartCount", 0) + uncounted,
     )
+
+
+def newest_ready(pods: Iterable[Object]) -> str | None:
+    """When a pod last became ready, as the kubelet writes times."""
+    ready = [condition(p, "Ready") for p in _alive(pods)]
+    return max((at for c in ready if c.get("status") == "True" and (at := _time(c))), default=None)
+
+
+def _time(of: Mapping[str, Any]) -> str | None:
+    """When the condition changed. Whoever may write a pod's status may write nonsense there."""
+    at = of.get("lastTransitionTime")
+    try:
+        datetime.fromisoformat(at or "")
+    except ValueError:
+        return None
+    return at
 
 
 def server_down(pods: Iterable[Object]) -> Problem | None:

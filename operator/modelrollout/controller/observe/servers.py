@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from modelrollout.api import names
-from modelrollout.controller.observe.pods import crashes, pod_problem, pods_of_server, server_down
+from modelrollout.controller.observe.pods import (
+    crashes,
+    newest_ready,
+    pod_problem,
+    pods_of_server,
+    server_down,
+)
 from modelrollout.controller.observe.refused_pods import refused_server
 from modelrollout.kube.kinds import DEPLOYMENT
 from modelrollout.kube.objects import Object, label
@@ -51,5 +57,6 @@ def servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) -
             updated=status.get("updatedReplicas", 0) if fresh else None,
             down=server_down(server_pods),
             crashes=crashes(server_pods),
+            newest_ready=newest_ready(server_pods),
         )
     return observed

@@ -26,6 +26,7 @@ from modelrollout.rollout.stages.judging import (
     error_without_servers,
     handle_inconclusive,
     interval,
+    next_look,
     proven_worse,
     servers_ended,
     stay_at_step,
@@ -100,7 +101,9 @@ def bake(s: AtStep, now: datetime) -> Transition:
             return _finish(s, status, assessment.message, now)
         if remaining(s, now) <= 0:
             return _end_unmeasured(s, assessment, now)
-    requeue = max(0.2, min(interval(s), left)) if left > 0 else interval(s)
+    requeue = (
+        max(0.2, min(next_look(s, assessment, now), left)) if left > 0 else next_look(s, assessment, now)
+    )
     return stay_at_step(s, step, assessment, now, requeue, ignore_deadline=True)
 
 

@@ -20,6 +20,7 @@ from modelrollout.rollout.stages.judging import (
     error_without_servers,
     handle_inconclusive,
     interval,
+    next_look,
     no_verdict,
     proven_worse,
     servers_ended,
@@ -150,7 +151,7 @@ def _observing(s: AtStep, position: strategy.Position, now: datetime) -> Transit
     if assessment.verdict == "Error" and not paused and (limit := _errors_too_long(s, assessment, now)):
         text = f"errors for longer than errorLimit {limit}: {assessment.message}"
         return handle_inconclusive(s, step, assessment.reason, text, now)
-    requeue = min(interval(s), stay) if stay > 0 else interval(s)
+    requeue = min(next_look(s, assessment, now), stay) if stay > 0 else next_look(s, assessment, now)
     return stay_at_step(s, step, assessment, now, max(0.2, requeue), ignore_deadline=ends_by_time or paused)
 
 

@@ -37,6 +37,7 @@ from modelrollout.rollout.views import AtStep, InFlight
 
 # An unchanged measurement is written to status at most this often.
 REWRITE_SECONDS = 60.0
+FIRST_SECONDS, FIRST_INTERVAL = 15.0, 1.0
 UNREACHABLE = Reason.DEADLINE_UNREACHABLE
 # The rate of samples is trusted after this time, and this share of progressDeadline.
 PLAN_AFTER_SECONDS, PLAN_AFTER_SHARE = 60.0, 0.05
@@ -48,6 +49,15 @@ MESSAGES_BYTES = 6 * 1024  # of all metrics of a step together
 def interval(s: InFlight) -> float:
     """Seconds between two measurements."""
     return max(1.0, seconds(s.spec.rollout.analysis.interval))
+
+
+def next_look(s: AtStep, assessment: Assessment, now: datetime) -> float:
+    """Seconds until the next measurement: sooner when the step has just begun to count, because
+    what is grossly wrong shows then, and looks cost no false alarms.
+    """
+    just_begun = 0 < counted_seconds(s.step, s.spec.rollout, now) < FIRST_SECONDS
+    often = just_begun and assessment.verdict != "Error"
+    return min(FIRST_INTERVAL, interval(s)) if often else interval(s)
 
 
 def assessment_of(s: InFlight, metrics: Iterable[MetricStatus]) -> Assessment:
@@ -217,7 +227,7 @@ def stay_at_step(
 
 def _unreachable(s: AtStep, step: StepStatus, assessment: Assessment, now: datetime) -> Problem | None:
     """The deadline ends before the evidence suffices, at the rate of samples so far."""
-    counted = counted_seconds(step, s.spec.rollout.analysis, now)
+    counted = counted_seconds(step, s.spec.rollout, now)
     limit = s.spec.rollout.progress_deadline
     if assessment.verdict != "Inconclusive" or counted < max(
         PLAN_AFTER_SECONDS, PLAN_AFTER_SHARE * seconds(limit)
@@ -260,24 +270,25 @@ def with_fresh_measurement(
 
 
 def _is_news(step: StepStatus, assessment: Assessment, now: datetime) -> bool:
-    """Whether a measurement is worth a write: a new baseline, an error that came or went (status
-    alone keeps its time), or ``REWRITE_SECONDS`` since the last one.
+    """Whether a measurement is worth a write: a new baseline, the last counts before pods changed,
+    an error that came or went (status alone keeps its time), or ``REWRITE_SECONDS`` since the last
+    one.
 
     One metric of several with enough evidence is no news: the step's verdict is written when it
     moves the rollout.
     """
 
-    def significant_fields(metrics: Iterable[MetricStatus]) -> dict[str, tuple[str | None, bool, bool, bool]]:
+    def significant_fields(metrics: Iterable[MetricStatus]) -> dict[str, tuple[object, ...]]:
         return {
             m.name: (
                 m.reason if m.verdict == "Error" else None,
-                m.canary is not None,
-                m.stable is not None,
                 m.since is not None,
+                *((c is not None, c and c.began, c and changed and c.scraped) for c in (m.canary, m.stable)),
             )
             for m in metrics
         }
 
+    changed = assessment.reason == Reason.INITIAL_DELAY
     return significant_fields(step.metrics) != significant_fields(assessment.metrics) or is_outdated(
         step.measured, now
     )
