@@ -160,13 +160,17 @@ def test_a_host_name_belongs_to_the_older_one(neighbour: Stage) -> None:
     [
         (
             "prometheus-down",
-            {"prometheus": UNREACHABLE, "interval": "1s"},
+            {"prometheus": UNREACHABLE, "interval": "1s", "initialDelay": "0s"},
             "ProviderUnreachable",
             ["127.0.0.1"],
         ),
         (
             "no-bucket",
-            {"interval": "1s", "metrics": [{"name": "latency", "objective": "33ms", "maxIncrease": 0.1}]},
+            {
+                "interval": "1s",
+                "initialDelay": "0s",
+                "metrics": [{"name": "latency", "objective": "33ms", "maxIncrease": 0.1}],
+            },
             "NotABucketBound",
             ["25ms", "50ms"],
         ),

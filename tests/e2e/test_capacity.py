@@ -86,7 +86,11 @@ def test_in_place_two_revisions_take_turns_on_the_same_gpus(stage: Stage, in_pla
         "surge": "InPlace",
         "resources": {"limits": limits, "requests": {"cpu": "100m", "memory": "128Mi"}},
     }
-    analysis = {"interval": "1s", "metrics": [{"name": "errors", "maxIncrease": 0.5, "minSamples": 10}]}
+    analysis = {
+        "interval": "1s",
+        "initialDelay": "0s",
+        "metrics": [{"name": "errors", "maxIncrease": 0.5, "minSamples": 10}],
+    }
 
     def borrower(file: str, **rollout: Any) -> dict[str, Any]:
         traffic = {

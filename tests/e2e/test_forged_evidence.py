@@ -60,14 +60,22 @@ def victims(stage: Stage, file: str) -> list[dict[str, Any]]:
             BEHIND,
             analysis={
                 "interval": "1s",
+                "initialDelay": "0s",
                 "metrics": [errors, {"name": "accuracy", "maxDrop": 0.05, "minSamples": 10}],
             },
         ),
         behind(
-            stage, SHADOWED, analysis={"interval": "1s"}, shadow={"minSamples": 100, "minAgreement": 0.95}
+            stage,
+            SHADOWED,
+            analysis={"interval": "1s", "initialDelay": "0s"},
+            shadow={"minSamples": 100, "minAgreement": 0.95},
         ),
         stage.deployment(
-            PLAIN, rollout={"progressDeadline": "10m", "analysis": {"interval": "1s", "metrics": [errors]}}
+            PLAIN,
+            rollout={
+                "progressDeadline": "10m",
+                "analysis": {"interval": "1s", "initialDelay": "0s", "metrics": [errors]},
+            },
         ),
     ]
     for victim in actual:

@@ -22,7 +22,11 @@ NAME, HOST, GRPC_HOST = "asked", "asked.e2e.example", "asked-grpc.e2e.example"
 INPUT = {"name": "x", "shape": [1, FEATURES], "datatype": "FP32"}
 SENSE, NONSENSE = {"inputs": [INPUT | {"data": [0.5] * FEATURES}]}, {"inputs": [INPUT | {"data": [[1]]}]}
 BETA = {"x-group": "beta"}
-ANALYSIS = {"interval": "1s", "metrics": [{"name": "errors", "maxIncrease": 0.02, "minSamples": 20}]}
+ANALYSIS = {
+    "interval": "1s",
+    "initialDelay": "0s",
+    "metrics": [{"name": "errors", "maxIncrease": 0.02, "minSamples": 20}],
+}
 
 
 def deployment(stage: Stage, file: str, **rollout: Any) -> dict[str, Any]:

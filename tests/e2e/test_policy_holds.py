@@ -50,7 +50,11 @@ def slow_to_judge(stage: Stage, name: str, file: str, **rollout: Any) -> dict[st
         "http": {"hostnames": [host(name)]},
     }
     return stage.deployment(
-        name, file, serving=NO_GPU, traffic=traffic, rollout={"analysis": {"interval": "1s"}, **rollout}
+        name,
+        file,
+        serving=NO_GPU,
+        traffic=traffic,
+        rollout={"analysis": {"interval": "1s", "initialDelay": "0s"}, **rollout},
     )
 
 

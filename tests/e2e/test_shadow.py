@@ -113,7 +113,7 @@ def deployment(stage: Stage, file: str, **shadow: object) -> dict[str, object]:
         rollout={
             "shadow": {"minSamples": 100, "minAgreement": 0.95, **shadow},
             "canary": {"steps": [{"weight": 100}]},
-            "analysis": {"interval": "1s"},
+            "analysis": {"interval": "1s", "initialDelay": "0s"},
             "progressDeadline": "2m",
         },
     )

@@ -16,7 +16,11 @@ pytestmark = pytest.mark.sandbox
 
 NAME, HOST, PREVIEW = "strategies", "strategies.e2e.example", "strategies-preview.e2e.example"
 BODY = {"inputs": [{"name": "x", "shape": [1, FEATURES], "datatype": "FP32", "data": [0.5] * FEATURES}]}
-ANALYSIS = {"interval": "1s", "metrics": [{"name": "errors", "maxIncrease": 0.5, "minSamples": 10}]}
+ANALYSIS = {
+    "interval": "1s",
+    "initialDelay": "0s",
+    "metrics": [{"name": "errors", "maxIncrease": 0.5, "minSamples": 10}],
+}
 
 
 def deployment(stage: Stage, file: str, **rollout: Any) -> dict[str, Any]:

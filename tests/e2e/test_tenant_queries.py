@@ -76,7 +76,7 @@ def own(*queries: str) -> list[dict[str, Any]]:
 def analysed(*metrics: dict[str, Any], **analysis: Any) -> dict[str, Any]:
     return {
         "canary": {"steps": [{"weight": 50}]},
-        "analysis": {"interval": "1s", "metrics": [QUIET, *metrics], **analysis},
+        "analysis": {"interval": "1s", "initialDelay": "0s", "metrics": [QUIET, *metrics], **analysis},
         "progressDeadline": "20m",
     }
 
@@ -136,7 +136,11 @@ class Victim:
         made = self.stage.deployment("victim", traffic=traffic(self.stage, HOST))
         # other pods, from the same file
         made["spec"]["serving"]["startupTimeout"] = f"{600 + self.version}s"
-        analysis = {"interval": "1s", "metrics": [{"name": "errors", "maxIncrease": 0.3, "minSamples": 30}]}
+        analysis = {
+            "interval": "1s",
+            "initialDelay": "0s",
+            "metrics": [{"name": "errors", "maxIncrease": 0.3, "minSamples": 30}],
+        }
         made["spec"]["rollout"] = {
             "canary": {"steps": [{"weight": 50}]},
             "analysis": analysis,

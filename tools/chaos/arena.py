@@ -269,6 +269,7 @@ class Arena:
         store, gateway = self.cluster.target.store, self.cluster.target.gateway
         analysis: dict[str, Any] = {
             "interval": "1s",
+            "initialDelay": "2s",  # the faults kill pods: counting begins again each time
             "metrics": [
                 {"name": "accuracy", "maxDrop": 0.3, "minSamples": 20},
                 {"name": "errors", "maxIncrease": 0.3, "minSamples": 20},

@@ -156,6 +156,7 @@ def model_deployment(target: Target, version: str) -> Object:
                 "analysis": {
                     "prometheus": PROMETHEUS,
                     "interval": "3s",
+                    "initialDelay": "5s",  # the models are small, and the story has seven versions
                     "golden": {"uri": f"{data}/golden.npz", "maxDrop": 0.02},
                     "metrics": [
                         {"name": "accuracy", "maxDrop": 0.03},
