@@ -662,14 +662,14 @@ class Reason(StrEnum):
     INITIAL_DELAY = (
         "InitialDelay",
         VERDICT | ROLLOUT,
-        "nothing is counted, because `initialDelay` has not passed since the weight changed or a pod of either"
-        " side became ready",
+        "nothing is counted, because `initialDelay` has not passed since the weight changed or a pod of"
+        " either side became ready",
     )
     NOT_YET_PROVEN = (
         "NotYetProven",
         VERDICT,
-        "enough samples to judge, too few for a proof; the message and `needed` say how many more. Or worse so"
-        " far, while stable has been seen too briefly to tell that from an episode",
+        "enough samples to judge, too few for a proof; the message and `needed` say how many more. Or worse"
+        " so far, while stable has been seen too briefly to tell that from an episode",
     )
     NO_DATA = (
         "NoData",
