@@ -26,7 +26,7 @@ from modelrollout.analysis.counters import spread_of
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, VerdictName
 from modelrollout.reasons import Reason
-from modelrollout.statistics.dispersion import KNOWN_AFTER, dispersion, divisor, lasting
+from modelrollout.statistics.dispersion import KNOWN_AFTER, dispersion, divisor, is_known, lasting
 from modelrollout.statistics.sequential import (
     Interval,
     difference_interval,
@@ -78,8 +78,8 @@ class _Criterion:
 
     @property
     def doubtful(self) -> bool:
-        """It would be proven if stable were known."""
-        return not self.proven and self.early >= self._enough
+        """It would be proven if nothing happened to stable by itself."""
+        return not self.proven and max(self.early, self.proof) >= self._enough
 
     @property
     def ruled_out(self) -> bool:
@@ -357,6 +357,8 @@ def _seconds(counter: Counter) -> float:
 
 
 def _unknown(stable: Counter) -> str:
+    if is_known(spread_of(stable)):
+        return "worse so far, as stable is now and then for a while: it has to last until the third minute"
     minutes = spread_of(stable).differences
     return (
         f"worse so far, but stable shows only {minutes:.0f} of the {KNOWN_AFTER} minutes that tell a"

@@ -30,11 +30,13 @@ def fold_all(previous: Counter | None, raw: Raw, cold: Cold | None = None) -> Co
     """
     if cold is None:
         return _folded(previous, raw)
-    newest = max((s.scraped for s in raw.processes.values()), default=cold.until)
     if previous is None:
         first = _folded(None, raw)
-        # without a process so far nothing was counted while pods were cold
-        return first if raw.processes else first.model_copy(update={"began": newest})
+        # a step sets no baseline while pods are cold: what comes later is warm
+        return first if raw.processes else first.model_copy(update={"began": cold.until})
+    if not raw.processes:
+        return previous
+    newest = max(s.scraped for s in raw.processes.values())
     if newest <= cold.since or (previous.began or 0.0) >= cold.until:
         return _folded(previous, raw)
     return previous if newest < cold.until else _counting_again(previous, raw, newest)

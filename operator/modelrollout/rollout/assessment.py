@@ -42,7 +42,11 @@ def metrics_due(s: Observed, now: datetime, profile: Profile) -> list[Metric] | 
         waited = since(step.observed_since, now) if step.observed_since else 0.0
         text = f"counting begins in {delay - waited:.0f} s (initialDelay {delay:g}s)"
         # a bake begins with stable's counts of the last step
-        return Assessment("Inconclusive", "InitialDelay", text, tuple(step.metrics))
+        return Assessment("Inconclusive", Reason.INITIAL_DELAY, text, tuple(step.metrics))
+    cold = cold_of(s)
+    if not step.metrics and cold is not None and (left := cold.until - now.timestamp()) > 0:
+        text = f"pods have become ready: counting begins in {left:.0f} s"
+        return Assessment("Inconclusive", Reason.INITIAL_DELAY, text)
     return metrics
 
 

@@ -19,6 +19,10 @@ requests tells. So until stable has ``KNOWN_AFTER`` differences of looks, a proo
 by the larger dispersion of the two sides, and does not come before the canary has been seen in
 three looks: a regression lasts, and hardly disperses the canary's looks; an episode does. A canary
 that has failed nearly all of its requests since counting began is not waited for (``lasting``).
+
+**Where stable has episodes**, its dispersion is that of whole minutes, and a canary that fails a
+tenth of its requests all the time would hide in it. Its own looks tell the two apart: a proof takes
+their dispersion, and waits for the third look as well.
 """
 
 from __future__ import annotations
@@ -34,6 +38,10 @@ _CLEARLY = 1.0
 KNOWN_AFTER = 30
 _BEFORE_THE_FIRST = 2.0  # added to the divisor before the first bad request of stable
 _LASTS_AFTER = 2  # differences of the canary's looks: the third look has begun
+# a dispersion above this shows whole pods that fail for a while, not clients
+_EPISODES = 20.0
+# times the canary's own dispersion, and at least: an episode between two looks shows half in each
+_BETWEEN_EPISODES, _AT_LEAST = 2.0, 4.0
 _BROKEN, _BROKEN_SECONDS = 0.9, 20.0  # of all requests since counting began, so long ago at least
 
 
@@ -94,21 +102,26 @@ def dispersion(spread: Spread[N], clearly: float = _CLEARLY) -> N:
 
 
 def divisor(stable: Spread[N], canary: Spread[N]) -> N:
-    """The divisor of the counts of both sides for a proof against the canary: stable's dispersion,
-    and the larger of the two until stable is known; more before its first bad requests.
+    """The divisor of the counts of both sides for a proof against the canary: stable's dispersion;
+    until stable is known the larger of the two, and more before its first bad requests; where
+    stable has episodes, what the canary's own looks show.
     """
-    usual = dispersion(stable)
+    usual, own = dispersion(stable), dispersion(canary, 0.0)
     xp = functions_of(usual)
-    either = xp.maximum(dispersion(stable, 0.0), dispersion(canary, 0.0))
-    return xp.where(is_known(stable), usual, xp.maximum(either, 1 + _BEFORE_THE_FIRST / (1 + stable.all_bad)))
+    unknown = xp.maximum(
+        xp.maximum(dispersion(stable, 0.0), own), 1 + _BEFORE_THE_FIRST / (1 + stable.all_bad)
+    )
+    episodes = xp.minimum(usual, xp.maximum(_BETWEEN_EPISODES * own, _AT_LEAST))
+    return xp.where(is_known(stable), xp.where(usual > _EPISODES, episodes, usual), unknown)
 
 
 def lasting(stable: Spread[N], canary: Spread[N], bad: N, total: N, seconds: float) -> Any:
     """Whether what the canary shows may be more than one episode, so that it can be a proof.
     ``bad`` of ``total`` in so many seconds.
     """
-    broken = (bad >= _BROKEN * total) & (seconds >= _BROKEN_SECONDS)
-    return is_known(stable) | (canary.differences >= _LASTS_AFTER) | broken
+    known = is_known(stable)
+    broken = (stable.differences < KNOWN_AFTER) & (bad >= _BROKEN * total) & (seconds >= _BROKEN_SECONDS)
+    return (known & (dispersion(stable) <= _EPISODES)) | (canary.differences >= _LASTS_AFTER) | broken
 
 
 def is_known(stable: Spread[N]) -> Any:

@@ -135,6 +135,13 @@ def test_counting_that_began_when_all_were_warm_goes_on() -> None:
     assert fold_all(counter, look(205, a=(20, 1), b=(5, 0)), Cold(100, 130)).total == 15
 
 
+def test_a_look_that_shows_no_process_ends_no_cold_time() -> None:
+    counter = fold_all(None, look(90, a=(1000, 10)))
+    cold = Cold(100, 130)
+    assert fold_all(counter, Raw(), cold) is counter
+    assert fold_all(fold_all(counter, Raw(), cold), look(120, a=(1500, 400)), cold).total == 0
+
+
 def test_a_side_without_requests_so_far_counts_from_its_first() -> None:
     counter = fold_all(None, Raw(), Cold(100, 130))
     assert fold_all(counter, look(140, a=(7, 2)), Cold(100, 130)).total == 7

@@ -479,6 +479,8 @@ async def test_counting_begins_again_after_a_pod_of_either_side_has_started(side
         assert m.canary and m.stable
         return m.canary.total, m.stable.total
 
+    early = await look(41, 100, ())
+    assert (early.reason, early.metrics) == ("InitialDelay", ()), "no baseline while a pod is cold"
     baseline = await look(26, 100, ())
     until = await look(40, 140, baseline.metrics)
     assert counted(until) == (40, 760) and until.reason == "InitialDelay"

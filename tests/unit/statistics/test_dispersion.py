@@ -103,6 +103,7 @@ def over(bad: list[float], total: float) -> Spread[float]:
 
 
 KNOWN, YOUNG = over([10.0, 12.0] * 20, 1000.0), over([10.0, 12.0] * 5, 1000.0)
+EPISODIC = over([10.0, 12.0, 10.0, 500.0, 12.0] * 8, 1000.0)
 EPISODE, STEADY = over([2.0, 2.0, 125.0], 250.0), over([25.0, 25.0, 25.0], 250.0)
 
 
@@ -111,6 +112,12 @@ def test_the_canarys_own_looks_count_until_stable_is_known() -> None:
     assert divisor(KNOWN, EPISODE) == dispersion(KNOWN)
     assert divisor(YOUNG, EPISODE) == dispersion(EPISODE) > 50
     assert divisor(YOUNG, STEADY) < 1.2
+
+
+def test_where_stable_has_episodes_the_canarys_own_looks_tell_a_regression_from_one() -> None:
+    assert dispersion(EPISODIC) > 100
+    assert divisor(EPISODIC, STEADY) == 4
+    assert divisor(EPISODIC, EPISODE) == min(dispersion(EPISODIC), 2 * dispersion(EPISODE)) > 100
 
 
 def test_before_the_first_bad_request_of_stable_counts_weigh_a_third() -> None:
@@ -128,6 +135,8 @@ def test_before_the_first_bad_request_of_stable_counts_weigh_a_third() -> None:
         (YOUNG, 1, 95, 15, False),
         (YOUNG, 1, 95, 25, True),
         (YOUNG, 1, 80, 25, False),
+        (EPISODIC, 1, 95, 25, False),
+        (EPISODIC, 3, 10, 125, True),
     ],
 )
 def test_one_episode_is_no_proof_until_stable_is_known(
