@@ -32,7 +32,7 @@ from typing import Any, Generic, NamedTuple
 from modelrollout.statistics.elementwise import N, functions_of
 
 # standard errors above 1; less counts as chance, as dividing by it would only cost evidence
-_CLEARLY = 1.0
+_CLEARLY = 1.5
 # differences between minutes: half an hour. What comes to each of five pods every 20 minutes comes
 # to the canary's alone in so long a time with probability e^-6 / 5
 KNOWN_AFTER = 30
@@ -80,10 +80,11 @@ def widened(spread: Spread[N], total: N, bad: N) -> Spread[N]:
     )
 
 
-def dispersion(spread: Spread[N], clearly: float = _CLEARLY) -> N:
+def dispersion(spread: Spread[N], *, at_once: bool = False) -> N:
     """The divisor of counts, from the looks at one side. At least 1 + 1 / (1 + J)^2 for J
     differences of looks, so that counts weigh half in the first minute, when nothing is known of
-    their spread; more where the looks show it by ``clearly`` standard errors.
+    their spread; more where the looks clearly show it, and then a standard error more than they
+    show, because too small a divisor is a false alarm. ``at_once``: what they show, clearly or not.
 
     Only good or only bad requests say nothing. Squared standard error: 3 / J + 1 / bad.
     """
@@ -94,9 +95,10 @@ def dispersion(spread: Spread[N], clearly: float = _CLEARLY) -> N:
     looks = spread.differences
     j = xp.maximum(looks, 1.0)
     ratio = spread.squares / xp.maximum(expected, 1e-12) / j
-    chance = 1 + clearly * xp.sqrt(3 / j + 1 / xp.maximum(xp.minimum(bad, total - bad), 1.0))
+    error = xp.sqrt(3 / j + 1 / xp.maximum(xp.minimum(bad, total - bad), 1.0))
+    chance, shown = (1.0, ratio) if at_once else (1 + _CLEARLY * error, ratio * (1 + error))
     return xp.maximum(
-        xp.where((expected > 0) & (looks > 0) & (ratio > chance), ratio, total * 0.0),
+        xp.where((expected > 0) & (looks > 0) & (ratio > chance), shown, total * 0.0),
         1 + 1 / ((1 + looks) * (1 + looks)),
     )
 
@@ -106,11 +108,10 @@ def divisor(stable: Spread[N], canary: Spread[N]) -> N:
     until stable is known the larger of the two, and more before its first bad requests; where
     stable has episodes, what the canary's own looks show.
     """
-    usual, own = dispersion(stable), dispersion(canary, 0.0)
+    usual, own = dispersion(stable), dispersion(canary, at_once=True)
     xp = functions_of(usual)
-    unknown = xp.maximum(
-        xp.maximum(dispersion(stable, 0.0), own), 1 + _BEFORE_THE_FIRST / (1 + stable.all_bad)
-    )
+    either = xp.maximum(xp.maximum(usual, dispersion(stable, at_once=True)), own)
+    unknown = xp.maximum(either, 1 + _BEFORE_THE_FIRST / (1 + stable.all_bad))
     episodes = xp.minimum(usual, xp.maximum(_BETWEEN_EPISODES * own, _AT_LEAST))
     return xp.where(is_known(stable), xp.where(usual > _EPISODES, episodes, usual), unknown)
 

@@ -110,14 +110,16 @@ EPISODE, STEADY = over([2.0, 2.0, 125.0], 250.0), over([25.0, 25.0, 25.0], 250.0
 def test_the_canarys_own_looks_count_until_stable_is_known() -> None:
     assert is_known(KNOWN) and not is_known(YOUNG)
     assert divisor(KNOWN, EPISODE) == dispersion(KNOWN)
-    assert divisor(YOUNG, EPISODE) == dispersion(EPISODE) > 50
+    assert divisor(YOUNG, EPISODE) == dispersion(EPISODE, at_once=True) > 50
     assert divisor(YOUNG, STEADY) < 1.2
 
 
 def test_where_stable_has_episodes_the_canarys_own_looks_tell_a_regression_from_one() -> None:
     assert dispersion(EPISODIC) > 100
     assert divisor(EPISODIC, STEADY) == 4
-    assert divisor(EPISODIC, EPISODE) == min(dispersion(EPISODIC), 2 * dispersion(EPISODE)) > 100
+    assert (
+        divisor(EPISODIC, EPISODE) == min(dispersion(EPISODIC), 2 * dispersion(EPISODE, at_once=True)) > 100
+    )
 
 
 def test_before_the_first_bad_request_of_stable_counts_weigh_a_third() -> None:
