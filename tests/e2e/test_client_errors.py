@@ -30,7 +30,7 @@ def deployment(stage: Stage, file: str, **rollout: Any) -> dict[str, Any]:
             "gateway": {"name": gateway.name, "namespace": gateway.namespace},
             "http": {"hostnames": [HOST]},
         },
-        rollout={"analysis": {"interval": "1s"}, "progressDeadline": "3m", **rollout},
+        rollout={"analysis": {"interval": "1s", "initialDelay": "0s"}, "progressDeadline": "3m", **rollout},
     )
 
 

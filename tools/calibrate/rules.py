@@ -77,7 +77,7 @@ class Ours:
             stable, canary = self._written[i].since(c)
             self._evidence[i] = evidence_of(c, stable, canary)
             enough = over_steps(self._evidence[i], self._carried[i]) >= -np.log(ALPHA)
-            if not self._s.streams[i].answers:
+            if self._s.streams[i].episodic:
                 enough &= lasting(stable, canary, c.bad, c.total, float(seconds))
             proven |= enough
             if second % REWRITE_SECONDS == 0:
@@ -140,7 +140,8 @@ class Best:
         self._gains = tuple(
             np.log(of / over)
             for p in (stream.canary, stream.stable)
-            for of, over in ((p, both), (1 - p, 1 - both))
+            # where all are bad none is good: any finite gain does
+            for of, over in ((p, both), (max(1 - p, 1e-9), 1 - both))
         )
         self._evidence = np.zeros(rollouts)
 

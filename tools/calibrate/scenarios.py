@@ -22,13 +22,13 @@ RATES = (1, 10, 100)  # requests per second, both sides together
 @dataclass(frozen=True)
 class Stream:
     """One metric: bad shares of both sides, and the largest bad share that the rivals' fixed
-    threshold accepts. ``answers``: whether wrong answers are counted.
+    threshold accepts. ``episodic``: whether it is something that a pod does for a while by itself.
     """
 
     stable: float
     canary: float
     threshold: float
-    answers: bool = False
+    episodic: bool = True
 
 
 class Step(NamedTuple):
@@ -88,7 +88,7 @@ def _accuracy(canary: float) -> Stream:
     """Stable is right in 90 %; success of at least 99 % is taken as 99 % of that, or the rivals
     would reject every model.
     """
-    return Stream(0.10, canary, 1 - 0.99 * 0.90, answers=True)
+    return Stream(0.10, canary, 1 - 0.99 * 0.90, episodic=False)
 
 
 _EQUAL = (_errors(0.01, 0.01), _accuracy(0.10), _errors(0.01, 0.01))
@@ -118,8 +118,8 @@ SCENARIOS = (
     Scenario("three_steps", _EQUAL, _CLIMB),
     Scenario("third_step_1_to_2", (_errors(0.01, 0.02),), _CLIMB, onset=2400),
     # 4xx, which rules of the usual kind do not count; here they do
-    Scenario("client_errors_5_percent", (_errors(0.05, 0.05),)),
-    Scenario("client_errors_all", (_errors(0.05, 1.0),)),
+    Scenario("client_errors_5_percent", (Stream(0.05, 0.05, 0.01, episodic=False),)),
+    Scenario("client_errors_all", (Stream(0.05, 1.0, 0.01, episodic=False),)),
 )
 RESETS = "resets_and_gaps"  # drawn in resets.py, through the operator's own counting
 

@@ -37,6 +37,9 @@ from modelrollout.statistics.sequential import (
 )
 
 TOLERANCE = 0.1  # of the margin
+# What a pod does for a while by itself. It does not answer wrongly, nor refuse what it accepts
+# otherwise.
+_EPISODIC = ("errors", "refusedRequests", "latency")
 # no proof against the canary: stable exceeded the limit at the same time
 LIMIT_EXCEEDED = Reason.LIMIT_EXCEEDED
 _BAD_AND_FAILURE = {
@@ -193,8 +196,7 @@ def _judge_counts(
             next_weight,
             alpha,
             carried,
-            # a pod fails or is slow for a while by itself; it does not answer wrongly
-            episodic=metric.name != "accuracy",
+            episodic=metric.name in _EPISODIC,
         )
         if canary.total
         else []
