@@ -475,7 +475,7 @@ async def test_counting_begins_again_after_a_pod_of_either_side_has_started(side
         return await bench.look(canary({"initialDelay": "30s"}, metrics=tuple(metrics), servers=servers))
 
     def counted(seen: Assessment) -> tuple[float, float]:
-        [m] = seen.metrics
+        m = seen.metrics[0]
         assert m.canary and m.stable
         return m.canary.total, m.stable.total
 
