@@ -16,7 +16,11 @@ pytestmark = pytest.mark.sandbox
 
 NAME, ZERO = "outage", "zero"
 # Nothing of it is proven within these tests, and nothing of it waits for a deadline.
-UNPROVEN = {"interval": "1s", "metrics": [{"name": "errors", "maxIncrease": 0.01, "minSamples": 1000000}]}
+UNPROVEN = {
+    "interval": "1s",
+    "initialDelay": "0s",
+    "metrics": [{"name": "errors", "maxIncrease": 0.01, "minSamples": 1000000}],
+}
 # seconds: a minute until stable is dead; Jobs and pods start meanwhile, and the route is taken up
 TAKEN_OVER = 60 + 90
 

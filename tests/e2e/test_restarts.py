@@ -19,7 +19,11 @@ NO_GPU = {
     "resources": {"limits": {"cpu": "500m", "memory": "512Mi"}, "requests": {"cpu": "100m"}},
 }
 # no request is sent, so that nothing else decides
-TRIAL = {"canary": {"steps": [{"weight": 50}]}, "analysis": {"interval": "1s"}, "progressDeadline": "10m"}
+TRIAL = {
+    "canary": {"steps": [{"weight": 50}]},
+    "analysis": {"interval": "1s", "initialDelay": "0s"},
+    "progressDeadline": "10m",
+}
 STUB = "kill -9 $(cat /tmp/.stubs-of-* | tr -d ' ' | cut -d/ -f3)"
 SERVER = "kill -TERM 1"
 
