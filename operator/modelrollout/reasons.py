@@ -1201,6 +1201,11 @@ class Reason(StrEnum):
         ROLLOUT,
         "routes exposed more than clients may request, so the operator narrowed them",
     )
+    CHILD_REVERTED = (
+        "ChildReverted",
+        ROLLOUT,
+        "someone changed a child of the ModelDeployment, and the operator put it back",
+    )
     STATE_REBUILT = (
         "StateRebuilt",
         ROLLOUT,

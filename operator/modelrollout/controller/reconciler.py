@@ -77,7 +77,7 @@ class Reconciler:
         self._assessor, self._reporter, self._lookups = assessor, reporter, lookups
         self._now, self._may_write, self._wake = now, may_write, wake
         self._leading_since = leading_since
-        self._actor = Actor(kube, cache, config, may_write)
+        self._actor = Actor(kube, cache, config, may_write, reporter.post)
         self._gateways = Gateways(kube)
         # Why the last pass could not write a child, or a NetworkPolicy, for status. In memory only:
         # the next attempt finds it again.

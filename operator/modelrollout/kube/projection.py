@@ -11,6 +11,7 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.contract.common import TASK_ENV
+from modelrollout.kube.field_ownership import foreign_entries
 from modelrollout.kube.kinds import JOB, POD, Resource
 from modelrollout.kube.objects import Object, label, own_annotations
 
@@ -53,6 +54,10 @@ def project(resource: Resource, obj: Object) -> Object:
     metadata = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
     if metadata.get("annotations"):
         metadata["annotations"] = own_annotations(obj)
+    if resource.child and (
+        edits := foreign_entries(obj["metadata"].get("managedFields"), names.FIELD_MANAGER)
+    ):
+        metadata["managedFields"] = edits
     return {**obj, "metadata": metadata}
 
 

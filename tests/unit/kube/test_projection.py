@@ -122,3 +122,23 @@ def test_for_capacity_only_what_is_counted() -> None:
         and projected["status"] == {"allocatable": {"cpu": "1"}, "conditions": []}
         and projected["spec"] == {"taints": []}
     )
+
+
+def test_of_managed_fields_only_foreign_edits_of_a_childs_spec_are_kept() -> None:
+    """Who edited a child is named when that is put back."""
+    entries = [
+        {"manager": names.FIELD_MANAGER, "fieldsV1": {"f:spec": {"f:ports": {}}}},
+        {
+            "manager": "kubectl-edit",
+            "time": FILLER,
+            "fieldsV1": {"f:spec": {"f:selector": {}}, "f:x": FILLER},
+        },
+    ]
+    service = {"kind": "Service", "metadata": metadata(managedFields=entries), "spec": {"selector": {}}}
+    projected = project(SERVICE, service)
+    assert projected["metadata"]["managedFields"] == [
+        {"manager": "kubectl-edit", "fieldsV1": {"f:spec": {"f:selector": {}}}}
+    ]
+    assert project(SERVICE, projected) == projected
+    for kind in (MODEL_DEPLOYMENT, POD, JOB):
+        assert "managedFields" not in project(kind, service)["metadata"]
