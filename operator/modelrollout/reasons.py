@@ -938,8 +938,7 @@ class Reason(StrEnum):
     GATEWAY_UNKNOWN = (
         "GatewayUnknown",
         ROLLOUT,
-        "spec.rollout.shadow, and the Gateway or its GatewayClass does not exist, takes no routes"
-        " of this namespace, or the operator may not read it (then its log says so)",
+        "spec.rollout.shadow, and the operator cannot read the Gateway or its GatewayClass; its log says why",
     )
     DEFINITION_OUTDATED = (
         "DefinitionOutdated",
@@ -1054,6 +1053,23 @@ class Reason(StrEnum):
         "the Triton image lacks the backend that the model is served by",
     )
     MODEL_NOT_LOADED = "ModelNotLoaded", ROLLOUT, "Triton does not load the model; the message quotes it"
+    GATEWAY_MISSING = (
+        "GatewayMissing",
+        ROLLOUT,
+        "the Gateway in `spec.traffic.gateway` does not exist, or is another namespace's and takes no "
+        "routes of this one",
+    )
+    GATEWAY_NOT_PROGRAMMED = (
+        "GatewayNotProgrammed",
+        ROLLOUT,
+        "the Gateway or its listener is not programmed, or its GatewayClass does not exist or is not "
+        "accepted; the message says which",
+    )
+    NO_MATCHING_LISTENER = (
+        "NoMatchingListener",
+        ROLLOUT,
+        "no listener of the Gateway takes such a route: by kind, namespace or host name",
+    )
     ROUTE_NOT_ACCEPTED = (
         "RouteNotAccepted",
         ROLLOUT,

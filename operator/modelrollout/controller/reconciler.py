@@ -13,7 +13,6 @@ from typing import Protocol
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.config import OperatorConfig
 from modelrollout.controller.apply.actor import Actor, ChildRefused
-from modelrollout.controller.lookups.gateways import Gateways
 from modelrollout.controller.lookups.lookups import LookedUp, Lookups
 from modelrollout.controller.observe.observation import Observation, observe
 from modelrollout.controller.snapshot import build_snapshot
@@ -78,7 +77,6 @@ class Reconciler:
         self._now, self._may_write, self._wake = now, may_write, wake
         self._leading_since = leading_since
         self._actor = Actor(kube, cache, config, may_write, reporter.post)
-        self._gateways = Gateways(kube)
         # Why the last pass could not write a child, or a NetworkPolicy, for status. In memory only:
         # the next attempt finds it again.
         self._refused: dict[Key, Problem] = {}
@@ -95,7 +93,7 @@ class Reconciler:
         deployment = self._cache.get(MODEL_DEPLOYMENT, *key)
         await self._lookups.policies.read_namespace_labels(key[0])
         rules = self._lookups.policies.rules(deployment) if deployment else NO_RULES
-        gateway = await self._gateways.of(deployment)
+        gateway = await self._lookups.gateways.of(deployment)
         observation = observe(
             self._cache,
             key,
