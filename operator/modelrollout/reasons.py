@@ -1075,6 +1075,11 @@ class Reason(StrEnum):
         ROLLOUT,
         "the gateway refuses the route; the message quotes its reason",
     )
+    TRAFFIC_UNCONFIRMED = (
+        "TrafficUnconfirmed",
+        ROLLOUT,
+        "the gateway has not answered for the present routes; the message says what is missing",
+    )
     SCALING_UP = (
         "ScalingUp",
         ROLLOUT,

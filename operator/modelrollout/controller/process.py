@@ -64,6 +64,7 @@ COUNTED_CONDITIONS = (
     "Patched",
     "EvidenceVerified",
     "DefinitionCurrent",
+    "Drained",
 )
 TRUTHS = ("True", "False", "Unknown")
 MOST_CONDITIONS = 32  # of an object that are counted: it has some fifteen

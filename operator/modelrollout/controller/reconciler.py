@@ -26,7 +26,7 @@ from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.traffic import needs_measurement
 from modelrollout.rollout.plan import Converge, Event, Wait, Write
 from modelrollout.rollout.policy.rules import NO_RULES
-from modelrollout.rollout.snapshot import Assessment, Observed, Snapshot
+from modelrollout.rollout.snapshot import Assessment, Observed, Snapshot, Traffic
 from modelrollout.rollout.status import recorded_network_policy_problem
 from modelrollout.traffic.router import ROUTES
 
@@ -81,6 +81,8 @@ class Reconciler:
         # the next attempt finds it again.
         self._refused: dict[Key, Problem] = {}
         self._network_policy_problems: dict[Key, Problem | None] = {}
+        # since when the data plane has not answered for the present routes; in memory only, too
+        self._silent_since: dict[Key, datetime] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a ModelDeployment, or over a RolloutPolicy (its key has no namespace).
@@ -107,6 +109,7 @@ class Reconciler:
         if observation is None:
             self._refused.pop(key, None)
             self._network_policy_problems.pop(key, None)
+            self._silent_since.pop(key, None)
             self._lookups.slots.forget(key)
             self._lookups.shared_preparations.forget(key)
             if deployment is None:
@@ -137,6 +140,7 @@ class Reconciler:
             ),
             definition_problem=definitions.problem(MODEL_DEPLOYMENT.kind)
             or definitions.problem(MODEL_REVISION.kind),
+            silent_since=self._silence(key, observation.traffic),
             leading_since=self._leading_since(),
         )
         plan = decide(s, self._now())
@@ -153,6 +157,13 @@ class Reconciler:
                 return await self._converge(key, observation, s, plan)
             case Wait():
                 return plan.requeue_after
+
+    def _silence(self, key: Key, traffic: Traffic) -> datetime | None:
+        """Since when the data plane has neither confirmed the present routes nor refused them."""
+        if traffic.programmed or traffic.problem is not None:
+            self._silent_since.pop(key, None)
+            return None
+        return self._silent_since.setdefault(key, self._now())
 
     async def _converge(
         self, key: Key, observation: Observation, s: Snapshot, plan: Converge

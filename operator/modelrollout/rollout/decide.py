@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from modelrollout.api.times import stamp
 from modelrollout.reasons import Reason
 from modelrollout.rollout import verbs
 from modelrollout.rollout.compatibility import is_declared
 from modelrollout.rollout.desired import desired, desired_traffic_only
 from modelrollout.rollout.desired.pods import has_all_pods
 from modelrollout.rollout.desired.revisions import revision_status
+from modelrollout.rollout.desired.traffic import is_confirmed
 from modelrollout.rollout.plan import Converge, Desired, Event, Plan, Transition, Wait, Write
 from modelrollout.rollout.pod_restarts import waiting_restart, withdraw_incompatible_restart
 from modelrollout.rollout.policy.freeze import block_while_frozen
@@ -21,6 +23,7 @@ from modelrollout.rollout.policy.weight_cap import cap_unproven_weight
 from modelrollout.rollout.recovery import recover
 from modelrollout.rollout.snapshot import (
     QUARANTINED,
+    RECHECK_SECONDS,
     SERVED,
     Observed,
     Revision,
@@ -31,7 +34,7 @@ from modelrollout.rollout.snapshot import (
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.promote import end_revert
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS
-from modelrollout.rollout.status import changed_condition_events, derive_status
+from modelrollout.rollout.status import changed_condition_events, derive_status, silence_left
 from modelrollout.rollout.transitions import (
     allocate,
     begin,
@@ -67,6 +70,8 @@ def decide(s: Snapshot, now: datetime) -> Plan:
         *still_draining(s, now).values(),
         *([] if transition.requeue_after is None else [transition.requeue_after]),
     ]
+    if (left := silence_left(s, now)) is not None and left > 0:
+        waits.append(left)
     if (not waits and s.spec_problem) or waiting_restart(s, s.status) is not None:
         # the cause may lie in another object, whose events do not wake this ModelDeployment
         waits.append(CHECK_SECONDS)
@@ -88,10 +93,10 @@ def _without_spec(s: Snapshot, now: datetime) -> Plan:
         return Write(
             status, (*(transition.events if transition else ()), *changed_condition_events(s, status, now))
         )
-    if rollout is not None and rollout.stage == "Revert":
-        return Converge(
-            status, desired_traffic_only(s), requeue_after=transition.requeue_after if transition else None
-        )
+    unconfirmed = any(d.unconfirmed for d in status.draining)
+    if unconfirmed or (rollout is not None and rollout.stage == "Revert"):
+        later = transition.requeue_after if transition else RECHECK_SECONDS if unconfirmed else None
+        return Converge(status, desired_traffic_only(s), requeue_after=later)
     return Converge(status, Desired(narrow=True)) if s.overly_open else Wait(status)
 
 
@@ -205,6 +210,17 @@ def enlarge_slot(s: Snapshot, now: datetime) -> Transition | None:
     return Transition(change(s.status, slot=slot.model_copy(update={"gpus": requested})))
 
 
+def confirm_drained(s: Snapshot, now: datetime) -> Transition | None:
+    """Let the pods of revisions go whose rollouts ended unconfirmed, once the data plane carries
+    what the state calls for: in the usual time.
+    """
+    if not any(d.unconfirmed for d in s.status.draining) or not is_confirmed(s):
+        return None
+    confirmed = {"until": stamp(now + timedelta(seconds=s.settle_seconds)), "unconfirmed": None}
+    drained = [d.model_copy(update=confirmed) if d.unconfirmed else d for d in s.status.draining]
+    return Transition(s.status.model_copy(update={"draining": drained}))
+
+
 def run_stage(s: Snapshot, now: datetime) -> Transition | None:
     """Run the stage of the rollout in flight."""
     rollout = s.status.rollout
@@ -281,6 +297,7 @@ CHECKS: tuple[Check, ...] = (
     withdraw_failed_restart,
     end_superseded,
     end_overdue,
+    confirm_drained,
     enlarge_slot,
     run_stage,
     start_rollout,

@@ -36,21 +36,33 @@ from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.policy.rules import Freeze, active_freeze
 from modelrollout.rollout.policy.slot_limits import waiting_replicas
 from modelrollout.rollout.security_bulletins import known_flaws
-from modelrollout.rollout.snapshot import NAME_TAKEN, TRAFFIC_REFUSALS, Snapshot, in_flight, serving_revision
+from modelrollout.rollout.snapshot import (
+    NAME_TAKEN,
+    TRAFFIC_REFUSALS,
+    UNCARRIED,
+    Snapshot,
+    in_flight,
+    serving_revision,
+)
 from modelrollout.rollout.stages import STAGES
+from modelrollout.rollout.stages.waiting import data_plane_problem
 from modelrollout.rollout.transitions import SHADOW_STEP, cut, is_pinned
 from modelrollout.rollout.views import Specified
 
 _PHASE_OF_TRIAL: dict[Strategy, Phase] = {"Canary": "Canary", "BlueGreen": "Previewing", "ABTest": "Testing"}
 HEALTHY, HARDENED, ISOLATED = "ServersHealthy", "Hardened", "Isolated"
-RESTARTED, PATCHED, VERIFIED = "Restarted", "Patched", "EvidenceVerified"
+RESTARTED, PATCHED, VERIFIED, DRAINED = "Restarted", "Patched", "EvidenceVerified", "Drained"
 _WELL = {
     HEALTHY: "all servers answer again",
     HARDENED: "the servers accept management requests from the kubelet only",
     ISOLATED: "the NetworkPolicies match the operator's configuration",
     RESTARTED: "all pods of the revision were replaced",
     PATCHED: "the servers' version has no known flaws",
+    DRAINED: "the data plane carries the present routes, and the pods of the last rollout go",
 }
+# a gateway that is only about to answer is no news for clients
+SILENCE_SECONDS = 60.0
+_UNAVAILABLE = {*UNCARRIED, Reason.TRAFFIC_UNCONFIRMED}  # of a stable revision with ready pods
 _NEWS_SECONDS = 600.0  # older crashes post no event: the operator has only just started
 _PAUSED = "paused by hand; resume, promote or abort"
 _Truth = Literal["True", "False", "Unknown"]
@@ -143,7 +155,13 @@ def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> li
         if s.spec and (in_flight(status.rollout) or not _is_current(s, status))
         else None
     )
-    rows = [*_summary(s, status, freeze), *_stages(s, status), *_servers(s, status)]
+    rows = [*_summary(s, status, freeze, now), *_stages(s, status), *_servers(s, status)]
+    if unconfirmed := [d.revision for d in status.draining if d.unconfirmed]:
+        why = s.traffic.problem or Problem(Reason.TRAFFIC_UNCONFIRMED, s.traffic.message)
+        text = "the data plane has not confirmed that it sends nothing there, so its pods stay"
+        rows.append(
+            (DRAINED, "False", why.reason, f"revision {', '.join(unconfirmed)}: {text}: {why.message}")
+        )
     if freeze:
         rows.append(
             (
@@ -177,7 +195,7 @@ def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> li
     return made
 
 
-def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) -> list[_Row]:
+def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None, now: datetime) -> list[_Row]:
     """Ready, Reconciling and Stalled as kstatus reads them; and Available, since stable may serve
     while a new revision fails.
     """
@@ -185,12 +203,15 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
     server = s.server(stable.revision) if stable else None
     zero = s.spec is not None and s.spec.serving.replicas == 0
     serving = server is not None and (server.ready > 0 or zero)
-    problem = _problem(s, status)
+    uncarried = _uncarried(s, now)
+    problem = _problem(s, status) or (uncarried[1] if uncarried and _is_current(s, status) else None)
     # a spec that cannot be read stops the rollout
     flying = in_flight(rollout) and s.spec is not None
     rows: list[_Row] = []
     if stable is None:
         rows.append(("Available", "False", Reason.NO_STABLE, "no revision has become stable yet"))
+    elif serving and uncarried:
+        rows.append(("Available", uncarried[0], uncarried[1].reason, uncarried[1].message))
     elif serving:
         rows.append(("Available", "True", Reason.SERVING, f"revision {stable.revision} serves"))
     else:
@@ -199,6 +220,8 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
         )
     if flying and rollout:
         text = rollout.message or (_PAUSED if rollout.paused_by_user else STAGES[rollout.stage].doing)
+        if rollout.stage == "Revert" and (obstacle := data_plane_problem(s, rollout.since, now)):
+            text = f"{STAGES[rollout.stage].doing}: {obstacle.message}"
         rows.append(("Ready", "False", rollout.stage, text))
         rows.append(
             (
@@ -256,6 +279,29 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
     else:
         rows.append(("Stalled", "False", Reason.PROGRESSING if flying else Reason.IDLE, ""))
     return rows
+
+
+def _uncarried(s: Snapshot, now: datetime) -> tuple[_Truth, Problem] | None:
+    """That the data plane does not carry the routes of stable: False for what it has stated about
+    the present routes and Gateway, Unknown where it has not stated anything for SILENCE_SECONDS.
+    """
+    if s.traffic.programmed:
+        return None
+    if s.traffic.problem is not None:
+        return ("False", s.traffic.problem) if s.traffic.problem.reason in UNCARRIED else None
+    # what a former leader has seen stands
+    known = any(c.type == "Available" and c.reason == Reason.TRAFFIC_UNCONFIRMED for c in s.status.conditions)
+    left = silence_left(s, now)
+    if left is None or (left > 0 and not known):
+        return None
+    return "Unknown", Problem(Reason.TRAFFIC_UNCONFIRMED, s.traffic.message)
+
+
+def silence_left(s: Snapshot, now: datetime) -> float | None:
+    """Seconds until the silence of the data plane counts; None if it is not silent."""
+    if s.silent_since is None or not s.exact_weights or s.traffic.programmed or s.traffic.problem is not None:
+        return None
+    return SILENCE_SECONDS - since(stamp(s.silent_since), now)
 
 
 def _watched(status: ModelDeploymentStatus) -> list[str]:
@@ -382,7 +428,13 @@ def changed_condition_events(s: Snapshot, after: ModelDeploymentStatus, now: dat
         events.append(Event(ready.reason, ready.message, "Warning"))
     if begun := _begun_pause(before, after):
         events.append(Event(Reason.PAUSE_STEP, begun))
-    for kind in (HEALTHY, HARDENED, ISOLATED, RESTARTED, PATCHED):
+    here, was_here = new.get("Available"), old.get("Available")
+    unavailable = here is not None and here.reason in _UNAVAILABLE
+    if here is not None and unavailable and (was_here is None or was_here.reason != here.reason):
+        events.append(Event(here.reason, here.message, "Warning"))
+    elif here is not None and here.status == "True" and was_here and was_here.reason in _UNAVAILABLE:
+        events.append(Event(Reason.SERVING, f"{here.message}: the data plane carries its routes again"))
+    for kind in (HEALTHY, HARDENED, ISOLATED, RESTARTED, PATCHED, DRAINED):
         was, now_is = old.get(kind), new.get(kind)
         is_bad = now_is is not None and now_is.status == "False" and now_is.reason != Reason.IN_PROGRESS
         if (

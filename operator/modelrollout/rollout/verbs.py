@@ -25,6 +25,7 @@ from modelrollout.rollout.transitions import (
     change,
     enter,
     fail,
+    fail_first,
     pinned,
     record,
     revert,
@@ -225,9 +226,12 @@ def _abort(s: Snapshot, verb: Verb, now: datetime) -> _Answer:
 
 
 def _end(s: Snapshot, now: datetime, reason: str, message: str) -> Transition:
-    rollout = rollout_of(s.status)
-    end = revert if STAGES[rollout.stage].carries_weight and s.status.stable else fail
-    return Transition(end(s.status, now, "Aborted", reason, message), (Event(reason, message),))
+    event = (Event(reason, message),)
+    if not STAGES[rollout_of(s.status).stage].carries_weight:
+        return Transition(fail(s.status, now, "Aborted", reason, message), event)
+    if s.status.stable is None:
+        return Transition(fail_first(s, now, "Aborted", reason, message), event)
+    return Transition(revert(s.status, now, "Aborted", reason, message), event)
 
 
 def _retry(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:

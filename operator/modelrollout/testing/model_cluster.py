@@ -563,7 +563,8 @@ class ModelCluster:
         )
         rollout = self.status.rollout
         waits = rollout is not None and rollout.revision == name and rollout.queue is not None
-        assert name in self.servers or not waits, "pods of a rollout that is queued"
+        drains = name in still_draining(self.snapshot(), self.now)
+        assert name in self.servers or drains or not waits, "pods of a rollout that is queued"
         pods = self.servers.setdefault(name, Pods(count, restarted=restart, tuning=tuning))
         stable = self.status.stable.revision if self.status.stable else None
         if (
