@@ -958,8 +958,7 @@ class Reason(StrEnum):
     GATEWAY_UNKNOWN = (
         "GatewayUnknown",
         ROLLOUT,
-        "spec.rollout.shadow, and the Gateway or its GatewayClass does not exist, takes no routes"
-        " of this namespace, or the operator may not read it (then its log says so)",
+        "spec.rollout.shadow, and the operator cannot read the Gateway or its GatewayClass; its log says why",
     )
     DEFINITION_OUTDATED = (
         "DefinitionOutdated",
@@ -1074,10 +1073,32 @@ class Reason(StrEnum):
         "the Triton image lacks the backend that the model is served by",
     )
     MODEL_NOT_LOADED = "ModelNotLoaded", ROLLOUT, "Triton does not load the model; the message quotes it"
+    GATEWAY_MISSING = (
+        "GatewayMissing",
+        ROLLOUT,
+        "the Gateway in `spec.traffic.gateway` does not exist, or is another namespace's and takes no "
+        "routes of this one",
+    )
+    GATEWAY_NOT_PROGRAMMED = (
+        "GatewayNotProgrammed",
+        ROLLOUT,
+        "the Gateway or its listener is not programmed, or its GatewayClass does not exist or is not "
+        "accepted; the message says which",
+    )
+    NO_MATCHING_LISTENER = (
+        "NoMatchingListener",
+        ROLLOUT,
+        "no listener of the Gateway takes such a route: by kind, namespace or host name",
+    )
     ROUTE_NOT_ACCEPTED = (
         "RouteNotAccepted",
         ROLLOUT,
         "the gateway refuses the route; the message quotes its reason",
+    )
+    TRAFFIC_UNCONFIRMED = (
+        "TrafficUnconfirmed",
+        ROLLOUT,
+        "the gateway has not answered for the present routes; the message says what is missing",
     )
     SCALING_UP = (
         "ScalingUp",
@@ -1231,6 +1252,11 @@ class Reason(StrEnum):
         "RoutesNarrowed",
         ROLLOUT,
         "routes exposed more than clients may request, so the operator narrowed them",
+    )
+    CHILD_REVERTED = (
+        "ChildReverted",
+        ROLLOUT,
+        "someone changed a child of the ModelDeployment, and the operator put it back",
     )
     STATE_REBUILT = (
         "StateRebuilt",

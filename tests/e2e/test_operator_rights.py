@@ -22,6 +22,8 @@ from modelrollout.kube.client import MERGE_PATCH
 from modelrollout.kube.kinds import (
     DEPLOYMENT,
     EVENT,
+    GATEWAY,
+    GATEWAY_CLASS,
     JOB,
     LEASE,
     MODEL_DEPLOYMENT,
@@ -467,6 +469,8 @@ def test_the_rights_end_where_the_code_does(stage: Stage, thief: Thief, owner: O
         "a ModelDeployment": thief.asks(
             "PATCH", MODEL_DEPLOYMENT.path(stage.namespace, "x"), {"spec": {}}, MERGE_PATCH
         ),
+        "a Gateway": thief.asks("PATCH", GATEWAY.path(stage.namespace, "x"), {"spec": {}}, MERGE_PATCH),
+        "a GatewayClass": thief.asks("DELETE", GATEWAY_CLASS.path(None, "x")),
         "a whole ModelRevision": thief.asks(
             "PUT", MODEL_REVISION.path(stage.namespace, "owner"), revision(stage.namespace)
         ),

@@ -257,6 +257,7 @@ class TestWithoutHelm:
             "policy/poddisruptionbudgets": children,
             "gateway.networking.k8s.io/httproutes": children,
             "gateway.networking.k8s.io/grpcroutes": children,
+            "gateway.networking.k8s.io/gateways": {"get", "list", "watch"},
             "/pods": {"list", "watch"},
             "kueue.x-k8s.io/workloads": {"list"},
             "/events": {"create", "patch", "list"},
@@ -391,13 +392,7 @@ class TestRendered:
                 if r["metadata"]["name"].startswith(FULLNAME + "-")
             } == {f"{FULLNAME}-{part}" for part in {*own, "feedback"}}
         (reader,) = pick("full", "ClusterRole", f"{FULLNAME}-gateways")
-        assert reader["rules"] == [
-            {
-                "apiGroups": ["gateway.networking.k8s.io"],
-                "resources": ["gateways", "gatewayclasses"],
-                "verbs": ["get"],
-            }
-        ]
+        assert all(rule["apiGroups"] == ["gateway.networking.k8s.io"] for rule in reader["rules"])
         roles = {(r["metadata"]["namespace"], r["metadata"]["name"]) for r in pick("full", "Role")}
         assert roles == {
             ("models", FULLNAME),
@@ -409,12 +404,16 @@ class TestRendered:
         bound = {(b["metadata"]["namespace"], b["roleRef"]["name"]) for b in pick("full", "RoleBinding")}
         assert bound == roles
 
-    def test_gateways_are_read_by_name_and_traefik_services_written_only_when_asked_for(self) -> None:
+    def test_gateways_are_only_read_and_those_of_other_namespaces_by_name(self) -> None:
+        """Named namespaces: of all others one Gateway at a time, whose name is in a spec."""
         for case in ("default", "full"):
             (role,) = pick(case, "ClusterRole", f"{FULLNAME}-gateways")
             assert [(r["resources"], r["verbs"]) for r in role["rules"]] == [
-                (["gateways", "gatewayclasses"], ["get"])
+                (["gatewayclasses"], ["get", "list", "watch"]),
+                (["gateways"], ["get"]),
             ]
+
+    def test_traefik_services_are_written_only_when_asked_for(self) -> None:
         (without,) = pick("default", "ClusterRole", FULLNAME)
         roles = [r for r in pick("full", "Role", FULLNAME) if r["metadata"]["namespace"].startswith("models")]
         assert not [r for r in without["rules"] if "traefik.io" in r["apiGroups"]]

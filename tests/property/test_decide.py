@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import os
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -25,7 +26,7 @@ from modelrollout.rollout.plan import Converge, Write
 from modelrollout.rollout.policy.rules import NO_RULES, Rules, combine, read
 from modelrollout.rollout.snapshot import in_flight
 from modelrollout.testing import builders as b
-from modelrollout.testing.model_cluster import ModelCluster, Refused
+from modelrollout.testing.model_cluster import GATEWAY, ModelCluster, Refused
 
 pytestmark = pytest.mark.heavy
 
@@ -303,6 +304,25 @@ class RolloutMachine(RuleBasedStateMachine):
     def the_gateway_accepts(self) -> None:
         self.world.accept()
 
+    @rule(gone=st.booleans(), refuses=st.booleans())
+    def the_gateway_goes_refuses_and_is_back(self, gone: bool, refuses: bool) -> None:
+        self.gateway_is(gone=gone, refuses=refuses)
+
+    @rule(gone=st.booleans())
+    def the_gateway_is_away_for_long(self, gone: bool) -> None:
+        """Every wait for it ends, whatever is under way."""
+        self.gateway_is(gone=gone, refuses=not gone)
+        self.all_goes_well_for_a_while(2)
+        self.world.tick(601)
+        self.world.reconcile()
+        rollout = self.world.status.rollout
+        assert rollout is None or rollout.stage != "Revert", "a rollback for ever"
+
+    def gateway_is(self, *, gone: bool, refuses: bool) -> None:
+        missing = Problem("GatewayMissing", "spec.traffic.gateway: Gateway ml/public does not exist")
+        self.world.gateway = replace(GATEWAY, problem=missing if gone else None)
+        self.world.gateway_refuses = refuses
+
     @rule(verdict=st.sampled_from(["Successful", "Successful", "Failed", "Inconclusive", "Error", None]))
     def analysis_says(self, verdict: Any) -> None:
         self.world.verdict = verdict
@@ -368,6 +388,7 @@ class RolloutMachine(RuleBasedStateMachine):
         """Everything stays as it is, until somebody says abort: then stable gets everything
         back.
         """
+        self.gateway_is(gone=False, refuses=False)
         self.world.edit(None)
         self.world.reconcile()
         rollout = self.world.status.rollout
@@ -506,7 +527,9 @@ class RolloutMachine(RuleBasedStateMachine):
         world = self.world
         world.refusal, world.rules, world.gpus = None, NO_RULES, None
         world.dead.clear()
-        if world.spec is None or world.spec.serving.replicas == 0:  # a new version waits for replicas
+        self.gateway_is(gone=False, refuses=False)
+        # a new version waits for replicas
+        if world.spec is None or world.spec.serving.replicas == 0:
             self.edit(replicas=max(1, self.spec_changes["replicas"]))
         for _ in range(3):
             world.serve()

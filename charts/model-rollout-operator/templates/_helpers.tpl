@@ -158,6 +158,9 @@ capabilities: {drop: [ALL]}
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes, grpcroutes]
   verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [gateways]
+  verbs: [get, list, watch]  # whether they carry the routes
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]

@@ -15,7 +15,7 @@ from typing import Any
 from modelrollout.api import names
 from modelrollout.controller.unreadable import UnreadableObjects
 from modelrollout.kube import decoding
-from modelrollout.kube.cache import Key, ObjectCache, owner
+from modelrollout.kube.cache import Key, ObjectCache
 from modelrollout.kube.client import Kube
 from modelrollout.kube.decoding import UnreadableError, UnreadableObject
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION, Resource
@@ -91,7 +91,7 @@ class Intake:
             if type_ != "DELETED" and (problem := unfit(resource, body)):
                 raise UnreadableError(problem)
             due = self._cache.observe(resource, {"type": type_, "object": body})
-            key = owner(resource, body)
+            keys = self._cache.concerned(resource, body)
         except Exception as e:  # whatever it is: all others go on
             if not isinstance(e, UnreadableError):
                 log.exception("%s %s/%s was not understood", resource.kind, namespace, name)
@@ -101,7 +101,7 @@ class Intake:
         # otherwise the cache has reported why not
         if type_ == "DELETED" or self._cache.get(resource, namespace, name) is not None:
             self._unread.clear(resource, namespace, name, metadata.get("resourceVersion") or "")
-        if due and key is not None:
+        for key in keys if due else ():
             self._wake(key)
 
     async def list(self, resource: Resource, namespace: str | None) -> str:
@@ -138,7 +138,7 @@ class Intake:
             self._unread.clear(resource, unread.namespace, unread.name, unread.version)
         else:
             self._unread.note(resource, unread)
-        if (key := self._cache.forget(resource, unread.namespace, unread.name)) is not None:
+        for key in self._cache.forget(resource, unread.namespace, unread.name):
             self._wake(key)
 
 

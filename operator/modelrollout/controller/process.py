@@ -18,6 +18,7 @@ from modelrollout.api import names
 from modelrollout.config import OperatorConfig, load_config
 from modelrollout.controller import watch
 from modelrollout.controller.intake import OURS, Intake
+from modelrollout.controller.lookups.gateways import POLL_SECONDS
 from modelrollout.controller.lookups.lookups import Lookups
 from modelrollout.controller.lookups.metrics import MetricsAssessor
 from modelrollout.controller.observe.observation import Observation
@@ -29,6 +30,8 @@ from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import Conflict, Forbidden, KubeError
 from modelrollout.kube.events import Events
 from modelrollout.kube.kinds import (
+    GATEWAY,
+    GATEWAY_CLASS,
     MODEL_DEPLOYMENT,
     NETWORK_POLICY,
     ROLLOUT_POLICY,
@@ -61,6 +64,7 @@ COUNTED_CONDITIONS = (
     "Patched",
     "EvidenceVerified",
     "DefinitionCurrent",
+    "Drained",
 )
 TRUTHS = ("True", "False", "Unknown")
 MOST_CONDITIONS = 32  # of an object that are counted: it has some fifteen
@@ -68,6 +72,14 @@ UNWATCHED = (
     "NetworkPolicies are not watched; grant get, list and watch and restart the operator, or set"
     " networkPolicy.models.mode to Ignore"
 )
+# what the operator may do without; each is watched where it may be
+DISPENSABLE = {
+    NETWORK_POLICY: UNWATCHED,
+    GATEWAY: f"Gateways are not watched, but read by name every {POLL_SECONDS:.0f} s; grant list and watch",
+    GATEWAY_CLASS: (
+        f"GatewayClasses are not watched, but read by name every {POLL_SECONDS:.0f} s; grant list and watch"
+    ),
+}
 # a worker without progress for this long fails the liveness probe
 STUCK_SECONDS = 120.0
 SILENT_SECONDS = 60.0
@@ -126,11 +138,8 @@ class Operator:
 
     async def run(self, kubeconfig: str | None, context: str | None, health_port: int) -> None:
         """Until a signal comes; raises when the watch fails for good."""
-        kinds = [r for r in WATCHED if await self._is_in_use(r)]
-        self._resources = tuple(kinds)
-        # kopf ends the process when a watch is forbidden; what cannot be watched is listed with
-        # each resync.
-        watched = [r for r in kinds if r != NETWORK_POLICY or await self._may_list(r)]
+        watched = await self._choose_kinds()
+        kinds = self._resources
         if ROLLOUT_POLICY not in kinds:
             log.warning(
                 "no RolloutPolicy on this cluster: nothing is limited; install its definition (crds/) and"
@@ -162,6 +171,7 @@ class Operator:
             asyncio.create_task(self._keep_in_sync()),
             asyncio.create_task(self._keep_verified()),
             asyncio.create_task(self._keep_compared()),
+            asyncio.create_task(self._keep_gateways()),
         ]
         try:
             done, _ = await asyncio.wait([watching, *others], return_when=asyncio.FIRST_COMPLETED)
@@ -179,6 +189,15 @@ class Operator:
             await health.stop()
             await self._assessor.close()
         await watching
+
+    async def _choose_kinds(self) -> list[Resource]:
+        """Choose the kinds to list; returns those to watch, for kopf ends the process when a watch
+        is forbidden. NetworkPolicies that cannot be watched are listed with each resync.
+        """
+        kinds = [r for r in WATCHED if await self._is_in_use(r)]
+        watched = [r for r in kinds if r not in DISPENSABLE or await self._may_list(r)]
+        self._resources = tuple(r for r in kinds if r in watched or r == NETWORK_POLICY)
+        return watched
 
     async def _is_in_use(self, resource: Resource) -> bool:
         """Whether the kind is configured, and the cluster serves it."""
@@ -222,9 +241,9 @@ class Operator:
                     await self._intake.list(resource, namespace)
                 except Forbidden as e:
                     # Each ModelDeployment shows the missing right; nothing else depends on it.
-                    if resource != NETWORK_POLICY:
+                    if resource not in DISPENSABLE:
                         raise
-                    log.warning("%s: %s", UNWATCHED, e.message)
+                    log.warning("%s: %s", DISPENSABLE[resource], e.message)
         await self._lookups.slots.release_finished()
         await self._lookups.hostnames.refresh()
         for policy in self._lookups.policies.all():
@@ -235,7 +254,7 @@ class Operator:
             for namespace in namespaces_to_list(resource, self._config.namespaces):
                 await self._kube.list(resource, namespace, label_selector=OURS)
         except Forbidden as e:
-            log.error("%s: %s", UNWATCHED, e.message)
+            log.error("%s: %s", DISPENSABLE[resource], e.message)
             return False
         return True
 
@@ -269,6 +288,14 @@ class Operator:
                 for policy in self._lookups.policies.all():
                     self._queue.add(("", policy.name))
                 self._wake_all()
+
+    async def _keep_gateways(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_SECONDS * random.uniform(0.8, 1.2))
+            try:
+                await self._lookups.gateways.refresh()
+            except Exception:
+                log.exception("reading Gateways failed unexpectedly; the next time will do")
 
     async def _work(self, key: Key) -> None:
         started = time.monotonic()

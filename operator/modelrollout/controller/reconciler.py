@@ -14,7 +14,6 @@ from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.config import OperatorConfig
 from modelrollout.controller.apply.actor import Actor, ChildRefused
 from modelrollout.controller.lookups.dead_stable import reread_dead_stable
-from modelrollout.controller.lookups.gateways import Gateways
 from modelrollout.controller.lookups.lookups import LookedUp, Lookups
 from modelrollout.controller.observe.observation import Observation, observe
 from modelrollout.controller.snapshot import build_snapshot
@@ -28,7 +27,7 @@ from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.traffic import needs_measurement
 from modelrollout.rollout.plan import Converge, Event, Wait, Write
 from modelrollout.rollout.policy.rules import NO_RULES
-from modelrollout.rollout.snapshot import Assessment, Observed, Snapshot
+from modelrollout.rollout.snapshot import Assessment, Observed, Snapshot, Traffic
 from modelrollout.rollout.status import recorded_network_policy_problem
 from modelrollout.traffic.router import ROUTES
 
@@ -78,12 +77,13 @@ class Reconciler:
         self._assessor, self._reporter, self._lookups = assessor, reporter, lookups
         self._now, self._may_write, self._wake = now, may_write, wake
         self._leading_since = leading_since
-        self._actor = Actor(kube, cache, config, may_write)
-        self._gateways = Gateways(kube)
+        self._actor = Actor(kube, cache, config, may_write, reporter.post)
         # Why the last pass could not write a child, or a NetworkPolicy, for status. In memory only:
         # the next attempt finds it again.
         self._refused: dict[Key, Problem] = {}
         self._network_policy_problems: dict[Key, Problem | None] = {}
+        # since when the data plane has not answered for the present routes; in memory only, too
+        self._silent_since: dict[Key, datetime] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a ModelDeployment, or over a RolloutPolicy (its key has no namespace).
@@ -96,7 +96,7 @@ class Reconciler:
         deployment = self._cache.get(MODEL_DEPLOYMENT, *key)
         await self._lookups.policies.read_namespace_labels(key[0])
         rules = self._lookups.policies.rules(deployment) if deployment else NO_RULES
-        gateway = await self._gateways.of(deployment)
+        gateway = await self._lookups.gateways.of(deployment)
         observation = observe(
             self._cache,
             key,
@@ -110,6 +110,7 @@ class Reconciler:
         if observation is None:
             self._refused.pop(key, None)
             self._network_policy_problems.pop(key, None)
+            self._silent_since.pop(key, None)
             self._lookups.slots.forget(key)
             self._lookups.shared_preparations.forget(key)
             if deployment is None:
@@ -142,6 +143,7 @@ class Reconciler:
             ),
             definition_problem=definitions.problem(MODEL_DEPLOYMENT.kind)
             or definitions.problem(MODEL_REVISION.kind),
+            silent_since=self._silence(key, observation.traffic),
             leading_since=self._leading_since(),
         )
         plan = decide(s, self._now())
@@ -158,6 +160,13 @@ class Reconciler:
                 return await self._converge(key, observation, s, plan)
             case Wait():
                 return plan.requeue_after
+
+    def _silence(self, key: Key, traffic: Traffic) -> datetime | None:
+        """Since when the data plane has neither confirmed the present routes nor refused them."""
+        if traffic.programmed or traffic.problem is not None:
+            self._silent_since.pop(key, None)
+            return None
+        return self._silent_since.setdefault(key, self._now())
 
     async def _converge(
         self, key: Key, observation: Observation, s: Snapshot, plan: Converge

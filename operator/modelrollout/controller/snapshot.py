@@ -19,9 +19,10 @@ def build_snapshot(
     write_problem: Problem | None,
     network_policy_problem: Problem | None,
     definition_problem: Problem | None,
+    silent_since: datetime | None,
     leading_since: datetime | None,
 ) -> Snapshot:
-    """The input of the decision. The last four are what the process remembers."""
+    """The input of the decision. The last five are what the process remembers."""
     return Snapshot(
         **vars(observation.observed),
         spec_problem=observation.spec_problem,
@@ -38,5 +39,6 @@ def build_snapshot(
         write_problem=write_problem,
         network_policy_problem=network_policy_problem,
         definition_problem=definition_problem,
+        silent_since=silent_since,
         leading_since=leading_since,
     )

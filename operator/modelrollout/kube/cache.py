@@ -18,7 +18,14 @@ from typing import Any
 from modelrollout.api import names
 from modelrollout.kube import decoding
 from modelrollout.kube.decoding import UnreadableObject
-from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Resource
+from modelrollout.kube.kinds import (
+    GATEWAY,
+    GATEWAY_CLASS,
+    MODEL_DEPLOYMENT,
+    MODEL_REVISION,
+    ROLLOUT_POLICY,
+    Resource,
+)
 from modelrollout.kube.objects import Object, label
 from modelrollout.kube.projection import project
 
@@ -45,9 +52,11 @@ class _Entry:
 
 def _marks(obj: Object) -> tuple[Hashable, ...]:
     rollout = _field(_field(obj, "status"), "rollout")  # users may have written there
+    gateway = gateway_of(obj)
     return (
         *((QUEUED,) if _field(rollout, "queue") else ()),
         *_sources(obj, "rollout", _field(rollout, "sha256")),
+        *((ROUTED, routed_by(*gateway)) if gateway else ()),
     )
 
 
@@ -69,11 +78,28 @@ def rollouts_of(namespace: str, sha256: str) -> Hashable:
     return ("rollout", namespace, sha256)
 
 
+def routed_by(namespace: str, name: str) -> Hashable:
+    """Mark of the ModelDeployments whose spec names this Gateway."""
+    return ("gateway", namespace, name)
+
+
+def gateway_of(deployment: Object) -> tuple[str, str] | None:
+    """Namespace and name of the Gateway that a spec, as it is stored, names; None if it names
+    none.
+    """
+    gateway = _field(_field(_field(deployment, "spec"), "traffic"), "gateway")
+    name, namespace = _field(gateway, "name"), _field(gateway, "namespace")
+    if not isinstance(name, str) or not isinstance(namespace, str | None):
+        return None
+    return namespace or deployment["metadata"].get("namespace") or "", name
+
+
 def _field(value: Any, name: str) -> Any:
     return value.get(name) if isinstance(value, Mapping) else None
 
 
 QUEUED = "queued"  # mark of ModelDeployments whose rollout waits for GPUs
+ROUTED = "routed"  # mark of ModelDeployments whose spec names a Gateway
 # Marks by which ``find_marked`` finds objects without a search through all of them.
 _MARKS: Mapping[Resource, Callable[[Object], tuple[Hashable, ...]]] = {
     MODEL_DEPLOYMENT: _marks,
@@ -123,10 +149,25 @@ class ObjectCache:
         return [self._entries[i].obj for i in self._ids.get(resource, ())]
 
     def find_marked(self, mark: Hashable) -> list[Object]:
-        """Objects with a mark: QUEUED, ``revisions_of``, ``rollouts_of``; costs as many steps as
-        are found.
+        """Objects with a mark: QUEUED, ROUTED, ``revisions_of``, ``rollouts_of``, ``routed_by``;
+        costs as many steps as there are.
         """
         return [self._entries[i].obj for i in self._marked.get(mark, ())]
+
+    def concerned(self, resource: Resource, obj: Mapping[str, Any]) -> set[Key]:
+        """Keys whose passes read the object: that of its owner; of a Gateway the ModelDeployments
+        that name it, of a GatewayClass, which seldom changes, all that name any.
+        """
+        if resource in (GATEWAY, GATEWAY_CLASS):
+            metadata = obj["metadata"]
+            mark = (
+                ROUTED
+                if resource == GATEWAY_CLASS
+                else routed_by(metadata.get("namespace") or "", metadata["name"])
+            )
+            return {(i[1], i[2]) for i in self._marked.get(mark, ())}
+        key = owner(resource, obj)
+        return {key} if key else set()
 
     def observe(self, resource: Resource, event: Mapping[str, Any]) -> bool:
         """Take in a watch event (type ADDED, MODIFIED, DELETED or, from kopf's listings, None).
@@ -166,16 +207,16 @@ class ObjectCache:
         self._drop(i)
         return True
 
-    def forget(self, resource: Resource, namespace: str, name: str) -> Key | None:
+    def forget(self, resource: Resource, namespace: str, name: str) -> set[Key]:
         """Drop an object that cannot be read any more, or passes would act on its last state for
-        ever. Returns its key, if it was stored; it may come back.
+        ever. Returns the keys that it concerned, if it was stored; it may come back.
         """
         i = (resource, namespace, name)
         entry = self._entries.get(i)
         if entry is None:
-            return None
+            return set()
         self._drop(i)
-        return entry.key
+        return self.concerned(resource, entry.obj)
 
     def resync(
         self, resource: Resource, items: Iterable[Object], resource_version: str, namespace: str | None = None
@@ -191,8 +232,8 @@ class ObjectCache:
         for obj in items:
             i = _id(resource, obj)
             listed.add(i)
-            if self._take(i, obj, from_watch=True) and (key := owner(resource, obj)):
-                changed.add(key)
+            if self._take(i, obj, from_watch=True):
+                changed |= self.concerned(resource, obj)
         limit = number(resource_version)
         for i in list(self._ids.get(resource, ())):
             if i in listed or (namespace is not None and i[1] != namespace):
@@ -204,8 +245,7 @@ class ObjectCache:
             if limit is not None:
                 self._bury(entry.obj["metadata"].get("uid", ""), limit)
             self._drop(i)
-            if entry.key:
-                changed.add(entry.key)
+            changed |= self.concerned(resource, entry.obj)
         return changed
 
     def _take(self, i: _Id, obj: Object, *, from_watch: bool) -> bool:
@@ -313,9 +353,11 @@ class ObjectCache:
 
 def owner(resource: Resource, obj: Mapping[str, Any]) -> Key | None:
     """Key of the ModelDeployment that the object is or belongs to (by label), or of the
-    RolloutPolicy itself; None for unrelated objects.
+    RolloutPolicy itself; None for unrelated objects, such as Gateways, whatever their labels are.
     """
     metadata = obj["metadata"]
+    if resource in (GATEWAY, GATEWAY_CLASS):
+        return None
     name = (
         metadata["name"] if resource in (MODEL_DEPLOYMENT, ROLLOUT_POLICY) else label(obj, names.LABEL_NAME)
     )

@@ -56,6 +56,20 @@ def is_up_to_date(live: Any, desired: Any) -> bool:
     return False
 
 
+def differing_fields(live: Any, desired: Any, *path: str) -> Iterator[tuple[str, ...]]:
+    """Paths of the fields in which the live object lacks what is desired; a list is one field."""
+    if not isinstance(desired, dict) or not isinstance(live, dict):
+        if not is_up_to_date(live, desired):
+            yield path
+        return
+    for name, value in desired.items():
+        if name in _EXACT:
+            if live.get(name) != value:
+                yield (*path, name)
+        else:
+            yield from differing_fields(live.get(name), value, *path, name)
+
+
 def foreign_changes(pod: Mapping[str, Any], template: Mapping[str, Any]) -> str | None:
     """How a pod's spec differs from the Job's template so that it may have run something else; None
     if it does not.

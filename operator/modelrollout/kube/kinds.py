@@ -157,8 +157,21 @@ NETWORK_POLICY = Resource(
     child=True,
     configured=lambda config: config.network_policies is not None,
 )
-GATEWAY = Resource(*_GATEWAY_API, "gateways", "Gateway", verbs="get")
-GATEWAY_CLASS = Resource(*_GATEWAY_API, "gatewayclasses", "GatewayClass", namespaced=False, verbs="get")
+# Where they may not be watched, those that specs name are read by name
+# (controller.lookups.gateways).
+GATEWAY = Resource(
+    *_GATEWAY_API, "gateways", "Gateway", verbs=_READ, watched=True, optional=True, watch_all=True
+)
+GATEWAY_CLASS = Resource(
+    *_GATEWAY_API,
+    "gatewayclasses",
+    "GatewayClass",
+    namespaced=False,
+    verbs=_READ,
+    watched=True,
+    optional=True,
+    watch_all=True,
+)
 # What Kueue makes for a Job that it manages; the second before Kueue 0.15.
 WORKLOAD = Resource("kueue.x-k8s.io", "v1beta2", "workloads", "Workload", verbs="list")
 WORKLOAD_BEFORE = Resource("kueue.x-k8s.io", "v1beta1", "workloads", "Workload", verbs="list")

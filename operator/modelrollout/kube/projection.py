@@ -11,7 +11,8 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.contract.common import TASK_ENV
-from modelrollout.kube.kinds import JOB, POD, Resource
+from modelrollout.kube.field_ownership import foreign_entries
+from modelrollout.kube.kinds import GATEWAY, GATEWAY_CLASS, JOB, POD, Resource
 from modelrollout.kube.objects import Object, label, own_annotations
 
 # characters of what a pod or a container says; the kubelet takes no more bytes of a container
@@ -31,6 +32,8 @@ _OF_JOB = (
 _POD_OF_JOB = ("volumes", "securityContext", "shareProcessNamespace", "hostPID", "hostIPC", "hostNetwork")
 _CONTAINER_STATUS = ("name", "image", "ready", "restartCount", "state", "lastState")
 _CONDITION = ("type", "status", "reason", "message", "lastTransitionTime")
+_STATED = ("type", "status", "reason", "message", "observedGeneration")
+_LISTENER = ("name", "hostname", "protocol", "allowedRoutes")
 
 
 def project(resource: Resource, obj: Object) -> Object:
@@ -50,10 +53,46 @@ def project(resource: Resource, obj: Object) -> Object:
             spec={**spec, "template": template},
             status=obj.get("status"),
         )
+    if resource == GATEWAY:
+        return _gateway(obj)
+    if resource == GATEWAY_CLASS:
+        spec, status = _some(obj.get("spec") or {}, ("controllerName",)), obj.get("status") or {}
+        return _with(
+            obj,
+            metadata=_some(obj["metadata"], _METADATA),
+            spec=spec,
+            status=_stated(status) | _some(status, ("supportedFeatures",)),
+        )
     metadata = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
     if metadata.get("annotations"):
         metadata["annotations"] = own_annotations(obj)
+    if resource.child and (
+        edits := foreign_entries(obj["metadata"].get("managedFields"), names.FIELD_MANAGER)
+    ):
+        metadata["managedFields"] = edits
     return {**obj, "metadata": metadata}
+
+
+def _gateway(obj: Object) -> Object:
+    """Without counts of attached routes: each route of any tenant changes them."""
+    spec, status = obj.get("spec") or {}, obj.get("status") or {}
+    return _with(
+        obj,
+        metadata=_some(obj["metadata"], _METADATA),
+        spec=_some(spec, ("gatewayClassName",))
+        | {"listeners": [_some(x, _LISTENER) for x in _maps(spec.get("listeners"))]},
+        status=_stated(status)
+        | {"listeners": [_some(x, ("name",)) | _stated(x) for x in _maps(status.get("listeners"))]},
+    )
+
+
+def _stated(status: Mapping[str, Any]) -> Object:
+    """The conditions, without their times."""
+    return {"conditions": [_cut(_some(c, _STATED)) for c in _maps(status.get("conditions"))]}
+
+
+def _maps(value: Any) -> list[Mapping[str, Any]]:
+    return [x for x in value if isinstance(x, Mapping)] if isinstance(value, list) else []
 
 
 def node_for_capacity(obj: Object) -> Object:

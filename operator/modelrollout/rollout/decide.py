@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from modelrollout.api.times import stamp
 from modelrollout.reasons import Reason
 from modelrollout.rollout import verbs
 from modelrollout.rollout.compatibility import is_declared
@@ -13,6 +14,7 @@ from modelrollout.rollout.dead_stable import seconds_until_dead
 from modelrollout.rollout.desired import desired, desired_traffic_only
 from modelrollout.rollout.desired.pods import has_all_pods
 from modelrollout.rollout.desired.revisions import revision_status
+from modelrollout.rollout.desired.traffic import is_confirmed
 from modelrollout.rollout.plan import Converge, Desired, Event, Plan, Transition, Wait, Write
 from modelrollout.rollout.pod_restarts import waiting_restart, withdraw_incompatible_restart
 from modelrollout.rollout.policy.freeze import block_while_frozen
@@ -24,6 +26,7 @@ from modelrollout.rollout.recovery import recover
 from modelrollout.rollout.server_ends import count_ends
 from modelrollout.rollout.snapshot import (
     QUARANTINED,
+    RECHECK_SECONDS,
     SERVED,
     Observed,
     Revision,
@@ -36,7 +39,7 @@ from modelrollout.rollout.stages.promote import end_revert
 from modelrollout.rollout.stages.scaled_to_zero import wait_for_replicas
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from modelrollout.rollout.stages.without_stable import follow_stable, keep_what_serves
-from modelrollout.rollout.status import changed_condition_events, derive_status
+from modelrollout.rollout.status import changed_condition_events, derive_status, silence_left
 from modelrollout.rollout.transitions import (
     allocate,
     begin,
@@ -74,8 +77,7 @@ def decide(s: Snapshot, now: datetime) -> Plan:
         *([] if transition.requeue_after is None else [transition.requeue_after]),
     ]
     dead_in = seconds_until_dead(s, now, s.leading_since) if in_flight(s.status.rollout) else None
-    if dead_in is not None and dead_in > 0:
-        waits.append(dead_in)
+    waits += [left for left in (dead_in, silence_left(s, now)) if left is not None and left > 0]
     if (not waits and s.spec_problem) or waiting_restart(s, s.status) is not None:
         # the cause may lie in another object, whose events do not wake this ModelDeployment
         waits.append(CHECK_SECONDS)
@@ -97,10 +99,10 @@ def _without_spec(s: Snapshot, now: datetime) -> Plan:
         return Write(
             status, (*(transition.events if transition else ()), *changed_condition_events(s, status, now))
         )
-    if rollout is not None and rollout.stage == "Revert":
-        return Converge(
-            status, desired_traffic_only(s), requeue_after=transition.requeue_after if transition else None
-        )
+    unconfirmed = any(d.unconfirmed for d in status.draining)
+    if unconfirmed or (rollout is not None and rollout.stage == "Revert"):
+        later = transition.requeue_after if transition else RECHECK_SECONDS if unconfirmed else None
+        return Converge(status, desired_traffic_only(s), requeue_after=later)
     return Converge(status, Desired(narrow=True)) if s.overly_open else Wait(status)
 
 
@@ -218,6 +220,17 @@ def enlarge_slot(s: Snapshot, now: datetime) -> Transition | None:
     return Transition(change(s.status, slot=slot.model_copy(update={"gpus": requested})))
 
 
+def confirm_drained(s: Snapshot, now: datetime) -> Transition | None:
+    """Let the pods of revisions go whose rollouts ended unconfirmed, once the data plane carries
+    what the state calls for: in the usual time.
+    """
+    if not any(d.unconfirmed for d in s.status.draining) or not is_confirmed(s):
+        return None
+    confirmed = {"until": stamp(now + timedelta(seconds=s.settle_seconds)), "unconfirmed": None}
+    drained = [d.model_copy(update=confirmed) if d.unconfirmed else d for d in s.status.draining]
+    return Transition(s.status.model_copy(update={"draining": drained}))
+
+
 def run_stage(s: Snapshot, now: datetime) -> Transition | None:
     """Run the stage of the rollout in flight."""
     rollout = s.status.rollout
@@ -294,6 +307,7 @@ CHECKS: tuple[Check, ...] = (
     withdraw_failed_restart,
     end_superseded,
     end_overdue,
+    confirm_drained,
     enlarge_slot,
     wait_for_replicas,
     follow_stable,

@@ -51,6 +51,17 @@ def artifact_is_unusable(status: ModelRevisionStatus) -> bool:
     return status.outcome == "Failed" and status.reason in _LOST
 
 
+# between looks at a data plane that has not confirmed that a revision gets no traffic
+RECHECK_SECONDS = 30.0
+# why the data plane does not carry the routes
+UNCARRIED = frozenset(
+    {
+        Reason.GATEWAY_MISSING,
+        Reason.GATEWAY_NOT_PROGRAMMED,
+        Reason.NO_MATCHING_LISTENER,
+        Reason.ROUTE_NOT_ACCEPTED,
+    }
+)
 NOT_READY = Problem(Reason.NO_READY_PODS, "no pod of the revision is ready, so it gets no traffic")
 
 
@@ -302,6 +313,8 @@ class Snapshot(Observed):
     network_policy_problem: Problem | None = None
     # why the API server may have dropped fields of the spec, or will drop fields of status
     definition_problem: Problem | None = None
+    # since when the data plane has neither confirmed the present routes nor refused them
+    silent_since: datetime | None = None
     # when this operator became leader: deadlines must not count time without a leader
     leading_since: datetime | None = None
     # by policy, up to the first without a slot; only if the rollout is queued, or needs more GPUs
@@ -341,8 +354,13 @@ def active_in_place(status: ModelDeploymentStatus) -> InPlaceStatus | None:
 
 
 def still_draining(s: Observed, now: datetime) -> dict[str, float]:
-    """Seconds that each draining revision keeps its pods."""
-    left = {d.revision: (datetime.fromisoformat(d.until) - now).total_seconds() for d in s.status.draining}
+    """Seconds that each draining revision keeps its pods, at least."""
+    left = {
+        d.revision: max(
+            (datetime.fromisoformat(d.until) - now).total_seconds(), RECHECK_SECONDS if d.unconfirmed else 0.0
+        )
+        for d in s.status.draining
+    }
     return {revision: seconds for revision, seconds in left.items() if seconds > 0}
 
 

@@ -38,21 +38,33 @@ from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.policy.rules import Freeze, active_freeze
 from modelrollout.rollout.policy.slot_limits import waiting_replicas
 from modelrollout.rollout.security_bulletins import known_flaws
-from modelrollout.rollout.snapshot import NAME_TAKEN, TRAFFIC_REFUSALS, Snapshot, in_flight, serving_revision
+from modelrollout.rollout.snapshot import (
+    NAME_TAKEN,
+    TRAFFIC_REFUSALS,
+    UNCARRIED,
+    Snapshot,
+    in_flight,
+    serving_revision,
+)
 from modelrollout.rollout.stages import STAGES
+from modelrollout.rollout.stages.waiting import data_plane_problem
 from modelrollout.rollout.transitions import SHADOW_STEP, cut, is_pinned
 from modelrollout.rollout.views import Specified
 
 _PHASE_OF_TRIAL: dict[Strategy, Phase] = {"Canary": "Canary", "BlueGreen": "Previewing", "ABTest": "Testing"}
 HEALTHY, HARDENED, ISOLATED = "ServersHealthy", "Hardened", "Isolated"
-RESTARTED, PATCHED, VERIFIED = "Restarted", "Patched", "EvidenceVerified"
+RESTARTED, PATCHED, VERIFIED, DRAINED = "Restarted", "Patched", "EvidenceVerified", "Drained"
 _WELL = {
     HEALTHY: "all servers answer again",
     HARDENED: "the servers accept management requests from the kubelet only",
     ISOLATED: "the NetworkPolicies match the operator's configuration",
     RESTARTED: "all pods of the revision were replaced",
     PATCHED: "the servers' version has no known flaws",
+    DRAINED: "the data plane carries the present routes, and the pods of the last rollout go",
 }
+# a gateway that is only about to answer is no news for clients
+SILENCE_SECONDS = 60.0
+_UNAVAILABLE = {*UNCARRIED, Reason.TRAFFIC_UNCONFIRMED}  # of a stable revision with ready pods
 _NEWS_SECONDS = 600.0  # older crashes post no event: the operator has only just started
 _ZERO = "spec.serving.replicas is 0, so no pod serves"
 _PAUSED = "paused by hand; resume, promote or abort"
@@ -147,7 +159,13 @@ def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> li
         if s.spec and (in_flight(status.rollout) or not _is_current(s, status))
         else None
     )
-    rows = [*_summary(s, status, freeze), *_stages(s, status), *_servers(s, status)]
+    rows = [*_summary(s, status, freeze, now), *_stages(s, status), *_servers(s, status)]
+    if unconfirmed := [d.revision for d in status.draining if d.unconfirmed]:
+        why = s.traffic.problem or Problem(Reason.TRAFFIC_UNCONFIRMED, s.traffic.message)
+        text = "the data plane has not confirmed that it sends nothing there, so its pods stay"
+        rows.append(
+            (DRAINED, "False", why.reason, f"revision {', '.join(unconfirmed)}: {text}: {why.message}")
+        )
     if freeze:
         rows.append(
             (
@@ -181,19 +199,22 @@ def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> li
     return made
 
 
-def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) -> list[_Row]:
+def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None, now: datetime) -> list[_Row]:
     """Ready, Reconciling and Stalled as kstatus reads them; and Available, since stable may serve
     while a new revision fails.
     """
     rollout, stable = status.rollout, serving_revision(status)
-    available = _available(s, status)
+    uncarried = _uncarried(s, now)
+    available = _available(s, status, uncarried)
     serving = available[1] == "True" or available[2] == Reason.SCALED_TO_ZERO
-    problem = _problem(s, status)
+    problem = _problem(s, status) or (uncarried[1] if uncarried and _is_current(s, status) else None)
     # a spec that cannot be read stops the rollout
     flying = in_flight(rollout) and s.spec is not None
     rows: list[_Row] = [available]
     if flying and rollout:
         text = rollout.message or (_PAUSED if rollout.paused_by_user else STAGES[rollout.stage].doing)
+        if rollout.stage == "Revert" and (obstacle := data_plane_problem(s, rollout.since, now)):
+            text = f"{STAGES[rollout.stage].doing}: {obstacle.message}"
         rows.append(("Ready", "False", rollout.stage, text))
         rows.append(
             (
@@ -246,13 +267,17 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None) 
     return rows
 
 
-def _available(s: Snapshot, status: ModelDeploymentStatus) -> _Row:
-    """Whether the revision that has all traffic, or else stable, has a ready pod."""
+def _available(s: Snapshot, status: ModelDeploymentStatus, uncarried: tuple[_Truth, Problem] | None) -> _Row:
+    """Whether the revision that has all traffic, or else stable, has a ready pod, and the data
+    plane carries the routes.
+    """
     stable = serving_revision(status)
     if stable is None:
         return ("Available", "False", Reason.NO_STABLE, "no revision has become stable yet")
     shares = split(replace(s, status=status))
     name = shares[0][0] if len(shares) == 1 else stable.revision
+    if s.server(name).ready > 0 and uncarried is not None:
+        return ("Available", uncarried[0], uncarried[1].reason, uncarried[1].message)
     if s.server(name).ready > 0:
         return ("Available", "True", Reason.SERVING, f"revision {name} serves")
     if s.spec is not None and s.spec.serving.replicas == 0:
@@ -268,6 +293,29 @@ def _ready(s: Snapshot, stable: str) -> _Row:
         return ("Ready", "True", Reason.SCALED_TO_ZERO, f"{text}; {_ZERO}")
     pods = f", with {ready} of {asked} pods ready" if ready < asked else ""
     return ("Ready", "True", Reason.STABLE, f"{text} and serves all traffic{pods}")
+
+
+def _uncarried(s: Snapshot, now: datetime) -> tuple[_Truth, Problem] | None:
+    """That the data plane does not carry the routes of stable: False for what it has stated about
+    the present routes and Gateway, Unknown where it has not stated anything for SILENCE_SECONDS.
+    """
+    if s.traffic.programmed:
+        return None
+    if s.traffic.problem is not None:
+        return ("False", s.traffic.problem) if s.traffic.problem.reason in UNCARRIED else None
+    # what a former leader has seen stands
+    known = any(c.type == "Available" and c.reason == Reason.TRAFFIC_UNCONFIRMED for c in s.status.conditions)
+    left = silence_left(s, now)
+    if left is None or (left > 0 and not known):
+        return None
+    return "Unknown", Problem(Reason.TRAFFIC_UNCONFIRMED, s.traffic.message)
+
+
+def silence_left(s: Snapshot, now: datetime) -> float | None:
+    """Seconds until the silence of the data plane counts; None if it is not silent."""
+    if s.silent_since is None or not s.exact_weights or s.traffic.programmed or s.traffic.problem is not None:
+        return None
+    return SILENCE_SECONDS - since(stamp(s.silent_since), now)
 
 
 def _watched(status: ModelDeploymentStatus) -> list[str]:
@@ -394,7 +442,13 @@ def changed_condition_events(s: Snapshot, after: ModelDeploymentStatus, now: dat
         events.append(Event(ready.reason, ready.message, "Warning"))
     if begun := _begun_pause(before, after):
         events.append(Event(Reason.PAUSE_STEP, begun))
-    for kind in (HEALTHY, HARDENED, ISOLATED, RESTARTED, PATCHED):
+    here, was_here = new.get("Available"), old.get("Available")
+    unavailable = here is not None and here.reason in _UNAVAILABLE
+    if here is not None and unavailable and (was_here is None or was_here.reason != here.reason):
+        events.append(Event(here.reason, here.message, "Warning"))
+    elif here is not None and here.status == "True" and was_here and was_here.reason in _UNAVAILABLE:
+        events.append(Event(Reason.SERVING, f"{here.message}: the data plane carries its routes again"))
+    for kind in (HEALTHY, HARDENED, ISOLATED, RESTARTED, PATCHED, DRAINED):
         was, now_is = old.get(kind), new.get(kind)
         is_bad = now_is is not None and now_is.status == "False" and now_is.reason != Reason.IN_PROGRESS
         if (

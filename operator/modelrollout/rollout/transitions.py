@@ -173,16 +173,40 @@ def revert(
     return enter(status, "Revert", now, outcome=outcome, reason=reason, message=message, paused_by_user=None)
 
 
+def fail_first(
+    s: Observed, now: datetime, outcome: Outcome, reason: str, message: str
+) -> ModelDeploymentStatus:
+    """End the rollout of a first version in Promote: there is no stable revision to give the
+    traffic to, so its route goes, and its pods stay until the data plane has had time to forget
+    them.
+    """
+    rollout = rollout_of(s.status)
+    failed = fail(s.status, now, outcome, reason, message)
+    return retire(failed, rollout.revision, rollout.number, now, s.settle_seconds)
+
+
 def retire(
-    status: ModelDeploymentStatus, revision: str | None, number: int | None, now: datetime, keep: float
+    status: ModelDeploymentStatus,
+    revision: str | None,
+    number: int | None,
+    now: datetime,
+    keep: float,
+    *,
+    unconfirmed: bool = False,
 ) -> ModelDeploymentStatus:
     """Keep the pods of a revision that has just lost its traffic for ``keep`` seconds, so that
-    connections drain and proxies learn of it.
+    connections drain and proxies learn of it; if ``unconfirmed``, until the data plane confirms it
+    (``decide.confirm_drained``).
     """
     if revision is None or number is None:
         return status
-    others = [d for d in status.draining if datetime.fromisoformat(d.until) > now and d.revision != revision]
-    gone = Draining(revision=revision, number=number, until=stamp(now + timedelta(seconds=keep)))
+    others = [
+        d
+        for d in status.draining
+        if (d.unconfirmed or datetime.fromisoformat(d.until) > now) and d.revision != revision
+    ]
+    until = stamp(now + timedelta(seconds=keep))
+    gone = Draining(revision=revision, number=number, until=until, unconfirmed=unconfirmed or None)
     return status.model_copy(update={"draining": [*others, gone]})
 
 

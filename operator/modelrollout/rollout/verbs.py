@@ -28,6 +28,7 @@ from modelrollout.rollout.transitions import (
     change,
     enter,
     fail,
+    fail_first,
     pinned,
     record,
     revert,
@@ -232,8 +233,12 @@ def _end(s: Snapshot, now: datetime, reason: str, message: str) -> Transition:
     rollout = rollout_of(s.status)
     if is_all_that_serves(s):
         message = f"{message}; no pod of stable is ready, so clients get no answers until one is"
-    end = revert if STAGES[rollout.stage].carries_weight and s.status.stable else fail
-    return Transition(end(s.status, now, "Aborted", reason, message), (Event(reason, message),))
+    event = (Event(reason, message),)
+    if not STAGES[rollout.stage].carries_weight:
+        return Transition(fail(s.status, now, "Aborted", reason, message), event)
+    if s.status.stable is None:
+        return Transition(fail_first(s, now, "Aborted", reason, message), event)
+    return Transition(revert(s.status, now, "Aborted", reason, message), event)
 
 
 def _retry(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:

@@ -32,6 +32,7 @@ from modelrollout.rollout.snapshot import Assessment, Revision, Server, Snapshot
 from modelrollout.rollout.transitions import input_hash
 from modelrollout.rollout.views import Specified
 
+CONTROLLER = "example.com/gateway"  # of GatewayClasses
 START = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 NAME, NAMESPACE = "digits", "ml"
 TAKEN = Traffic(True)
@@ -228,10 +229,27 @@ def in_canary(
     )
 
 
-def accepted(route: Mapping[str, Any]) -> dict[str, Any]:
-    """Status of the route once its gateway has accepted it as it is."""
-    seen = {"status": "True", "reason": "Yes", "observedGeneration": route["metadata"]["generation"]}
-    return {"parents": [{"conditions": [{"type": t, **seen} for t in ("Accepted", "ResolvedRefs")]}]}
+ACCEPTED = {"Accepted": "True", "ResolvedRefs": "True"}
+
+
+def answered(
+    route: Mapping[str, Any], conditions: Mapping[str, str] = ACCEPTED, controller: str = CONTROLLER
+) -> dict[str, Any]:
+    """The status that a controller writes for the present generation of a route, by each of its
+    parents.
+    """
+    about = {
+        "reason": "Stated",
+        "message": "as it is",
+        "observedGeneration": route["metadata"].get("generation", 0),
+    }
+    stated = [{"type": t, "status": s, **about} for t, s in conditions.items()]
+    return {
+        "parents": [
+            {"parentRef": ref, "controllerName": controller, "conditions": stated}
+            for ref in route["spec"].get("parentRefs") or []
+        ]
+    }
 
 
 def judged(verdict: VerdictName, reason: str = "", message: str = "as it was measured") -> Assessment:

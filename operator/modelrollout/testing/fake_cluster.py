@@ -21,6 +21,8 @@ from modelrollout.kube import cache
 from modelrollout.kube.errors import KubeError
 from modelrollout.kube.kinds import (
     DEPLOYMENT,
+    GATEWAY,
+    GATEWAY_CLASS,
     GRPC_ROUTE,
     HTTP_ROUTE,
     JOB,
@@ -50,6 +52,11 @@ CONFIG = OperatorConfig(
 class Cluster(FakeApi):
     """A ``FakeApi`` with the controllers around it."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds |= {GATEWAY.kind, GATEWAY_CLASS.kind}
+        self.open_gateway()
+
     def user(self, spec: Any, **metadata: Any) -> Object:
         """Create or edit the ModelDeployment."""
         wire = spec if isinstance(spec, dict) else spec.wire()
@@ -58,6 +65,16 @@ class Cluster(FakeApi):
     def policy(self, name: str, **spec: Any) -> Object:
         """A platform team applies a RolloutPolicy."""
         return self.set_spec(ROLLOUT_POLICY, name, spec)
+
+    def open_gateway(self, name: str = "public", **spec: Any) -> None:
+        """A platform team creates or edits a Gateway, and its controller programs it."""
+        self.set_spec(GATEWAY_CLASS, "simple", {"controllerName": b.CONTROLLER})
+        listener = {"name": "http", "protocol": "HTTP", "allowedRoutes": {"namespaces": {"from": "All"}}}
+        usual = {"gatewayClassName": "simple", "listeners": [listener]}
+        made = self.set_spec(GATEWAY, name, usual | spec)
+        stated = {"status": "True", "reason": "Stated", "observedGeneration": made["metadata"]["generation"]}
+        conditions = [{"type": kind, **stated} for kind in ("Accepted", "Programmed")]
+        self.set_status(GATEWAY, name, {"conditions": conditions})
 
     def annotate(self, revision: str, verb: str, value: str) -> None:
         """Say a verb."""
@@ -101,7 +118,7 @@ class Cluster(FakeApi):
         """The gateway accepts every route as it is."""
         for (resource, namespace, name), o in list(self.objects.items()):
             if resource in (HTTP_ROUTE, GRPC_ROUTE):
-                self.set_status(resource, name, b.accepted(o), namespace)
+                self.set_status(resource, name, b.answered(o), namespace)
 
     @property
     def status(self) -> ModelDeploymentStatus:

@@ -72,10 +72,12 @@ from modelrollout.traffic.gateway_api.routes import (
     rendered_rules,
     with_rules,
 )
+from modelrollout.traffic.gateway_facts import GatewayFacts
 from modelrollout.traffic.router import kind_for, live_split, router_for
 
 SETTLE = 3.0
 CONFIG = OperatorConfig.model_construct()  # type: ignore[call-arg]
+GATEWAY = GatewayFacts(f"{builders.NAMESPACE}/public", "simple", builders.CONTROLLER)
 LIVELOCK = 40  # more writes than this without any change outside is going in circles
 STATUS_LIMIT = 32 * 1024
 VERSION: Any = {
@@ -122,6 +124,9 @@ class ModelCluster:
     # requests with these headers go to that revision
     matched: Matched | None = None
     accepted: bool = False
+    # the Gateway; while it is gone, or refuses, its proxies go on with what they have
+    gateway: GatewayFacts = GATEWAY
+    gateway_refuses: bool = False
     # accepted by the gateway, not yet in all its proxies
     arriving: tuple[datetime, Split] | None = None
     # what the gateway's proxies do now; a revision with header matches is in it with weight 0
@@ -201,7 +206,7 @@ class ModelCluster:
             live_split=live_split(builders.NAME, live) if self.spec is not None else (),
         )
         if self.spec is None:
-            router = router_for(s, live, CONFIG)
+            router = router_for(s, live, CONFIG, gateway=self.gateway)
             return replace(s, traffic=router.programmed(split(s), live, s.servers))
         job = stage_job(s)
         s = replace(s, work=self.jobs.get(job[1], JobState()) if job else JobState())
@@ -213,7 +218,7 @@ class ModelCluster:
         ):
             s = replace(s, evaluation=builders.evaluation(self.golden_verdict))
         granted = self.refusal is None or self.refusal.reason not in TRAFFIC_REFUSALS
-        router, mirror = router_for(s, live, CONFIG, granted=granted), MirrorState()
+        router, mirror = router_for(s, live, CONFIG, granted=granted, gateway=self.gateway), MirrorState()
         if self.spec.rollout.shadow:
             cannot = None if self.way else Problem("GatewayFeatureMissing", "it cannot mirror")
             mirror = MirrorState(self.way, cannot)
@@ -250,12 +255,17 @@ class ModelCluster:
         live: dict[tuple[str, str], dict[str, Any]] = {}
 
         def route(name: str, rules: list[Rule], generation: int, accepted: bool) -> dict[str, Any]:
+            host = "preview.example.com" if name.endswith("-preview") else "digits.example.com"
             made = {
                 "kind": "HTTPRoute",
-                "metadata": {"name": name, "generation": generation},
-                "spec": {"rules": rendered_rules("HTTPRoute", builders.NAME, rules)},
+                "metadata": {"name": name, "namespace": builders.NAMESPACE, "generation": generation},
+                "spec": {
+                    "parentRefs": [{"name": "public"}],
+                    "hostnames": [host],
+                    "rules": rendered_rules("HTTPRoute", builders.NAME, rules),
+                },
             }
-            return made | ({"status": builders.accepted(made)} if accepted else {})
+            return made | {"status": self._answers(made, accepted)}
 
         if self.route is not None:
             rules = client_rules(self.route, *self.matched or ())
@@ -273,6 +283,13 @@ class ModelCluster:
             selector = {} if self.service == "*" else {names.LABEL_REVISION: self.service}
             live["Service", builders.NAME] = {"spec": {"selector": selector}}
         return live
+
+    def _answers(self, route: dict[str, Any], accepted: bool) -> dict[str, Any]:
+        """The gateway's answer to a route, beside the opposite of another controller."""
+        no = {"Accepted": "False", "ResolvedRefs": "False"}
+        own = builders.answered(route, builders.ACCEPTED if accepted else no if self.gateway_refuses else {})
+        foreign = builders.answered(route, no if accepted else builders.ACCEPTED, "example.org/foreign")
+        return {"parents": foreign["parents"] + own["parents"]}
 
     def one_pass(self, *, crash_after: int | None = None) -> tuple[bool, Plan]:
         """One pass; True when it wrote something. ``crash_after``: the process dies after so many
@@ -404,7 +421,11 @@ class ModelCluster:
             self.mirror_known = True
 
     def accept(self) -> None:
-        """The gateway accepts the route; its processes may lag."""
+        """The gateway accepts the route, if it is there and does not refuse it; its processes may
+        lag.
+        """
+        if self.gateway.problem is not None or self.gateway_refuses:
+            return
         if self.route is not None and not self.accepted:
             carried = (*self.route, *((r, 0) for _, r in filter(None, [self.matched])))
             if self.arriving and (self.arriving[1], self.arriving_mirror) != (carried, self.route_mirror):
@@ -567,7 +588,8 @@ class ModelCluster:
         )
         rollout = self.status.rollout
         waits = rollout is not None and rollout.revision == name and rollout.queue is not None
-        assert name in self.servers or not waits, "pods of a rollout that is queued"
+        drains = name in still_draining(self.snapshot(), self.now)
+        assert name in self.servers or drains or not waits, "pods of a rollout that is queued"
         pods = self.servers.setdefault(name, Pods(count, restarted=restart, tuning=tuning))
         stable = self.status.stable.revision if self.status.stable else None
         if (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from modelrollout.api.v1alpha1 import MirrorMethod, ModelDeploymentSpec
@@ -14,21 +13,10 @@ from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.resources.common import Object, Owner
 from modelrollout.rollout.snapshot import Observed, Server, Split, Traffic
+from modelrollout.traffic.gateway_facts import GatewayFacts
 from modelrollout.traffic.hostnames import ForeignRoute
 
 LiveObjects = Mapping[tuple[str, str], Object]  # objects as last observed, by kind and name
-
-
-@dataclass(frozen=True)
-class GatewayFacts:
-    """The class of the Gateway that a spec names, as last read. ``features``: None where its
-    controller reports none.
-    """
-
-    gateway: str
-    gateway_class: str
-    controller: str
-    features: frozenset[str] | None
 
 
 class SplitWriter(Protocol):
@@ -65,7 +53,7 @@ class RouterKind(Protocol):
         return ()
 
     def spec_problem(
-        self, spec: ModelDeploymentSpec, served: Collection[str], gateway: GatewayFacts | Problem | None
+        self, spec: ModelDeploymentSpec, served: Collection[str], gateway: GatewayFacts | None
     ) -> Problem | None:
         """Why such a spec cannot be carried out here. ``served``: kinds of ``routes`` that the
         cluster has; ``gateway``: what is known of the gateway that spec names.
@@ -73,7 +61,7 @@ class RouterKind(Protocol):
         return None
 
     def mirror_method(
-        self, spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig
+        self, spec: ModelDeploymentSpec, gateway: GatewayFacts | None, config: OperatorConfig
     ) -> MirrorMethod | Problem:
         """How requests are mirrored to the shadow of such a spec, or why they cannot be."""
         return Problem(
@@ -82,7 +70,7 @@ class RouterKind(Protocol):
             " http, or leave rollout.shadow out",
         )
 
-    def mirrors_to(self, obj: Object, name: str, live: LiveObjects) -> bool:
+    def mirrors_to(self, obj: Object, name: str, live: LiveObjects, gateway: GatewayFacts | None) -> bool:
         """Whether the data plane may still mirror requests to ``obj``, which is part of a mirror of
         that ModelDeployment.
         """
@@ -122,15 +110,22 @@ class RouterKind(Protocol):
         *,
         granted: bool,
         withheld: frozenset[str],
+        gateway: GatewayFacts | None,
     ) -> Router:
         """The router for the spec of ``s``.
 
         ``granted``: spec is valid and owns its host names; without that only the weights of the
-        ``live`` objects change, and host names in ``withheld`` are taken out.
+        ``live`` objects change, and host names in ``withheld`` are taken out. ``gateway``: what is
+        known of the Gateway in spec.
         """
 
     def frozen(
-        self, s: Observed, live: LiveObjects, config: OperatorConfig, withheld: frozenset[str]
+        self,
+        s: Observed,
+        live: LiveObjects,
+        config: OperatorConfig,
+        withheld: frozenset[str],
+        gateway: GatewayFacts | None,
     ) -> Router | None:
         """The router where spec is unreadable: the ``live`` objects, with the stable revision. None
         where this kind has no objects there.

@@ -15,7 +15,8 @@ from modelrollout.rollout.desired.pods import replicas_with_traffic
 from modelrollout.rollout.desired.traffic import ALL_REVISIONS, service_selector
 from modelrollout.rollout.snapshot import Observed, Server, Split, Traffic
 from modelrollout.rollout.views import Specified
-from modelrollout.traffic.base import GatewayFacts, LiveObjects, Router, RouterKind
+from modelrollout.traffic.base import LiveObjects, Router, RouterKind
+from modelrollout.traffic.gateway_facts import GatewayFacts
 
 
 class ServiceRouter:
@@ -55,7 +56,7 @@ class Replicas(RouterKind):
     exact = False
 
     def spec_problem(
-        self, spec: ModelDeploymentSpec, served: Collection[str], gateway: GatewayFacts | Problem | None
+        self, spec: ModelDeploymentSpec, served: Collection[str], gateway: GatewayFacts | None
     ) -> Problem | None:
         """A Service cannot look at headers."""
         if spec.rollout.ab_test is None:
@@ -84,13 +85,19 @@ class Replicas(RouterKind):
         *,
         granted: bool,
         withheld: frozenset[str],
+        gateway: GatewayFacts | None,
     ) -> Router:
         """The Service needs neither a grant nor host names."""
         specified = Specified.of(s)
         return ServiceRouter(s.name, replicas_with_traffic(specified), service_selector(specified))
 
     def frozen(
-        self, s: Observed, live: LiveObjects, config: OperatorConfig, withheld: frozenset[str]
+        self,
+        s: Observed,
+        live: LiveObjects,
+        config: OperatorConfig,
+        withheld: frozenset[str],
+        gateway: GatewayFacts | None,
     ) -> Router:
         """The Service selects stable."""
         return ServiceRouter(s.name, {}, s.status.stable.revision if s.status.stable else None)

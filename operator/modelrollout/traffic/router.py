@@ -10,6 +10,7 @@ from modelrollout.resources.common import Object
 from modelrollout.rollout.snapshot import Observed, Split
 from modelrollout.traffic.base import LiveObjects, Router, RouterKind
 from modelrollout.traffic.gateway_api.kind import GATEWAY_API
+from modelrollout.traffic.gateway_facts import GatewayFacts
 from modelrollout.traffic.hostnames import ForeignRoute
 from modelrollout.traffic.replicas import REPLICAS
 
@@ -48,9 +49,9 @@ def backends_of(obj: Object) -> set[tuple[str, str]]:
     return set().union(*(kind.backends_of(obj) for kind in ROUTERS))
 
 
-def mirrors_to(obj: Object, name: str, live: LiveObjects) -> bool:
+def mirrors_to(obj: Object, name: str, live: LiveObjects, gateway: GatewayFacts | None) -> bool:
     """Whether the data plane may still mirror requests to ``obj``, a part of a mirror."""
-    return any(kind.mirrors_to(obj, name, live) for kind in ROUTERS)
+    return any(kind.mirrors_to(obj, name, live, gateway) for kind in ROUTERS)
 
 
 def live_split(name: str, live: LiveObjects) -> Split:
@@ -66,9 +67,11 @@ def router_for(
     *,
     granted: bool = False,
     withheld: frozenset[str] = frozenset(),
+    gateway: GatewayFacts | None = None,
 ) -> Router:
-    """The router of a ModelDeployment; ``granted`` and ``withheld`` as of ``RouterKind.router``."""
+    """The router of a ModelDeployment; the keywords as of ``RouterKind.router``."""
     if s.spec is not None:
-        return kind_for(s.spec.traffic).router(s, live, config, granted=granted, withheld=withheld)
-    routers = (kind.frozen(s, live, config, withheld) for kind in ROUTERS)
+        kind = kind_for(s.spec.traffic)
+        return kind.router(s, live, config, granted=granted, withheld=withheld, gateway=gateway)
+    routers = (kind.frozen(s, live, config, withheld, gateway) for kind in ROUTERS)
     return next(router for router in routers if router is not None)

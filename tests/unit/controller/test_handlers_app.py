@@ -9,10 +9,36 @@ import pytest
 
 from modelrollout.controller.process import Operator, counted_conditions
 from modelrollout.kube.cache import Key
-from modelrollout.kube.errors import Conflict, TooManyRequests
-from modelrollout.kube.kinds import MODEL_DEPLOYMENT
+from modelrollout.kube.errors import Conflict, Forbidden, TooManyRequests
+from modelrollout.kube.kinds import GATEWAY, GATEWAY_CLASS, HTTP_ROUTE, MODEL_DEPLOYMENT, Resource
 from modelrollout.telemetry.metrics import Metrics
 from modelrollout.testing.fake_cluster import CONFIG, KEY, Cluster
+
+# --- which kinds are watched
+
+
+@pytest.mark.parametrize("forbidden", [True, False])
+async def test_gateways_are_watched_where_that_is_allowed(forbidden: bool) -> None:
+    """kopf would end the process for a watch that is forbidden, and a resync would fail."""
+    cluster = Cluster()
+    operator = Operator(CONFIG, cluster, Metrics(), "ml", "me")  # type: ignore[arg-type]
+
+    def before(verb: str, resource: Resource, name: str) -> None:
+        if forbidden and (verb, resource) == ("list", GATEWAY):
+            raise Forbidden(403, "Forbidden", "may not list gateways")
+
+    cluster.before = before
+    watched = await operator._choose_kinds()
+    assert (GATEWAY in watched, GATEWAY in operator._resources) == (not forbidden, not forbidden)
+    assert GATEWAY_CLASS in watched and HTTP_ROUTE in watched
+
+
+async def test_a_cluster_without_the_gateway_api_is_asked_for_no_gateways() -> None:
+    cluster = Cluster()
+    cluster.kinds = set()
+    operator = Operator(CONFIG, cluster, Metrics(), "ml", "me")  # type: ignore[arg-type]
+    assert not {GATEWAY, GATEWAY_CLASS, HTTP_ROUTE} & set(await operator._choose_kinds())
+
 
 # --- what a pass answers
 

@@ -27,6 +27,8 @@ from modelrollout.kube.decoding import UnreadableObject
 from modelrollout.kube.errors import Unavailable
 from modelrollout.kube.kinds import (
     DEPLOYMENT,
+    GATEWAY,
+    GATEWAY_CLASS,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
     POD,
@@ -147,6 +149,51 @@ def test_a_model_deployment_wakes_itself_and_a_child_its_owner(bench: Bench) -> 
     bench.intake.line(DEPLOYMENT, line("ADDED", obj(1, labels=OURS)), False)
     bench.intake.line(DEPLOYMENT, line("DELETED", obj(2, labels=OURS)), False)
     assert bench.woken == [KEY] * 3
+
+
+def test_a_gateway_wakes_those_that_name_it(bench: Bench) -> None:
+    """Its label is nobody's, and noise of other tenants is none."""
+    for name, gateway in (
+        ("by-default", {"name": "public"}),
+        ("by-name", {"name": "public", "namespace": KEY[0]}),
+        ("elsewhere", {"name": "public", "namespace": "gateways"}),
+        ("without", None),
+    ):
+        spec = {"traffic": {"gateway": gateway}} if gateway else {}
+        bench.intake.line(MODEL_DEPLOYMENT, line("ADDED", obj(1, name=name, spec=spec)), False)
+    bench.woken.clear()
+    named = {(KEY[0], "by-default"), (KEY[0], "by-name")}
+
+    def woken_by(type_: str, version: int, routes: int, **status: Any) -> set[Key]:
+        bench.woken.clear()
+        status["listeners"] = [{"name": "http", "attachedRoutes": routes}]
+        value = obj(version, name="public", labels=OURS, status=status)
+        bench.intake.line(GATEWAY, line(type_, value), False)
+        return set(bench.woken)
+
+    assert woken_by("ADDED", 1, 0) == named
+    assert woken_by("MODIFIED", 2, 500) == set(), "routes of any tenant"
+    assert woken_by("MODIFIED", 3, 500, conditions=[{"type": "Programmed", "status": "False"}]) == named
+    assert woken_by("DELETED", 4, 500) == named
+    assert bench.store.children(KEY) == []
+
+
+async def test_a_list_without_a_gateway_wakes_those_that_name_it(bench: Bench) -> None:
+    routed = obj(1, name="m", spec={"traffic": {"gateway": {"name": "public"}}})
+    bench.intake.line(MODEL_DEPLOYMENT, line("ADDED", routed), False)
+    bench.intake.line(GATEWAY, line("ADDED", obj(2, name="public")), False)
+    bench.woken.clear()
+    await bench.intake.list(GATEWAY, None)
+    assert bench.woken == [(KEY[0], "m")] and bench.store.get(GATEWAY, KEY[0], "public") is None
+
+
+def test_a_gateway_class_wakes_all_that_name_a_gateway(bench: Bench) -> None:
+    for name, spec in (("a", {"traffic": {"gateway": {"name": "x"}}}), ("b", {})):
+        bench.intake.line(MODEL_DEPLOYMENT, line("ADDED", obj(1, name=name, spec=spec)), False)
+    bench.woken.clear()
+    metadata = {"name": "shiny", "uid": "c", "resourceVersion": "1"}
+    bench.intake.line(GATEWAY_CLASS, line("ADDED", {"metadata": metadata, "spec": {}}), False)
+    assert bench.woken == [(KEY[0], "a")]
 
 
 def test_strangers_old_events_and_noise_wake_nobody(bench: Bench) -> None:

@@ -186,7 +186,7 @@ def test_a_name_that_is_taken_is_told_and_holds_up_nothing_else(
 
 def accept(cluster: Cluster, route: Resource) -> None:
     for name, o in cluster.all(route).items():
-        cluster.set_status(route, name, b.accepted(o))
+        cluster.set_status(route, name, b.answered(o))
 
 
 def test_a_name_that_is_taken_at_rest_is_told_once_and_is_free_again() -> None:

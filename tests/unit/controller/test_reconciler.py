@@ -21,6 +21,8 @@ from modelrollout.kube.errors import Conflict, Forbidden
 from modelrollout.kube.kinds import (
     DEPLOYMENT,
     EVENT,
+    GATEWAY,
+    GATEWAY_CLASS,
     GRPC_ROUTE,
     HTTP_ROUTE,
     JOB,
@@ -332,7 +334,8 @@ def test_children_of_an_earlier_object_of_the_name_are_not_taken_for_our_own() -
 
     async def main() -> None:
         cluster, _ = await serving()
-        old = {i: o for i, o in cluster.objects.items() if i[0] != MODEL_DEPLOYMENT}
+        not_ours = (MODEL_DEPLOYMENT, GATEWAY, GATEWAY_CLASS)
+        old = {i: o for i, o in cluster.objects.items() if i[0] not in not_ours}
         cluster.remove(MODEL_DEPLOYMENT, "digits")
         cluster.objects.update(copy.deepcopy(old))
         cluster.user(b.spec(1, traffic=BOTH))

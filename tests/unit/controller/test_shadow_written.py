@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, VerdictName
-from modelrollout.kube.kinds import DEPLOYMENT, GATEWAY, GATEWAY_CLASS, HTTP_ROUTE, MODEL_DEPLOYMENT, SERVICE
+from modelrollout.kube.kinds import DEPLOYMENT, GATEWAY_CLASS, HTTP_ROUTE, MODEL_DEPLOYMENT, SERVICE
 from modelrollout.rollout.snapshot import Assessment
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import Cluster, Operator
@@ -37,7 +37,7 @@ async def mirroring(rollout: dict[str, Any] | None = None) -> tuple[Cluster, Ope
     yet.
     """
     cluster = Cluster()
-    cluster.put(GATEWAY, {"metadata": {"name": "public"}, "spec": {"gatewayClassName": "shiny"}})
+    cluster.open_gateway(gatewayClassName="shiny")
     cluster.objects[GATEWAY_CLASS, "", "shiny"] = {
         "metadata": {"name": "shiny"},
         "spec": {"controllerName": "example.com/gateway"},

@@ -13,7 +13,6 @@ from modelrollout.controller.observe.observation import Observation, observe
 from modelrollout.kube.errors import Forbidden
 from modelrollout.kube.kinds import (
     DEPLOYMENT,
-    GATEWAY,
     GATEWAY_CLASS,
     GRPC_ROUTE,
     HTTP_ROUTE,
@@ -232,7 +231,6 @@ def test_abort_works_with_a_spec_that_cannot_be_read() -> None:
 def test_what_the_gateway_is_known_to_lack_is_refused() -> None:
     async def main() -> None:
         cluster = Cluster()
-        cluster.put(GATEWAY, {"metadata": {"name": "public"}, "spec": {"gatewayClassName": "simple"}})
         kind = {
             "metadata": {"name": "simple"},
             "spec": {"controllerName": "example.com/gateway"},

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.kube.diff import is_up_to_date
+from modelrollout.kube.diff import differing_fields, is_up_to_date
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,21 @@ def test_a_selector_with_one_label_more_selects_less(key: str) -> None:
     assert is_up_to_date({key: {"a": "1"}}, {key: {"a": "1"}})
     assert not is_up_to_date({key: {"a": "1", "b": "2"}}, {key: {"a": "1"}})
     assert not is_up_to_date({}, {key: {"a": "1"}})
+
+
+def test_the_fields_that_differ_are_named() -> None:
+    live = {
+        "replicas": 1,
+        "selector": {"a": "1", "b": "2"},
+        "rules": [{"x": 1}],
+        "template": {"spec": {"c": [1]}},
+    }
+    assert list(differing_fields(live, live, "spec")) == []
+    desired = {"replicas": 2, "selector": {"a": "1"}, "rules": [], "template": {"spec": {"c": [2], "d": {}}}}
+    assert list(differing_fields(live, desired, "spec")) == [
+        ("spec", "replicas"),
+        ("spec", "selector"),
+        ("spec", "rules"),
+        ("spec", "template", "spec", "c"),
+    ]
+    assert list(differing_fields(None, {"a": 1}, "spec")) == [("spec",)]

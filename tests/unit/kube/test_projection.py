@@ -7,7 +7,7 @@ from typing import Any
 
 from modelrollout.api import names
 from modelrollout.contract.common import TASK_ENV
-from modelrollout.kube.kinds import JOB, MODEL_DEPLOYMENT, POD, SERVICE
+from modelrollout.kube.kinds import GATEWAY, GATEWAY_CLASS, JOB, MODEL_DEPLOYMENT, POD, SERVICE
 from modelrollout.kube.projection import MESSAGE, node_for_capacity, pod_for_capacity, project
 
 FILLER = "x" * 1000
@@ -122,3 +122,61 @@ def test_for_capacity_only_what_is_counted() -> None:
         and projected["status"] == {"allocatable": {"cpu": "1"}, "conditions": []}
         and projected["spec"] == {"taints": []}
     )
+
+
+def test_of_managed_fields_only_foreign_edits_of_a_childs_spec_are_kept() -> None:
+    """Who edited a child is named when that is put back."""
+    entries = [
+        {"manager": names.FIELD_MANAGER, "fieldsV1": {"f:spec": {"f:ports": {}}}},
+        {
+            "manager": "kubectl-edit",
+            "time": FILLER,
+            "fieldsV1": {"f:spec": {"f:selector": {}}, "f:x": FILLER},
+        },
+    ]
+    service = {"kind": "Service", "metadata": metadata(managedFields=entries), "spec": {"selector": {}}}
+    projected = project(SERVICE, service)
+    assert projected["metadata"]["managedFields"] == [
+        {"manager": "kubectl-edit", "fieldsV1": {"f:spec": {"f:selector": {}}}}
+    ]
+    assert project(SERVICE, projected) == projected
+    for kind in (MODEL_DEPLOYMENT, POD, JOB):
+        assert "managedFields" not in project(kind, service)["metadata"]
+
+
+def test_of_a_gateway_what_says_which_routes_it_carries_is_kept() -> None:
+    condition = {
+        "type": "Programmed",
+        "status": "True",
+        "reason": "R",
+        "message": "m",
+        "observedGeneration": 1,
+    }
+    timed = condition | {"lastTransitionTime": FILLER}
+    listener = {"name": "http", "hostname": "*.x", "protocol": "HTTP", "allowedRoutes": {"namespaces": {}}}
+    gateway = {
+        "kind": "Gateway",
+        "metadata": metadata(),
+        "spec": {"gatewayClassName": "c", "addresses": [FILLER], "listeners": [listener | {"tls": FILLER}]},
+        "status": {
+            "addresses": [FILLER],
+            "conditions": [timed],
+            "listeners": [{"name": "http", "attachedRoutes": 7, "conditions": [timed]}, FILLER],
+        },
+    }
+    projected = project(GATEWAY, gateway)
+    assert projected["spec"] == {"gatewayClassName": "c", "listeners": [listener]}
+    assert projected["status"] == {
+        "conditions": [condition],
+        "listeners": [{"name": "http", "conditions": [condition]}],
+    }
+    assert FILLER not in json.dumps(projected)
+    of_class = {
+        "kind": "GatewayClass",
+        "metadata": metadata(),
+        "spec": {"controllerName": "x/y", "description": FILLER},
+        "status": {"conditions": [timed], "supportedFeatures": ["A"]},
+    }
+    projected = project(GATEWAY_CLASS, of_class)
+    assert projected["spec"] == {"controllerName": "x/y"} and FILLER not in json.dumps(projected)
+    assert projected["status"] == {"conditions": [condition], "supportedFeatures": ["A"]}

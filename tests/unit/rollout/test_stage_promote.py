@@ -128,13 +128,6 @@ def test_a_rollback_ends_only_when_stable_has_all_traffic() -> None:
     assert [d.revision for d in plan.status.draining] == [V2]
 
 
-def test_a_rollback_waits_as_long_as_it_takes() -> None:
-    s = b.second(
-        "Revert", changes=REVERTED, traffic=NOT_YET, wanted=b.spec(2, rollout={"progressDeadline": "10m"})
-    )
-    assert b.moved(decide(s, b.at(100_000))).stage == "Revert"
-
-
 def test_a_newer_spec_does_not_interrupt_a_rollback() -> None:
     assert (
         b.moved(

@@ -240,6 +240,31 @@ def test_a_gateway_that_refuses_the_mirror_loses_it_at_once() -> None:
     assert phase(plan) == "Paused"
 
 
+def test_a_gateway_that_is_gone_does_not_end_the_shadow() -> None:
+    """Without the mirror it would carry as little; it may be back before the deadline."""
+    gone = Traffic(False, "gone", Problem("GatewayMissing", "gone"))
+    s = in_shadow("Observing", traffic=gone, assessment=agreement("Inconclusive", "TooFewSamples"))
+    here = decide(s, b.START).status.rollout
+    assert here and here.shadow and here.shadow.phase == "Observing"
+
+
+@pytest.mark.parametrize(("choice", "stage"), [("Pause", "Shadow"), ("Rollback", "Revert")])
+def test_a_mirror_that_the_gateway_does_not_take_out_ends_the_wait(choice: str, stage: str) -> None:
+    """The time of the comparison does not count."""
+    gone = Traffic(False, "gone", Problem("GatewayMissing", "gone"))
+    wanted = b.spec(
+        2, steps=b.STEPS, rollout={"shadow": SHADOW, "progressDeadline": "2m", "onInconclusive": choice}
+    )
+    s = in_shadow("Leaving", wanted=wanted, traffic=gone, shadow={"since": b.ago(-1000)})
+    waiting = b.moved(decide(s, b.at(1000)))
+    assert waiting.shadow and (waiting.shadow.phase, waiting.reason) == ("Leaving", "GatewayMissing")
+    ended = b.moved(decide(s, b.at(1121)))
+    assert ended.stage == stage and "not out of the route within progressDeadline 2m: gone" in (
+        ended.message or ""
+    )
+    assert choice == "Rollback" or (ended.shadow and ended.shadow.phase == "Paused")
+
+
 def test_stay_at_least_as_long_as_asked() -> None:
     spec = b.spec(2, steps=b.STEPS, rollout={"shadow": SHADOW | {"for": "1m"}})
     s = in_shadow("Observing", wanted=spec, assessment=agreement("Successful", "ShadowAgrees"))

@@ -204,7 +204,8 @@ async def test_a_copy_goes_its_own_way() -> None:
     copied = cluster.copy()
     copied.remove(MODEL_DEPLOYMENT, b.NAME)
     copied.kinds.clear()
-    assert copied.objects == {} and cluster.find(MODEL_DEPLOYMENT) is not None and cluster.kinds
+    assert copied.find(MODEL_DEPLOYMENT) is None and copied.objects != cluster.objects
+    assert cluster.find(MODEL_DEPLOYMENT) is not None and cluster.kinds
     with pytest.raises(KubeError):
         await copied.get(DEPLOYMENT, b.NAMESPACE, "absent")
     assert cluster.requests == []

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from modelrollout.problem import Problem
 from modelrollout.testing import builders as b
-from modelrollout.traffic.base import GatewayFacts
-from modelrollout.traffic.gateway_api.features import (
-    missing_features,
-    needed_features,
-    route_problem,
-    supported_features,
-)
+from modelrollout.traffic.gateway_api.features import missing_features, needed_features, route_problem
+from modelrollout.traffic.gateway_api.gateway import supported_features, unread_gateway
+from modelrollout.traffic.gateway_facts import GatewayFacts
 
 METHOD = "HTTPRouteMethodMatching"
 SPEC = b.spec(
@@ -66,7 +61,7 @@ def test_a_route_is_refused_only_for_what_is_known_to_be_missing() -> None:
     for known in (
         facts("HTTPRoute", METHOD, "GRPCRoute"),
         facts(),
-        Problem("GatewayUnknown", "it is not there"),
+        unread_gateway("ml", "g"),
         None,
     ):
         assert route_problem(SPEC, known) is None

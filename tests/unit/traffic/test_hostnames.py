@@ -187,6 +187,15 @@ def test_a_foreign_route_that_takes_a_name_is_told_also_of_a_name_that_is_held()
     )
 
 
+def test_a_foreign_refusal_hides_no_foreign_route() -> None:
+    """Whoever may write a route's status would keep it from being reported."""
+    refusal = {"parentRef": GATEWAY, "conditions": [{"type": "Accepted", "status": "False"}]}
+    acceptance = {"parentRef": GATEWAY, "conditions": [{"type": "Accepted", "status": "True"}]}
+    for entries in ([refusal, acceptance], [acceptance, refusal]):
+        taking = route(HOST) | {"status": {"parents": entries}}
+        assert stands(foreign=foreign(taking)).free == ()
+
+
 @pytest.mark.parametrize(
     "harmless",
     [

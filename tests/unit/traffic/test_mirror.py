@@ -16,9 +16,10 @@ from modelrollout.problem import Problem
 from modelrollout.resources.common import Owner
 from modelrollout.rollout.snapshot import Server
 from modelrollout.testing import builders as b
-from modelrollout.traffic.base import GatewayFacts
+from modelrollout.traffic.gateway_api.gateway import missing_gateway, unread_gateway
 from modelrollout.traffic.gateway_api.mirror import MirrorRouter, MirrorTarget, is_mirrored, mirror_method
 from modelrollout.traffic.gateway_api.router import FrozenRoutes, GatewayRouter, weights
+from modelrollout.traffic.gateway_facts import GatewayFacts
 from modelrollout.traffic.router import kind_for
 
 OWNER = Owner("ModelDeployment", b.NAME, "ml", "uid-1")
@@ -101,6 +102,16 @@ def test_without_a_gateway_or_with_grpc_alone_nothing_can_be_mirrored() -> None:
         spec = b.spec(2, traffic=traffic, rollout={"shadow": {}})
         found = kind_for(spec.traffic).mirror_method(spec, None, config())
         assert isinstance(found, Problem) and found.reason == "GatewayRequired"
+
+
+def test_a_gateway_of_which_nothing_is_known_mirrors_nothing() -> None:
+    for facts, reason in (
+        (None, "GatewayUnknown"),
+        (unread_gateway("gateways", "public"), "GatewayUnknown"),
+        (missing_gateway("gateways", "public", own=False), "GatewayMissing"),
+    ):
+        refused = mirror_method(spec(), facts, config())
+        assert isinstance(refused, Problem) and refused.reason == reason
 
 
 # --- what is written
@@ -198,12 +209,7 @@ def seen(made: MirrorRouter, **trial: str) -> dict[tuple[str, str], Any]:
     for (kind, name), o in desired.items():
         if kind == "HTTPRoute":
             o["metadata"]["generation"] = 3
-            told = trial if name != b.NAME and trial else {"Accepted": "True", "ResolvedRefs": "True"}
-            conditions = [
-                {"type": t, "status": s, "observedGeneration": 3, "reason": "InvalidKind", "message": "m"}
-                for t, s in told.items()
-            ]
-            o["status"] = {"parents": [{"conditions": conditions}]}
+            o["status"] = b.answered(o, trial if name != b.NAME and trial else b.ACCEPTED)
     return desired
 
 

@@ -10,6 +10,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Rollout, Traffic
 from modelrollout.resources.common import Owner
 from modelrollout.rollout.snapshot import Server
+from modelrollout.testing import builders as b
 from modelrollout.traffic.gateway_api.router import FrozenRoutes, GatewayRouter, weights
 from modelrollout.traffic.gateway_api.routes import is_of_clients
 from modelrollout.traffic.replicas import ServiceRouter
@@ -78,16 +79,22 @@ def seen(
     """The routes as written, with these conditions for generation 4."""
     made = GatewayRouter(NAME, spec).children(OWNER, split)
     for route in made:
+        route["metadata"]["generation"] = 4
+        route["status"] = b.answered(route, conditions)
         route["metadata"]["generation"] = generation
-        told = [
-            {"type": t, "status": s, "observedGeneration": 4, "reason": "R", "message": "m"}
-            for t, s in conditions.items()
-        ]
-        route["status"] = {"parents": [{"conditions": told}]}
     return {(r["kind"], "digits"): r for r in made}
 
 
-YES = {"Accepted": "True", "ResolvedRefs": "True"}
+YES = b.ACCEPTED
+
+
+def with_spec(**fields: Any) -> dict[tuple[str, str], Any]:
+    """Accepted routes that differ from the desired ones in these fields."""
+    routes = seen(**YES)
+    for route in routes.values():
+        route["spec"] |= fields
+        route["status"] = b.answered(route)
+    return routes
 
 
 def test_taken_up_is_written_and_accepted_for_this_generation() -> None:
@@ -104,6 +111,8 @@ def test_taken_up_is_written_and_accepted_for_this_generation() -> None:
         seen(),
         seen(Accepted="True"),
         seen(Accepted="Unknown", ResolvedRefs="True"),
+        with_spec(hostnames=["former.x"]),
+        with_spec(parentRefs=[{"name": "former", "namespace": "gateways"}]),
         {k: v for k, v in seen(**YES).items() if k[0] == "HTTPRoute"},
     ],
     ids=[
@@ -114,6 +123,8 @@ def test_taken_up_is_written_and_accepted_for_this_generation() -> None:
         "no answer",
         "refs open",
         "unknown",
+        "former host name",
+        "former gateway",
         "one of two",
     ],
 )
@@ -128,7 +139,9 @@ def test_anything_less_is_not(routes: dict[tuple[str, str], Any]) -> None:
 def test_a_gateway_that_refuses_says_why(refused: dict[str, str]) -> None:
     traffic = GatewayRouter(NAME, BOTH).programmed(SPLIT, seen(**refused), {})
     assert (
-        traffic.problem and traffic.problem.reason == "RouteNotAccepted" and "R: m" in traffic.problem.message
+        traffic.problem
+        and traffic.problem.reason == "RouteNotAccepted"
+        and "Stated: as it is" in traffic.problem.message
     )
 
 
@@ -200,12 +213,7 @@ STABLE = (("v1", 100),)
 def answered(routes: list[Any], *, but: str = "") -> dict[tuple[str, str], Any]:
     """As the gateway accepted them, but for those of one name."""
     for route in routes:
-        told = (
-            []
-            if route["metadata"]["name"] == but
-            else [{"type": t, "status": s, "observedGeneration": 4} for t, s in YES.items()]
-        )
-        route["metadata"]["generation"], route["status"] = 4, {"parents": [{"conditions": told}]}
+        route["status"] = b.answered(route, {} if route["metadata"]["name"] == but else YES)
     return {(r["kind"], r["metadata"]["name"]): r for r in routes}
 
 

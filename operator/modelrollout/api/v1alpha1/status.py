@@ -78,6 +78,13 @@ class Draining(StatusModel):
     until: str = Field(
         description=("Its pods are deleted at this time; a later write removes an entry whose time is over.")
     )
+    unconfirmed: bool | None = Field(
+        None,
+        description=(
+            "True: its rollout ended before the data plane had confirmed that it sends nothing there any"
+            " more. Its pods stay until it does, whatever the time."
+        ),
+    )
 
 
 class UserPause(StatusModel):

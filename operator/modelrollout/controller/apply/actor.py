@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
@@ -27,7 +27,7 @@ from modelrollout.controller.observe.observation import Observation
 from modelrollout.controller.observe.validation import job_violation
 from modelrollout.kube.cache import ObjectCache, revisions_of
 from modelrollout.kube.client import Kube
-from modelrollout.kube.diff import is_up_to_date
+from modelrollout.kube.diff import differing_fields, is_up_to_date
 from modelrollout.kube.errors import (
     AlreadyExists,
     Conflict,
@@ -38,6 +38,7 @@ from modelrollout.kube.errors import (
     Unavailable,
     Unreadable,
 )
+from modelrollout.kube.field_ownership import editors_of
 from modelrollout.kube.kinds import (
     CHILDREN,
     DEPLOYMENT,
@@ -61,7 +62,7 @@ from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.resources import network_policies
 from modelrollout.resources.common import NotAllowedError
-from modelrollout.rollout.plan import Desired
+from modelrollout.rollout.plan import Desired, Event
 from modelrollout.rollout.snapshot import NAME_TAKEN
 from modelrollout.traffic.router import backends_of
 
@@ -89,6 +90,7 @@ class Actor:
     cache: ObjectCache
     config: OperatorConfig
     may_write: Callable[[], bool]
+    report: Callable[[Observation, Event], Awaitable[None]]
 
     async def narrow(self, observation: Observation) -> tuple[bool, Problem | None]:
         """Narrow the routes that open more of the servers than clients may request, before any
@@ -270,6 +272,8 @@ class Actor:
             await self._create(resource, obj)
         else:
             await self._apply(resource, obj, live, guarded=resource.guarded)
+            if edit := foreign_edit(live, obj):
+                await self.report(observation, Event(Reason.CHILD_REVERTED, edit, "Warning"))
         return True
 
     async def _apply(self, resource: Resource, obj: Object, live: Object, *, guarded: bool) -> None:
@@ -405,6 +409,19 @@ class Actor:
             raise
         self.cache.record_write(MODEL_REVISION, answer, guarded=True)
         return True
+
+
+def foreign_edit(live: Object, desired: Object) -> str | None:
+    """Who else has changed what the operator has just written, as far as the API server knows."""
+    fields = list(differing_fields(live.get("spec"), desired.get("spec"), "spec"))
+    editors = editors_of(live["metadata"].get("managedFields") or [], fields)
+    if not editors:
+        return None
+    return (
+        f"{live['kind']} {live['metadata']['name']}: {', '.join(editors)} changed"
+        f" {', '.join('.'.join(path) for path in fields)}, which the operator has put back; change the"
+        " ModelDeployment instead"
+    )
 
 
 def _child_refused(resource: Resource, obj: Object, e: KubeError) -> ChildRefused:

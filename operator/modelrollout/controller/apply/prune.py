@@ -56,7 +56,7 @@ def _may_be_mirrored(live: Object, observation: Observation, desired: Desired) -
         return False
     if label(live, names.LABEL_REVISION) in desired.draining:
         return True
-    return mirrors_to(live, observation.observed.name, observation.children)
+    return mirrors_to(live, observation.observed.name, observation.children, observation.gateway)
 
 
 def queued_for_outdated_request(live: Object, desired: Object) -> bool:

@@ -1,99 +1,124 @@
-"""What gateways can do, read from their GatewayClass and remembered for a while: it changes with an
-upgrade of the gateway, and never in a hurry.
+"""Gateways that specs name, and their classes: from the watch, or, where the operator may not watch
+them, read by name and again every POLL_SECONDS.
+
+A Gateway counts as missing only if the API server says so: that the watch has not brought it may
+have many reasons.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Protocol
 
-from modelrollout.kube.errors import KubeError, NotFound
+from modelrollout.kube.cache import Key, ObjectCache, gateway_of
+from modelrollout.kube.errors import KubeError, NotFound, TooManyRequests, Unavailable
 from modelrollout.kube.kinds import GATEWAY, GATEWAY_CLASS, Resource
 from modelrollout.kube.objects import Object
-from modelrollout.problem import Problem
-from modelrollout.reasons import Reason
-from modelrollout.traffic.base import GatewayFacts
-from modelrollout.traffic.gateway_api.features import supported_features
+from modelrollout.kube.projection import project
+from modelrollout.traffic.gateway_api.gateway import (
+    gateway_facts,
+    missing_gateway,
+    unread_gateway,
+    with_class,
+)
+from modelrollout.traffic.gateway_facts import GatewayFacts
 
 log = logging.getLogger(__name__)
 
-KNOWN_SECONDS = 60.0
-UNKNOWN_SECONDS = 30.0  # not allowed to read, or not there yet
+POLL_SECONDS = 15.0
+_Id = tuple[Resource, str, str]
 
 
-class Getter(Protocol):
+class GatewayApi(Protocol):
     """What is needed of ``Kube``."""
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object: ...
+    async def has_kind(self, resource: Resource) -> bool: ...
 
 
 class Gateways:
-    """A cache shared by all ModelDeployments. Needs only ``get`` on gateways and gatewayclasses."""
+    """What is known of the Gateways of all ModelDeployments."""
 
-    def __init__(self, kube: Getter, clock: Callable[[], float] = time.monotonic) -> None:
-        self._kube, self._clock = kube, clock
-        self._known: dict[tuple[str, str, bool], tuple[float, GatewayFacts | Problem]] = {}
+    def __init__(self, kube: GatewayApi, cache: ObjectCache, wake: Callable[[Key, float], None]) -> None:
+        self._kube, self._cache, self._wake = kube, cache, wake
+        # Of objects that no watch brings: the last answer; None: there is none, an error: unknown.
+        self._answers: dict[_Id, Object | KubeError | None] = {}
+        self._logged: dict[str, str] = {}  # what keeps a Gateway from carrying routes, as logged
 
-    async def of(self, deployment: Object | None) -> GatewayFacts | Problem | None:
-        """The facts on the Gateway that a spec, as it is stored, names, or why there are none; None
-        where it names none. Never raises KubeError.
+    async def of(self, deployment: Object | None) -> GatewayFacts | None:
+        """The facts on the Gateway that a spec, as it is stored, names; None where it names none,
+        or the cluster has no Gateway API. Never raises KubeError.
         """
-        gateway = (((deployment or {}).get("spec") or {}).get("traffic") or {}).get("gateway") or {}
-        if deployment is None or not isinstance(gateway, dict) or "name" not in gateway:
+        at = gateway_of(deployment) if deployment is not None else None
+        if deployment is None or at is None:
             return None
-        own = str(deployment["metadata"]["namespace"])
-        namespace = str(gateway.get("namespace") or own)
-        key = (namespace, str(gateway["name"]), namespace == own)
-        until, known = self._known.get(key, (0.0, None))
-        if known is not None and self._clock() < until:
-            return known
-        facts = await self._read(*key, known)
-        self._known[key] = (
-            self._clock() + (KNOWN_SECONDS if isinstance(facts, GatewayFacts) else UNKNOWN_SECONDS),
-            facts,
-        )
+        own = at[0] == deployment["metadata"].get("namespace")
+        gateway = await self._object(GATEWAY, *at)
+        if isinstance(gateway, KubeError):
+            return unread_gateway(*at)
+        if gateway is None:
+            return missing_gateway(*at, own=own)
+        facts = gateway_facts(gateway, own=own)
+        if facts.gateway_class:
+            gateway_class = await self._object(GATEWAY_CLASS, "", facts.gateway_class)
+            facts = facts if isinstance(gateway_class, KubeError) else with_class(facts, gateway_class)
+        if not own:
+            self._log(gateway_facts(gateway, own=True))
         return facts
 
-    async def _read(
-        self, namespace: str, name: str, own: bool, known: GatewayFacts | Problem | None
-    ) -> GatewayFacts | Problem:
-        """Falls back to what was ``known`` when the API server does not answer. A Gateway that
-        takes no routes of this namespace is reported like one that does not exist.
-        """
-        unknown = Problem(
-            Reason.GATEWAY_UNKNOWN,
-            f"spec.traffic.gateway: no Gateway {namespace}/{name} that takes routes of this namespace can be"
-            " read, or its GatewayClass is gone; correct the name, or ask the platform team",
-        )
+    async def refresh(self) -> None:
+        """Read again what no watch brings, and wake those whom a change concerns."""
+        for i in list(self._answers):
+            resource, namespace, name = i
+            users = self._cache.concerned(resource, {"metadata": {"namespace": namespace, "name": name}})
+            before = self._answers[i]
+            if not users or self._cache.get(*i) is not None:
+                del self._answers[i]
+                continue
+            after = await self._read(*i)
+            if isinstance(after, Unavailable | TooManyRequests):
+                continue  # an API server that does not answer changes nothing
+            self._answers[i] = after
+            if _said(before) != _said(after):
+                for key in users:
+                    self._wake(key, 0.0)
+
+    async def _object(self, resource: Resource, namespace: str, name: str) -> Object | KubeError | None:
+        i = (resource, namespace, name)
+        watched = self._cache.get(*i)
+        if watched is not None:
+            return watched
+        if i not in self._answers:
+            self._answers[i] = await self._read(*i)
+        return self._answers[i]
+
+    async def _read(self, resource: Resource, namespace: str, name: str) -> Object | KubeError | None:
         try:
-            gateway = await self._kube.get(GATEWAY, namespace, name)
-            of_class = str(gateway["spec"]["gatewayClassName"])
-            gateway_class = await self._kube.get(GATEWAY_CLASS, None, of_class)
-        except NotFound:
-            return unknown
+            live = await self._kube.get(resource, namespace or None, name)
+            return project(resource, {"apiVersion": resource.api_version, "kind": resource.kind, **live})
+        except NotFound as e:
+            return None if await self._has_gateway_api() else e
         except KubeError as e:
-            if isinstance(known, GatewayFacts):
-                return known
-            log.warning("Gateway %s/%s or its class cannot be read: %s", namespace, name, e.message)
-            return unknown
-        if not own and not _takes_others(gateway):
-            return unknown
-        return GatewayFacts(
-            f"{namespace}/{name}",
-            of_class,
-            str(gateway_class["spec"]["controllerName"]),
-            supported_features(gateway_class),
-        )
+            log.warning("%s %s/%s cannot be read: %s", resource.kind, namespace, name, e.message)
+            return e
+
+    async def _has_gateway_api(self) -> bool:
+        try:
+            return await self._kube.has_kind(GATEWAY)
+        except KubeError:
+            return False
+
+    def _log(self, facts: GatewayFacts) -> None:
+        """The whole message, which a tenant of another namespace does not see; once."""
+        text = facts.problem.message if facts.problem else ""
+        if text != self._logged.get(facts.gateway, ""):
+            log.warning("%s", text or f"Gateway {facts.gateway} carries routes again")
+            self._logged[facts.gateway] = text
 
 
-def _takes_others(gateway: Object) -> bool:
-    """Whether any listener takes routes of other namespaces; if a selector chooses them, only the
-    gateway knows which.
-    """
-    listeners = gateway["spec"].get("listeners") or []
-    return any(
-        ((x.get("allowedRoutes") or {}).get("namespaces") or {}).get("from", "Same") in ("All", "Selector")
-        for x in listeners
-    )
+def _said(answer: Object | KubeError | None) -> object:
+    """The part of an answer that counts."""
+    if answer is None or isinstance(answer, KubeError):
+        return answer is None
+    return answer["metadata"].get("uid"), answer.get("spec"), answer.get("status")

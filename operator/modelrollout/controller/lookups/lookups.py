@@ -14,6 +14,7 @@ from modelrollout.config import OperatorConfig
 from modelrollout.controller.lookups.capacity import Capacity
 from modelrollout.controller.lookups.definitions import Definitions
 from modelrollout.controller.lookups.finished_pods import reread_finished_job
+from modelrollout.controller.lookups.gateways import Gateways
 from modelrollout.controller.lookups.host_names import HostClaims
 from modelrollout.controller.lookups.kueue import with_queue_reason
 from modelrollout.controller.lookups.missing_pod import explain_missing_pod
@@ -67,6 +68,7 @@ class Lookups:
             kube, cache, wake, now, outdated=lambda: self.definitions.problem(ROLLOUT_POLICY.kind)
         )
         self.slots = SlotLeases(kube, cache, self.policies, namespace, wake, clock)
+        self.gateways = Gateways(kube, cache, wake)
         self.hostnames = HostClaims(kube, cache, config, namespace, may_write, now)
         self.shared_preparations = SharedPreparations(cache, wake, clock)
         self._versions = ServerVersions(wake, clock)

@@ -47,7 +47,8 @@ from modelrollout.rollout.snapshot import (
 from modelrollout.rollout.transitions import known_version
 from modelrollout.rollout.views import Specified
 from modelrollout.telemetry.redaction import mask_uris
-from modelrollout.traffic.base import GatewayFacts, Router
+from modelrollout.traffic.base import Router
+from modelrollout.traffic.gateway_facts import GatewayFacts
 from modelrollout.traffic.hostnames import (
     NO_NAMES,
     Known,
@@ -83,6 +84,7 @@ class Observation:
     # routes that open more than clients may request, as they would be narrowed
     open_routes: tuple[Object, ...] = ()
     traffic: Traffic = field(default_factory=Traffic)
+    gateway: GatewayFacts | None = None
     # the rest only where spec can be read
     job: Object | None = None  # that the present stage waits for
     work: JobState = field(default_factory=JobState)
@@ -96,7 +98,7 @@ def observe(
     config: OperatorConfig,
     served_routes: frozenset[str],
     known: Known,
-    gateway: GatewayFacts | Problem | None = None,
+    gateway: GatewayFacts | None = None,
     rules: Rules = NO_RULES,
     now: datetime | None = None,
 ) -> Observation | None:
@@ -152,10 +154,10 @@ def observe(
         mandatory=rules.mandatory,
     )
     if spec is None:
-        router = router_for(observed, children, config, withheld=stands.lost)
+        router = router_for(observed, children, config, withheld=stands.lost, gateway=gateway)
         traffic = router.programmed(split(observed), children, observed.servers)
         return Observation(
-            deployment, children, observed, router, stands, folder, open_routes, traffic=traffic
+            deployment, children, observed, router, stands, folder, open_routes, traffic, gateway
         )
     returns = now is not None and is_return(observed, known_version(Specified.of(observed)), now)
     violation = spec_violation(key, spec, config, served_routes, gateway, rules, returns=returns)
@@ -167,7 +169,7 @@ def observe(
     spec_problem = violation or stands.problem or no_mirror
     component_and_name = stage_job(observed)
     job = children.get((JOB.kind, component_and_name[1])) if component_and_name else None
-    router = router_for(observed, children, config, granted=granted, withheld=stands.lost)
+    router = router_for(observed, children, config, granted=granted, withheld=stands.lost, gateway=gateway)
     traffic = router.programmed(split(observed), children, observed.servers)
     if (
         not traffic.programmed
@@ -185,6 +187,7 @@ def observe(
         folder,
         open_routes,
         traffic,
+        gateway,
         job,
         job_state(job, pods, folder) if job else JobState(),
         MirrorState(mirror, no_mirror, router.mirror_accepted(children)),
@@ -214,7 +217,7 @@ def _versions(status: ModelDeploymentStatus, known: Iterable[Revision]) -> tuple
 
 
 def _mirror(
-    spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig
+    spec: ModelDeploymentSpec, gateway: GatewayFacts | None, config: OperatorConfig
 ) -> tuple[MirrorMethod | None, Problem | None]:
     """How requests are mirrored, if spec asks for it, or why they cannot be."""
     if spec.rollout.shadow is None:

@@ -21,7 +21,7 @@ from modelrollout.rollout.policy.requirements import (
 )
 from modelrollout.rollout.policy.rules import Rules
 from modelrollout.rollout.snapshot import Observed
-from modelrollout.traffic.base import GatewayFacts
+from modelrollout.traffic.gateway_facts import GatewayFacts
 from modelrollout.traffic.router import kind_for
 
 
@@ -30,7 +30,7 @@ def spec_violation(
     spec: ModelDeploymentSpec,
     config: OperatorConfig,
     served_routes: frozenset[str],
-    gateway: GatewayFacts | Problem | None,
+    gateway: GatewayFacts | None,
     rules: Rules,
     *,
     returns: bool,

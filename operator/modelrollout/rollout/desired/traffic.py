@@ -12,6 +12,7 @@ from modelrollout.rollout.desired.pods import (
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, too_coarse
 from modelrollout.rollout.snapshot import (
     Observed,
+    Snapshot,
     Split,
     Traffic,
     rollout_of,
@@ -58,6 +59,15 @@ def split(s: Observed) -> Split:
     if not new or weight == 0:
         return ((stable, 100),)
     return ((new, 100),) if weight == 100 else ((stable, 100 - weight), (new, weight))
+
+
+def is_confirmed(s: Snapshot) -> bool:
+    """Whether the data plane carries the split, so that nothing is sent elsewhere any more. Of a
+    Service its selector says so, whether or not all pods of stable are ready.
+    """
+    return s.traffic.programmed or (
+        s.spec is not None and not s.exact_weights and s.live_split == split(s) != ()
+    )
 
 
 def _granted(s: Observed) -> int:

@@ -31,7 +31,7 @@ from modelrollout.rollout.stages.judging import (
 )
 from modelrollout.rollout.stages.next_stage import advance, begin_trial
 from modelrollout.rollout.stages.spec import StageSpec
-from modelrollout.rollout.stages.waiting import remaining, wait
+from modelrollout.rollout.stages.waiting import data_plane_problem, remaining, wait
 from modelrollout.rollout.stages.without_stable import try_without_stable
 from modelrollout.rollout.transitions import change, record
 from modelrollout.rollout.views import AtStep
@@ -92,9 +92,8 @@ def _shifting(s: AtStep, now: datetime) -> Transition:
             _at(s, step), step, Reason.TRAFFIC_NOT_SHIFTED, no_verdict(s, message), now, may_promote=False
         )
     if has_pods:
-        return wait(
-            s, s.traffic.problem, max(0.2, s.settle_seconds - waited) if s.traffic.programmed else 5.0
-        )
+        problem = data_plane_problem(s, step.since, now)
+        return wait(s, problem, max(0.2, s.settle_seconds - waited) if s.traffic.programmed else 5.0)
     if released := release_stable_pods(s):
         return released
     # The split does not have this weight yet, so the previous one is still being measured.

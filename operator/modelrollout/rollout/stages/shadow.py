@@ -30,7 +30,7 @@ from modelrollout.rollout.stages.judging import (
 )
 from modelrollout.rollout.stages.next_stage import after_shadow, in_shadow, outputs_of
 from modelrollout.rollout.stages.spec import StageSpec
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS, remaining, wait
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, data_plane_problem, remaining, wait
 from modelrollout.rollout.transitions import SHADOW_STEP, change, cut, revert
 from modelrollout.rollout.views import InShadow
 
@@ -66,8 +66,13 @@ def shadow(s: InShadow, now: datetime) -> Transition:
             in_shadow(s.status, "Leaving", now, override=f"{Reason.STABLE_DEAD}: {describe(s)}")
         )
     # clients may notice: the mirror goes at once
-    if at.phase in ("Mirroring", "Observing") and s.traffic.problem is not None:
-        return _inconclusive(s, s.traffic.problem.reason, s.traffic.problem.message, now)
+    refused = s.traffic.problem
+    if (
+        at.phase in ("Mirroring", "Observing")
+        and refused is not None
+        and refused.reason == Reason.ROUTE_NOT_ACCEPTED
+    ):
+        return _inconclusive(s, refused.reason, refused.message, now)
     if at.phase == "Observing":
         return _observing(s, now)
     if remaining(s, now) <= 0:
@@ -111,7 +116,7 @@ def _accepted(s: InShadow, now: datetime) -> Transition:
 def _mirroring(s: InShadow, now: datetime) -> Transition:
     left = s.settle_seconds - since(s.shadow.since, now)
     if not s.traffic.programmed:
-        return wait(s, s.traffic.problem, 5.0)
+        return wait(s, data_plane_problem(s, s.shadow.since, now), 5.0)
     if left > 0:
         return wait(s, None, max(0.2, left))
     # The first measurement is the baseline.
@@ -143,7 +148,15 @@ def _leaving(s: InShadow, now: datetime) -> Transition:
     """The mirror is out of the route; the stage ends once the data plane has taken that up."""
     left = s.settle_seconds - since(s.shadow.since, now)
     if not s.traffic.programmed:
-        return wait(s, s.traffic.problem, 5.0)
+        problem = data_plane_problem(s, s.shadow.since, now)
+        if remaining(s, now, s.shadow.since) > 0:
+            return wait(s, problem, 5.0)
+        why = problem or Problem(Reason.TRAFFIC_UNCONFIRMED, s.traffic.message)
+        text = (
+            f"the mirror is not out of the route within progressDeadline {s.spec.rollout.progress_deadline}:"
+            f" {why.message}"
+        )
+        return _inconclusive(s, why.reason, text, now)
     return Transition(after_shadow(s, s.status, now)) if left <= 0 else wait(s, None, max(0.2, left))
 
 

@@ -10,12 +10,14 @@ from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.dead_stable import COMPARING_STAGES, seconds_until_dead
 from modelrollout.rollout.plan import Event, Transition
+from modelrollout.rollout.snapshot import Snapshot
 from modelrollout.rollout.transitions import change, cut, fail
 from modelrollout.rollout.views import InFlight
 
 CHECK_SECONDS = 30.0  # until the next pass of a stage that waits for a watched event
 # what a stage may need after a time without a leader: pods start, Jobs run
 GRACE_SECONDS = 600.0
+SILENT_SECONDS = 10.0
 
 
 def wait(
@@ -52,11 +54,28 @@ def remaining(s: InFlight, now: datetime, idle_since: str | None = None) -> floa
     start = rollout.step.since if rollout.step and rollout.stage in ("Canary", "Bake") else rollout.since
     start = max(start, idle_since or start, key=datetime.fromisoformat)
     bake = seconds(s.spec.rollout.bake) if rollout.stage == "Bake" and s.spec.rollout.bake else 0.0
-    left = bake + limit - since(start, now)
-    grace = min(limit, GRACE_SECONDS) - since(stamp(s.leading_since), now) if s.leading_since else left
+    left = time_left(s, limit, since(start, now) - bake, now)
     compares = rollout.stage in COMPARING_STAGES and rollout.uncompared_since is None
     dead_in = seconds_until_dead(s, now, s.leading_since) if compares else None
-    return max(left, grace, left if dead_in is None else dead_in)
+    return left if dead_in is None else max(left, dead_in)
+
+
+def time_left(s: Snapshot, limit: float, spent: float, now: datetime) -> float:
+    """Seconds of ``limit``, with the time that a new leader gives."""
+    left = limit - spent
+    grace = min(limit, GRACE_SECONDS) - since(stamp(s.leading_since), now) if s.leading_since else left
+    return max(left, grace)
+
+
+def data_plane_problem(s: Snapshot, began: str, now: datetime) -> Problem | None:
+    """Why the data plane does not carry what the state has called for since ``began``. Silence
+    counts only after SILENT_SECONDS: no gateway answers at once.
+    """
+    if s.traffic.programmed:
+        return None
+    if s.traffic.problem is not None or since(began, now) < SILENT_SECONDS:
+        return s.traffic.problem
+    return s.write_problem or Problem(Reason.TRAFFIC_UNCONFIRMED, s.traffic.message)
 
 
 def wait_or_fail(

@@ -4,13 +4,12 @@ problem that names it; it is never skipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
-from modelrollout.traffic.base import GatewayFacts
+from modelrollout.traffic.gateway_facts import GatewayFacts
 
 # Names of Gateway API features (sigs.k8s.io/gateway-api/pkg/features).
 REQUEST_MIRROR = "HTTPRouteRequestMirror"
@@ -19,16 +18,6 @@ PERCENTAGE_MIRROR = "HTTPRouteRequestPercentageMirror"
 METHOD_MATCHING = "HTTPRouteMethodMatching"
 _CORE = frozenset({"Gateway", "HTTPRoute", "GRPCRoute"})
 TRAEFIK_CONTROLLER = "traefik.io/gateway-controller"
-
-
-def supported_features(gateway_class: Mapping[str, Any]) -> frozenset[str] | None:
-    """Names in ``status.supportedFeatures``; None for an empty list. Gateway API 1.0 wrote plain
-    names, later versions write objects.
-    """
-    listed = (gateway_class.get("status") or {}).get("supportedFeatures")
-    if not listed:
-        return None
-    return frozenset(str(f.get("name")) if isinstance(f, Mapping) else str(f) for f in listed)
 
 
 def needed_features(spec: ModelDeploymentSpec) -> dict[str, str]:
@@ -60,13 +49,13 @@ def missing_features(needed: Iterable[str], supported: frozenset[str] | None) ->
     return tuple(name for name in needed if name not in known)
 
 
-def route_problem(spec: ModelDeploymentSpec, facts: GatewayFacts | Problem | None) -> Problem | None:
+def route_problem(spec: ModelDeploymentSpec, facts: GatewayFacts | None) -> Problem | None:
     """What the gateway is known to lack for the spec's routes. Where nothing is known, its verdict
     on the routes themselves decides.
     """
     needed = needed_features(spec)
-    missing = missing_features(needed, facts.features) if isinstance(facts, GatewayFacts) else ()
-    if not missing or not isinstance(facts, GatewayFacts):
+    missing = missing_features(needed, facts.features) if facts is not None else ()
+    if not missing or facts is None:
         return None
     return feature_missing(
         " and ".join(dict.fromkeys(needed[name] for name in missing)),

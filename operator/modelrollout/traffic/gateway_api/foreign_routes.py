@@ -12,14 +12,17 @@ from modelrollout.traffic.hostnames import ForeignRoute, route_name
 def foreign_route(route: Object) -> ForeignRoute | None:
     """What a route of no ModelDeployment takes. None where it takes nothing: without host names,
     rejected by its gateways, or only a redirect.
+
+    Several controllers, or listeners, may answer for one gateway: one that does not reject it
+    suffices.
     """
     metadata, spec = route["metadata"], route.get("spec") or {}
     namespace = metadata.get("namespace") or ""
-    refused = {
-        _gateway(p.get("parentRef") or {}, namespace)
+    answers = [
+        (_gateway(p.get("parentRef") or {}, namespace), _rejects(p))
         for p in (route.get("status") or {}).get("parents") or []
-        if any(c.get("type") == "Accepted" and c.get("status") == "False" for c in p.get("conditions") or [])
-    }
+    ]
+    refused = {at for at, _ in answers} - {at for at, rejects in answers if not rejects}
     parents = [p for p in spec.get("parentRefs") or [] if p.get("kind", "Gateway") == "Gateway"]
     gateways = frozenset(_gateway(p, namespace) for p in parents) - refused
     opens = tuple(
@@ -35,6 +38,12 @@ def foreign_route(route: Object) -> ForeignRoute | None:
 
 def _gateway(parent: Mapping[str, Any], namespace: str) -> tuple[str, str]:
     return str(parent.get("namespace") or namespace), str(parent.get("name"))
+
+
+def _rejects(answer: Mapping[str, Any]) -> bool:
+    return any(
+        c.get("type") == "Accepted" and c.get("status") == "False" for c in answer.get("conditions") or []
+    )
 
 
 def _redirects(rule: Object) -> bool:

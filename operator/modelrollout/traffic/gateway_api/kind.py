@@ -13,18 +13,19 @@ from modelrollout.reasons import Reason
 from modelrollout.resources.common import Object
 from modelrollout.rollout.desired.traffic import header_revision, preview_host_revision
 from modelrollout.rollout.snapshot import Observed, Split
-from modelrollout.traffic.base import GatewayFacts, LiveObjects, Router, RouterKind
+from modelrollout.traffic.base import LiveObjects, Router, RouterKind
+from modelrollout.traffic.gateway_api.answers import carried
 from modelrollout.traffic.gateway_api.features import route_problem
 from modelrollout.traffic.gateway_api.foreign_routes import foreign_route
 from modelrollout.traffic.gateway_api.mirror import MirrorRouter, is_mirrored, mirror_method, mirror_of
 from modelrollout.traffic.gateway_api.router import (
     FrozenRoutes,
     GatewayRouter,
-    accepted,
     overly_open_routes,
     weights,
 )
 from modelrollout.traffic.gateway_api.routes import ROUTE_KINDS, backends_of, is_of_clients
+from modelrollout.traffic.gateway_facts import GatewayFacts
 from modelrollout.traffic.hostnames import ForeignRoute
 
 
@@ -35,7 +36,7 @@ class GatewayApi(RouterKind):
     routes = (HTTP_ROUTE, GRPC_ROUTE)
 
     def spec_problem(
-        self, spec: ModelDeploymentSpec, served: Collection[str], gateway: GatewayFacts | Problem | None
+        self, spec: ModelDeploymentSpec, served: Collection[str], gateway: GatewayFacts | None
     ) -> Problem | None:
         """A kind of route that the cluster lacks, or a feature that the gateway lacks."""
         for kind, part in ((HTTP_ROUTE.kind, spec.traffic.http), (GRPC_ROUTE.kind, spec.traffic.grpc)):
@@ -48,17 +49,19 @@ class GatewayApi(RouterKind):
         return route_problem(spec, gateway)
 
     def mirror_method(
-        self, spec: ModelDeploymentSpec, gateway: GatewayFacts | Problem | None, config: OperatorConfig
+        self, spec: ModelDeploymentSpec, gateway: GatewayFacts | None, config: OperatorConfig
     ) -> MirrorMethod | Problem:
         """By the gateway's own filter, or by Traefik's TraefikService."""
         if spec.traffic.http is None:
             return super().mirror_method(spec, gateway, config)
         return mirror_method(spec, gateway, config)
 
-    def mirrors_to(self, obj: Object, name: str, live: LiveObjects) -> bool:
-        """Until the gateway has accepted the clients' routes without a mirror."""
+    def mirrors_to(self, obj: Object, name: str, live: LiveObjects, gateway: GatewayFacts | None) -> bool:
+        """Until the gateway carries the clients' routes without a mirror."""
         clients = [o for (kind, n), o in live.items() if kind == HTTP_ROUTE.kind and is_of_clients(n, name)]
-        return obj not in clients and any(is_mirrored(o) or not accepted(o) for o in clients)
+        return obj not in clients and any(
+            is_mirrored(o) or not carried(o, gateway).programmed for o in clients
+        )
 
     def hosts_of(self, route: Object) -> Sequence[str]:
         """``spec.hostnames``."""
@@ -93,24 +96,31 @@ class GatewayApi(RouterKind):
         *,
         granted: bool,
         withheld: frozenset[str],
+        gateway: GatewayFacts | None,
     ) -> Router:
         """Routes with the mirror of a shadow; frozen ones where spec is not ``granted``."""
         assert s.spec is not None
         aim = (s.spec.rollout, header_revision(s), preview_host_revision(s))
         inner = (
-            GatewayRouter(s.name, s.spec.traffic, *aim)
+            GatewayRouter(s.name, s.spec.traffic, *aim, gateway=gateway)
             if granted
-            else FrozenRoutes(s.name, live, *aim, withheld=withheld)
+            else FrozenRoutes(s.name, live, *aim, withheld=withheld, gateway=gateway)
         )
-        return MirrorRouter(inner, s.name, s.spec, mirror_of(s), config)
+        return MirrorRouter(inner, s.name, s.spec, mirror_of(s), config, gateway)
 
     def frozen(
-        self, s: Observed, live: LiveObjects, config: OperatorConfig, withheld: frozenset[str]
+        self,
+        s: Observed,
+        live: LiveObjects,
+        config: OperatorConfig,
+        withheld: frozenset[str],
+        gateway: GatewayFacts | None,
     ) -> Router | None:
         """The present routes without a mirror; None where there are none."""
         if not any((kind, s.name) in live for kind in ROUTE_KINDS):
             return None
-        return MirrorRouter(FrozenRoutes(s.name, live, withheld=withheld), s.name, None, None, config)
+        inner = FrozenRoutes(s.name, live, withheld=withheld, gateway=gateway)
+        return MirrorRouter(inner, s.name, None, None, config, gateway)
 
 
 GATEWAY_API = GatewayApi()

@@ -25,7 +25,8 @@ from modelrollout.reasons import Reason
 from modelrollout.resources.common import Object, Owner
 from modelrollout.resources.comparer import comparer, comparer_service
 from modelrollout.rollout.snapshot import Observed, Server, Split, Traffic, predecessor
-from modelrollout.traffic.base import GatewayFacts, LiveObjects, SplitWriter
+from modelrollout.traffic.base import LiveObjects, SplitWriter
+from modelrollout.traffic.gateway_api.answers import carried
 from modelrollout.traffic.gateway_api.features import (
     PERCENTAGE_MIRROR,
     REQUEST_MIRROR,
@@ -33,9 +34,9 @@ from modelrollout.traffic.gateway_api.features import (
     feature_missing,
     missing_features,
 )
-from modelrollout.traffic.gateway_api.router import accepted, rejection
 from modelrollout.traffic.gateway_api.routes import is_of_clients, with_rules
 from modelrollout.traffic.gateway_api.traefik import traefik_mirror, trial_route, with_traefik_mirror
+from modelrollout.traffic.gateway_facts import GatewayFacts
 
 _ROUTED = ("Mirroring", "Observing")  # phases in which the clients' route has the mirror
 
@@ -52,17 +53,17 @@ class MirrorTarget:
 
 
 def mirror_method(
-    spec: ModelDeploymentSpec, facts: GatewayFacts | Problem | None, config: OperatorConfig
+    spec: ModelDeploymentSpec, facts: GatewayFacts | None, config: OperatorConfig
 ) -> MirrorMethod | Problem:
     """How this gateway mirrors what the spec asks for, or why it cannot."""
     shadow = spec.rollout.shadow
     assert shadow is not None
-    if facts is None:
-        return Problem(
-            Reason.GATEWAY_UNKNOWN, "spec.rollout.shadow: what the gateway supports has not been read yet"
+    if facts is None or facts.controller is None:
+        text = (
+            "spec.rollout.shadow: what the gateway supports is unknown, because the operator cannot read the"
+            " Gateway or its GatewayClass; ask the platform team"
         )
-    if isinstance(facts, Problem):
-        return facts
+        return (facts and facts.problem) or Problem(Reason.GATEWAY_UNKNOWN, text)
     needed = [REQUEST_MIRROR, *([PERCENTAGE_MIRROR] if shadow.percent < 100 else [])]
     # No condition shows whether the gateway has programmed a mirror, unlike a route: so a gateway
     # that does not list the feature counts as one without it.
@@ -155,8 +156,10 @@ class MirrorRouter:
         spec: ModelDeploymentSpec | None,
         mirror: MirrorTarget | None,
         config: OperatorConfig,
+        gateway: GatewayFacts | None = None,
     ) -> None:
         self._inner, self._name, self._spec, self._mirror, self._config = inner, name, spec, mirror, config
+        self._gateway = gateway
 
     def children(self, owner: Owner, split: Split) -> list[Object]:
         """The mirror's own objects before the routes that name them."""
@@ -213,9 +216,4 @@ class MirrorRouter:
         route = live.get(("HTTPRoute", names.shadow_name(self._mirror.canary.revision)))
         if route is None:
             return Traffic(False, "the route that tries the mirror out is not written yet")
-        problem = rejection("HTTPRoute", route)
-        return (
-            Traffic(False, problem.message, problem)
-            if problem
-            else Traffic(accepted(route), "the gateway has not accepted the mirror yet")
-        )
+        return carried(route, self._gateway)

@@ -7,17 +7,15 @@ decision adds a delay before it counts requests, and the canary's own counters a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 from modelrollout.api.v1alpha1 import Rollout
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
-from modelrollout.problem import Problem
-from modelrollout.reasons import Reason
 from modelrollout.resources.common import Object, Owner
 from modelrollout.resources.endpoints import narrowed
 from modelrollout.rollout.snapshot import Server, Split, Traffic
 from modelrollout.traffic.base import LiveObjects
+from modelrollout.traffic.gateway_api.answers import carried, parents
 from modelrollout.traffic.gateway_api.routes import (
     ROUTE_KINDS,
     Rule,
@@ -29,6 +27,7 @@ from modelrollout.traffic.gateway_api.routes import (
     rendered_rules,
     routes,
 )
+from modelrollout.traffic.gateway_facts import GatewayFacts
 
 
 class GatewayRouter:
@@ -43,8 +42,9 @@ class GatewayRouter:
         rollout: Rollout | None = None,
         matched: str | None = None,
         preview: str | None = None,
+        gateway: GatewayFacts | None = None,
     ) -> None:
-        self._name, self._spec = name, spec
+        self._name, self._spec, self._gateway = name, spec, gateway
         self._unsplit = _UnsplitRequests(rollout, matched, preview)
         self._preview = rollout.blue_green.preview if rollout and rollout.blue_green else None
 
@@ -61,8 +61,7 @@ class GatewayRouter:
         return routes(owner, self._spec, self._unsplit.rules(split)) + aside
 
     def programmed(self, split: Split, live: LiveObjects, servers: Mapping[str, Server]) -> Traffic:
-        """Every route has these rules, and its gateway has accepted this generation with all
-        references resolved.
+        """Every route is as desired, and its gateway carries it (``answers.carried``).
 
         A preview's routes count while its revision has no other traffic: then the trial waits for
         them.
@@ -71,6 +70,7 @@ class GatewayRouter:
             self._name,
             self.children(Owner("", self._name, "", ""), split),
             live,
+            self._gateway,
             with_preview=self._unsplit.only_previewed(split),
         )
 
@@ -90,8 +90,9 @@ class FrozenRoutes:
         matched: str | None = None,
         preview: str | None = None,
         withheld: frozenset[str] = frozenset(),
+        gateway: GatewayFacts | None = None,
     ) -> None:
-        self._name, self._withheld = name, withheld
+        self._name, self._withheld, self._gateway = name, withheld, gateway
         self._unsplit = _UnsplitRequests(rollout, matched, preview)
         self._routes = [o for (kind, n), o in live.items() if kind in ROUTE_KINDS and self._is_desired(n)]
 
@@ -121,9 +122,12 @@ class FrozenRoutes:
 
     def programmed(self, split: Split, live: LiveObjects, servers: Mapping[str, Server]) -> Traffic:
         """As of ``GatewayRouter``."""
-        desired_routes = [desired for route in self._routes if (desired := self._desired(route, split))]
         return _all_programmed(
-            self._name, desired_routes, live, with_preview=self._unsplit.only_previewed(split)
+            self._name,
+            [desired for route in self._routes if (desired := self._desired(route, split))],
+            live,
+            self._gateway,
+            with_preview=self._unsplit.only_previewed(split),
         )
 
 
@@ -147,14 +151,19 @@ class _UnsplitRequests:
 
 
 def _all_programmed(
-    model: str, desired: Iterable[Object], live: LiveObjects, *, with_preview: bool
+    model: str,
+    desired: Iterable[Object],
+    live: LiveObjects,
+    gateway: GatewayFacts | None,
+    *,
+    with_preview: bool,
 ) -> Traffic:
     traffic = Traffic(False, "no route exists yet")
     for route in desired:
         kind, name = route["kind"], route["metadata"]["name"]
         if is_of_preview(name, model) and not with_preview:
             continue
-        traffic = _programmed(kind, live.get((kind, name)), _rules(route))
+        traffic = _programmed(route, live.get((kind, name)), gateway)
         if not traffic.programmed:
             return traffic
     return traffic
@@ -195,18 +204,20 @@ def _to_apply(live: Object, desired: Object) -> Object:
 _ComparableRule = tuple[frozenset[tuple[tuple[str, str, str, str], ...]], dict[str, int]]
 
 
-def _programmed(kind: str, route: Object | None, desired: list[_ComparableRule]) -> Traffic:
-    if route is None or _rules(route) != desired:
-        return Traffic(False, f"{kind} is not written yet")
-    problem = rejection(kind, route)
-    if problem is not None:
-        return Traffic(False, problem.message, problem)
-    if not accepted(route):
-        return Traffic(
-            False,
-            f"{kind} generation {route['metadata'].get('generation')} is not accepted by its gateway yet",
-        )
-    return Traffic(True)
+def _programmed(desired: Object, live: Object | None, gateway: GatewayFacts | None) -> Traffic:
+    if live is None or not _is_written(live, desired):
+        return Traffic(False, f"{desired['kind']} {desired['metadata']['name']} is not written yet")
+    return carried(live, gateway)
+
+
+def _is_written(live: Object, desired: Object) -> bool:
+    """Whether the route ``live`` has the rules, host names and parents of the desired one."""
+    namespace = live["metadata"].get("namespace") or ""
+    return (
+        _rules(live) == _rules(desired)
+        and (live["spec"].get("hostnames") or []) == (desired["spec"].get("hostnames") or [])
+        and parents(live, namespace) == parents(desired, namespace)
+    )
 
 
 def _rules(route: Object) -> list[_ComparableRule]:
@@ -253,38 +264,3 @@ def weights(route: Object) -> dict[str, int]:
     """Weights above 0 by Service for requests without a test's headers: the last rule."""
     rules = route["spec"].get("rules") or []
     return _weights(rules[-1]) if rules else {}
-
-
-def _conditions(route: Object) -> Sequence[Mapping[str, Any]]:
-    return [
-        c
-        for parent in (route.get("status") or {}).get("parents") or []
-        for c in parent.get("conditions") or []
-    ]
-
-
-def accepted(route: Object) -> bool:
-    """Accepted and ResolvedRefs are True for the present generation."""
-    generation = route["metadata"].get("generation", 0)
-    true = {
-        c["type"]
-        for c in _conditions(route)
-        if c["status"] == "True" and c.get("observedGeneration", 0) >= generation
-    }
-    return {"Accepted", "ResolvedRefs"} <= true
-
-
-def rejection(kind: str, route: Object) -> Problem | None:
-    """Why the gateway rejects the route's present generation; None: it does not."""
-    generation = route["metadata"].get("generation", 0)
-    for c in _conditions(route):
-        if (
-            c["type"] in ("Accepted", "ResolvedRefs")
-            and c["status"] == "False"
-            and c.get("observedGeneration", 0) >= generation
-        ):
-            return Problem(
-                Reason.ROUTE_NOT_ACCEPTED,
-                f"the gateway refuses {kind}: {c.get('reason')}: {c.get('message', '')}",
-            )
-    return None
