@@ -5,6 +5,7 @@ twice.
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from demo.cluster import RELEASE, SYSTEM_NAMESPACE
 from modelrollout.api import names
 from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus, RolloutStatus
+from modelrollout.controller.lookups.definitions import Definitions
 from modelrollout.controller.lookups.policies import Policies
 from modelrollout.controller.lookups.slots import SlotLeases
 from modelrollout.controller.observe.observation import Observation
@@ -219,3 +221,58 @@ async def test_two_processes_keep_to_the_limit_and_the_policy_tells_whom_it_is_f
             return
         await asyncio.sleep(0.2)
     raise AssertionError("the slots outlive their policy")
+
+
+async def test_a_definition_that_is_older_is_seen_and_named(kube: Kube, namespace: str) -> None:
+    """As an upgrade of the operator without its definitions leaves it: the API server drops
+    ``gates.bake`` from every policy in silence.
+    """
+    name = next((ROOT / "crds").glob("*_rolloutpolicies.yaml"))
+    current = yaml.safe_load(name.read_text())
+    older = copy.deepcopy(current)
+    root = older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    del root["properties"]["spec"]["properties"]["gates"]["properties"]["bake"]
+    definitions = Definitions(kube)
+    await definitions.compare()
+    assert definitions.problem(ROLLOUT_POLICY.kind) is None
+    try:
+        await _serve(kube, older)
+        await _until_compared(definitions, outdated=True)
+        problem = definitions.problem(ROLLOUT_POLICY.kind)
+        assert problem is not None
+        assert "drops spec.gates.bake;" in problem.message
+        policy = {
+            "apiVersion": names.API_VERSION,
+            "kind": "RolloutPolicy",
+            "metadata": {"name": namespace},
+            "spec": {"selector": {"namespaces": [namespace]}, "gates": {"bake": "1h", "golden": True}},
+        }
+        stored = await kube.create(ROLLOUT_POLICY, policy)
+        await kube.delete(ROLLOUT_POLICY, None, namespace)
+        assert "bake" not in stored["spec"]["gates"]
+    finally:
+        await _serve(kube, current)
+    await _until_compared(definitions, outdated=False)
+    assert definitions.problem(ROLLOUT_POLICY.kind) is None
+
+
+async def _serve(kube: Kube, definition: Object) -> None:
+    while True:
+        live = await kube.get(CRD, None, definition["metadata"]["name"])
+        try:
+            await kube.replace(
+                CRD, {**live, "spec": {**live["spec"], "versions": definition["spec"]["versions"]}}
+            )
+            return
+        except Conflict:
+            continue
+
+
+async def _until_compared(definitions: Definitions, *, outdated: bool) -> None:
+    """The API server publishes a changed definition some seconds later."""
+    for _ in range(150):
+        await definitions.compare()
+        if (definitions.problem(ROLLOUT_POLICY.kind) is not None) is outdated:
+            return
+        await asyncio.sleep(0.2)
+    pytest.fail(f"the definition does not become {'older' if outdated else 'current'} for the comparison")
