@@ -900,7 +900,8 @@ class ModelCluster:
         self, after: ModelDeploymentStatus, old: RolloutStatus | None, new: RolloutStatus
     ) -> None:
         """No weight rises within five minutes after a server of the candidate ended in its trial
-        while stable's lived: unless a person promoted it or edited spec, or onInconclusive says so.
+        while stable's lived: unless a person promoted it or edited spec, onInconclusive says so, or
+        the trial starts over.
         """
         s, stable = self.deciding, after.stable.revision if after.stable else None
         assert s is not None and s.spec is not None
@@ -911,6 +912,7 @@ class ModelCluster:
             or (old.shadow is not None and old.shadow.override is not None)
             or (old.step is not None and old.step.strategy != strategy.strategy_of(s.spec.rollout))
             or (new.history and new.history[-1].reason == "PromotedByPolicy")
+            or old.stage in ("Provision", "Evaluate")
         ):
             return
         in_trial = new.restarts.canary.at == ended.at
