@@ -91,7 +91,7 @@ def run_on_sandbox(phases: list[Phase]) -> None:
             "HELM": output(*SANDBOX, "exec", "--", "which", "helm"),
         }
         for name, folder in (("integration", "tests/integration"), ("end to end", "tests/e2e")):
-            command = (*PYTEST, "--durations=40", "--durations-min=10", folder)
+            command = (*PYTEST, "--durations=40", "--durations-min=10", "-m", "not long", folder)
             phases.append(run_phase(name, lambda command=command: call(*command, **environment)))
         code = unit.wait()
     finally:

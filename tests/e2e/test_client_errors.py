@@ -76,6 +76,7 @@ def test_a_canary_that_answers_400_to_everyone_is_rolled_back(stage: Stage) -> N
     stage.until("an event says so", lambda: "ClientErrorsHigh" in stage.events(NAME), 20)
 
 
+@pytest.mark.long
 def test_where_a_header_chooses_the_version_client_errors_pause_and_a_person_decides(stage: Stage) -> None:
     stage.apply(
         deployment(

@@ -103,6 +103,7 @@ def test_a_canary_takes_over_and_the_override_is_recorded(stage: Stage) -> None:
     assert "StableDead" in report and "nothing was compared" in report
 
 
+@pytest.mark.long
 def test_golden_data_and_a_shadow_do_not_wait_for_a_dead_stable(stage: Stage) -> None:
     """The version that has taken over dies before the next one comes."""
     second = stable(stage)

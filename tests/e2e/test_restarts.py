@@ -123,6 +123,7 @@ def test_a_version_whose_server_crashes_and_comes_back_waits_for_a_person(stage:
     stage.until_ready(NAME)
 
 
+@pytest.mark.long
 def test_what_ends_stables_server_too_says_nothing_about_the_version(stage: Stage) -> None:
     """After the test above."""
     stable = stage.get(NAME)["status"]["stable"]["revision"]
@@ -138,6 +139,7 @@ def test_what_ends_stables_server_too_says_nothing_about_the_version(stage: Stag
     stage.until_outcome(revision, "Aborted")
 
 
+@pytest.mark.long
 def test_what_ends_in_the_shadow_while_stable_lives_is_rejected(stage: Stage) -> None:
     stage.apply(deployment(stage, SHADOWED, "good.onnx"))
     stage.until_ready(SHADOWED)
