@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -224,8 +225,8 @@ def answer_to(send: Callable[[], requests.Response]) -> tuple[requests.Response 
 
 
 class Asking:
-    """Requests through the gateway, twenty a second, counted by what came of them; at the end also
-    the failed ones that no crash of Triton explains.
+    """Requests through the gateway, twenty a second, counted by status code, or by the error where
+    there is none. At the end those that a crash of Triton explains are taken out.
     """
 
     def __init__(self, stage: Stage, name: str) -> None:
@@ -246,6 +247,7 @@ class Asking:
             if error is None:
                 self.codes["200"] += 1
             else:
+                self.codes[_code(error)] += 1
                 self._failures.append(Failed(at, time.time() - at, error))
 
     def __enter__(self) -> Counter[str]:
@@ -257,7 +259,16 @@ class Asking:
         self._end.set()
         self._thread.join()
         self._stack.close()
-        self.codes.update(f.error for f in self._stage.unexplained(self._failures, self._log))
+        unexplained = Counter(_code(f.error) for f in self._stage.unexplained(self._failures, self._log))
+        for code in {_code(f.error) for f in self._failures}:
+            self.codes[code] = unexplained[code]
+        self.codes += Counter()  # without zeros
+
+
+def _code(error: str) -> str:
+    """The status code of a refusal, ``404`` of ``HTTP 404: no route``; else the error itself."""
+    refusal = re.match(r"HTTP (\d+)", error)
+    return refusal[1] if refusal else error
 
 
 @pytest.fixture(scope="session")
