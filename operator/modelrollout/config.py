@@ -108,7 +108,7 @@ class StoreConfig(_Config):
 
     @model_validator(mode="after")
     def _leads_somewhere(self) -> Self:
-        kind = uris.SCHEMES.get(self.uri.partition("://")[0])
+        kind = uris.STORE_KINDS.get(self.uri.partition("://")[0])
         if kind is None:
             raise ValueError(f"uri: {self.uri} is in no kind of store; write {uris.FORMS}")
         if self.redirects_to and not kind.follows_redirects:
@@ -126,7 +126,7 @@ class StoreConfig(_Config):
         """Prefixes that a redirect may lead to: the store's own and redirectsTo. None where
         redirects are never followed.
         """
-        follows = uris.SCHEMES[self.uri.partition("://")[0]].follows_redirects
+        follows = uris.STORE_KINDS[self.uri.partition("://")[0]].follows_redirects
         return (self.uri.rstrip("/") + "/", *self.redirects_to) if follows else None
 
     def holds(self, uri: str) -> bool:

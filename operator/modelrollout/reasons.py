@@ -820,13 +820,13 @@ class Reason(StrEnum):
         "ServerRestarted",
         ROLLOUT,
         "a server of the version on trial ended by itself and was started again, and stable's did not: the "
-        "step waits whether that happens again",
+        "step waits in case it happens again",
     )
-    SERVERS_RESTART = (
-        "ServersRestart",
+    REPEATED_CRASHES = (
+        "RepeatedCrashes",
         ROLLOUT,
-        "servers of the version on trial end by themselves, by a signal, an exit code or for their memory, "
-        "more than twice as often as stable's",
+        "servers of the version on trial ended by themselves, by a signal, an exit code or for their memory, "
+        "at least two times more than twice as often as stable's",
     )
     UNHARDENED = (
         "Unhardened",

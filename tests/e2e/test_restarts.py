@@ -105,11 +105,11 @@ def test_a_version_whose_server_crashes_and_comes_back_waits_for_a_person(stage:
     message = rollout(stage, NAME)["message"]
     assert "ended once during its trial, stable's never" in message and "Python process" in message
     end_server(stage, revision)
-    message = stage.until_stalled(NAME, "ServersRestart", 30)
+    message = stage.until_stalled(NAME, "RepeatedCrashes", 30)
     assert "ended 2 times during its trial, stable's never" in message and "promote or abort" in message
     at = rollout(stage, NAME)
     assert (at["stage"], at["step"]["phase"], at["step"]["weight"]) == ("Canary", "Paused", 50)
-    stage.until("events say so", lambda: {"ServerCrashed", "ServersRestart"} <= set(stage.events(NAME)), 20)
+    stage.until("events say so", lambda: {"ServerCrashed", "RepeatedCrashes"} <= set(stage.events(NAME)), 20)
     output = stage.cluster.modelrollout("status", NAME, "-n", stage.namespace)
     assert "ended 2 times during its trial" in " ".join(output.split())
     record = stage.until(
@@ -134,7 +134,7 @@ def test_what_ends_stables_server_too_says_nothing_about_the_version(stage: Stag
     stage.until("the canary's, too", lambda: counts(stage, NAME, "canary") == 1, 30)
     at = rollout(stage, NAME)
     assert (at["stage"], at["step"]["phase"]) == ("Canary", "Observing")
-    assert at.get("reason") not in ("ServerRestarted", "ServersRestart"), at
+    assert at.get("reason") not in ("ServerRestarted", "RepeatedCrashes"), at
     stage.cluster.modelrollout("abort", NAME, "-n", stage.namespace)
     stage.until_outcome(revision, "Aborted")
 
@@ -150,7 +150,7 @@ def test_what_ends_in_the_shadow_while_stable_lives_is_rejected(stage: Stage) ->
     end_server_unwatched(stage, revision)
     stage.until_outcome(revision, "Rejected")
     at = stage.get(SHADOWED)["status"]
-    assert at["rollout"]["reason"] == "ServersRestart" and at["stable"]["revision"] == stable
+    assert at["rollout"]["reason"] == "RepeatedCrashes" and at["stable"]["revision"] == stable
 
 
 def end_server_unwatched(stage: Stage, revision: str) -> None:

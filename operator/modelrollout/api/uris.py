@@ -28,8 +28,8 @@ _S3 = StoreKind(
 )
 _HTTP = StoreKind("HTTP", "http(s)://HOST/PATH", "token, or username and password", follows_redirects=True)
 # the kinds of stores by the scheme of their URIs
-SCHEMES: Mapping[str, StoreKind] = {"s3": _S3, "http": _HTTP, "https": _HTTP}
-_KINDS = tuple(dict.fromkeys(SCHEMES.values()))
+STORE_KINDS: Mapping[str, StoreKind] = {"s3": _S3, "http": _HTTP, "https": _HTTP}
+_KINDS = tuple(dict.fromkeys(STORE_KINDS.values()))
 FORMS = " or ".join(kind.form for kind in _KINDS)
 # A query, a fragment; an @ in the authority; a colon in it (not within an IPv6 address) that begins
 # no port. RE2 and Python read it alike.

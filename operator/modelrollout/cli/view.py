@@ -25,7 +25,7 @@ from modelrollout.api.v1alpha1 import Rollout as RolloutSpec
 from modelrollout.cli.cluster import Replicas, Revision, Rollout
 from modelrollout.cli.verbs import idle, in_flight
 from modelrollout.reasons import Reason
-from modelrollout.rollout.server_ends import describe
+from modelrollout.rollout.server_crashes import describe
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.strategy import steps_of, strategy_of
 

@@ -47,7 +47,7 @@ from modelrollout.rollout.plan import Event
 from modelrollout.telemetry import logs
 from modelrollout.telemetry.health import HealthServer, check_age, check_flag
 from modelrollout.telemetry.metrics import Metrics
-from modelrollout.traffic.router import ROUTES
+from modelrollout.traffic.registry import ROUTES
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from typing import Protocol
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.config import OperatorConfig
 from modelrollout.controller.apply.actor import Actor, ChildRefused
-from modelrollout.controller.lookups.dead_stable import reread_dead_stable
 from modelrollout.controller.lookups.lookups import LookedUp, Lookups
+from modelrollout.controller.lookups.reread_stable import reread_dead_stable
 from modelrollout.controller.observe.observation import Observation, observe
 from modelrollout.controller.snapshot import build_snapshot
 from modelrollout.kube.cache import Key, ObjectCache
@@ -29,7 +29,7 @@ from modelrollout.rollout.plan import Converge, Event, Wait, Write
 from modelrollout.rollout.policy.rules import NO_RULES
 from modelrollout.rollout.snapshot import Assessment, Observed, Snapshot, Traffic
 from modelrollout.rollout.status import recorded_network_policy_problem
-from modelrollout.traffic.router import ROUTES
+from modelrollout.traffic.registry import ROUTES
 
 log = logging.getLogger(__name__)
 LOST_SECONDS = 30.0  # until a status that the API server dropped is written again

@@ -35,7 +35,9 @@ def down_since(s: Observed, status: ModelDeploymentStatus, now: datetime) -> str
 
 
 def _has_no_ready_pod(s: Observed, revision: str) -> bool:
-    """... although some are asked for. A Deployment that is missing is about to be created."""
+    """Whether pods of the revision are asked for and none is ready. A Deployment that is missing is
+    about to be created.
+    """
     server = s.server(revision)
     asked = server.desired_replicas > 0 or (s.spec is not None and s.spec.serving.replicas > 0)
     return asked and server.ready == 0
@@ -93,4 +95,4 @@ def describe(s: Observed) -> str:
     """``stable digits-1a2b has had no ready pod since 2026-11-22T12:00:00Z``."""
     stable, at = s.status.stable, s.status.stable_down_since
     name = stable.revision if stable else "(none)"
-    return f"stable {name} has had no ready pod since {at}" if at else f"stable {name} is not wholly back"
+    return f"stable {name} has had no ready pod since {at}" if at else f"stable {name} has too few ready pods"

@@ -23,7 +23,7 @@ from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.policy.slot_limits import gpus_requested, held_too_long, slot_of
 from modelrollout.rollout.policy.weight_cap import cap_unproven_weight
 from modelrollout.rollout.recovery import recover
-from modelrollout.rollout.server_ends import count_ends
+from modelrollout.rollout.server_crashes import count_ends
 from modelrollout.rollout.snapshot import (
     QUARANTINED,
     RECHECK_SECONDS,

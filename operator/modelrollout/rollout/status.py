@@ -296,8 +296,8 @@ def _ready(s: Snapshot, stable: str) -> _Row:
 
 
 def _uncarried(s: Snapshot, now: datetime) -> tuple[_Truth, Problem] | None:
-    """That the data plane does not carry the routes of stable: False for what it has stated about
-    the present routes and Gateway, Unknown where it has not stated anything for SILENCE_SECONDS.
+    """Why the data plane does not carry stable's routes; None if it does. False: it said so of the
+    present routes or Gateway. Unknown: it has been silent for SILENCE_SECONDS.
     """
     if s.traffic.programmed:
         return None

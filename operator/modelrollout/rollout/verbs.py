@@ -15,7 +15,7 @@ from modelrollout.rollout.dead_stable import is_all_that_serves
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of, within_window
 from modelrollout.rollout.policy.rules import active_freeze
-from modelrollout.rollout.server_ends import accept_ends
+from modelrollout.rollout.server_crashes import accept_ends
 from modelrollout.rollout.snapshot import Snapshot, Verb, in_flight, rollout_of, shadow_of, step_of
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.next_stage import advance, in_shadow

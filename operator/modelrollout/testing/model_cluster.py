@@ -73,7 +73,7 @@ from modelrollout.traffic.gateway_api.routes import (
     with_rules,
 )
 from modelrollout.traffic.gateway_facts import GatewayFacts
-from modelrollout.traffic.router import kind_for, live_split, router_for
+from modelrollout.traffic.registry import kind_for, live_split, router_for
 
 SETTLE = 3.0
 CONFIG = OperatorConfig.model_construct()  # type: ignore[call-arg]

@@ -7,4 +7,4 @@ from modelrollout.optimizer.store.schemes import SCHEMES
 
 
 def test_every_scheme_of_the_api_is_in_the_table() -> None:
-    assert tuple(SCHEMES) == tuple(uris.SCHEMES)
+    assert tuple(SCHEMES) == tuple(uris.STORE_KINDS)

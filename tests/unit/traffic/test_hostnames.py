@@ -22,7 +22,7 @@ from modelrollout.traffic.hostnames import (
     version_of,
 )
 from modelrollout.traffic.hostnames import standing as stand
-from modelrollout.traffic.router import foreign_route
+from modelrollout.traffic.registry import foreign_route
 
 ME, THEM = "ml/digits/u-1", "audit/digits/u-2"
 GATEWAY = {"name": "public", "namespace": "gateways"}

@@ -20,7 +20,7 @@ from modelrollout.traffic.gateway_api.gateway import missing_gateway, unread_gat
 from modelrollout.traffic.gateway_api.mirror import MirrorRouter, MirrorTarget, is_mirrored, mirror_method
 from modelrollout.traffic.gateway_api.router import FrozenRoutes, GatewayRouter, weights
 from modelrollout.traffic.gateway_facts import GatewayFacts
-from modelrollout.traffic.router import kind_for
+from modelrollout.traffic.registry import kind_for
 
 OWNER = Owner("ModelDeployment", b.NAME, "ml", "uid-1")
 STABLE, CANARY = RevisionRef(revision="digits-1", number=1), RevisionRef(revision="digits-2", number=2)

@@ -106,7 +106,7 @@ class StatusModel(ApiModel):
 STATUS_TEXT = 32768
 STATUS_ITEMS = 4096
 _URI_PATTERN = Rule(
-    rf"self.matches('^({'|'.join(uris.SCHEMES)})://[^\\s]+$')", f"unsupported URI: write {uris.FORMS}"
+    rf"self.matches('^({'|'.join(uris.STORE_KINDS)})://[^\\s]+$')", f"unsupported URI: write {uris.FORMS}"
 )
 Uri = Annotated[str, Field(max_length=2048), _URI_PATTERN, plain_uri(uris.INSTEAD)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]

@@ -26,7 +26,7 @@ from modelrollout.cli.cluster import Revision, Rollout
 from modelrollout.cli.errors import Refused
 from modelrollout.cli.verbs import find_revision, in_flight
 from modelrollout.reasons import Reason
-from modelrollout.rollout.server_ends import describe
+from modelrollout.rollout.server_crashes import describe
 from modelrollout.rollout.stages.tune import settings
 from modelrollout.statistics.paired import drop_interval
 

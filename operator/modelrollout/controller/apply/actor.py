@@ -64,7 +64,7 @@ from modelrollout.resources import network_policies
 from modelrollout.resources.common import NotAllowedError
 from modelrollout.rollout.plan import Desired, Event
 from modelrollout.rollout.snapshot import NAME_TAKEN
-from modelrollout.traffic.router import backends_of
+from modelrollout.traffic.registry import backends_of
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from modelrollout.kube.kinds import CHILDREN, DEPLOYMENT, JOB, POD, SERVICE
 from modelrollout.kube.objects import Object, annotations_of, is_true, label
 from modelrollout.resources.jobs.common import LABEL_QUEUE
 from modelrollout.rollout.plan import Desired
-from modelrollout.traffic.router import mirrors_to
+from modelrollout.traffic.registry import mirrors_to
 
 
 def no_longer_desired(observation: Observation, desired: Desired, rendered: list[Object]) -> Iterator[Object]:

@@ -40,7 +40,7 @@ from modelrollout.traffic.hostnames import (
     holder_of,
     stored_requested_hosts,
 )
-from modelrollout.traffic.router import ROUTES, foreign_route, hosts_of
+from modelrollout.traffic.registry import ROUTES, foreign_route, hosts_of
 
 log = logging.getLogger(__name__)
 _SAME_TIME = timedelta(seconds=2)  # the API server writes whole seconds

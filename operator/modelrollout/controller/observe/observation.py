@@ -58,7 +58,7 @@ from modelrollout.traffic.hostnames import (
     standing,
     version_of,
 )
-from modelrollout.traffic.router import (
+from modelrollout.traffic.registry import (
     hosts_of,
     kind_for,
     live_split,

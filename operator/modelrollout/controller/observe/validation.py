@@ -22,7 +22,7 @@ from modelrollout.rollout.policy.requirements import (
 from modelrollout.rollout.policy.rules import Rules
 from modelrollout.rollout.snapshot import Observed
 from modelrollout.traffic.gateway_facts import GatewayFacts
-from modelrollout.traffic.router import kind_for
+from modelrollout.traffic.registry import kind_for
 
 
 def spec_violation(

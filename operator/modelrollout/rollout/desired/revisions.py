@@ -12,7 +12,7 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import NewRevision
-from modelrollout.rollout.server_ends import without_pods
+from modelrollout.rollout.server_crashes import without_pods
 from modelrollout.rollout.snapshot import (
     SERVED,
     Revision,

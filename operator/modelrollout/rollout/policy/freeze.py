@@ -1,7 +1,9 @@
 """A freeze: no weight rises while one is in force, not even one that was decided earlier and waits
 for pods.
 
-Lowering a weight, and a person's verbs, are not blocked.
+Lowering a weight, and verbs that change a rollout in flight, are not blocked. What begins something
+asks ``active_freeze`` itself: a rollout (``decide``), the queue (``provision``), the verb retry,
+and a version that takes over from a dead stable.
 """
 
 from __future__ import annotations

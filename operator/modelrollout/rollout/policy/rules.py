@@ -319,7 +319,7 @@ def active_freeze(rules: Rules, now: datetime) -> Freeze | None:
     if rules.broken:
         name, why = rules.broken[0]
         return Freeze(
-            None, f"RolloutPolicy {name} cannot be read, so nothing climbs until it is corrected: {why}"
+            None, f"RolloutPolicy {name} cannot be read, so no weight rises until it is corrected: {why}"
         )
     until, policy, reason = now, "", ""
     for _ in range(_CHAINED):

@@ -12,7 +12,7 @@ from modelrollout.rollout import strategy
 from modelrollout.rollout.desired.pods import has_pods_for, scaling_problem
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
-from modelrollout.rollout.server_ends import hold_after_end
+from modelrollout.rollout.server_crashes import hold_after_end
 from modelrollout.rollout.snapshot import Assessment
 from modelrollout.rollout.stages.in_place import release_stable_pods
 from modelrollout.rollout.stages.judging import (
@@ -121,6 +121,9 @@ def _paused(s: AtStep, position: strategy.Position, now: datetime) -> Transition
 
 
 def _observing(s: AtStep, position: strategy.Position, now: datetime) -> Transition:
+    """The next step on a Successful verdict. An Inconclusive one (``analysis.judge``: too few
+    samples, for example) keeps the weight until progressDeadline.
+    """
     step = s.step
     assessment = error_without_servers(s, assessment_of(s, step.metrics), now)
     proven = assessment.verdict == "Successful"

@@ -1,5 +1,5 @@
 """What the stages that judge a revision share (shadow, canary, promote, bake): measurements in
-status, and what follows from a verdict or from the lack of one.
+status, and what follows from a verdict (``analysis.judge`` gives it) or from the lack of one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from modelrollout.rollout import strategy
 from modelrollout.rollout.dead_stable import is_all_that_serves
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import first_weight, steps_of, unproven_weight
-from modelrollout.rollout.server_ends import (
+from modelrollout.rollout.server_crashes import (
     assess_ends,
     clients_may_have_ended_them,
     hold_after_end,
@@ -136,7 +136,7 @@ def _caused_by_clients(s: AtStep, assessment: Assessment) -> str | None:
     Where a weight divides the requests, they fail on both sides. Where clients choose the revision,
     or all requests go there, any client could end the rollout.
     """
-    if assessment.reason == Reason.SERVERS_RESTART:
+    if assessment.reason == Reason.REPEATED_CRASHES:
         caused = clients_may_have_ended_them(s, assessment.metrics)
         return "a request may have ended them, so this alone reverts nothing" if caused else None
     stage = s.rollout.stage

@@ -12,7 +12,7 @@ from modelrollout.reasons import Reason
 from modelrollout.rollout.desired.pods import has_all_pods, scaling_problem
 from modelrollout.rollout.desired.traffic import is_confirmed
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.server_ends import hold_after_end
+from modelrollout.rollout.server_crashes import hold_after_end
 from modelrollout.rollout.snapshot import NOT_READY, Snapshot, predecessor
 from modelrollout.rollout.stages.bake import begin_bake
 from modelrollout.rollout.stages.in_place import release_stable_pods

@@ -17,7 +17,7 @@ from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.dead_stable import describe
 from modelrollout.rollout.plan import Event, Transition
-from modelrollout.rollout.server_ends import assess_ends
+from modelrollout.rollout.server_crashes import assess_ends
 from modelrollout.rollout.snapshot import Assessment, shadow_of
 from modelrollout.rollout.stages.judging import (
     assessment_of,
@@ -164,7 +164,7 @@ def _end_proven_worse(s: InShadow, assessment: Assessment, now: datetime) -> Tra
     """Rejected; or pause for a person, if spec says so or if requests end stable's servers, too."""
     status, event = _with_metric(s.status, assessment, now), warning(assessment)
     cause = "onFailure is Pause" if s.spec.rollout.on_failure == "Pause" else None
-    if cause is None and assessment.reason == Reason.SERVERS_RESTART and s.rollout.restarts is not None:
+    if cause is None and assessment.reason == Reason.REPEATED_CRASHES and s.rollout.restarts is not None:
         alike = bool(s.rollout.restarts.stable.counts)
         cause = "the same requests may have ended both, so this alone rejects nothing" if alike else None
     if cause is not None:

@@ -1,9 +1,8 @@
 """A Gateway as last read: its controller, its listeners, and why it carries no routes.
 
-Only what a condition states about the present generation counts; an older statement is none. (A
-Gateway's that names no generation counts: some controllers name none, and the answers to the routes
-do.) Of a Gateway in another namespace messages quote reasons only: its own messages may name
-objects of other tenants.
+Only conditions of the present generation count. A condition of a Gateway without observedGeneration
+counts as well, because some controllers never set it. Of a Gateway in another namespace messages
+quote reasons only: its own messages may name objects of other tenants.
 """
 
 from __future__ import annotations

@@ -92,9 +92,9 @@ def test_a_server_that_crashes_and_comes_back_is_not_promoted() -> None:
         end_server(cluster, "canary-0")
         await operator.live(rounds=3)
         assert cluster.status.phase == "Paused" and cluster.weights() == {V1: 95, V2: 5}
-        assert cluster.status.rollout.reason == "ServersRestart"
+        assert cluster.status.rollout.reason == "RepeatedCrashes"
         assert restarts(cluster).canary.counts == {"ServerCrashed": 2}
-        (event,) = [e for e in operator.events if e.reason == "ServersRestart"]
+        (event,) = [e for e in operator.events if e.reason == "RepeatedCrashes"]
         assert "2 times" in event.message and "SIGSEGV" in event.message
         record = ModelRevisionStatus.model_validate(cluster.all(MODEL_REVISION)[V2]["status"]).restarts
         assert record and record.canary.counts == {"ServerCrashed": 2} and not record.canary.pods

@@ -1,8 +1,8 @@
-"""Servers that end by themselves during a trial and are back within seconds, which no other metric
-need show: by a signal, by an exit code, or killed for their memory.
+"""Crashes of servers during a trial: ends by a signal, by an exit code, or for their memory. A
+server is back within seconds, so no other metric need show them.
 
-Pods take their records along when they are deleted, and a record tells only the last end, so status
-keeps the counts (``status.rollout.restarts``). They are taken up by every pass, before it decides.
+The record of a crash is gone with its pod, and a pod records only the last one, so status keeps the
+counts (``status.rollout.restarts``). They are taken up by every pass, before it decides.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def assess_ends(s: InFlight, metrics: Iterable[MetricStatus]) -> Assessment | No
     restarts = s.rollout.restarts
     if restarts is None or _unaccepted(restarts) < _TOO_MANY:
         return None
-    return Assessment("Failed", Reason.SERVERS_RESTART, describe(restarts), tuple(metrics))
+    return Assessment("Failed", Reason.REPEATED_CRASHES, describe(restarts), tuple(metrics))
 
 
 def hold_after_end(s: InFlight, assessment: Assessment, now: datetime) -> Assessment:
@@ -134,7 +134,7 @@ def clients_may_have_ended_them(s: AtStep, metrics: Iterable[MetricStatus]) -> b
         and min((process[2] for process in m.stable.last.values()), default=0.0) > ended
         for m in metrics
     )
-    return not uncalled or any(e.reason != Reason.SERVERS_RESTART for e in rollout.history)
+    return not uncalled or any(e.reason != Reason.REPEATED_CRASHES for e in rollout.history)
 
 
 def accept_ends(status: ModelDeploymentStatus) -> ModelDeploymentStatus:

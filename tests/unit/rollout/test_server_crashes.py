@@ -23,7 +23,7 @@ from modelrollout.rollout.desired.revisions import revision_status
 from modelrollout.rollout.desired.traffic import split
 from modelrollout.rollout.plan import Plan
 from modelrollout.rollout.recovery import sanitize
-from modelrollout.rollout.server_ends import describe
+from modelrollout.rollout.server_crashes import describe
 from modelrollout.rollout.snapshot import Assessment, Crash, Server, Snapshot, Verb
 from modelrollout.rollout.stages.next_stage import outputs_of
 from modelrollout.testing import builders as b
@@ -238,14 +238,14 @@ def test_more_ends_pause_for_a_person_with_signal_and_count(at_step: Any, reason
     plan = decide(s, b.START)
     to = b.moved(plan)
     assert to.step and (to.stage, to.step.weight, to.step.phase) == ("Canary", 25, "Paused")
-    assert to.reason == "ServersRestart" and "ended 2 times during its trial, stable's never" in (
+    assert to.reason == "RepeatedCrashes" and "ended 2 times during its trial, stable's never" in (
         to.message or ""
     )
     assert "SIGSEGV" in (to.message or "") and "promote or abort" in (to.message or "")
     assert b.condition(plan, "Stalled").status == "True"
-    event = next(e for e in b.events(plan) if e.reason == "ServersRestart")
+    event = next(e for e in b.events(plan) if e.reason == "RepeatedCrashes")
     assert event.type == "Warning" and "2 times" in event.message and "SIGSEGV" in event.message
-    assert to.history[-1].reason == "ServersRestart"
+    assert to.history[-1].reason == "RepeatedCrashes"
     settled = decide(replace(s, status=plan.status), b.at(1))
     assert settled.status.rollout == plan.status.rollout, "written once"
 
@@ -257,7 +257,7 @@ def test_a_promotion_pauses_at_its_last_step() -> None:
     )
     to = b.moved(decide(s, b.START))
     assert to.step and (to.stage, to.step.weight, to.step.phase) == ("Canary", 50, "Paused")
-    assert to.reason == "ServersRestart"
+    assert to.reason == "RepeatedCrashes"
 
 
 def test_a_bake_pauses() -> None:
@@ -269,7 +269,7 @@ def test_a_bake_pauses() -> None:
     )
     plan = decide(s, b.START)
     to = b.moved(plan)
-    assert to.step and (to.stage, to.step.phase, to.reason) == ("Bake", "Paused", "ServersRestart")
+    assert to.step and (to.stage, to.step.phase, to.reason) == ("Bake", "Paused", "RepeatedCrashes")
 
 
 @pytest.mark.parametrize(
@@ -278,10 +278,10 @@ def test_a_bake_pauses() -> None:
         (1, 1, None),
         (2, 1, None),
         (3, 1, "ServerRestarted"),
-        (4, 1, "ServersRestart"),
+        (4, 1, "RepeatedCrashes"),
         (10, 5, None),
         (1, 0, "ServerRestarted"),
-        (2, 0, "ServersRestart"),
+        (2, 0, "RepeatedCrashes"),
         (0, 9, None),
     ],
 )
@@ -299,7 +299,7 @@ def test_memory_and_a_signal_are_not_alike() -> None:
     killed = crash(count=2, created=b.ago(9), reason="OutOfMemory")
     s = on_trial(killed, stable=(crash(count=5, created=b.ago(9)),))
     to = b.moved(decide(s, b.START))
-    assert to.reason == "ServersRestart" and "2 times (2 for memory)" in (to.message or "")
+    assert to.reason == "RepeatedCrashes" and "2 times (2 for memory)" in (to.message or "")
 
 
 def test_a_model_that_is_not_loaded_again_ended_alike() -> None:
@@ -320,7 +320,7 @@ def test_in_the_pause_it_is_measured_and_goes_back_when_proven_worse() -> None:
     s = on_trial(crash(count=2, created=b.ago(9)), assessment=None)
     s = replace(s, status=decide(s, b.START).status, assessment=measured)
     to = b.moved(decide(s, b.at(1)))
-    assert to.reason == "ServersRestart" and to.step and to.step.metrics == [metric]
+    assert to.reason == "RepeatedCrashes" and to.step and to.step.metrics == [metric]
     worse = replace(s, assessment=b.judged("Failed"))
     assert b.moved(decide(worse, b.at(2))).stage == "Revert"
 
@@ -336,7 +336,7 @@ def test_a_person_who_promotes_it_accepts_what_has_ended_and_no_more() -> None:
     assert decide(s, b.at(6)).status.rollout == to, "it does not pause over the same ones"
     third = with_crashes(s, crash(ago=-6, count=3))
     fourth = with_crashes(s, crash(ago=-6, count=4))
-    assert b.moved(decide(fourth, b.at(7))).reason == "ServersRestart"
+    assert b.moved(decide(fourth, b.at(7))).reason == "RepeatedCrashes"
     plan = decide(third, b.at(7))
     assert b.moved(plan).step == to.step and counted(plan) == ({"ServerCrashed": 3}, {})
 
@@ -362,13 +362,13 @@ def gateway_counts(canary: dict[str, list[float]], scraped: float) -> Assessment
 def test_without_a_single_request_it_goes_back() -> None:
     s = on_trial(crash(ago=0, count=2, created=b.ago(9)), assessment=gateway_counts({}, -1))
     before = decide(s, b.START)
-    assert b.moved(before).reason == "ServersRestart" and b.moved(before).stage == "Canary", (
+    assert b.moved(before).reason == "RepeatedCrashes" and b.moved(before).stage == "Canary", (
         "the gateway was not scraped since: a request may have ended them"
     )
     s = replace(s, status=before.status, assessment=gateway_counts({}, 5))
     plan = decide(s, b.at(6))
     assert (b.moved(plan).stage, b.moved(plan).outcome) == ("Revert", "RolledBack")
-    assert b.moved(plan).reason == "ServersRestart"
+    assert b.moved(plan).reason == "RepeatedCrashes"
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_where_a_request_may_have_been_a_person_is_asked(facts: dict[str, Any]) 
     usual = {"assessment": gateway_counts({}, 5)}
     s = on_trial(crash(ago=0, count=2, created=b.ago(9)), **(usual | facts))
     to = b.moved(decide(s, b.at(6)))
-    assert to.step and (to.stage, to.step.phase, to.reason) == ("Canary", "Paused", "ServersRestart")
+    assert to.step and (to.stage, to.step.phase, to.reason) == ("Canary", "Paused", "RepeatedCrashes")
 
 
 def test_requests_of_an_earlier_step_count_as_requests() -> None:
@@ -413,7 +413,7 @@ def in_shadow(phase: str, *canary: Crash, stable: tuple[Crash, ...] = (), wanted
 def test_what_ends_in_the_shadow_while_stable_lives_is_rejected(phase: str) -> None:
     plan = decide(in_shadow(phase, crash(count=2, created=b.ago(9))), b.START)
     to = b.moved(plan)
-    assert (to.stage, to.outcome, to.reason) == ("Revert", "Rejected", "ServersRestart")
+    assert (to.stage, to.outcome, to.reason) == ("Revert", "Rejected", "RepeatedCrashes")
     assert "SIGSEGV" in (to.message or "")
 
 
@@ -421,13 +421,13 @@ def test_what_ends_stable_too_pauses_the_shadow() -> None:
     new = b.ago(9)
     s = in_shadow("Observing", crash(count=4, created=new), stable=(crash(pod="s", created=new),))
     to = b.moved(decide(s, b.START))
-    assert to.shadow and (to.stage, to.shadow.phase, to.reason) == ("Shadow", "Paused", "ServersRestart")
+    assert to.shadow and (to.stage, to.shadow.phase, to.reason) == ("Shadow", "Paused", "RepeatedCrashes")
 
 
 def test_on_failure_pause_holds_in_the_shadow_too() -> None:
     wanted = b.spec(2, steps=b.STEPS, rollout={"shadow": {"minSamples": 100}, "onFailure": "Pause"})
     to = b.moved(decide(in_shadow("Observing", crash(count=2, created=b.ago(9)), wanted=wanted), b.START))
-    assert to.shadow and (to.shadow.phase, to.reason) == ("Paused", "ServersRestart")
+    assert to.shadow and (to.shadow.phase, to.reason) == ("Paused", "RepeatedCrashes")
 
 
 def test_one_end_holds_the_shadow() -> None:
@@ -543,4 +543,4 @@ def test_one_that_crashes_every_few_minutes_and_is_ready_in_between_is_never_pro
             cluster.reconcile()
             cluster.kindly()
     assert cluster.status.phase == "Paused" and cluster.route == ((V1, 95), (V2, 5))
-    assert cluster.status.rollout and cluster.status.rollout.reason == "ServersRestart"
+    assert cluster.status.rollout and cluster.status.rollout.reason == "RepeatedCrashes"
