@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ShadowStatus, SlotStatus, UserPause
+from modelrollout.api.v1alpha1 import InPlaceStatus, ModelDeploymentSpec, ShadowStatus, SlotStatus, UserPause
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.plan import Write
 from modelrollout.rollout.policy.rules import combine, read
@@ -98,10 +98,12 @@ def test_a_shadow_ends_after_its_mirror_is_out_of_the_route() -> None:
         assert rollout is not None
         return rollout.stage, rollout.shadow.phase if rollout.shadow else None
 
-    s = b.second("Shadow", wanted=wanted, changes={"shadow": shadow})
+    shared = InPlaceStatus(previous_stable_replicas=2, stable_replicas=1)
+    s = b.second("Shadow", wanted=wanted, changes={"shadow": shadow, "in_place": shared})
     out = replace(s, status=decide(s, b.START).status)
     assert at(out) == ("Shadow", "Starting") and out.status.rollout and out.status.rollout.reason
     assert at(replace(out, status=decide(out, b.at(1)).status)) == ("Shadow", "Starting"), "not yet"
+    assert b.children(out).servers == {V1: 0, V2: 0}, "also those that took turns on the GPUs"
     slow = replace(out, traffic=Traffic(False))
     assert at(replace(slow, status=decide(slow, b.at(60)).status)) == ("Shadow", "Starting")
     back = replace(out, spec=b.spec(2, steps=b.STEPS, rollout={"shadow": {}}))

@@ -41,7 +41,7 @@ def wait_for_replicas(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
     if rollout.stage == "Shadow" and rollout.shadow is not None:
         if not waits:  # out of the route with the mirror
             out = in_shadow(s.status, "Starting", now)
-            return Transition(change(out, reason=_WAITING.reason, message=_WAITING.message))
+            return Transition(change(out, in_place=None, reason=_WAITING.reason, message=_WAITING.message))
         left = s.settle_seconds - since(rollout.shadow.since, now)
         if left > 0 or not s.traffic.programmed:  # until the data plane has forgotten it
             return Transition(s.status, requeue_after=max(0.2, left))
