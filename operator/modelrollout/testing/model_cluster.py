@@ -490,7 +490,7 @@ class ModelCluster:
         verdict is good.
         """
         self.verdict = "Successful"
-        for _ in range(90):
+        for _ in range(150):  # longer than the hold after a crash, and a bake
             before = (self.version, self.route_version)
             self.kindly()
             self.reconcile()

@@ -12,6 +12,9 @@ from modelrollout.rollout.decide import decide
 from modelrollout.rollout.plan import Write
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Server, Snapshot, Traffic, in_flight
+from modelrollout.rollout.stages.next_stage import outputs_of
+from modelrollout.rollout.stages.scaled_to_zero import wait_for_replicas
+from modelrollout.rollout.views import SpecifiedSnapshot
 from modelrollout.testing import builders as b
 from modelrollout.testing.model_cluster import ModelCluster
 
@@ -109,6 +112,19 @@ def test_a_shadow_ends_after_its_mirror_is_out_of_the_route() -> None:
     back = replace(out, spec=b.spec(2, steps=b.STEPS, rollout={"shadow": {}}))
     for later in (out, back):
         assert at(replace(later, status=decide(later, b.at(4)).status)) == ("Provision", None)
+
+
+def test_a_data_plane_that_keeps_the_mirror_ends_no_wait_for_replicas_and_no_other_wait() -> None:
+    back = b.spec(2, steps=b.STEPS, rollout={"shadow": {}})
+    waiting = {"phase": "Starting", "since": b.ago(3600), "mirror": "TraefikService"}
+    waiting["outputs_hash"] = outputs_of(back.rollout.shadow)
+    changes = {"shadow": ShadowStatus.model_validate(waiting), "since": b.ago(3600)} | WAITS
+    gone = {"wanted": zero(rollout={"shadow": {}}), "changes": changes, "traffic": Traffic(False)}
+    s = b.second("Shadow", **gone)
+    stays = wait_for_replicas(SpecifiedSnapshot.narrowed(s), b.START)
+    assert stays and (stays.status, stays.requeue_after) == (s.status, 5.0)
+    rollout = b.moved(decide(replace(s, spec=back), b.START))
+    assert rollout.shadow and (rollout.stage, rollout.shadow.phase) == ("Shadow", "Paused")
 
 
 # --- whole rollouts

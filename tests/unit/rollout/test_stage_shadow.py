@@ -4,6 +4,7 @@ end.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +18,7 @@ from modelrollout.rollout.desired.pods import replicas
 from modelrollout.rollout.desired.traffic import needs_measurement, split
 from modelrollout.rollout.plan import Plan, Write
 from modelrollout.rollout.policy.rules import combine, read
-from modelrollout.rollout.snapshot import Assessment, MirrorState, Server, Snapshot, Traffic, Verb
+from modelrollout.rollout.snapshot import Assessment, Crash, MirrorState, Server, Snapshot, Traffic, Verb
 from modelrollout.rollout.stages.next_stage import outputs_of
 from modelrollout.testing import builders as b
 from modelrollout.testing.model_cluster import ModelCluster
@@ -263,6 +264,20 @@ def test_a_mirror_that_the_gateway_does_not_take_out_ends_the_wait(choice: str, 
         ended.message or ""
     )
     assert choice == "Rollback" or (ended.shadow and ended.shadow.phase == "Paused")
+
+
+def test_servers_that_crash_while_the_gateway_keeps_the_mirror_are_given_no_weight() -> None:
+    def crashed(times: int, **shadow: Any) -> Snapshot:
+        crash = Crash(b.ago(1), "ServerCrashed", "SIGSEGV", pod="p", created=b.ago(5), count=times)
+        s = in_shadow("Leaving", shadow=shadow)
+        canary = replace(b.ready(), crashes=(crash,))
+        return replace(s, servers={**s.servers, b.revision_name(2): canary})
+
+    on_hold = b.moved(decide(crashed(1), b.START))
+    assert on_hold.shadow and (on_hold.shadow.phase, on_hold.reason) == ("Leaving", "ServerRestarted")
+    assert b.moved(decide(crashed(1), b.at(400))).stage == "Canary"
+    assert b.moved(decide(crashed(2), b.START)).stage == "Revert"
+    assert b.moved(decide(crashed(2, override="by ann"), b.START)).stage == "Canary", "a person has decided"
 
 
 def test_stay_at_least_as_long_as_asked() -> None:

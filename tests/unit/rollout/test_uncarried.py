@@ -118,6 +118,16 @@ def test_a_promotion_without_steps_goes_back(servers: Any) -> None:
     assert (to.stage, to.outcome) == ("Revert", "Failed")
 
 
+def test_a_promotion_does_not_go_back_to_a_stable_without_a_ready_pod() -> None:
+    spec = b.spec(2, rollout={"progressDeadline": "2m"})
+    servers = {V1: Server(1, 0, None, 1), V2: b.ready()}
+    s = b.second("Promote", wanted=spec, traffic=GONE, servers=servers, changes={"mode": "Rollback"})
+    to = b.moved(decide(s, b.at(111)))
+    assert (to.stage, to.reason) == ("Promote", "GatewayMissing")
+    back = replace(s, servers={V1: b.ready(), V2: b.ready()})
+    assert b.moved(decide(back, b.at(111))).stage == "Revert"
+
+
 # --- rollback
 
 

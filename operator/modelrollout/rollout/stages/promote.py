@@ -9,6 +9,7 @@ from modelrollout.api.times import since
 from modelrollout.api.v1alpha1 import Outcome, RolloutStatus, seconds
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
+from modelrollout.rollout.dead_stable import is_all_that_serves
 from modelrollout.rollout.desired.pods import has_all_pods, scaling_problem
 from modelrollout.rollout.desired.traffic import is_confirmed
 from modelrollout.rollout.plan import Event, Transition
@@ -66,7 +67,7 @@ def promote(s: InFlight, now: datetime) -> Transition:
 
 def _servers_ended(s: InFlight, now: datetime) -> Transition | None:
     """Back to the last step after an end of a server: there it is judged longer, or it pauses."""
-    back = AtStep.narrowed(replace(s, status=enter(s.status, "Canary", now)))
+    back = _in_last_step(s, now)
     if ended := servers_ended(back, now):
         return ended
     on_hold = hold_after_end(s, assessment_of(s, back.step.metrics), now)
@@ -101,14 +102,16 @@ def _wait_or_give_up(s: InFlight, problem: Problem | None, now: datetime) -> Tra
 
 
 def _give_up(s: InFlight, why: Problem, now: datetime) -> Transition:
-    """Back to the last step, where spec says what follows; without steps back to stable; and
-    without a stable revision the rollout has failed.
+    """Back to the last step, where spec says what follows; without steps back to stable, unless
+    that has no ready pod; and without a stable revision the rollout has failed.
     """
     text = f"not promoted within progressDeadline {s.spec.rollout.progress_deadline}: {why.message}"
     event = (Event(why.reason, text, "Warning"),)
     if s.status.stable is None:
         return Transition(fail_first(s, now, "Failed", why.reason, text), event)
     if s.rollout.step is None:
+        if is_all_that_serves(s):
+            return wait(s, why, 5.0)
         return Transition(revert(s.status, now, "Failed", why.reason, text), event)
     back = _in_last_step(s, now)
     return handle_inconclusive(back, back.step, why.reason, text, now, may_promote=False)

@@ -7,12 +7,12 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.times import since
-from modelrollout.api.v1alpha1 import RolloutStatus
+from modelrollout.api.v1alpha1 import RolloutStatus, seconds
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.stages.next_stage import in_shadow
-from modelrollout.rollout.stages.waiting import CHECK_SECONDS
+from modelrollout.rollout.stages.waiting import CHECK_SECONDS, time_left
 from modelrollout.rollout.transitions import change, enter, retire
 from modelrollout.rollout.views import SpecifiedSnapshot
 
@@ -43,7 +43,13 @@ def wait_for_replicas(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
             out = in_shadow(s.status, "Starting", now)
             return Transition(change(out, in_place=None, reason=_WAITING.reason, message=_WAITING.message))
         left = s.settle_seconds - since(rollout.shadow.since, now)
-        if left > 0 or not s.traffic.programmed:  # until the data plane has forgotten it
+        if not s.traffic.programmed:
+            limit = seconds(s.spec.rollout.progress_deadline)
+            overdue = time_left(s, limit, since(rollout.shadow.since, now), now) <= 0
+            if s.spec.serving.replicas > 0 and overdue:
+                return None  # the shadow goes on, and ends by its own deadline
+            left = 5.0
+        if left > 0:  # until the data plane has forgotten it
             return Transition(s.status, requeue_after=max(0.2, left))
     elif waits:
         return Transition(s.status, requeue_after=CHECK_SECONDS)

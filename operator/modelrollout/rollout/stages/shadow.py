@@ -35,6 +35,7 @@ from modelrollout.rollout.transitions import SHADOW_STEP, change, cut, revert
 from modelrollout.rollout.views import InShadow
 
 _NO_COMPARER = Problem(Reason.COMPARER_NOT_READY, "the comparer's pod is not ready yet")
+_PASSED = Assessment("Successful", Reason.SHADOW_PASSED, "")
 
 
 def shadow(s: InShadow, now: datetime) -> Transition:
@@ -42,10 +43,11 @@ def shadow(s: InShadow, now: datetime) -> Transition:
     shadow leaves it.
     """
     at, spec = s.shadow, s.spec.rollout.shadow
+    judged = at.phase != "Paused" and (at.phase != "Leaving" or at.override is None)
+    if judged and (ended := assess_ends(s, (at.metric,) if at.metric else ())):
+        return _end_proven_worse(s, ended, now)
     if at.phase == "Leaving":
         return _leaving(s, now)
-    if at.phase != "Paused" and (ended := assess_ends(s, (at.metric,) if at.metric else ())):
-        return _end_proven_worse(s, ended, now)
     if spec is None:
         return Transition(in_shadow(s.status, "Leaving", now, override="spec no longer requests a shadow"))
     if at.outputs_hash != outputs_of(spec):
@@ -157,7 +159,13 @@ def _leaving(s: InShadow, now: datetime) -> Transition:
             f" {why.message}"
         )
         return _inconclusive(s, why.reason, text, now)
-    return Transition(after_shadow(s, s.status, now)) if left <= 0 else wait(s, None, max(0.2, left))
+    if left > 0:
+        return wait(s, None, max(0.2, left))
+    # the gateway may have been away for long since the shadow has passed
+    on_hold = error_without_servers(s, _PASSED, now)
+    if s.shadow.override is None and on_hold.reason == Reason.SERVER_RESTARTED:
+        return wait(s, Problem(on_hold.reason, on_hold.message), 5.0)
+    return Transition(after_shadow(s, s.status, now))
 
 
 def _end_proven_worse(s: InShadow, assessment: Assessment, now: datetime) -> Transition:
