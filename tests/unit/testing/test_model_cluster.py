@@ -8,7 +8,7 @@ import pytest
 
 from modelrollout.testing import builders as b
 from modelrollout.testing.model_cluster import ModelCluster
-from modelrollout.traffic import router
+from modelrollout.traffic import registry
 from modelrollout.traffic.base import Router
 from modelrollout.traffic.replicas import Replicas
 
@@ -24,7 +24,7 @@ def test_a_router_that_is_added_to_the_table_divides_the_models_requests(
             return super().router(*args, **more)
 
     mesh = Mesh()
-    monkeypatch.setattr(router, "ROUTERS", [mesh, *router.ROUTERS])
+    monkeypatch.setattr(registry, "ROUTERS", [mesh, *registry.ROUTERS])
     cluster = ModelCluster(b.spec(1, gateway=False))
     cluster.serve()
     assert mesh.made > 0 and cluster.service == b.revision_name(1)
