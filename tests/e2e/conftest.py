@@ -64,6 +64,15 @@ class Stage:
     def data(self, key: str) -> str:
         return f"s3://{self.cluster.target.store.data}/e2e/{key}"
 
+    def traffic(self, *http: str, grpc: str | None = None) -> dict[str, Any]:
+        """``spec.traffic``: the target's Gateway with these host names."""
+        gateway = self.cluster.target.gateway
+        return {
+            "gateway": {"name": gateway.name, "namespace": gateway.namespace},
+            "http": {"hostnames": list(http)},
+            **({"grpc": {"hostnames": [grpc]}} if grpc else {}),
+        }
+
     def deployment(self, name: str, file: str = "good.onnx", **spec: Any) -> dict[str, Any]:
         """A ModelDeployment of one small pod of that model file; ``spec`` replaces whole
         sections.

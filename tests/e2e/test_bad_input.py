@@ -106,14 +106,9 @@ def cases(stage: Stage) -> dict[str, tuple[dict[str, Any], str, str]]:
 @pytest.fixture(scope="module")
 def neighbour(stage: Stage) -> Stage:
     """A healthy ModelDeployment in the same namespace, with a host name."""
-    stage.apply(stage.deployment("neighbour", traffic=traffic(stage, "neighbour.e2e.example")))
+    stage.apply(stage.deployment("neighbour", traffic=stage.traffic("neighbour.e2e.example")))
     stage.until_ready("neighbour")
     return stage
-
-
-def traffic(stage: Stage, host: str) -> dict[str, Any]:
-    gateway = stage.cluster.target.gateway
-    return {"gateway": {"name": gateway.name, "namespace": gateway.namespace}, "http": {"hostnames": [host]}}
 
 
 def test_each_bad_input_has_its_own_answer(neighbour: Stage) -> None:
@@ -148,7 +143,7 @@ def test_each_bad_input_has_its_own_answer(neighbour: Stage) -> None:
 
 def test_a_host_name_belongs_to_the_older_one(neighbour: Stage) -> None:
     stage = neighbour
-    stage.apply(stage.deployment("latecomer", traffic=traffic(stage, "neighbour.e2e.example")))
+    stage.apply(stage.deployment("latecomer", traffic=stage.traffic("neighbour.e2e.example")))
     message = stage.until_stalled("latecomer", "HostnameTaken")
     assert "neighbour.e2e.example" in message
     assert "neighbour" in message
@@ -184,9 +179,9 @@ def test_no_verdict_holds_the_canary(
     """
     rollout = {"analysis": analysis, "canary": {"steps": [{"weight": 50}]}, **LATER}
     host = f"{name}.e2e.example"
-    stage.apply(stage.deployment(name, rollout={"progressDeadline": "2m"}, traffic=traffic(stage, host)))
+    stage.apply(stage.deployment(name, rollout={"progressDeadline": "2m"}, traffic=stage.traffic(host)))
     first = stage.until_ready(name)["status"]["stable"]["revision"]
-    stage.apply(stage.deployment(name, "better.onnx", rollout=rollout, traffic=traffic(stage, host)))
+    stage.apply(stage.deployment(name, "better.onnx", rollout=rollout, traffic=stage.traffic(host)))
     send(stage, host)
     # the histogram exists once the gateway has served a request of either revision
     if reason == "NotABucketBound":

@@ -78,7 +78,6 @@ def test_in_place_two_revisions_take_turns_on_the_same_gpus(stage: Stage, in_pla
     request fails on the way there or back.
     """
     most = stage.until("two GPUs are free", lambda: free if (free := free_gpus(stage)) >= 2 else None)
-    gateway = stage.cluster.target.gateway
     name = in_place
     limits = {GPU: most // 2, "cpu": "500m", "memory": "512Mi"}
     serving = {
@@ -93,10 +92,7 @@ def test_in_place_two_revisions_take_turns_on_the_same_gpus(stage: Stage, in_pla
     }
 
     def borrower(file: str, **rollout: Any) -> dict[str, Any]:
-        traffic = {
-            "gateway": {"name": gateway.name, "namespace": gateway.namespace},
-            "http": {"hostnames": [HOST]},
-        }
+        traffic = stage.traffic(HOST)
         specified = {
             "analysis": analysis,
             "progressDeadline": "3m",

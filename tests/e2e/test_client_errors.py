@@ -22,14 +22,10 @@ WEIGHT = 20
 
 def deployment(stage: Stage, file: str, **rollout: Any) -> dict[str, Any]:
     """Judged by the default metrics."""
-    gateway = stage.cluster.target.gateway
     return stage.deployment(
         NAME,
         model={"uri": stage.uri(file), "interfaceChange": "Allowed"},
-        traffic={
-            "gateway": {"name": gateway.name, "namespace": gateway.namespace},
-            "http": {"hostnames": [HOST]},
-        },
+        traffic=stage.traffic(HOST),
         rollout={"analysis": {"interval": "1s", "initialDelay": "0s"}, "progressDeadline": "3m", **rollout},
     )
 

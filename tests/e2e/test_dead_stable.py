@@ -26,14 +26,10 @@ TAKEN_OVER = 60 + 90
 
 
 def wanted(stage: Stage, file: str, **rollout: Any) -> dict[str, Any]:
-    gateway = stage.cluster.target.gateway
     return stage.deployment(
         NAME,
         file,
-        traffic={
-            "gateway": {"name": gateway.name, "namespace": gateway.namespace},
-            "http": {"hostnames": [f"{NAME}.e2e.example"]},
-        },
+        traffic=stage.traffic(f"{NAME}.e2e.example"),
         rollout={
             "analysis": UNPROVEN,
             "canary": {"steps": [{"weight": 50}]},

@@ -40,11 +40,7 @@ http.server.ThreadingHTTPServer(("", 8002), Handler).serve_forever()
 
 
 def behind(stage: Stage, name: str, **rollout: Any) -> dict[str, Any]:
-    gateway = stage.cluster.target.gateway
-    traffic = {
-        "gateway": {"name": gateway.name, "namespace": gateway.namespace},
-        "http": {"hostnames": [f"{name}.forged.example"]},
-    }
+    traffic = stage.traffic(f"{name}.forged.example")
     return stage.deployment(
         name,
         traffic=traffic,

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,15 +21,6 @@ NAME = "vhost"  # of both: routes let only their own model's name through
 HOST, GRPC_HOST, OWN = "vhost.e2e.example", "vhost-grpc.e2e.example", "attacker.e2e.example"
 LONG = f"{'x' * 60}.{'y' * 60}.e2e.example"
 X = np.full((1, models.FEATURES), 0.5, dtype=np.float32)
-
-
-def traffic(stage: Stage, *http: str, grpc: str | None = None) -> dict[str, Any]:
-    gateway = stage.cluster.target.gateway
-    return {
-        "gateway": {"name": gateway.name, "namespace": gateway.namespace},
-        "http": {"hostnames": list(http)},
-        **({"grpc": {"hostnames": [grpc]}} if grpc else {}),
-    }
 
 
 def who(stage: Stage, host: str) -> str:
@@ -55,9 +45,9 @@ def attacker(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """
     made = made_stage(stage.cluster, f"{stage.namespace}-attacker", tmp_path_factory.mktemp("attacker"))
     theirs = next(made)
-    theirs.apply(theirs.deployment(NAME, "wrong.onnx", traffic=traffic(theirs, OWN)))
+    theirs.apply(theirs.deployment(NAME, "wrong.onnx", traffic=theirs.traffic(OWN)))
     theirs.until_ready(NAME)
-    stage.apply(stage.deployment(NAME, traffic=traffic(stage, HOST, "second.e2e.example", grpc=GRPC_HOST)))
+    stage.apply(stage.deployment(NAME, traffic=stage.traffic(HOST, "second.e2e.example", grpc=GRPC_HOST)))
     stage.until_ready(NAME)
     stage.until(
         "both are served",
@@ -80,13 +70,13 @@ def attacker(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_a_patch_of_his_own_spec_takes_nothing(
     stage: Stage, attacker: Stage, http: list[str], grpc: str | None, reason: str, words: str
 ) -> None:
-    attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=traffic(attacker, *http, grpc=grpc)))
+    attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=attacker.traffic(*http, grpc=grpc)))
     message = attacker.until_stalled(NAME, reason)
     assert words in message and stage.namespace not in message
     assert asked(stage, HOST) == {"victim"} and stage.condition(NAME, "Ready")["status"] == "True"
     assert asked(stage, OWN, 10) == {"attacker"}, "he keeps what he had"
     attacker.until("it is told by an event", lambda: reason in attacker.events(NAME), 30)
-    attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=traffic(attacker, OWN)))
+    attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=attacker.traffic(OWN)))
     attacker.until_ready(NAME)
 
 
@@ -103,10 +93,10 @@ def test_a_wildcard_that_a_policy_allows_takes_nothing_from_names_that_are_held(
     try:
         mine = f"*.{attacker.namespace}.e2e.example"
         attacker.apply(
-            attacker.deployment(NAME, "wrong.onnx", traffic=traffic(attacker, OWN, "third.e2e.example"))
+            attacker.deployment(NAME, "wrong.onnx", traffic=attacker.traffic(OWN, "third.e2e.example"))
         )
         assert pattern in attacker.until_stalled(NAME, "HostnameNotAllowed")
-        attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=traffic(attacker, OWN, mine)))
+        attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=attacker.traffic(OWN, mine)))
         attacker.until_ready(NAME)
         attacker.until(
             "the wildcard is served",
@@ -116,13 +106,13 @@ def test_a_wildcard_that_a_policy_allows_takes_nothing_from_names_that_are_held(
         policy["spec"]["allowedHostnames"] = ["*"]  # type: ignore[index]
         stage.apply(policy)
         attacker.apply(
-            attacker.deployment(NAME, "wrong.onnx", traffic=traffic(attacker, OWN, "*.e2e.example", LONG))
+            attacker.deployment(NAME, "wrong.onnx", traffic=attacker.traffic(OWN, "*.e2e.example", LONG))
         )
         assert "overlaps" in attacker.until_stalled(NAME, "HostnameTaken")
         assert asked(stage, HOST) == {"victim"} and stage.condition(NAME, "Ready")["status"] == "True"
     finally:
         stage.cluster.kubectl("delete", "rolloutpolicy", "e2e-host-names")
-        attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=traffic(attacker, OWN)))
+        attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=attacker.traffic(OWN)))
     attacker.until_ready(NAME)
 
 
@@ -130,11 +120,11 @@ def test_what_is_refused_keeps_no_name_from_others(stage: Stage, attacker: Stage
     squatted = "squatted.e2e.example"
     attacker.apply(
         attacker.deployment(
-            "squatter", traffic=traffic(attacker, squatted), model={"uri": "s3://elsewhere/model.onnx"}
+            "squatter", traffic=attacker.traffic(squatted), model={"uri": "s3://elsewhere/model.onnx"}
         )
     )
     attacker.until_stalled("squatter", "StoreNotAllowed")
-    stage.apply(stage.deployment(NAME, traffic=traffic(stage, HOST, squatted, grpc=GRPC_HOST)))
+    stage.apply(stage.deployment(NAME, traffic=stage.traffic(HOST, squatted, grpc=GRPC_HOST)))
     stage.until_ready(NAME)
     stage.until("it is served", lambda: who(stage, squatted) == "victim", 20)
 
@@ -145,7 +135,7 @@ def test_names_come_and_go_without_a_lost_request(stage: Stage, attacker: Stage)
     """
     others = ["first.e2e.example", "zeroth.e2e.example"]
     for names in ([others[0], HOST], [HOST, *others], [others[1], others[0], HOST], [HOST]):
-        stage.apply(stage.deployment(NAME, traffic=traffic(stage, *names, grpc=GRPC_HOST)))
+        stage.apply(stage.deployment(NAME, traffic=stage.traffic(*names, grpc=GRPC_HOST)))
 
         def seen(names: list[str] = names) -> bool:
             assert asked(stage, HOST, 5) == {"victim"}
@@ -199,7 +189,7 @@ def test_a_route_that_is_not_the_operators_is_told_and_claims_outlive_the_operat
     stage.cluster.kubectl(*operators)
     stage.until_ready(NAME)
     assert asked(stage, HOST, 20) == {"victim"}
-    attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=traffic(attacker, HOST)))
+    attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=attacker.traffic(HOST)))
     attacker.until_stalled(NAME, "HostnameTaken")
 
 

@@ -30,11 +30,7 @@ ANALYSIS = {
 
 
 def deployment(stage: Stage, file: str, **rollout: Any) -> dict[str, Any]:
-    gateway = stage.cluster.target.gateway
-    traffic = {
-        "gateway": {"name": gateway.name, "namespace": gateway.namespace}, "http": {"hostnames": [HOST]},
-        "grpc": {"hostnames": [GRPC_HOST]},
-    }  # fmt: skip
+    traffic = stage.traffic(HOST, grpc=GRPC_HOST)
     return stage.deployment(
         NAME, file, traffic=traffic, rollout={"progressDeadline": "3m", "analysis": ANALYSIS, **rollout}
     )

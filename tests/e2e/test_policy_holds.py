@@ -44,11 +44,7 @@ def host(name: str) -> str:
 
 
 def slow_to_judge(stage: Stage, name: str, file: str, **rollout: Any) -> dict[str, Any]:
-    gateway = stage.cluster.target.gateway
-    traffic = {
-        "gateway": {"name": gateway.name, "namespace": gateway.namespace},
-        "http": {"hostnames": [host(name)]},
-    }
+    traffic = stage.traffic(host(name))
     return stage.deployment(
         name,
         file,
@@ -168,11 +164,7 @@ def test_deleted_and_created_anew_it_keeps_the_name_for_what_has_served(stage: S
 def test_replicas_beyond_the_limit_wait_until_the_rollout_is_over(stage: Stage, policy: None) -> None:
     name = "scaled"
     first = stage.deployment(name, rollout={"canary": {"steps": [{"weight": 5}]}})
-    gateway = stage.cluster.target.gateway
-    first["spec"]["traffic"] = {
-        "gateway": {"name": gateway.name, "namespace": gateway.namespace},
-        "http": {"hostnames": [host(name)]},
-    }
+    first["spec"]["traffic"] = stage.traffic(host(name))
     stage.apply(first)
     stage.until_ready(name)
     stage.apply({**first, "spec": {**first["spec"], "model": {"uri": stage.uri("better.onnx")}}})

@@ -29,11 +29,7 @@ SERVER = "kill -TERM 1"
 
 
 def deployment(stage: Stage, name: str, file: str, **rollout: Any) -> dict[str, Any]:
-    gateway = stage.cluster.target.gateway
-    traffic = {
-        "gateway": {"name": gateway.name, "namespace": gateway.namespace},
-        "http": {"hostnames": [f"{name}.e2e.example"]},
-    }
+    traffic = stage.traffic(f"{name}.e2e.example")
     return stage.deployment(name, file, serving=NO_GPU, traffic=traffic, rollout={**TRIAL, **rollout})
 
 

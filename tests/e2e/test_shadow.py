@@ -102,14 +102,10 @@ def traffic(stage: Stage) -> Iterator[Client]:
 
 
 def deployment(stage: Stage, file: str, **shadow: object) -> dict[str, object]:
-    gateway = stage.cluster.target.gateway
     return stage.deployment(
         NAME,
         file,
-        traffic={
-            "gateway": {"name": gateway.name, "namespace": gateway.namespace},
-            "http": {"hostnames": [HOST]},
-        },
+        traffic=stage.traffic(HOST),
         rollout={
             "shadow": {"minSamples": 100, "minAgreement": 0.95, **shadow},
             "canary": {"steps": [{"weight": 100}]},

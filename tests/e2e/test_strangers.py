@@ -80,11 +80,7 @@ def deployment(stage: Stage, name: str) -> dict[str, Any]:
 
 
 def model(stage: Stage) -> dict[str, Any]:
-    gateway = stage.cluster.target.gateway
-    traffic = {
-        "gateway": {"name": gateway.name, "namespace": gateway.namespace},
-        "http": {"hostnames": [f"{NAME}.e2e.example"]},
-    }
+    traffic = stage.traffic(f"{NAME}.e2e.example")
     return stage.deployment(NAME, traffic=traffic)
 
 

@@ -24,14 +24,10 @@ ANALYSIS = {
 
 
 def deployment(stage: Stage, file: str, **rollout: Any) -> dict[str, Any]:
-    gateway = stage.cluster.target.gateway
     return stage.deployment(
         NAME,
         file,
-        traffic={
-            "gateway": {"name": gateway.name, "namespace": gateway.namespace},
-            "http": {"hostnames": [HOST]},
-        },
+        traffic=stage.traffic(HOST),
         rollout={"analysis": ANALYSIS, "progressDeadline": "3m", **rollout},
     )
 

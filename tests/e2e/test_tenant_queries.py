@@ -81,11 +81,6 @@ def analysed(*metrics: dict[str, Any], **analysis: Any) -> dict[str, Any]:
     }
 
 
-def traffic(stage: Stage, host: str) -> dict[str, Any]:
-    gateway = stage.cluster.target.gateway
-    return {"gateway": {"name": gateway.name, "namespace": gateway.namespace}, "http": {"hostnames": [host]}}
-
-
 def measured(stage: Stage, name: str) -> dict[str, dict[str, Any]]:
     """The metrics of the step in flight, by name."""
     step = ((stage.get(name)["status"].get("rollout") or {}).get("step")) or {}
@@ -133,7 +128,7 @@ class Victim:
     def rolled_out(self) -> float:
         """Seconds from the change until the new version has all traffic."""
         self.version += 1
-        made = self.stage.deployment("victim", traffic=traffic(self.stage, HOST))
+        made = self.stage.deployment("victim", traffic=self.stage.traffic(HOST))
         # other pods, from the same file
         made["spec"]["serving"]["startupTimeout"] = f"{600 + self.version}s"
         analysis = {
@@ -197,7 +192,7 @@ def curious(tenant: Stage) -> Stage:
     platform.
     """
     policy(tenant, "Own")
-    routed = traffic(tenant, "curious.e2e.example")
+    routed = tenant.traffic("curious.e2e.example")
     tenant.apply(tenant.deployment("curious", traffic=routed))
     tenant.until_ready("curious")
     metrics = [

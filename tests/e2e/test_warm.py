@@ -21,15 +21,11 @@ BODY = {"inputs": [{"name": "x", "shape": [1, FEATURES], "datatype": "FP32", "da
 
 def deployment(stage: Stage, file: str) -> dict[str, Any]:
     """Whose canary never has enough samples."""
-    gateway = stage.cluster.target.gateway
     errors = {"name": "errors", "maxIncrease": 0.5, "minSamples": 1_000_000}
     return stage.deployment(
         NAME,
         file,
-        traffic={
-            "gateway": {"name": gateway.name, "namespace": gateway.namespace},
-            "http": {"hostnames": [HOST]},
-        },
+        traffic=stage.traffic(HOST),
         rollout={
             "analysis": {"interval": "1s", "initialDelay": f"{DELAY}s", "metrics": [errors]},
             "canary": {"steps": [{"weight": 50}]},

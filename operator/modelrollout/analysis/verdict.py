@@ -59,7 +59,9 @@ def combine(metrics: Sequence[MetricStatus]) -> Verdict:
 
 
 def _messages(metrics: Sequence[MetricStatus]) -> str:
-    """What is said of several metrics, such as a provider's time-out, is said once."""
+    """The messages of the metrics. One that several share, such as a provider's time-out, is given
+    once.
+    """
     return "; ".join(dict.fromkeys(m.message for m in metrics))
 
 

@@ -11,6 +11,7 @@ import os
 import random
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -165,13 +166,17 @@ class Operator:
         registry = watch.registry(self._intake, watched, kubeconfig, context)
         ready = asyncio.Event()
         watching = asyncio.create_task(watch.run(registry, self._config.namespaces, ready, self._identity))
+        definitions, gateways = self._lookups.definitions, self._lookups.gateways
+        loops: tuple[tuple[str, Callable[[], float], Callable[[], Awaitable[None]]], ...] = (
+            ("resync", lambda: self._config.resync_seconds, self._keep_in_sync),
+            ("comparing definitions", lambda: definitions.seconds_to_next, self._keep_compared),
+            ("reading Gateways", lambda: POLL_SECONDS, gateways.refresh),
+        )
         others = [
             asyncio.create_task(run_workers(self._queue, self._config.workers, self._work)),
             asyncio.create_task(self._contend(ready)),
-            asyncio.create_task(self._keep_in_sync()),
             asyncio.create_task(self._keep_verified()),
-            asyncio.create_task(self._keep_compared()),
-            asyncio.create_task(self._keep_gateways()),
+            *(asyncio.create_task(self._repeat(*loop)) for loop in loops),
         ]
         try:
             done, _ = await asyncio.wait([watching, *others], return_when=asyncio.FIRST_COMPLETED)
@@ -258,17 +263,21 @@ class Operator:
             return False
         return True
 
-    async def _keep_in_sync(self) -> None:
+    @staticmethod
+    async def _repeat(what: str, seconds: Callable[[], float], action: Callable[[], Awaitable[None]]) -> None:
+        """Run ``action`` again and again, about every ``seconds``; no failure ends the process."""
         while True:
-            await asyncio.sleep(self._config.resync_seconds * random.uniform(0.8, 1.2))
-            if not self._elector.is_leader():
-                continue
+            await asyncio.sleep(seconds() * random.uniform(0.8, 1.2))
             try:
-                await self._resync()
+                await action()
             except KubeError as e:
-                log.warning("resync failed, the next one will do: %s", e)
+                log.warning("%s failed, the next time will do: %s", what, e)
             except Exception:
-                log.exception("resync failed unexpectedly, the next one will do")
+                log.exception("%s failed unexpectedly, the next time will do", what)
+
+    async def _keep_in_sync(self) -> None:
+        if self._elector.is_leader():
+            await self._resync()
 
     async def _keep_verified(self) -> None:
         delay, most = SOURCES_SECONDS
@@ -281,21 +290,10 @@ class Operator:
             delay = min(2 * delay, most)
 
     async def _keep_compared(self) -> None:
-        definitions = self._lookups.definitions
-        while True:
-            await asyncio.sleep(definitions.seconds_to_next * random.uniform(0.8, 1.2))
-            if await definitions.compare():
-                for policy in self._lookups.policies.all():
-                    self._queue.add(("", policy.name))
-                self._wake_all()
-
-    async def _keep_gateways(self) -> None:
-        while True:
-            await asyncio.sleep(POLL_SECONDS * random.uniform(0.8, 1.2))
-            try:
-                await self._lookups.gateways.refresh()
-            except Exception:
-                log.exception("reading Gateways failed unexpectedly; the next time will do")
+        if await self._lookups.definitions.compare():
+            for policy in self._lookups.policies.all():
+                self._queue.add(("", policy.name))
+            self._wake_all()
 
     async def _work(self, key: Key) -> None:
         started = time.monotonic()

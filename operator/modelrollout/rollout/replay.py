@@ -31,7 +31,15 @@ from modelrollout.api.v1alpha1 import (
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
 from modelrollout.rollout.assessment import assess, metrics_due
-from modelrollout.rollout.snapshot import Assessment, Observed, Server, Traffic, rollout_of, step_of
+from modelrollout.rollout.snapshot import (
+    Assessment,
+    Observed,
+    Server,
+    Traffic,
+    is_paused_for_cause,
+    rollout_of,
+    step_of,
+)
 from modelrollout.rollout.stages.canary import canary
 from modelrollout.rollout.stages.judging import UNREACHABLE
 from modelrollout.rollout.transitions import at_step
@@ -289,6 +297,6 @@ class _Run:
             return Replayed("Promoted", "Promoted", "it would have climbed all steps", timeline)
         if rollout.stage == "Revert":
             return Replayed("RolledBack", rollout.reason or Reason.FAILED, rollout.message or "", timeline)
-        if step_of(status).phase == "Paused" and rollout.reason != Reason.PAUSE_STEP:
+        if is_paused_for_cause(rollout):
             return Replayed("Paused", rollout.reason or Reason.PAUSED, rollout.message or "", timeline)
         return None

@@ -348,6 +348,14 @@ def in_flight(rollout: RolloutStatus | None) -> bool:
     return rollout is not None and rollout.stage not in ("Failed", "Done")
 
 
+def is_paused_for_cause(rollout: RolloutStatus) -> bool:
+    """Whether the step or the shadow is paused by a verdict, a deadline or a policy, so that a
+    person has to decide: no pause step of spec, and no pause by hand.
+    """
+    at = rollout.shadow if rollout.stage == "Shadow" else rollout.step
+    return at is not None and at.phase == "Paused" and rollout.reason != Reason.PAUSE_STEP
+
+
 def active_in_place(status: ModelDeploymentStatus) -> InPlaceStatus | None:
     """How many pods stable keeps in the rollout in flight, if it released any."""
     return status.rollout.in_place if status.rollout is not None and in_flight(status.rollout) else None

@@ -44,6 +44,7 @@ from modelrollout.rollout.snapshot import (
     UNCARRIED,
     Snapshot,
     in_flight,
+    is_paused_for_cause,
     serving_revision,
 )
 from modelrollout.rollout.stages import STAGES
@@ -243,17 +244,9 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None, 
             )
         )
         rows.append(("Reconciling", "True", Reason.PENDING, "waiting"))
-    at = (rollout.shadow if rollout.stage == "Shadow" else rollout.step) if rollout is not None else None
-    paused = (
-        flying
-        and rollout is not None
-        and at is not None
-        and at.phase == "Paused"
-        and rollout.reason != Reason.PAUSE_STEP
-    )
     if problem and not flying:
         rows.append(("Stalled", "True", problem.reason, problem.message))
-    elif paused and rollout:
+    elif flying and rollout and is_paused_for_cause(rollout):
         rows.append(
             (
                 "Stalled",

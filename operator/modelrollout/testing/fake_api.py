@@ -52,7 +52,7 @@ class FakeApi:
         self._watchers: list[_Watcher] = []
 
     def copy(self) -> Self:
-        """A server with the same objects, which nobody watches or has sent a request to."""
+        """A server with the same objects, without watchers and without recorded requests."""
         made = copy.copy(self)
         made.objects, made._applied, made.kinds = dict(self.objects), dict(self._applied), set(self.kinds)
         made.unread, made.requests, made._watchers = list(self.unread), [], []

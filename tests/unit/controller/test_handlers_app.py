@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -12,7 +13,29 @@ from modelrollout.kube.cache import Key
 from modelrollout.kube.errors import Conflict, Forbidden, TooManyRequests
 from modelrollout.kube.kinds import GATEWAY, GATEWAY_CLASS, HTTP_ROUTE, MODEL_DEPLOYMENT, Resource
 from modelrollout.telemetry.metrics import Metrics
+from modelrollout.testing import virtual_clock
 from modelrollout.testing.fake_cluster import CONFIG, KEY, Cluster
+
+# --- what is done again and again
+
+
+def test_no_failure_of_what_is_repeated_ends_the_process() -> None:
+    failures: list[Exception] = [Forbidden(403, "Forbidden", "no"), ValueError("a bug")]
+    done: list[float] = []
+
+    async def action() -> None:
+        if failures:
+            raise failures.pop(0)
+        done.append(asyncio.get_running_loop().time())
+
+    async def main() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(Operator._repeat("it", lambda: 10.0, action), 100)
+
+    virtual_clock.run(main())
+    assert not failures
+    assert len(done) >= 5
+
 
 # --- which kinds are watched
 

@@ -13,7 +13,7 @@ from modelrollout.rollout.desired.pods import has_pods_for, scaling_problem
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.server_crashes import hold_after_end
-from modelrollout.rollout.snapshot import Assessment
+from modelrollout.rollout.snapshot import Assessment, is_paused_for_cause
 from modelrollout.rollout.stages.in_place import release_stable_pods
 from modelrollout.rollout.stages.judging import (
     assessment_of,
@@ -40,9 +40,7 @@ from modelrollout.rollout.views import AtStep
 def canary(s: AtStep, now: datetime) -> Transition:
     """First what ends the canary, then what keeps it where it is, then the next step."""
     step = s.step
-    waits_for_a_person = s.rollout.paused_by_user or (
-        step.phase == "Paused" and s.rollout.reason != Reason.PAUSE_STEP
-    )
+    waits_for_a_person = s.rollout.paused_by_user or is_paused_for_cause(s.rollout)
     if step.strategy != strategy.strategy_of(s.spec.rollout) and not waits_for_a_person:
         # spec was edited: counts under the other strategy say nothing about this one
         return Transition(begin_trial(s, s.status, now))

@@ -7,10 +7,11 @@ from __future__ import annotations
 from datetime import datetime
 
 from modelrollout.api.times import since
-from modelrollout.api.v1alpha1 import RolloutStatus, seconds
+from modelrollout.api.v1alpha1 import seconds
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.plan import Event, Transition
+from modelrollout.rollout.snapshot import is_paused_for_cause
 from modelrollout.rollout.stages.next_stage import in_shadow
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS, time_left
 from modelrollout.rollout.transitions import change, enter, retire
@@ -34,8 +35,10 @@ def wait_for_replicas(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
     if rollout is None or rollout.stage not in ("Provision", "Evaluate", "Shadow", "Canary"):
         return None
     waits = rollout.reason == _WAITING.reason
-    if _waits_for_a_person(rollout) or (
-        s.spec.serving.replicas > 0 and not (waits and rollout.stage == "Shadow")
+    if (
+        rollout.paused_by_user is not None
+        or is_paused_for_cause(rollout)
+        or (s.spec.serving.replicas > 0 and not (waits and rollout.stage == "Shadow"))
     ):
         return None
     if rollout.stage == "Shadow" and rollout.shadow is not None:
@@ -69,9 +72,3 @@ def wait_for_replicas(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
     if rollout.stage == "Canary":
         waiting = retire(waiting, rollout.revision, rollout.number, now, s.settle_seconds)
     return Transition(waiting, (Event(_WAITING.reason, _WAITING.message),))
-
-
-def _waits_for_a_person(rollout: RolloutStatus) -> bool:
-    at = rollout.step if rollout.stage == "Canary" else rollout.shadow if rollout.stage == "Shadow" else None
-    paused = at is not None and at.phase == "Paused" and rollout.reason != Reason.PAUSE_STEP
-    return rollout.paused_by_user is not None or paused

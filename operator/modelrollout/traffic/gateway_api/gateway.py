@@ -59,7 +59,8 @@ def unread_gateway(namespace: str, name: str) -> GatewayFacts:
 
 
 def missing_gateway(namespace: str, name: str, *, own: bool) -> GatewayFacts:
-    """No such Gateway; or it takes no routes of this namespace, which tells nobody that it exists.
+    """The facts of a Gateway that does not exist, or that takes no routes of this namespace: the
+    two read alike, so that a tenant does not learn which Gateways exist.
 
     ``own``: it would be of the namespace of the routes.
     """
