@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 PYTEST := $(BIN)/python -m pytest
 # How the tests find the sandbox and its Helm.
 WITH_SANDBOX = MODELROLLOUT_KUBECONFIG=$$($(BIN)/python -m sandbox kubeconfig) HELM=$$($(BIN)/python -m sandbox exec -- which helm)
-PACKAGES := -p modelrollout -p sandbox -p demo -p calibrate -p chaos -p bench
+PACKAGES := -p modelrollout -p sandbox -p demo -p calibrate -p chaos -p gitops -p bench -p dashboards -p conformance -p fleet
 SOURCES := operator tools tests hack
 
 .PHONY: help
@@ -22,7 +22,7 @@ venv: ## The Python environment with all pins (in .cache/venv)
 	@hack/venv.sh $(VENV) requirements/dev.txt
 
 .PHONY: demo
-demo: venv ## The whole story, live: seven versions of a model, from optimization to rollback (KUBECONTEXT=name for a cluster of your own)
+demo: venv ## The whole story, live: seven versions of a model, from optimization to rollback (GATEWAY=envoy: behind Envoy Gateway; KUBECONTEXT=name for a cluster of your own)
 ifdef KUBECONTEXT
 	@$(BIN)/python -m demo --context "$(KUBECONTEXT)" $(if $(TARGET),--target "$(TARGET)") $(if $(REGISTRY),--registry "$(REGISTRY)") $(DEMO_ARGS)
 else
@@ -31,9 +31,24 @@ else
 endif
 
 .PHONY: chaos
-chaos: venv ## Some thirty faults on the sandbox, each during a promotion and a rollback under load (half an hour, root); CHAOS_ARGS="--only NAME" for one
+chaos: venv ## Some forty faults on the sandbox, each during a promotion and a rollback under load (about an hour, root); CHAOS_ARGS="--only NAME" for one
 	@$(BIN)/python -m sandbox up
 	@$(BIN)/python -m chaos $(CHAOS_ARGS)
+
+.PHONY: soak
+soak: venv ## Two hours of random changes, verbs, scaling and faults on ten models under load (root); SOAK_ARGS="--minutes 20 --seed N"
+	@$(BIN)/python -m sandbox up
+	@$(BIN)/python -m chaos.soak $(SOAK_ARGS)
+
+.PHONY: gitops
+gitops: venv ## The story by commits: a real Argo CD (built the first time) syncs models from Git on the sandbox, under load (root)
+	@$(BIN)/python -m sandbox up
+	@$(BIN)/python -m gitops $(GITOPS_ARGS)
+
+.PHONY: gitops-modes
+gitops-modes: venv ## Every example and the chart with a real Argo CD by client-side and server-side apply, each with and without ServerSideDiff (root)
+	@$(BIN)/python -m sandbox up
+	@$(BIN)/python -m gitops.modes
 
 .PHONY: check
 check: lint test-unit ## What a change needs first, without root: static checks, and unit tests in about a minute
@@ -64,13 +79,26 @@ else
 	$(WITH_SANDBOX) $(PYTEST) tests/e2e
 endif
 
+.PHONY: test-gateways
+test-gateways: venv ## The end-to-end tests of what depends on the gateway, behind Envoy Gateway (root; built the first time)
+	@$(BIN)/python -m sandbox up --gateway envoy
+	GATEWAY=envoy $(WITH_SANDBOX) $(PYTEST) -m gateway tests/e2e
+
 .PHONY: calibrate
 calibrate: venv ## Judge a million simulated rollouts as the operator and two rivals do: false alarms, misses, time, harm (under 10 minutes)
 	@$(BIN)/python -m calibrate --picture docs/explanation
 
+.PHONY: conformance
+conformance: venv ## The models of the ONNX project's own tests through every step: right, wrong, unrunnable, refused (15 minutes); CONFORMANCE_ARGS="--only NAME"
+	@$(BIN)/python -m conformance $(CONFORMANCE_ARGS)
+
 .PHONY: bench-optimizer
 bench-optimizer: venv ## Measure every optimization step on a convolutional network, a perceptron and trees: size, accuracy, latency
 	@$(BIN)/python -m bench $(BENCH_ARGS)
+
+.PHONY: bench-fleet
+bench-fleet: venv ## What 300 models cost the operator: CPU, requests, memory, on an API server of its own; FLEET_ARGS="--objects 1000"
+	@$(BIN)/python -m fleet $(FLEET_ARGS)
 
 .PHONY: lint
 lint: venv ## ruff, mypy --strict, layer contracts, generated files current
@@ -79,11 +107,13 @@ lint: venv ## ruff, mypy --strict, layer contracts, generated files current
 	$(BIN)/mypy $(PACKAGES)
 	$(BIN)/lint-imports
 	$(BIN)/python -m modelrollout.crdgen --check
+	PYTHONPATH=tools $(BIN)/python -m dashboards --check
 	$(BIN)/python -m modelrollout.reasonsgen --check
 
 .PHONY: generate
-generate: venv ## Write crds/, the chart's copy of it, and the pages on reasons
+generate: venv ## Write crds/, the chart's copy of it, the dashboards, and the pages on reasons
 	$(BIN)/python -m modelrollout.crdgen
+	PYTHONPATH=tools $(BIN)/python -m dashboards
 	$(BIN)/python -m modelrollout.reasonsgen
 
 .PHONY: pins

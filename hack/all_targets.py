@@ -22,10 +22,14 @@ ROOT_NEEDED = frozenset(
     {
         "demo",
         "chaos",
+        "soak",
+        "gitops",
         "test",
         "test-integration",
         "test-e2e",
+        "test-gateways",
         "bench-optimizer",  # for its part on Triton
+        "bench-fleet",  # for etcd
         "sandbox-up",
         "sandbox-down",
         "sandbox-status",

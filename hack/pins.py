@@ -66,7 +66,10 @@ def main() -> None:
     )
     try:
         resolve(
-            "dev", ".[job,train,trees,tensorflow]", *project["dependency-groups"]["dev"], constraints=together
+            "dev",
+            ".[cli,job,train,trees,tensorflow]",
+            *project["dependency-groups"]["dev"],
+            constraints=together,
         )
     finally:
         together.unlink()

@@ -160,8 +160,15 @@ class ProviderConfig(_Config):
     timeout_seconds: float = 5.0
 
 
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}$")]
+# what the client writes itself
+_OWN_HEADERS = ("connection", "content-length", "host", "te", "trailer", "transfer-encoding", "upgrade")
+
+
 class PrometheusConfig(ProviderConfig):
-    """A Prometheus. Credentials are files (a mounted Secret) in the operator's pod."""
+    """A Prometheus, or what answers as one. Credentials are files (a mounted Secret) in the
+    operator's pod.
+    """
 
     kind = "Prometheus"
 
@@ -169,12 +176,59 @@ class PrometheusConfig(ProviderConfig):
     token_file: str | None = None
     username_file: str | None = None
     password_file: str | None = None
+    header_files: dict[HeaderName, str] = Field(
+        default_factory=dict,
+        description="Headers to send, each with the file of its value, for example X-Scope-OrgID.",
+    )
+    ca_file: str | None = Field(
+        None, description="Certificates (PEM) to trust instead of the usual public ones."
+    )
+
+    @model_validator(mode="after")
+    def _headers_are_free(self) -> Self:
+        names = [name.lower() for name in self.header_files]
+        if own := next((name for name in names if name in _OWN_HEADERS), None):
+            raise ValueError(f"headerFiles: {own} is written by the client itself; leave it out")
+        if len(set(names)) < len(names):
+            raise ValueError("headerFiles: a name is there twice; upper and lower case are one")
+        if "authorization" in names and (self.token_file or self.username_file):
+            raise ValueError(
+                "headerFiles: Authorization is there already, by tokenFile or usernameFile; leave one of them"
+                " out"
+            )
+        if self.ca_file is not None and not self.url.startswith("https://"):
+            raise ValueError("caFile: the url has no https://, so nothing is checked by it; leave it out")
+        return self
+
+
+# How a gateway counts the requests of a backend; none: Triton's own counters are used.
+Profile = Literal["traefik", "envoy-gateway", "istio", "cilium", "contour", "linkerd", "custom", "none"]
+
+
+class GatewayQueries(_Config):
+    """PromQL for the counters of a gateway without a profile of its own (profile: custom). Each is
+    asked for one revision at a time and gives counts since the start of each process, by the label
+    instance; matchers of who may count are part of it.
+    """
+
+    requests: str = Field(description="All requests of {{revision}} (or {{version}}).")
+    errors: str = Field(description="Those that the server failed.")
+    client_errors: str = Field(description="Those that the server refused as wrong.")
+    refused_requests: str | None = Field(
+        None, description="Those that the gateway refused, or that the caller gave up."
+    )
+    slow: str | None = Field(
+        None, description="Those slower than {{objective}} seconds; left out: latency has no source."
+    )
 
 
 class GatewayMetrics(_Config):
     """How the gateway's metrics name a backend Service."""
 
-    profile: Literal["traefik", "none"] = "traefik"
+    profile: Profile | Literal["auto"] = Field(
+        "auto",
+        description="auto: by the controller of the GatewayClass of the Gateway that a spec names.",
+    )
     provider: str | None = Field(
         None, description="Metrics provider with the gateway's counters, by name; default the first one."
     )
@@ -191,6 +245,21 @@ class GatewayMetrics(_Config):
         default_factory=list,
         description="Namespaces of the gateway's pods; empty: the gateway runs outside the cluster.",
     )
+    custom: GatewayQueries | None = Field(None, description="Of the profile custom.")
+
+    @model_validator(mode="after")
+    def _queries_of_custom(self) -> Self:
+        if self.profile == "custom" and self.custom is None:
+            raise ValueError(
+                "custom: profile is custom, and its queries are missing; give custom.requests, custom.errors"
+                " and custom.clientErrors (docs/reference/gateways.md)"
+            )
+        if self.profile != "custom" and self.custom is not None:
+            raise ValueError(
+                f"custom: profile is {self.profile}, so these queries would not be used; set profile: custom,"
+                " or leave them out"
+            )
+        return self
 
 
 class FeedbackMetrics(_Config):
@@ -287,6 +356,33 @@ class HostnameRules(_Config):
     only_by_policy: bool = Field(
         False, description="A host name may be claimed only if a RolloutPolicy allows it (allowedHostnames)."
     )
+
+
+class ExtensionKind(_Config):
+    """A kind of objects that filters of routes may name."""
+
+    group: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] = Field(
+        description="For example traefik.io."
+    )
+    kind: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$")] = Field(
+        description="For example Middleware."
+    )
+
+
+class RoutesConfig(_Config):
+    """What a spec may put into its routes."""
+
+    extension_refs: list[ExtensionKind] = Field(
+        default_factory=list,
+        description=(
+            "Kinds that spec.traffic.filters.extensionRefs may name. The operator does not read them: such"
+            " an object may redirect, rewrite, or hide a canary's failures by retries."
+        ),
+    )
+
+    def names(self, group: str, kind: str) -> bool:
+        """Whether that kind is listed."""
+        return any((k.group, k.kind) == (group, kind) for k in self.extension_refs)
 
 
 class WorkloadRules(_Config):
@@ -435,15 +531,31 @@ class OperatorConfig(_Config):
     drain: DrainConfig = Field(default_factory=DrainConfig)
     shadow: ShadowConfig = Field(default_factory=ShadowConfig)
     hostnames: HostnameRules = Field(default_factory=HostnameRules)
+    routes: RoutesConfig = Field(default_factory=RoutesConfig)
     workloads: WorkloadRules = Field(default_factory=WorkloadRules)
     capacity: CapacityConfig = Field(default_factory=CapacityConfig)
     network_policies: NetworkPoliciesConfig | None = Field(
         None, description="Left out: the operator neither reads nor writes NetworkPolicies."
     )
+    stamped_verbs: bool = Field(
+        False,
+        description=(
+            "Whether the API server stamps who requested a verb (the chart's MutatingAdmissionPolicy); if"
+            " not, the operator believes no such annotation."
+        ),
+    )
     namespaces: list[str] = Field(default_factory=list, description="Namespaces to watch; empty: all.")
     workers: int = Field(4, ge=1, le=64)
     resync_seconds: float = Field(300.0, gt=0)
     job_ttl_seconds: int = 3600
+    max_jobs: int | None = Field(
+        None, ge=1, description="Jobs that resolve and prepare models at one time; empty: no limit."
+    )
+    metrics_objects: int = Field(
+        1000,
+        ge=0,
+        description="ModelDeployments that have series of their own in /metrics, some fifteen each; 0: none.",
+    )
 
     def store_for(self, uri: str) -> StoreConfig | None:
         """The store with the longest prefix of ``uri``; None: the URI is not allowed."""

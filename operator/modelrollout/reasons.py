@@ -167,6 +167,12 @@ class Reason(StrEnum):
     FORMAT_MISMATCH = "FormatMismatch", JOB, "the file's format is not that of `spec.model.format`", 10
     FLAVOUR_MISSING = "FlavourMissing", JOB, "the Job's image lacks the libraries of the format", 10
     SKOPS_UNTRUSTED = "SkopsUntrusted", JOB, "a skops file with types that skops does not trust", 10
+    OBJECTIVE_UNSUPPORTED = (
+        "ObjectiveUnsupported",
+        JOB,
+        "a boosted model with an objective, or a kind of trees, that is not converted; the message names it",
+        10,
+    )
     MODEL_TIMEOUT = (
         "ModelTimeout",
         JOB,
@@ -198,7 +204,7 @@ class Reason(StrEnum):
     CONVERSION_FAILED = (
         "ConversionFailed",
         JOB,
-        "skl2onnx, onnxmltools, tf2onnx or torch.onnx cannot convert this model",
+        "skl2onnx, tf2onnx or torch.onnx cannot convert this model",
         10,
     )
     CONVERSION_UNFAITHFUL = (
@@ -328,7 +334,8 @@ class Reason(StrEnum):
     BATCHING_IMPOSSIBLE = (
         "BatchingImpossible",
         JOB,
-        "`maxBatchSize` is set, but the model's first dimension is fixed, or its config.pbtxt allows less",
+        "`maxBatchSize` is set, but the model's first dimension is fixed, its config.pbtxt allows less, or"
+        " it fails on several rows",
         10,
     )
     NO_BATCH_DIMENSION = "NoBatchDimension", JOB, "the inputs have different fixed first dimensions", 10
@@ -351,6 +358,9 @@ class Reason(StrEnum):
         "the metrics mae and mse need numbers, and the model's outputs are not numbers",
         10,
     )
+    OUTPUT_UNKNOWN = "OutputUnknown", JOB, "`output` names no output of the model", 10
+    OUTPUT_AMBIGUOUS = "OutputAmbiguous", JOB, "several outputs could be judged, and none is named", 10
+    OUTPUT_NOT_BOXES = "OutputNotBoxes", JOB, "the metric boxIou needs an output of boxes [..., 4]", 10
     OUTPUT_NOT_FINITE = "OutputNotFinite", JOB, "a regression model answered NaN or Inf", 10
     # Data sets: calibration, held-out, golden
     DATA_NOT_NPZ = "DataNotNpz", JOB, "the data set is not an .npz archive, or is damaged", 10
@@ -366,7 +376,18 @@ class Reason(StrEnum):
         10,
     )
     DATA_LENGTH_MISMATCH = "DataLengthMismatch", JOB, "the arrays have different numbers of samples", 10
-    DATA_NOT_FINITE = "DataNotFinite", JOB, "an array contains NaN or Inf", 10
+    DATA_NOT_TABLE = (
+        "DataNotTable",
+        JOB,
+        "a data set is a damaged table (Parquet, CSV), or holds what is no number and no word",
+        10,
+    )
+    DATA_NOT_FINITE = (
+        "DataNotFinite",
+        JOB,
+        "an array contains NaN, or Inf that the model does not answer with numbers",
+        10,
+    )
     LABELS_NOT_NUMBERS = "LabelsNotNumbers", JOB, "labels for mae or mse are not finite numbers", 10
     LABELS_MISSING = "LabelsMissing", JOB, "the archive has no array of that name", 10
     LABELS_NOT_INTEGER = "LabelsNotInteger", JOB, "labels are not integers", 10
@@ -377,7 +398,13 @@ class Reason(StrEnum):
     CALIBRATION_MISSING = "CalibrationMissing", JOB, "`method: Static` without calibration data", 10
     # Optimization and gate
     ALREADY_QUANTIZED = "AlreadyQuantized", JOB, "the model is already quantized", 10
-    OPSET_TOO_OLD = "OpsetTooOld", JOB, "static quantization per channel needs opset 13", 10
+    OPSET_TOO_OLD = (
+        "OpsetTooOld",
+        JOB,
+        "`int8` and BFloat16 need opset 13, and ONNX's converter does not get the model there with the "
+        "same answers",
+        10,
+    )
     NOTHING_TO_QUANTIZE = (
         "NothingToQuantize",
         JOB,
@@ -392,7 +419,13 @@ class Reason(StrEnum):
         "the traceback",
         10,
     )
-    QUANTIZATION_FAILED = "QuantizationFailed", JOB, "ONNX Runtime's quantizer cannot handle this model", 10
+    ANSWERS_DIFFER = (
+        "AnswersDiffer",
+        JOB,
+        "a step without a gate changed the model's answers too much, on made-up inputs or on the step's data",
+        10,
+    )
+    QUANTIZATION_FAILED = "QuantizationFailed", JOB, "the quantizer cannot handle this model", 10
     NOTHING_TO_PRUNE = (
         "NothingToPrune",
         JOB,
@@ -570,7 +603,8 @@ class Reason(StrEnum):
     INFERENCE_FAILED = (
         "InferenceFailed",
         JOB,
-        "the model fails on the data, in the server or in prepare; tune: under every configuration",
+        "the model fails on the data, or without golden data on all made-up inputs, in the server or in"
+        " prepare; tune: under every configuration",
         10,
     )
     PROTOCOLS_DISAGREE = (
@@ -589,7 +623,7 @@ class Reason(StrEnum):
     STABLE_NOT_COMPARABLE = (
         "StableNotComparable",
         JOB,
-        "the golden data fits the candidate, but not stable: the inputs changed",
+        "the golden data fits the candidate, but not stable: inputs or outputs changed",
         10,
     )
     # Verdicts on a metric
@@ -733,16 +767,30 @@ class Reason(StrEnum):
         "impossible counts, so no metric is judged: NaN, more bad requests than requests, a share"
         " of the requests far above the canary's weight, or more labels than answered rows",
     )
+    WEIGHT_IGNORED = (
+        "WeightIgnored",
+        VERDICT,
+        "the gateway sends (nearly) all requests or none to the canary, whatever its weight says,"
+        " proven by its counters; the step holds, and nothing is rolled back for it",
+    )
+    STALE_DATA = (
+        "StaleData",
+        VERDICT,
+        "what the provider has was scraped before this step began: counting begins with a later scrape,"
+        " and the step waits for it",
+    )
     NOT_A_BUCKET_BOUND = (
         "NotABucketBound",
         VERDICT,
-        "`objective` is not a bucket bound of the gateway's histogram; the message names the bounds",
+        "`objective` is not a bucket bound of the histogram of who counts, the gateway or Triton; the"
+        " message names the bounds",
     )
     NO_SOURCE = (
         "NoSource",
         VERDICT,
-        "no source measures this: `clientErrors`, `refusedRequests` or `latency` without a gateway,"
-        " or no Prometheus configured",
+        "no source measures this: `clientErrors` or `refusedRequests` without a gateway whose counters"
+        " are known, `latency` where Triton counts and its servers show no histogram (the message has"
+        " their version), or no Prometheus configured",
     )
     QUERY_NOT_ALLOWED = (
         "QueryNotAllowed",
@@ -828,6 +876,12 @@ class Reason(StrEnum):
         "servers of the version on trial ended by themselves, by a signal, an exit code or for their memory, "
         "at least two times more than twice as often as stable's",
     )
+    DRAIN_FROZEN = (
+        "DrainFrozen",
+        ROLLOUT,
+        "the pods of this revision end as they were rendered, and `spec.serving.drain` says otherwise now:"
+        " the next revision has that",
+    )
     UNHARDENED = (
         "Unhardened",
         ROLLOUT,
@@ -865,6 +919,12 @@ class Reason(StrEnum):
         "Unverified",
         ROLLOUT,
         "the operator cannot tell whether others can write the counters that evidence comes from",
+    )
+    COUNTED_BY_SERVERS = (
+        "CountedByServers",
+        ROLLOUT,
+        "the gateway's controller has no counters by backend that the operator knows, so Triton's own"
+        " counters judge the version: errors alone",
     )
     UNPROTECTED = (
         "Unprotected",
@@ -937,6 +997,25 @@ class Reason(StrEnum):
         "the GatewayClass does not list a feature that the spec needs (the message names field, "
         "GatewayClass and feature). Mirroring also needs a class that lists features",
     )
+    TIMEOUTS_UNSUPPORTED = (
+        "TimeoutsUnsupported",
+        ROLLOUT,
+        "the GatewayClass does not list, or cannot be read to list, the feature that"
+        " `spec.traffic.timeouts` needs (the message names it): its gateway may ignore them in silence",
+    )
+    FILTER_UNSUPPORTED = (
+        "FilterUnsupported",
+        ROLLOUT,
+        "the GatewayClass does not list the feature that a filter of `spec.traffic.filters` needs (the"
+        " message names it)",
+    )
+    FILTER_NOT_ALLOWED = (
+        "FilterNotAllowed",
+        ROLLOUT,
+        "a RolloutPolicy forbids `spec.traffic.filters` (`gates.filters`), or the operator's configuration"
+        " does not name the kind of an extensionRef (`routes.extensionRefs`), or a filter changes a header"
+        " of the operator's, of the protocol, or of the spec's own A/B test",
+    )
     NAME_RESERVED = (
         "NameReserved",
         ROLLOUT,
@@ -946,8 +1025,9 @@ class Reason(StrEnum):
     HOSTNAME_TAKEN = (
         "HostnameTaken",
         ROLLOUT,
-        "another ModelDeployment holds this host name or one that overlaps it, or a route that is "
-        "not the operator's takes its requests",
+        "another ModelDeployment holds this host name (over HTTP: with the same served name, or in"
+        " another namespace) or one that overlaps it, or a route that is not the operator's takes its"
+        " requests",
     )
     HOSTNAME_NOT_ALLOWED = (
         "HostnameNotAllowed",
@@ -955,10 +1035,17 @@ class Reason(StrEnum):
         "a RolloutPolicy with `allowedHostnames` does not allow the name; or no policy has such a"
         " list, and the name is a wildcard or the chart sets `hostnames.onlyByPolicy`",
     )
+    GATEWAY_CLASSES_DIFFER = (
+        "GatewayClassesDiffer",
+        ROLLOUT,
+        "Gateways in `spec.traffic` are of several GatewayClasses, which count requests and carry features"
+        " each in its own way",
+    )
     GATEWAY_UNKNOWN = (
         "GatewayUnknown",
-        ROLLOUT,
-        "spec.rollout.shadow, and the operator cannot read the Gateway or its GatewayClass; its log says why",
+        VERDICT | ROLLOUT,
+        "the operator cannot read the Gateway or its GatewayClass (its log says why), which"
+        " spec.rollout.shadow needs, and a step that the gateway's counters judge",
     )
     DEFINITION_OUTDATED = (
         "DefinitionOutdated",
@@ -1058,6 +1145,12 @@ class Reason(StrEnum):
         ROLLOUT,
         "a RolloutPolicy limits how many rollouts or GPUs may be in use at a time; the message "
         "has the place in the queue and who is ahead",
+    )
+    WAITING_FOR_JOB = (
+        "WaitingForJob",
+        ROLLOUT,
+        "a RolloutPolicy (limits.jobs) or the operator's configuration (maxJobs) limits how many Jobs "
+        "resolve and prepare models at a time; the message has the place in the queue",
     )
     PREPARED_TOGETHER = (
         "PreparedTogether",
@@ -1193,6 +1286,12 @@ class Reason(StrEnum):
     ROLLOUT_STARTED = "RolloutStarted", ROLLOUT, "a rollout started"
     PREPARED = "Prepared", ROLLOUT, "the model is prepared, and passed its gate"
     EVALUATED = "Evaluated", ROLLOUT, "the revision passed golden data"
+    ANSWERED = "Answered", ROLLOUT, "without golden data: the served model answers made-up inputs"
+    ANSWERS_UNKNOWN = (
+        "AnswersUnknown",
+        ROLLOUT,
+        "without golden data: the served model could not be asked, or takes no made-up inputs",
+    )
     SHADOW_PASSED = "ShadowPassed", ROLLOUT, "the revision agreed with stable on mirrored requests"
     STEP_PASSED = "StepPassed", ROLLOUT, "the revision passed a step"
     PROMOTED = "Promoted", ROLLOUT, "the revision passed all steps and is stable now"

@@ -4,6 +4,7 @@ tests.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -14,9 +15,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 import obstore
@@ -40,6 +42,16 @@ LAST = ("test_flavours", "test_story")  # whose images take minutes to make, and
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LAST.index(item.path.stem) + 1 if item.path.stem in LAST else 0)
+
+
+@contextmanager
+def by_turns(what: str) -> Iterator[None]:
+    """Of the processes that run tests side by side (pytest-xdist) one at a time is within."""
+    path = ROOT / "build" / f"{what}.lock"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def condition(deployment: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -94,6 +106,16 @@ class Stage:
                 **spec,
             },
         }
+
+    def query(self, promql: str) -> list[dict[str, Any]]:
+        """What Prometheus answers now: a list of ``metric`` and ``value``."""
+        url = urlsplit(self.cluster.target.prometheus)
+        name, namespace = str(url.hostname).split(".")[:2]
+        address = self.cluster.service_address(namespace, name, url.port or 80)
+        answer = requests.get(f"http://{address}/api/v1/query", params={"query": promql}, timeout=10).json()
+        assert answer["status"] == "success", answer
+        result: list[dict[str, Any]] = answer["data"]["result"]
+        return result
 
     def apply(self, *objects: dict[str, Any]) -> None:
         self.cluster.apply(*objects)
@@ -309,10 +331,10 @@ def own_images(request: pytest.FixtureRequest) -> Iterator[Future[str]]:
         return made.stdout.strip()
 
     def make() -> str:
-        sandbox(
-            "load-images", *(argument for flavour in targets.FLAVOURS for argument in ("--flavour", flavour))
-        )
-        return sandbox("load-own-image", "training-example", str(ROOT / "examples" / "training-image"))
+        flavours = (argument for flavour in targets.FLAVOURS for argument in ("--flavour", flavour))
+        with by_turns("images"):
+            sandbox("load-images", *flavours)
+            return sandbox("load-own-image", "training-example", str(ROOT / "examples" / "training-image"))
 
     with ThreadPoolExecutor(1) as pool:
         desired = "KUBECONTEXT" not in os.environ and any(
@@ -333,18 +355,11 @@ def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Clus
     path = tmp_path_factory.mktemp("chart") / "values.yaml"
     path.write_text(yaml.safe_dump(values))
     where = ["--namespace", SYSTEM_NAMESPACE, "--create-namespace"]
-    cluster.helm(
-        "upgrade",
-        "--install",
-        RELEASE,
-        str(CHART),
-        *where,
-        "--values",
-        str(path),
-        "--wait",
-        "--timeout",
-        "5m",
-    )
+    with by_turns("release"):
+        cluster.helm(
+            "upgrade", "--install", RELEASE, str(CHART), *where,
+            "--values", str(path), "--wait", "--timeout", "5m",
+        )  # fmt: skip
     return cluster
 
 

@@ -19,7 +19,8 @@ from tritonclient.grpc import service_pb2
 from modelrollout.resources.hardening import KEY_HEADER
 
 ROOT = Path(__file__).parents[2]
-GATEWAYS_404 = "404 page not found"  # Traefik's; what Triton does not know it answers in JSON
+# Traefik's and Envoy's body; what Triton does not know it answers in JSON
+GATEWAYS_404 = ("404 page not found", "")
 SERVICE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
 _PLACES = {"NAME", "N", "REGION", "REPOSITORY"}
 _X = [0.1] * 16
@@ -127,7 +128,8 @@ class Answer:
     @property
     def by_gateway(self) -> bool:
         """Whether it was the gateway that answered, and no server."""
-        return self.text.strip() == GATEWAYS_404 or self.code == "UNIMPLEMENTED"
+        unrouted = self.code == "404" and self.text.strip() in GATEWAYS_404
+        return unrouted or self.code == "UNIMPLEMENTED"
 
     def __str__(self) -> str:
         return f"{self.code} {' '.join(self.text.split())[:90]}"

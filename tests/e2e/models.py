@@ -45,6 +45,17 @@ class TritonPythonModel:
         inputs = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
         return [pb_utils.InferenceResponse([pb_utils.Tensor("logits", x @ self.weights)]) for x in inputs]
 """
+# The same, which answers with a stream.
+_STREAM_PY = (
+    _MODEL_PY.partition("        inputs = ")[0]
+    + """
+        for request in requests:
+            x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+            sender = request.get_response_sender()
+            sender.send(pb_utils.InferenceResponse([pb_utils.Tensor("logits", x @ self.weights)]))
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+)
 _CONFIG = f"""
 name: "another"
 max_batch_size: 64
@@ -54,14 +65,15 @@ version_policy {{ specific {{ versions: 1 }} }}
 """
 
 
-def python_model(weights: NDArray[np.float32] | None) -> bytes:
+def python_model(weights: NDArray[np.float32] | None, *, streams: bool = False) -> bytes:
     """The same model for Triton's Python backend, as an archive of its folder; None: without the
     weights, so that it does not load.
     """
+    policy = "model_transaction_policy { decoupled: true }" if streams else ""
     buffer, array = io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("model/config.pbtxt", _CONFIG)
-        archive.writestr("model/1/model.py", _MODEL_PY)
+        archive.writestr("model/config.pbtxt", _CONFIG + policy)
+        archive.writestr("model/1/model.py", _STREAM_PY if streams else _MODEL_PY)
         if weights is not None:
             np.save(array, weights)
             archive.writestr("model/1/weights.npy", array.getvalue())
@@ -113,6 +125,10 @@ def write_models(folder: Path) -> list[Path]:
         "reviewed-good.zip": python_model(WEIGHTS),
         "reviewed-wrong.zip": python_model(-WEIGHTS),
         "reviewed-broken.zip": python_model(None),
+        "reviewed-stream.zip": python_model(WEIGHTS, streams=True),
+        # they load, and fail every request
+        "reviewed-misfit.zip": python_model(WEIGHTS[:7]),
+        "reviewed-misfit-stream.zip": python_model(WEIGHTS[:7], streams=True),
         "engine.plan": b"ftrt" + bytes(1000),
         "pickle.onnx": pickle.dumps({"weights": WEIGHTS}),
     }

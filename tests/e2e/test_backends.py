@@ -66,6 +66,7 @@ def test_code_runs_once_a_policy_names_its_place_and_golden_data_judges_it(stage
     stage.until("the place is another", lambda: "elsewhere" in stage.condition(NAME, "Stalled")["message"])
     allow(stage, stage.uri(""))
     status = stage.until_ready(NAME)["status"]
+    stage.until_outcome(status["stable"]["revision"], "Stable")
     evidence = stage.cluster.revision(stage.namespace, status["stable"]["revision"])["status"]
     assert evidence["evaluation"]["verdict"] == "Successful" and evidence["evaluation"]["accuracy"] == 1.0
     assert evidence["artifact"]["interface"]["inputs"] == {"x": "FP32 [n, 16]"}
@@ -80,6 +81,25 @@ def test_a_worse_one_is_rejected_on_the_served_model(stage: Stage) -> None:
     status = stage.get(NAME)["status"]
     assert status["stable"]["revision"] == stable
     assert status["rollout"]["evaluation"]["accuracy"] < 0.5
+
+
+@pytest.mark.parametrize("kind", ["", "-stream"], ids=["whole", "stream"])
+def test_without_golden_data_what_fails_every_request_gets_none(stage: Stage, kind: str) -> None:
+    """The evaluate Job asks the first pod with made-up inputs, before any weight."""
+    name = f"asked{kind}"
+
+    def asked(file: str) -> dict[str, Any]:
+        return served(stage, name, file, {}, backend="Python", code="Allowed")
+
+    allow(stage, stage.uri(""))
+    stage.apply(asked("reviewed-stream.zip" if kind else "reviewed-good.zip"))
+    stable = stage.until_ready(name)["status"]["stable"]["revision"]
+    stage.until("an event says that it answers", lambda: "Answered" in stage.events(name), 20)
+    stage.apply(asked(f"reviewed-misfit{kind}.zip"))
+    assert "matmul" in stage.until_stalled(name, "InferenceFailed")
+    status = stage.get(name)["status"]
+    assert status["stable"]["revision"] == stable
+    assert not {"Canary", "Promote"} & set(status["rollout"]["stages"])
 
 
 @pytest.mark.parametrize(

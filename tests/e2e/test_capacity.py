@@ -15,7 +15,7 @@ from demo.setup import SECRET
 from tests.e2e.conftest import Stage
 from tests.e2e.models import FEATURES
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.alone]
 
 GPU = "nvidia.com/gpu"
 HOST = "in-place.e2e.example"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.conftest import Asking, Stage, condition
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.gateway]
 
 NAME, ZERO = "outage", "zero"
 # Nothing of it is proven within these tests, and nothing of it waits for a deadline.

@@ -22,7 +22,7 @@ from tests.e2e import endpoints
 from tests.e2e.conftest import Stage
 from tests.e2e.endpoints import Endpoint, called, raw
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.gateway]
 
 NAME = "doors"
 HOST, GRPC_HOST = "doors.e2e.example", "doors-grpc.e2e.example"
@@ -39,11 +39,12 @@ def pod(stage: Stage) -> dict[str, Any]:
             "namespace": stage.cluster.target.gateway.namespace,
         }
     }
-    stage.apply(
-        stage.deployment(
-            NAME, traffic={**gateway, "http": {"hostnames": [HOST]}, "grpc": {"hostnames": [GRPC_HOST]}}
-        )
-    )
+    filters = {
+        "requestHeaderModifier": {"set": [{"name": "x-tenant", "value": "e2e"}], "remove": ["x-debug"]},
+        "responseHeaderModifier": {"add": [{"name": "x-served-by", "value": "models"}]},
+    }
+    traffic = {**gateway, "http": {"hostnames": [HOST]}, "grpc": {"hostnames": [GRPC_HOST]}}
+    stage.apply(stage.deployment(NAME, traffic=traffic | {"filters": filters}))
     stage.until_ready(NAME)
     gate = Endpoint("GET", "/v2/health/ready", True, "free")
     stage.until(
@@ -68,6 +69,24 @@ def outside(stage: Stage, endpoint: Endpoint) -> endpoints.Answer:
 
 def inside(pod: dict[str, Any], endpoint: Endpoint, key: str | None = None) -> endpoints.Answer:
     return called(endpoint, NAME, 1, f"{pod['status']['podIP']}:{8000 if endpoint.method else 8001}", key=key)
+
+
+def test_filters_change_answers_and_take_no_headers_of_the_operators(
+    stage: Stage, pod: dict[str, Any]
+) -> None:
+    """The table below is called with them on."""
+    url = f"http://{stage.cluster.target.gateway.http}/v2/health/ready"
+    answer = requests.get(url, headers={"Host": HOST}, timeout=10)
+    assert (answer.status_code, answer.headers.get("x-served-by")) == (200, "models")
+    spec = stage.get(NAME)["spec"]["traffic"]
+    key = {"set": [{"name": "x-modelrollout-key", "value": pod["metadata"]["uid"]}]}
+    opened = spec["filters"] | {"requestHeaderModifier": key}
+    stage.apply(stage.deployment(NAME, traffic=spec | {"filters": opened}))
+    assert "x-modelrollout-key" in stage.until_stalled(NAME, "FilterNotAllowed")
+    answer = requests.get(url, headers={"Host": HOST}, timeout=10)
+    assert (answer.status_code, answer.headers.get("x-served-by")) == (200, "models"), "it stays as it was"
+    stage.apply(stage.deployment(NAME, traffic=spec))
+    stage.until_ready(NAME)
 
 
 def test_a_triton_with_known_flaws_is_told_by_its_version(stage: Stage, pod: dict[str, Any]) -> None:

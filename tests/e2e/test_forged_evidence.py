@@ -8,10 +8,8 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-import requests
 
 from modelrollout.analysis.providers.prometheus.sources.traefik import service_labels
 from tests.e2e.conftest import Stage
@@ -132,16 +130,11 @@ def pod(stage: Stage, series: list[str]) -> dict[str, Any]:
 
 def series_of_the_forger(stage: Stage) -> set[str]:
     """Names of the metrics that Prometheus has of it."""
-    name, namespace = str(urlsplit(stage.cluster.target.prometheus).hostname).split(".")[:2]
-    address = stage.cluster.service_address(
-        namespace, name, urlsplit(stage.cluster.target.prometheus).port or 80
-    )
     query = (
         "count by (__name__)"
         f' ({{namespace="{ATTACKER}",pod="{FORGER}",__name__=~"traefik_.*|modelrollout_.*|nv_.*"}})'
     )
-    answer = requests.get(f"http://{address}/api/v1/query", params={"query": query}, timeout=10).json()
-    return {row["metric"]["__name__"] for row in answer["data"]["result"]}
+    return {row["metric"]["__name__"] for row in stage.query(query)}
 
 
 @pytest.fixture(scope="module")

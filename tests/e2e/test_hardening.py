@@ -17,7 +17,7 @@ import pytest
 from demo.cluster import RELEASE, SYSTEM_NAMESPACE
 from tests.e2e.conftest import ROOT, Asking, Stage
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.alone]
 
 TOO_OLD = "0.4.2"  # of nvidia-pytriton: it carries Triton 2.39 (23.10), the last before the flags
 TEMPLATE = json.loads((ROOT / "tests" / "unit" / "resources" / "template-builder-2.json").read_text())

@@ -15,7 +15,7 @@ from demo.cluster import SYSTEM_NAMESPACE
 from tests.e2e import models
 from tests.e2e.conftest import Stage, made_stage
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.gateway]
 
 NAME = "vhost"  # of both: routes let only their own model's name through
 HOST, GRPC_HOST, OWN = "vhost.e2e.example", "vhost-grpc.e2e.example", "attacker.e2e.example"
@@ -23,9 +23,9 @@ LONG = f"{'x' * 60}.{'y' * 60}.e2e.example"
 X = np.full((1, models.FEATURES), 0.5, dtype=np.float32)
 
 
-def who(stage: Stage, host: str) -> str:
+def who(stage: Stage, host: str, name: str = NAME) -> str:
     """Whose model answers."""
-    url = f"http://{stage.cluster.target.gateway.http}/v2/models/{NAME}/infer"
+    url = f"http://{stage.cluster.target.gateway.http}/v2/models/{name}/infer"
     body = {"inputs": [{"name": "x", "shape": list(X.shape), "datatype": "FP32", "data": X.ravel().tolist()}]}
     answer = requests.post(url, json=body, headers={"Host": host}, timeout=10)
     if answer.status_code != 200:
@@ -34,8 +34,14 @@ def who(stage: Stage, host: str) -> str:
     return "victim" if np.allclose(logits, X @ models.WEIGHTS, atol=1e-4) else "attacker"
 
 
-def asked(stage: Stage, host: str, count: int = 40) -> set[str]:
-    return {who(stage, host) for _ in range(count)}
+def asked(stage: Stage, host: str, count: int = 40, name: str = NAME) -> set[str]:
+    return {who(stage, host, name) for _ in range(count)}
+
+
+def health(stage: Stage, host: str) -> int:
+    """The status of a path that names no model."""
+    url = f"http://{stage.cluster.target.gateway.http}/v2/health/ready"
+    return requests.get(url, headers={"Host": host}, timeout=10).status_code
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +196,52 @@ def test_a_route_that_is_not_the_operators_is_told_and_claims_outlive_the_operat
     stage.until_ready(NAME)
     assert asked(stage, HOST, 20) == {"victim"}
     attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=attacker.traffic(HOST)))
+    attacker.until_stalled(NAME, "HostnameTaken")
+
+
+def test_models_share_a_host_name_and_take_nothing_from_each_other(stage: Stage, attacker: Stage) -> None:
+    """Within a namespace, and with another one where a policy allows it: each answers under its own
+    paths, whoever asks for more.
+    """
+    beside, theirs = "beside", "theirs"
+    stage.apply(stage.deployment(beside, "wrong.onnx", traffic=stage.traffic(HOST)))
+    stage.until_ready(beside)
+    stage.until("both answer", lambda: who(stage, HOST, beside) == "attacker", 20)
+    assert asked(stage, HOST) == {"victim"} and health(stage, HOST) == 200
+    policy = {
+        "apiVersion": "modelrollout.dev/v1alpha1", "kind": "RolloutPolicy",
+        "metadata": {"name": "e2e-shared-host-names"},
+        "spec": {"selector": {"namespaces": [attacker.namespace]}, "sharedHostnames": [HOST]},
+    }  # fmt: skip
+    attacker.apply(attacker.deployment(theirs, "wrong.onnx", traffic=attacker.traffic(HOST)))
+    assert "sharedHostnames" in attacker.until_stalled(theirs, "HostnameTaken")
+    stage.apply(policy)
+    try:
+        attacker.until_ready(theirs)
+        attacker.until("it answers", lambda: who(attacker, HOST, theirs) == "attacker", 20)
+        attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=attacker.traffic(OWN, HOST)))
+        assert f"whose model is called {NAME}, too" in attacker.until_stalled(NAME, "HostnameTaken")
+        assert asked(stage, HOST) == {"victim"}
+        # it would have the name, which the policy lets it share, as soon as the victim leaves it
+        attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=attacker.traffic(OWN)))
+        attacker.until_ready(NAME)
+        for name, model, others in ((NAME, (), beside), (beside, ("wrong.onnx",), NAME)):
+            # whichever goes, the others and the paths that name no model stay
+            alone = stage.traffic(f"{name}-alone.e2e.example")
+            stage.apply(stage.deployment(name, *model, traffic=alone))
+            stage.until(f"{name} has left", lambda name=name: who(stage, HOST, name) == "404", 30)
+            stage.until("the next has the paths of the server", lambda: health(stage, HOST) == 200, 30)
+            assert who(stage, HOST, others) != "404" and asked(attacker, HOST, 5, theirs) == {"attacker"}
+            stage.apply(stage.deployment(name, *model, traffic=stage.traffic(HOST)))
+            stage.until_ready(name)
+            stage.until(f"{name} is back", lambda name=name: who(stage, HOST, name) != "404", 30)
+    finally:
+        stage.cluster.kubectl("delete", "rolloutpolicy", "e2e-shared-host-names")
+        for name, space in ((beside, stage), (theirs, attacker)):
+            space.cluster.kubectl("delete", "mdep", name, "-n", space.namespace)
+        attacker.apply(attacker.deployment(NAME, "wrong.onnx", traffic=attacker.traffic(HOST)))
+        stage.apply(stage.deployment(NAME, traffic=stage.traffic(HOST, grpc=GRPC_HOST)))
+    stage.until_ready(NAME)
     attacker.until_stalled(NAME, "HostnameTaken")
 
 

@@ -19,7 +19,7 @@ from modelrollout.api import names
 from sandbox.paths import State
 from tests.e2e.conftest import Stage
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.alone]
 
 NAME = "plain"
 BY_HAND = {"canary": {"steps": [{"weight": 50}, {"pause": {}}]}, "progressDeadline": "2m"}

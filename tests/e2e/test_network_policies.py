@@ -22,7 +22,7 @@ from demo.setup import CHART
 from tests.e2e.conftest import Stage
 from tests.e2e.models import inputs
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.alone]
 
 NAME, HOST = "fenced", "fenced.e2e.example"
 ANYWHERE = ["0.0.0.0/0", "::/0"]

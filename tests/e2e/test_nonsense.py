@@ -102,7 +102,7 @@ def test_where_a_header_chooses_the_version_errors_pause_and_a_person_decides(st
         stage.served(NAME, lambda: answer(stage, SENSE), 20)
         return phase(stage) == "Paused" and stage.condition(NAME, "Stalled")["reason"] == "ErrorsHigh"
 
-    stage.until("it is paused", paused, 60)
+    stage.until("it is paused", paused)
     message = stage.condition(NAME, "Stalled")["message"]
     assert (
         "where clients choose the revision, errors alone revert nothing" in message
@@ -129,7 +129,7 @@ def test_where_a_weight_divides_requests_nonsense_fails_on_both_sides_and_a_limi
         sent(stage, 40, NONSENSE)
         return phase(stage) == "Paused"
 
-    stage.until("it is paused", paused, 60)
+    stage.until("it is paused", paused)
     stalled = stage.condition(NAME, "Stalled")
     assert stalled["reason"] == "LimitExceeded" and "which stable exceeds too" in stalled["message"]
     stage.cluster.modelrollout("abort", NAME, "-n", stage.namespace)

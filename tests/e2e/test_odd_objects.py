@@ -22,7 +22,7 @@ from demo.cluster import RELEASE, SYSTEM_NAMESPACE, Cluster
 from tests.e2e.conftest import Stage
 from tests.odd_objects import children, model_deployments
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.alone]
 log = logging.getLogger(__name__)
 
 ATTACKER = "e2e-odd-attacker"

@@ -281,6 +281,23 @@ TRAFFIC: dict[str, tuple[str, Change]] = {
     "another namespace": ("HTTPRoute", rules(lambda r: r["backendRefs"][0].update(namespace="shop"))),
     "another namespace by gRPC": ("GRPCRoute", rules(lambda r: r["backendRefs"][0].update(namespace="shop"))),
     "a redirect": ("HTTPRoute", rules(lambda r: (r.pop("backendRefs"), r.update(filters=[REDIRECT])))),
+    "a rewrite": (
+        "HTTPRoute",
+        rules(lambda r: r.update(filters=[{"type": "URLRewrite", "urlRewrite": {"hostname": "x.example"}}])),
+    ),
+    "an object of a kind that is not listed": (
+        "GRPCRoute",
+        rules(
+            lambda r: r.update(
+                filters=[
+                    {
+                        "type": "ExtensionRef",
+                        "extensionRef": {"group": "traefik.io", "kind": "Middleware", "name": "x"},
+                    }
+                ]
+            )
+        ),
+    ),
     "a filter of one backend": (
         "HTTPRoute",
         rules(
@@ -315,8 +332,25 @@ TRAFFIC: dict[str, tuple[str, Change]] = {
 }
 
 
+APART = {
+    "type": "RequestHeaderModifier",
+    "requestHeaderModifier": {"remove": ["x-modelrollout-counted-apart"]},
+}
+SETS = {
+    "type": "RequestHeaderModifier",
+    "requestHeaderModifier": {"set": [{"name": "x-tenant", "value": "a"}]},
+}
+
+
 def test_no_service_and_no_route_leads_elsewhere(thief: Thief, owner: Owner) -> None:
     honest = {obj["kind"]: owned(obj, owner) for obj in (*shadowing(owner), *reversed(o.everything()))}
+    for kind in ("HTTPRoute", "GRPCRoute"):
+        shaped = copy.deepcopy(honest[kind])
+        for rule in shaped["spec"]["rules"]:
+            rule["filters"] = [SETS]
+            for backend in rule["backendRefs"]:
+                backend["filters"] = [APART]
+        assert thief.creates(shaped) == "", "headers change, and Envoy Gateway counts backends apart"
     for what, (kind, change) in TRAFFIC.items():
         asked = copy.deepcopy(honest[kind])
         change(asked)

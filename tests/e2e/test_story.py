@@ -12,7 +12,7 @@ import pytest
 
 from demo.cluster import Cluster
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.alone]
 
 ROOT = Path(__file__).resolve().parents[2]
 STORY = {

@@ -12,7 +12,7 @@ import requests
 from tests.e2e.conftest import Stage
 from tests.e2e.models import FEATURES
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.gateway]
 
 NAME, HOST, PREVIEW = "strategies", "strategies.e2e.example", "strategies-preview.e2e.example"
 BODY = {"inputs": [{"name": "x", "shape": [1, FEATURES], "datatype": "FP32", "data": [0.5] * FEATURES}]}

@@ -19,7 +19,7 @@ from demo.setup import SECRET
 from tests.e2e.conftest import Stage
 from tests.e2e.models import FEATURES
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.alone]
 log = logging.getLogger(__name__)
 
 TENANT = "e2e-tenant-queries-tenant"

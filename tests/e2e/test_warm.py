@@ -1,4 +1,4 @@
-"""Counting waits for pods that have just started."""
+"""Pods are ready once they have warmed up, and counting waits for those that have just started."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 
 from modelrollout.api import names
 from tests.e2e.conftest import Stage
-from tests.e2e.models import FEATURES
+from tests.e2e.models import CLASSES, FEATURES
 
 pytestmark = pytest.mark.sandbox
 
@@ -59,6 +60,27 @@ def newest_ready(stage: Stage, revision: str) -> float:
         if (c["type"], c["status"]) == ("Ready", "True") and "deletionTimestamp" not in pod["metadata"]
     ]
     return max(ready, default=0.0)
+
+
+def test_a_pod_has_answered_its_warm_up_before_it_is_ready(stage: Stage) -> None:
+    made = stage.deployment("warmed-up")
+    made["spec"]["serving"]["batching"] = {"maxBatchSize": 8}
+    stage.apply(made)
+    revision = stage.until_ready("warmed-up")["status"]["stable"]["revision"]
+    address = stage.cluster.service_address(stage.namespace, revision, names.PORT_HTTP)
+
+    def said(what: str) -> dict[str, Any]:
+        answer = requests.get(f"http://{address}/v2/models/warmed-up/{what}", timeout=10)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    one = {"x": {"data_type": "TYPE_FP32", "dims": [FEATURES], "zero_data": True}}
+    samples = said("config")["model_warmup"]
+    assert [(sample["batch_size"], sample["inputs"]) for sample in samples] == [(1, one), (8, one)]
+    [stats] = said("stats")["model_stats"]
+    assert (stats["inference_count"], stats["execution_count"]) == (9, 2), "one and eight, before any client"
+    assert stage.answers("warmed-up", np.ones((8, FEATURES), np.float32))["logits"].shape == (8, CLASSES)
+    stage.cluster.kubectl("delete", "mdep", "warmed-up", "-n", stage.namespace, "--wait=false")
 
 
 def test_both_sides_begin_to_count_again_after_a_pod_of_the_canary_was_replaced(stage: Stage) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from modelrollout.cli import main
 from modelrollout.config import (
     ArtifactStoreConfig,
     FeedbackMetrics,
+    GatewayQueries,
     NetworkPoliciesConfig,
     OperatorConfig,
     PrometheusConfig,
@@ -98,6 +100,13 @@ def pick(
 FULLNAME = "mro-model-rollout-operator"
 
 
+def configuration(made: Sequence[dict[str, Any]]) -> str:
+    """The operator's, of these objects of the chart; other ConfigMaps hold dashboards."""
+    (found,) = [o for o in made if o["kind"] == "ConfigMap" and o["metadata"]["name"] == FULLNAME]
+    text: str = found["data"]["config.yaml"]
+    return text
+
+
 class TestWithoutHelm:
     def test_every_value_is_in_the_schema_and_every_part_of_the_schema_has_a_default(self) -> None:
         def compare(value: dict[str, Any], node: dict[str, Any], path: str) -> None:
@@ -137,11 +146,9 @@ class TestWithoutHelm:
             > store
         )
         provider = {f.alias for f in PrometheusConfig.model_fields.values()}
-        from_secrets = {"tokenFile", "usernameFile", "passwordFile"}
-        assert (
-            set(properties["prometheus"]["items"]["properties"]) - {"tokenSecret", "basicAuthSecret"}
-            == provider - from_secrets
-        )
+        files = {"tokenFile", "usernameFile", "passwordFile", "headerFiles", "caFile"}
+        mounted = {"tokenSecret", "basicAuthSecret", "headerSecrets", "caSecret", "caConfigMap"}
+        assert set(properties["prometheus"]["items"]["properties"]) - mounted == provider - files
 
     def test_numbers_are_the_defaults_of_the_configuration(self) -> None:
         fields = OperatorConfig.model_fields
@@ -160,7 +167,12 @@ class TestWithoutHelm:
         capacity = fields["capacity"].get_default(call_default_factory=True)
         assert v["capacity"] == {**capacity.model_dump(by_alias=True), "lookAtNodes": True}
         assert v["drain"] == drain.model_dump(by_alias=True)
-        assert v["gatewayMetrics"] == {**gateway.model_dump(by_alias=True), "provider": ""}
+        queries = [f.alias or name for name, f in GatewayQueries.model_fields.items()]
+        assert v["gatewayMetrics"] == {
+            **gateway.model_dump(by_alias=True),
+            "provider": "",
+            "custom": dict.fromkeys(queries, ""),
+        }
         assert (
             v["feedback"]["labelsPerRow"]
             == fields["feedback_metrics"].get_default(call_default_factory=True).labels_per_row
@@ -271,7 +283,7 @@ class TestRendered:
 
     @pytest.mark.parametrize("which", ["default", "full"])
     def test_the_operator_reads_its_configuration(self, which: str, tmp_path: Path) -> None:
-        (found,) = pick(which, "ConfigMap")
+        (found,) = pick(which, "ConfigMap", FULLNAME)
         path = tmp_path / "config.yaml"
         path.write_text(found["data"]["config.yaml"])
         config = load_config(path)
@@ -302,23 +314,23 @@ class TestRendered:
             assert [bool(p.token_file) for p in config.prometheus] == [True, False, False]
 
     def test_credentials_are_files_where_the_configuration_looks_for_them(self) -> None:
-        config = yaml.safe_load(pick("full", "ConfigMap")[0]["data"]["config.yaml"])
+        config = yaml.safe_load(pick("full", "ConfigMap", FULLNAME)[0]["data"]["config.yaml"])
         pod = pick("full", "Deployment", FULLNAME)[0]["spec"]["template"]["spec"]
         mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
         files = {
             f"{mounts[volume['name']]}/{item['path']}"
             for volume in pod["volumes"]
             for source in volume.get("projected", {}).get("sources", [])
-            for item in source["secret"]["items"]
+            for item in (source.get("secret") or source["configMap"])["items"]
         }
         wanted = {
             p[k]
             for p in config["prometheus"]
-            for k in ("tokenFile", "usernameFile", "passwordFile")
+            for k in ("tokenFile", "usernameFile", "passwordFile", "caFile")
             if k in p
-        }
+        } | {file for p in config["prometheus"] for file in p.get("headerFiles", {}).values()}
         assert files == wanted
-        assert len(wanted) == 3
+        assert len(wanted) == 7
 
     @pytest.mark.parametrize("which", ["default", "full"])
     def test_pods_are_hardened(self, which: str) -> None:
@@ -421,6 +433,19 @@ class TestRendered:
             ["traefikservices"] in [r["resources"] for r in role["rules"]] for role in roles
         )
 
+    def test_routes_have_filters_of_the_kinds_in_the_values_only(self) -> None:
+        listed = ("routes.extensionRefs[0].group=traefik.io", "routes.extensionRefs[0].kind=Middleware")
+        for changes in ((), listed):
+            made = objects(*changes)
+            (policy,) = (
+                o
+                for o in made
+                if o["kind"] == "ValidatingAdmissionPolicy" and o["metadata"]["name"].endswith("-traffic")
+            )
+            expressions = " ".join(v["expression"] for v in policy["spec"]["validations"])
+            assert "'ResponseHeaderModifier'" in expressions
+            assert ("'traefik.io/Middleware'" in expressions) == bool(changes)
+
     def test_leases_are_written_in_its_own_namespace_only(self) -> None:
         (role,) = pick("default", "Role")
         assert role["metadata"]["namespace"] == "modelrollout"
@@ -450,7 +475,7 @@ class TestRendered:
         assert "nodes" not in {
             r for o in made if o["kind"] == "ClusterRole" for rule in o["rules"] for r in rule["resources"]
         }
-        (config,) = [o["data"]["config.yaml"] for o in made if o["kind"] == "ConfigMap"]
+        config = configuration(made)
         assert "lookAtNodes: false" in config
 
     @pytest.mark.parametrize("which", ["default", "full"])
@@ -568,6 +593,11 @@ class TestRendered:
                 "stores[0].name=m,stores[0].uri=s3://m/,artifacts.uri=s3://a/,feedback.metricsPort=8080",
                 "feedback.metricsPort: must differ",
             ),
+            (
+                "stores[0].name=m,stores[0].uri=s3://m/,artifacts.uri=s3://a/,prometheus[0].name=p,"
+                "prometheus[0].url=https://p,prometheus[0].caSecret.name=a,prometheus[0].caConfigMap.name=b",
+                "prometheus p: caSecret and caConfigMap are both there",
+            ),
         ],
     )
     def test_mistakes_in_values_are_refused_with_words(self, setting: str, message: str) -> None:
@@ -670,8 +700,7 @@ class TestPoliciesOfModels:
     )
 
     def config(self, objects: list[dict[str, Any]], tmp_path: Path) -> NetworkPoliciesConfig | None:
-        (found,) = [o for o in objects if o["kind"] == "ConfigMap"]
-        (tmp_path / "config.yaml").write_text(found["data"]["config.yaml"])
+        (tmp_path / "config.yaml").write_text(configuration(objects))
         return load_config(tmp_path / "config.yaml").network_policies
 
     def rights(self, objects: list[dict[str, Any]]) -> list[set[str]]:

@@ -9,104 +9,18 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
-import subprocess
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.integration.own_group import Kubectl
+
 pytestmark = pytest.mark.sandbox
 
 ROOT = Path(__file__).parents[2]
-
-
-class Kubectl:
-    """kubectl in one namespace of the cluster under test; objects are put into the test's own
-    group.
-    """
-
-    def __init__(self, kubeconfig: str, mark: str, cache: Path) -> None:
-        self.kubeconfig = kubeconfig
-        # apart: for minutes, other kubectls would take our short names for those of this group
-        self.cache = cache
-        self.namespace = f"crds-{mark}"
-        self.group = f"crds-{mark}.example.com"
-        self.mdep = f"modeldeployments.{self.group}"
-        self.mrev = f"modelrevisions.{self.group}"
-        self.rpol = f"rolloutpolicies.{self.group}"
-
-    def __call__(self, *args: str, body: Any = None) -> subprocess.CompletedProcess[str]:
-        if body is not None and body["kind"] in ("ModelDeployment", "ModelRevision", "RolloutPolicy"):
-            body = {**body, "apiVersion": f"{self.group}/v1alpha1"}
-        return subprocess.run(
-            [
-                "kubectl",
-                "--kubeconfig",
-                self.kubeconfig,
-                "--cache-dir",
-                str(self.cache),
-                "-n",
-                self.namespace,
-                *args,
-            ],
-            input=None if body is None else json.dumps(body),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    def ok(self, *args: str, body: Any = None) -> str:
-        done = self(*args, body=body)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def refused(self, body: Any) -> str:
-        """The API server's words for refusing this object."""
-        done = self("create", "--dry-run=server", "--validate=strict", "-f", "-", body=body)
-        assert done.returncode != 0, f"accepted: {yaml.safe_dump(body)}"
-        return done.stderr
-
-
-def until_established(run: Kubectl, *crds: str) -> None:
-    """Wait for the API server to serve the CRDs. ``kubectl wait`` fails on one without a status."""
-    end = time.monotonic() + 60
-    while True:
-        waited = run("wait", "--for=condition=Established", "--timeout=30s", *(f"crd/{c}" for c in crds))
-        if waited.returncode == 0:
-            return
-        assert "conditions accessor error" in waited.stderr and time.monotonic() < end, waited.stderr
-        time.sleep(0.2)
-
-
-@pytest.fixture(scope="module")
-def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
-    kubeconfig = os.environ.get("MODELROLLOUT_KUBECONFIG")
-    if not kubeconfig:
-        pytest.fail(
-            "MODELROLLOUT_KUBECONFIG names no cluster; bring the sandbox up and set it, or deselect with -m"
-            " 'not sandbox'"
-        )
-    if shutil.which("kubectl") is None:
-        pytest.fail("kubectl is not on PATH")
-    run = Kubectl(kubeconfig, uuid.uuid4().hex[:8], tmp_path_factory.mktemp("kubectl"))
-    try:
-        for path in sorted((ROOT / "crds").glob("*.yaml")):
-            definition = yaml.safe_load(path.read_text())
-            definition["spec"]["group"] = run.group
-            definition["metadata"]["name"] = f"{definition['spec']['names']['plural']}.{run.group}"
-            run.ok("create", "-f", "-", body=definition)
-        until_established(run, run.mdep, run.mrev, run.rpol)
-        run.ok("create", "namespace", run.namespace)
-        yield run
-    finally:
-        run("delete", "crd", run.mdep, run.mrev, run.rpol, "--wait=false")
-        run("delete", "namespace", run.namespace, "--wait=false")
 
 
 def deployment(
@@ -297,11 +211,11 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "errors with maxDrop": (
         put(GATE_METRICS, [{"name": "mae", "maxDrop": 0.1}]),
-        "do not belong to mae and mse",
+        "do not belong to mae, mse and relativeError",
     ),
     "accuracy with maxIncrease": (
         put(GATE_METRICS, [{"name": "accuracy", "maxIncrease": 0.1}]),
-        "belong to mae and mse",
+        "belong to mae, mse and relativeError",
     ),
     "slices of errors with min": (
         put(GATE_METRICS, [{"name": "mae", "max": 1, "slices": {"min": 0.1}}]),
@@ -464,6 +378,14 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         "a gateway needs http: {hostnames: [...]} or grpc: {hostnames: [...]}",
     ),
     "hosts without a gateway": (put("spec.traffic.gateway", DELETE), "host names need gateway"),
+    "backendRequest longer than request": (
+        put("spec.traffic.timeouts", {"request": "10s", "backendRequest": "11s"}),
+        "backendRequest is part of request",
+    ),
+    "timeout in fractions": (
+        put("spec.traffic.timeouts", {"request": "1.5s"}),
+        "spec.traffic.timeouts.request",
+    ),
     "host name": (
         put("spec.traffic.http.hostnames", ["https://digits.example.com"]),
         "spec.traffic.http.hostnames[0]",
@@ -530,7 +452,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "inputs of vLLM": (
         backend(put("spec.rollout", {}), backend="VLLM", inputs=[TENSOR], outputs=[TENSOR]),
-        "inputs and outputs of its own",
+        "inputs and outputs of their own",
     ),
     "golden data for vLLM": (backend(backend="VLLM"), "golden data and shadow compare tensors"),
     "batches of vLLM": (

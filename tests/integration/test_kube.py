@@ -185,11 +185,13 @@ async def test_the_store_follows_real_versions(kube: Kube, namespace: str) -> No
     second = await kube.apply(CONFIG_MAP, config_map(namespace, "a", "w"))
     assert store.observe(CONFIG_MAP, {"type": "MODIFIED", "object": second})
     listing = await kube.list(CONFIG_MAP, namespace)
-    store.resync(CONFIG_MAP, listing.items, listing.resource_version)
+    for o in listing.items:
+        store.observe(CONFIG_MAP, {"type": None, "object": o})
     assert (store.get(CONFIG_MAP, namespace, "a") or {})["data"] == {"k": "w"}
     await kube.delete(CONFIG_MAP, namespace, "a")
     listing = await kube.list(CONFIG_MAP, namespace)
-    store.resync(CONFIG_MAP, listing.items, listing.resource_version)
+    listed = {(namespace, o["metadata"]["name"]) for o in listing.items}
+    store.forget_unlisted(CONFIG_MAP, listed, listing.resource_version)
     assert store.get(CONFIG_MAP, namespace, "a") is None
 
 

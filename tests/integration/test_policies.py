@@ -102,7 +102,10 @@ class Process:
     async def hear(self) -> None:
         for resource in (ROLLOUT_POLICY, MODEL_DEPLOYMENT):
             listing = await self.kube.list(resource, self.namespace if resource.namespaced else None)
-            self.store.resync(resource, listing.items, listing.resource_version)
+            for o in listing.items:
+                self.store.observe(resource, {"type": None, "object": o})
+            listed = {(o["metadata"].get("namespace") or "", o["metadata"]["name"]) for o in listing.items}
+            self.store.forget_unlisted(resource, listed, listing.resource_version)
 
     async def one_pass(self, name: str) -> None:
         o = self.store.get(MODEL_DEPLOYMENT, self.namespace, name)

@@ -120,6 +120,7 @@ class RolloutMachine(RuleBasedStateMachine):
     @initialize(
         gateway=st.sampled_from([True, True, False]),
         golden=st.booleans(),
+        backend=st.sampled_from([None, None, "TorchScript"]),
         serves=st.sampled_from([0, 1, 1, 2, 2]),
         strategy=st.sampled_from(STRATEGIES),
         policy=st.sampled_from(POLICIES),
@@ -136,6 +137,7 @@ class RolloutMachine(RuleBasedStateMachine):
         self,
         gateway: bool,
         golden: bool,
+        backend: str | None,
         serves: int,
         strategy: dict[str, Any],
         policy: dict[str, Any],
@@ -155,6 +157,7 @@ class RolloutMachine(RuleBasedStateMachine):
             "version": 1,
             "gateway": gateway,
             "golden": golden,
+            "triton": {"triton": {"backend": backend}} if backend else {},
             "strategy": STRATEGIES[0],
             "replicas": 2,
             "tune": tune,
@@ -183,6 +186,7 @@ class RolloutMachine(RuleBasedStateMachine):
             "replicas": made.pop("replicas"),
             "resources": {"limits": {"nvidia.com/gpu": 1}},
             **made.pop("surge"),
+            **made.pop("triton"),
         }
         if not made["gateway"] and "abTest" in rollout:
             rollout |= STRATEGIES[0]  # the API server would refuse it
@@ -413,7 +417,16 @@ class RolloutMachine(RuleBasedStateMachine):
                 and self.world.route_mirror is None
             )
 
-    @rule(refusal=st.sampled_from([None, None, Problem("StoreNotAllowed", "use another store")]))
+    @rule(
+        refusal=st.sampled_from(
+            [
+                None,
+                None,
+                Problem("StoreNotAllowed", "use another store"),
+                Problem("FilterNotAllowed", "leave it out"),
+            ]
+        )
+    )
     def what_is_allowed(self, refusal: Problem | None) -> None:
         self.world.refusal = refusal
 

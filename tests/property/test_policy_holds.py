@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import os
 from datetime import timedelta
 from typing import Any
@@ -227,6 +228,27 @@ class Judge(Operator):
 HOSTS = ["digits.example.com", "other.example.com", "preview.example.com"]
 
 
+def _paths(route: Any) -> set[str]:
+    return {m["path"]["value"] for rule in route["spec"]["rules"] for m in rule["matches"]}
+
+
+def _places(route: Any, owner: str, *, preview: bool) -> list[str]:
+    """Where clients find a model: under its name at each host name, and as a Service."""
+    models = {path.split("/")[3] for path in _paths(route) if path.startswith("/v2/models/")}
+    assert models == {owner}, "a route has the paths of its own model"
+    return [*(f"{host}/{owner}" for host in route["spec"]["hostnames"]), *([] if preview else [owner])]
+
+
+def _is_accepted(route: dict[str, Any]) -> bool:
+    return any(
+        c["type"] == "Accepted"
+        and c["status"] == "True"
+        and c["observedGeneration"] == route["metadata"]["generation"]
+        for parent in (route.get("status") or {}).get("parents") or []
+        for c in parent["conditions"]
+    )
+
+
 class TenantOfTheCluster(RuleBasedStateMachine):
     """Two ModelDeployments of one namespace, which are edited, deleted and created anew, and hand
     host names to each other.
@@ -237,12 +259,12 @@ class TenantOfTheCluster(RuleBasedStateMachine):
         self.cluster = Cluster()
         self.cluster.policy("p", gates={"metrics": DEMANDED})
         self.operator = Judge(self.cluster)
-        # by host name and object: models that were right there, before any other
+        # by place, as ``_places``: models that were right there, before any other
         self.known: dict[str, set[str]] = {}
         self.nonce = 0
         self.write("digits", 1, True, [HOSTS[0]], {})
         self.live("Successful", 8)
-        assert self.known[HOSTS[0]] == self.known["digits"] == {b.uri(1)}, "a right model serves"
+        assert self.known[f"{HOSTS[0]}/digits"] == self.known["digits"] == {b.uri(1)}, "a right model serves"
 
     def write(self, name: str, version: int, pinned: bool, hosts: list[str], rollout: dict[str, Any]) -> None:
         traffic = {"gateway": {"name": "public"}, "http": {"hostnames": hosts}}
@@ -275,19 +297,22 @@ class TenantOfTheCluster(RuleBasedStateMachine):
         asyncio.run(main())
 
     def judge(self) -> None:
-        """By the routes alone. The first model of a name under which nobody was served may be any,
-        and may be gone back to; others must be right.
+        """By the routes alone. The first model of a name under which nobody was served (no gateway
+        had accepted a route to one) may be any, and may be gone back to; others must be right.
         """
         models = {
             name: o["spec"]["input"]["model"]["uri"] for name, o in self.cluster.all(MODEL_REVISION).items()
         }
+        opened: dict[tuple[str, str], str] = {}
         for name, route in self.cluster.all(HTTP_ROUTE).items():
             owner = (route["metadata"].get("labels") or {}).get(names.LABEL_NAME, name)
             preview = name.endswith("-preview")
+            for host, path in itertools.product(route["spec"]["hostnames"], _paths(route)):
+                assert opened.setdefault((host, path), name) == name, "a path leads to one model"
             for rules in route["spec"]["rules"]:
                 weights = {ref["name"]: ref["weight"] for ref in rules["backendRefs"]}
-                for place in (*route["spec"].get("hostnames", ()), *(() if preview else (owner,))):
-                    if not preview and list(weights.values()) == [100]:
+                for place in _places(route, owner, preview=preview):
+                    if not preview and list(weights.values()) == [100] and _is_accepted(route):
                         self.known.setdefault(place, {models[next(iter(weights))]})
                     allowed = self.known.get(place, set())
                     for revision, weight in weights.items():

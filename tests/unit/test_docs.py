@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus, ModelRevisionStatus
 from modelrollout.api.v1alpha1.policy import RolloutPolicySpec, RolloutPolicyStatus
 from modelrollout.api.v1alpha1.status import RolloutStatus
-from modelrollout.config import OperatorConfig
+from modelrollout.config import DrainConfig, GatewayMetrics, OperatorConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS: dict[str, type[BaseModel]] = {
@@ -160,6 +160,46 @@ def test_every_field_has_its_row(page: str, model: type[BaseModel]) -> None:
     text = (ROOT / "docs" / "reference" / page).read_text()
     names = [field.alias or name for name, field in model.model_fields.items()]
     assert [name for name in names if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("heading", "model"),
+    [
+        ("### Fields", ModelDeploymentStatus),
+        ("### status.rollout", RolloutStatus),
+        ("## ModelRevision", ModelRevisionStatus),
+        ("## RolloutPolicy", RolloutPolicyStatus),
+    ],
+)
+def test_no_row_is_of_a_field_that_is_not_there(heading: str, model: type[BaseModel]) -> None:
+    text = (ROOT / "docs" / "reference" / "status.md").read_text()
+    section = re.split(r"^##", text.split(f"\n{heading}\n", 1)[1], flags=re.M)[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    known = {field.alias or name for name, field in model.model_fields.items()}
+    assert named and named <= known, named - known
+
+
+def test_the_times_of_open_streams_are_those_of_the_configuration() -> None:
+    page = " ".join((ROOT / "docs/reference/endpoints.md").read_text().split())
+    drain, settle = DrainConfig(), GatewayMetrics().settle_seconds
+    signal = drain.pre_stop_seconds
+    last = signal + drain.exit_timeout_seconds
+    killed = last + drain.margin_seconds
+    for words in (
+        f"{settle:g} s (`gatewayMetrics.settleSeconds`)",
+        f"ends {settle + killed:g} s after it at the latest",
+        f"| 0 to {signal} (`drain.preStopSeconds`) |",
+        f"| to {last} at most (`drain.exitTimeoutSeconds`: {drain.exit_timeout_seconds}) |",
+        f"| to {killed} at most (`drain.marginSeconds`: {drain.margin_seconds}) |",
+        f"| {killed} | the pod is killed",
+        f"errors begin after {signal} s",
+        f"complete within {last} s is not cut off",
+    ):
+        assert words in page
+    values = yaml.safe_load((ROOT / "charts/model-rollout-operator/values.yaml").read_text())
+    assert DrainConfig.model_validate(values["drain"]) == drain
+    assert values["gatewayMetrics"]["settleSeconds"] == settle
 
 
 def test_every_metric_of_the_operator_has_its_row() -> None:

@@ -58,17 +58,17 @@ def measure_batching(model: Path) -> tuple[Rate, Rate]:
         for name in names.values():
             (Path(folder) / name / "1").mkdir(parents=True)
             shutil.copyfile(model, Path(folder) / name / "1" / MODEL_FILE)
-        with triton.serving(Path(folder), PORT) as address, Repository(address) as repository:
+        with triton.serving(Path(folder), PORT) as server, Repository(server.address) as repository:
             sent: dict[ServingConfig, list[bytes]] = {}
             for serving, name in names.items():
                 repository.load(name, with_serving(config, serving))
-                task = TuneTask(http=address, repository=folder, model=name, objective_ms=OBJECTIVE_MS)
+                task = TuneTask(http=server.address, repository=folder, model=name, objective_ms=OBJECTIVE_MS)
                 sent[serving] = requests(task, repository.inputs(name), Progress())[0]
             for _ in range(ROUNDS):
                 for in_flight in IN_FLIGHT:
                     for serving, encoded in sent.items():
                         result = window(
-                            address, encoded, in_flight, WINDOW_SECONDS, round(TAIL / (1 - SHARE))
+                            server.address, encoded, in_flight, WINDOW_SECONDS, round(TAIL / (1 - SHARE))
                         )
                         rate = Rate(serving, result.rate, result.latency(SHARE) * 1e3, in_flight)
                         if rate.p99_ms <= OBJECTIVE_MS and (

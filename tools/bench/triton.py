@@ -8,8 +8,9 @@ import shutil
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import zstandard
@@ -54,10 +55,19 @@ def unpacked() -> Path:
     return root
 
 
+@dataclass(frozen=True)
+class Server:
+    """A Triton that runs: ``host:port``, the address of its metrics, and its process."""
+
+    address: str
+    metrics: str
+    pid: int
+
+
 @contextmanager
-def serving(models: Path, port: int) -> Iterator[str]:
-    """``host:port`` of a Triton that loads models on request from the folder ``models``. Raises
-    TritonMissing.
+def serving(models: Path, port: int, flags: Sequence[str] = ()) -> Iterator[Server]:
+    """A Triton that loads models on request from the folder ``models``; its metrics are at the port
+    after ``port``. Raises TritonMissing.
     """
     command = [
         "tritonserver",
@@ -69,14 +79,16 @@ def serving(models: Path, port: int) -> Iterator[str]:
         f"--http-port={port}",
         "--http-address=127.0.0.1",
         "--allow-grpc=false",
-        "--allow-metrics=false",
+        f"--metrics-port={port + 1}",
+        "--metrics-address=127.0.0.1",
         "--exit-timeout-secs=5",
+        *flags,
     ]
     environment = {
         "PATH": "/opt/tritonserver/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
         "HOME": "/tmp",
     }
-    log = baseline.cache() / "triton.log"
+    log = baseline.cache() / f"triton-{port}.log"
     with log.open("wb") as out:
         argv = [
             "unshare",
@@ -99,7 +111,7 @@ def serving(models: Path, port: int) -> Iterator[str]:
                 if server.poll() is not None or time.monotonic() > end:
                     raise TritonMissing(f"Triton does not start: {log.read_text()[-500:]}")
                 time.sleep(0.1)
-        yield address
+        yield Server(address, f"http://127.0.0.1:{port + 1}/metrics", server.pid)
     finally:
         server.terminate()
         server.wait()

@@ -7,3 +7,7 @@ from __future__ import annotations
 
 class ChaosError(RuntimeError):
     """Something a person must know or change; the text says what."""
+
+
+class NotNowError(ChaosError):
+    """A fault cannot be tried as things are at this moment; nothing was done."""

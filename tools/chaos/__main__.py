@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from chaos import ChaosError, report
+from chaos import ChaosError, report, versions
 from chaos.arena import Arena
-from chaos.catalogue import CATALOGUE, Fault
+from chaos.catalogue import CATALOGUE
+from chaos.moments import Fault
 from chaos.runner import Runner, Trial
 from demo import DemoError, target
 from demo.cluster import Cluster
+from demo.narrator import Narrator, heed_signals
 from sandbox.cluster import SandboxError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -38,32 +37,34 @@ def main(
     rate: Annotated[
         float, typer.Option(help="Requests per second to each of the two ModelDeployments.", min=1)
     ] = 35.0,
+    earlier: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="COMMIT",
+            help="Where operator-upgraded begins: a commit or tag. Default: the newest tag before this"
+            f" commit, else {versions.EARLIER}.",
+        ),
+    ] = None,
 ) -> None:
     """Try each fault during a promotion and a rollback, under load. Exit code 1 when an outcome was
     wrong or a request failed.
     """
-    plain = Console(highlight=False)
-    console = plain if plain.is_terminal else Console(highlight=False, width=180)
+    narrator = Narrator()
+    console, say = narrator.console, narrator.say
     if show:
         for fault in CATALOGUE:
             console.print(Text(f"{fault.name:24} {fault.about}"))
         return
     faults = _chosen(only)
-    # also where SIGINT was ignored, as in the background: operators and clients must end with us
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupted)
-    started = time.monotonic()
-
-    def say(line: str) -> None:
-        console.print(Text(f"[{time.monotonic() - started:6.1f}] {line}"), soft_wrap=True)
-
+    heed_signals()
     out.mkdir(parents=True, exist_ok=True)
     (out / REPORT).unlink(missing_ok=True)
     trials: list[Trial] = []
     versions: dict[str, str] = {}
     try:
         where = target.sandbox(None, None)
-        with Arena(Cluster(where), out, say, rate) as arena:
+        with Arena(Cluster(where), out, say, rate, earlier=earlier) as arena:
             runner = Runner(arena)
             versions = runner.versions()
             for trial in runner.run(faults):
@@ -73,7 +74,7 @@ def main(
     except (ChaosError, DemoError, SandboxError) as e:
         typer.echo(f"chaos: {e}", err=True)
         raise typer.Exit(1) from e
-    seconds = time.monotonic() - started
+    seconds = narrator.seconds
     (out / REPORT).write_text(json.dumps(report.as_json(trials, seconds, versions), indent=1))
     console.print(report.table(trials))
     for line in report.apart(trials):
@@ -82,10 +83,6 @@ def main(
     console.print(Text(report.summary(trials)))
     if not report.is_right(trials) or len(trials) < len(faults):
         raise typer.Exit(1)
-
-
-def _interrupted(number: int, _: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _chosen(only: list[str] | None) -> tuple[Fault, ...]:

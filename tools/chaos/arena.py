@@ -8,34 +8,38 @@ import json
 import signal
 import ssl
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from chaos import ChaosError, models, truth
+from chaos import ChaosError, NotNowError, models, truth
 from chaos.operators import OperatorProcess
 from chaos.proxy import FaultProxy, Proxies
 from chaos.recorder import MDEP, Recorder
-from chaos.traffic import Traffic, Window
+from chaos.traffic import Outage, Traffic, Window
 from chaos.truth import Expected, Final, Outcome
 from demo import DemoError
-from demo.cluster import RELEASE, SYSTEM_NAMESPACE, Cluster, Object, secret
+from demo.cluster import RELEASE, SYSTEM_NAMESPACE, Cluster, Object
 from demo.data import Split
-from demo.setup import CHART, CLIENT_ACCOUNT, FEEDBACK_ROLE, SECRET, chart_values
+from demo.setup import CHART, chart_values, prepare_namespace
 from modelrollout.api import names
 from sandbox import control
 from sandbox.cluster import Sandbox
 from sandbox.kube import Api
+from sandbox.scope import Scope
 
 NAMESPACE = "modelrollout-chaos"
 REPLICAS = 2
 RESYNC_SECONDS = 10.0  # what no event told is found after this long
 STEPS = (30, 60)
 TEMPLATE = "scraped"
+METRICS: Mapping[str, dict[str, Any]] = {
+    "accuracy": {"name": "accuracy", "maxDrop": 0.3, "minSamples": 20},
+    "errors": {"name": "errors", "maxIncrease": 0.3, "minSamples": 20},
+}
 Say = Callable[[str], None]
 
 
@@ -51,6 +55,13 @@ class Subject:
     # resourceVersions of routes and status that the chaos run wrote
     own: set[str] = field(default_factory=set)
     windows: list[Window] = field(default_factory=list)
+    outages: list[Outage] = field(default_factory=list)
+    # what faults change of the next versions: more of spec.serving, and what they are judged by
+    serving: dict[str, Any] = field(default_factory=dict)
+    metrics: tuple[str, ...] = tuple(METRICS)
+    replicas: int = REPLICAS
+    history: int | None = None  # revisionHistoryLimit
+    scaled_at: float = 0.0  # Unix time of the last scaling to 0
 
     @property
     def host(self) -> str:
@@ -64,21 +75,35 @@ class Subject:
             self.outcome,
             self.tried if self.outcome == "Promoted" else self.stable,
             self.tried,
-            REPLICAS,
+            self.replicas,
         )
 
 
-class Arena:
+class Arena(Scope):
     """A context manager: sets everything up, and takes down the processes of its own (the sandbox
     stays).
     """
 
-    def __init__(self, cluster: Cluster, folder: Path, say: Say, rate: float) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        folder: Path,
+        say: Say,
+        rate: float,
+        subjects: Sequence[Subject] | None = None,
+        interval: str = "1s",
+        earlier: str | None = None,
+    ) -> None:
+        """``rate``: requests per second to each subject, ``interval``: of the analysis,
+        ``earlier``: the commit from which an upgrade begins.
+        """
+        super().__init__()
         self.cluster, self.folder, self.say = cluster, folder, say
-        self.subjects = (Subject("up", "Promoted"), Subject("down", "RolledBack"))
+        self.subjects = subjects or (Subject("up", "Promoted"), Subject("down", "RolledBack"))
+        self.earlier = earlier
+        self._interval = interval
         self.box = Sandbox()
         self._rate = rate
-        self._stack = ExitStack()
         self.recorder = Recorder(self._api, NAMESPACE)
         trust = ssl.create_default_context(cafile=str(self.box.state.pki / "ca.crt"))
         server = json.loads(self.box.state.kubeconfig.read_text())["clusters"][0]["cluster"]["server"]
@@ -97,19 +122,8 @@ class Arena:
 
     # --- set-up ---
 
-    def __enter__(self) -> Arena:
-        try:
-            self._set_up()
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
     def _set_up(self) -> None:
-        self._install()
+        self.install()
         self._namespace()
         live = models.live()
         live.save(self.folder / "live.npz")
@@ -117,7 +131,7 @@ class Arena:
         self._stack.enter_context(Proxies(self.proxy, self.second_proxy, self.prometheus))
         self.recorder.start()
         self._stack.callback(self.recorder.stop)
-        config = self._config()
+        config = self.write_config()
         token = self.cluster.kubectl(
             "create", "token", RELEASE, "-n", SYSTEM_NAMESPACE, "--duration=6h"
         ).strip()
@@ -135,24 +149,27 @@ class Arena:
             self.until(
                 f"the first version of {subject.name} is stable",
                 lambda s=subject: self.is_ready(s),  # type: ignore[misc]
-                180,
+                max(180, 60 * len(self.subjects)),
             )
         for subject in self.subjects:
             self._send(subject, live)
-        self.say(f"two ModelDeployments serve under {2 * self._rate:g} requests/s")
+        count = len(self.subjects)
+        self.say(f"{count} ModelDeployments serve under {count * self._rate:g} requests/s")
 
-    def _install(self) -> None:
+    def install(self, chart: Path = CHART, images: Mapping[str, Any] | None = None) -> None:
         """CRDs, rights and the feedback service by the chart; its operator has no replica, for ours
-        are processes.
+        are processes. ``images``: values of the chart that name others than the present ones.
         """
         values = self.folder / "chart-values.yaml"
-        values.write_text(yaml.safe_dump({**chart_values(self.cluster.target), "replicas": 0}))
+        values.write_text(
+            yaml.safe_dump({**chart_values(self.cluster.target), "replicas": 0, **(images or {})})
+        )
         where = ["--namespace", SYSTEM_NAMESPACE, "--create-namespace"]
         self.cluster.helm(
             "upgrade",
             "--install",
             RELEASE,
-            str(CHART),
+            str(chart),
             *where,
             "--values",
             str(values),
@@ -160,29 +177,14 @@ class Arena:
             "--timeout",
             "3m",
         )
-        self.say("the chart is installed: definitions, rights, feedback service")
+        self.say(f"the chart is installed: definitions, rights, feedback service ({chart})")
 
     def _namespace(self) -> None:
-        self.cluster.fresh_namespace(NAMESPACE)
+        prepare_namespace(self.cluster, NAMESPACE)
         self._stack.callback(self.cluster.kubectl, "delete", "rpol", NAMESPACE, "--ignore-not-found")
-        store = self.cluster.target.store
-        about = {"name": CLIENT_ACCOUNT, "namespace": NAMESPACE}
         rbac = "rbac.authorization.k8s.io"
         lease = {"name": "rival-lease", "namespace": NAMESPACE}
         self.cluster.apply(
-            secret(
-                NAMESPACE,
-                SECRET,
-                {"AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key},
-            ),
-            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": about},
-            {
-                "apiVersion": f"{rbac}/v1",
-                "kind": "RoleBinding",
-                "metadata": about,
-                "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": FEEDBACK_ROLE},
-                "subjects": [{"kind": "ServiceAccount", **about}],
-            },
             # PromQL over other namespaces is the platform's alone.
             {
                 "apiVersion": names.API_VERSION,
@@ -220,7 +222,7 @@ class Arena:
             },
         )
 
-    def _config(self) -> Path:
+    def write_config(self) -> Path:
         """What the chart wrote for its operator, with the fault proxy for Prometheus, and a resync
         that a test can wait for.
         """
@@ -268,12 +270,9 @@ class Arena:
     def _object(self, subject: Subject, model: models.ModelFile, *, golden: bool, pinned: bool) -> Object:
         store, gateway = self.cluster.target.store, self.cluster.target.gateway
         analysis: dict[str, Any] = {
-            "interval": "1s",
+            "interval": self._interval,
             "initialDelay": "2s",  # the faults kill pods: counting begins again each time
-            "metrics": [
-                {"name": "accuracy", "maxDrop": 0.3, "minSamples": 20},
-                {"name": "errors", "maxIncrease": 0.3, "minSamples": 20},
-            ],
+            "metrics": [METRICS[name] for name in subject.metrics],
             "templates": [TEMPLATE],
         }
         if golden:
@@ -283,16 +282,18 @@ class Arena:
             "kind": MDEP,
             "metadata": {"name": subject.name, "namespace": NAMESPACE},
             "spec": {
+                **({"revisionHistoryLimit": subject.history} if subject.history is not None else {}),
                 "model": {
                     "uri": f"s3://{store.models}/{model.key}",
                     **({"sha256": model.sha256} if pinned else {}),
                 },
                 "serving": {
-                    "replicas": REPLICAS,
+                    "replicas": subject.replicas,
                     "resources": {
                         "limits": {"cpu": "2", "memory": "512Mi"},
                         "requests": {"cpu": "100m", "memory": "128Mi"},
                     },
+                    **subject.serving,
                 },
                 "traffic": {
                     "gateway": {"name": gateway.name, "namespace": gateway.namespace},
@@ -331,11 +332,18 @@ class Arena:
                 time.sleep(0.5)
 
     def candidate(self, subject: Subject) -> str:
-        """The revision in flight."""
-        return str(self.recorder.latest(subject.name)["status"]["rollout"]["revision"])
+        """The revision in flight, or that of the last rollout."""
+        return self._revision(subject, "rollout")
 
     def stable(self, subject: Subject) -> str:
-        return str(self.recorder.latest(subject.name)["status"]["stable"]["revision"])
+        return self._revision(subject, "stable")
+
+    def _revision(self, subject: Subject, which: str) -> str:
+        status = self.recorder.latest(subject.name).get("status") or {}
+        revision = (status.get(which) or {}).get("revision")
+        if revision is None:
+            raise NotNowError(f"status.{which} of {subject.name} names no revision")
+        return str(revision)
 
     def pods(self, revision: str) -> list[Object]:
         """Its server pods that are not on their way out, ready ones first."""
@@ -346,6 +354,10 @@ class Arena:
             (p for p in pods if not p["metadata"].get("deletionTimestamp")),
             key=lambda p: not truth.is_ready(p),
         )
+
+    def windows(self, subject: Subject, pods: Sequence[Object]) -> list[Window]:
+        """All that the faults excuse for it so far. ``pods``: all versions of pods."""
+        return [*subject.windows, *(outage.window(pods) for outage in subject.outages)]
 
     def stop_part(self, part: str) -> None:
         control.stop(self.box.state, part, signal.SIGKILL)
@@ -370,6 +382,21 @@ class Arena:
     def is_ready(self, subject: Subject) -> bool:
         status = self.recorder.latest(subject.name).get("status") or {}
         return any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", []))
+
+    def has_become_stable(self, subject: Subject) -> bool:
+        """Whether the version that was applied last is stable, and Ready."""
+        stable = (self.recorder.latest(subject.name).get("status") or {}).get("stable")
+        return (
+            self.is_ready(subject)
+            and stable is not None
+            and bool(self.cluster.revision(NAMESPACE, stable["revision"])["spec"]["sha256"] == subject.tried)
+        )
+
+    def replace_stable(self, subject: Subject) -> None:
+        """A good version becomes stable, with what the subject's next versions are to be like."""
+        self.next_version(subject, good=True)
+        self.until(f"{subject.name} is well again", lambda: self.has_become_stable(subject), 180)
+        subject.stable = subject.tried
 
     def final(self, subject: Subject) -> Final:
         """Everything that belongs to it, read from the API server now."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+
+from sandbox.shell import free_ports
 
 BACKOFF_SECONDS = 1.0  # after an end of its own; the kubelet begins at 10 s
 
@@ -36,9 +37,10 @@ class OperatorProcess:
             sys.executable, "-m", "modelrollout.cli.main", "run", "--config", str(config), "--kubeconfig",
             str(kubeconfig),
             "--identity", f"chaos-{name}", "--lease-namespace", lease_namespace, "--health-port",
-            str(_free_port()),
+            *map(str, free_ports(1)),
         ]
         # fmt: on
+        self.environment: dict[str, str] = {}  # of the next lives, beside the usual one
         self._process: subprocess.Popen[bytes] | None = None
         self._restarts = False
         self._expected = False  # that the present life ends
@@ -62,6 +64,24 @@ class OperatorProcess:
                 self._expected = True
                 self.kills += 1
                 os.kill(self._process.pid, signal.SIGKILL)
+
+    def restart(self) -> None:
+        """SIGTERM, as a rolling update sends it; returns once it has ended, and the next life
+        begins at once.
+        """
+        with self._lock:
+            process = self._process
+            if process and process.poll() is None:
+                self._expected = True
+                process.terminate()
+        if process:
+            process.wait(20)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the present life."""
+        process = self._process
+        return process.pid if process and process.poll() is None else None
 
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)
@@ -92,7 +112,13 @@ class OperatorProcess:
     def _spawn(self) -> None:
         self._expected = False
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(
+                self._command,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, **self.environment},
+            )
 
     def _supervise(self) -> None:
         while True:
@@ -122,9 +148,3 @@ def _kubeconfig(server: str, token: str) -> dict[str, object]:
         "contexts": [{"name": "chaos", "context": {"cluster": "proxy", "user": "operator"}}],
         "current-context": "chaos",
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])

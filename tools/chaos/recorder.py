@@ -1,12 +1,12 @@
-"""What really happened: every version of the ModelDeployments, routes and pods of a namespace,
-straight from the API server.
+"""What really happened: every version of the ModelDeployments, routes and pods of a namespace, and
+of what else is asked for, straight from the API server.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from typing import Any
 
@@ -22,15 +22,20 @@ class Recorder:
     resourceVersion, one count for all objects.
     """
 
-    def __init__(self, connect: Callable[[], Api], namespace: str) -> None:
+    def __init__(
+        self, connect: Callable[[], Api], namespace: str, more: Mapping[str, str] | None = None
+    ) -> None:
+        """``more``: paths of other lists, by their kind."""
         self._connect = connect
         self._paths = {
             MDEP: f"/apis/{names.API_VERSION}/namespaces/{namespace}/modeldeployments",
             HTTP: f"/apis/gateway.networking.k8s.io/v1/namespaces/{namespace}/httproutes",
             GRPC: f"/apis/gateway.networking.k8s.io/v1/namespaces/{namespace}/grpcroutes",
             POD: f"/api/v1/namespaces/{namespace}/pods",
+            **(more or {}),
         }
         self._versions: dict[str, dict[int, Object]] = {kind: {} for kind in self._paths}
+        self._seen: dict[int, float] = {}  # resourceVersion -> Unix time
         self._changed = threading.Condition()
         self._stop = False
 
@@ -51,10 +56,25 @@ class Recorder:
             ]
         return [o for _, o in sorted(matching, key=lambda f: f[0])]
 
+    def forget(self, kind: str, until: int) -> None:
+        """What that kind was up to that resourceVersion, but for the newest version of each object:
+        a run of hours writes very many.
+        """
+        with self._changed:
+            newest = {o["metadata"]["name"]: v for v, o in sorted(self._versions[kind].items())}
+            kept = set(newest.values())
+            for version in [v for v in self._versions[kind] if v <= until and v not in kept]:
+                del self._versions[kind][version], self._seen[version]
+
     def latest(self, name: str) -> Object:
         """The ModelDeployment as last seen; empty before it is."""
         versions = self.versions(MDEP, name)
         return versions[-1] if versions else {}
+
+    def seen(self, version: Object) -> float:
+        """When it was seen first, Unix time."""
+        with self._changed:
+            return self._seen[int(version["metadata"]["resourceVersion"])]
 
     def pods(self, since: int = 0) -> list[Object]:
         """All versions of pods beyond that resourceVersion."""
@@ -110,5 +130,7 @@ class Recorder:
 
     def _take(self, kind: str, o: Object) -> None:
         with self._changed:
-            self._versions[kind][int(o["metadata"]["resourceVersion"])] = o
+            version = int(o["metadata"]["resourceVersion"])
+            self._versions[kind][version] = o
+            self._seen.setdefault(version, time.time())
             self._changed.notify_all()

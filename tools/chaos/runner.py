@@ -10,14 +10,18 @@ from dataclasses import dataclass, field
 
 from chaos import ChaosError, truth
 from chaos.arena import NAMESPACE, Arena, Subject
-from chaos.catalogue import Act, Fault, observing
+from chaos.moments import Act, Fault, observing, says
 from chaos.recorder import GRPC, HTTP, MDEP
 from chaos.traffic import Failure, is_apart
 from chaos.treatments import PassAll
 from chaos.truth import Object
 from demo import DemoError, diagnostics
 from demo.crashes import crashes_in, remarks, split
+from sandbox.cluster import SandboxError
+from sandbox.control import ControlError
+from sandbox.shell import WaitError
 
+HELD_SECONDS = 6.0  # so long nothing may begin once it is said why
 SETTLE_SECONDS = 90.0  # until what is not stable is gone
 HOLD_SECONDS = 300.0  # a step waits so long after a server of the canary ended
 
@@ -95,12 +99,16 @@ class Runner:
             fault.begin(arena)
             for subject in arena.subjects:
                 arena.next_version(subject, thorough=fault.thorough)
-            undone = self._play(fault, trial)
+            if fault.held:
+                self._until_held(fault.held)
+                self._undo(fault, trial)
+                undone = True
+            undone = self._play(fault, trial, undone)
             if not undone:
                 self._undo(fault, trial)
                 undone = True
             self._rest(trial)
-        except (ChaosError, DemoError) as e:
+        except (ChaosError, DemoError, SandboxError, ControlError, WaitError) as e:
             trial.wrong.append(str(e))
         finally:
             if not undone:
@@ -133,9 +141,26 @@ class Runner:
             trial.wrong.append("the fault was never applied")
         fault.undo(arena)
 
-    def _play(self, fault: Fault, trial: Trial) -> bool:
-        """Until both rollouts have ended and all acts are done. True when the fault was undone
-        under way.
+    def _until_held(self, reason: str) -> None:
+        """Until each status says that reason; and for a while after that no rollout may begin."""
+        arena = self._arena
+        for subject in arena.subjects:
+            arena.until(
+                f"{subject.name} says {reason}",
+                lambda s=subject: says(reason)(arena.recorder.latest(s.name).get("status") or {}),  # type: ignore[misc]
+                60,
+            )
+        end = time.monotonic() + HELD_SECONDS
+        while time.monotonic() < end:
+            for subject in arena.subjects:
+                status = arena.recorder.latest(subject.name).get("status") or {}
+                if (status.get("rollout") or {}).get("sha256") == subject.tried:
+                    raise ChaosError(f"{subject.name} began a rollout although its status says {reason}")
+            arena.recorder.wait(0.3)
+
+    def _play(self, fault: Fault, trial: Trial, undone: bool) -> bool:
+        """Until both rollouts have ended and all acts are done. Returns whether the fault is
+        undone, which it may be before or under way.
         """
         arena = self._arena
         left: dict[str, list[Act]] = {
@@ -143,7 +168,6 @@ class Runner:
         }
         observed: set[str] = set()
         release: float | None = None
-        undone = False
         began = time.monotonic()
         while True:
             for subject in arena.subjects:
@@ -246,8 +270,10 @@ class Runner:
         """What the clients did in this time. They report once a second, so the sums are right and
         the borders blurred by that.
         """
-        recorded = crashes_in(self._arena.recorder.pods())
+        pods = self._arena.recorder.pods()
+        recorded = crashes_in(pods)
         for subject in self._arena.subjects:
+            windows = self._arena.windows(subject, pods)
             crashes = [crash for crash in recorded if crash.model == subject.name]
             traffic = self._arena.traffic[subject.name]
             sent = traffic.sent()
@@ -255,8 +281,8 @@ class Runner:
             self._counted[subject.name] = sent
             failures = traffic.failures()[self._seen[subject.name] :]
             self._seen[subject.name] += len(failures)
-            trial.apart += [f for f in failures if is_apart(f, subject.windows)]
-            others, excused = split([f for f in failures if not is_apart(f, subject.windows)], crashes)
+            trial.apart += [f for f in failures if is_apart(f, windows)]
+            others, excused = split([f for f in failures if not is_apart(f, windows)], crashes)
             trial.failures += others
             trial.excused += excused
             trial.remarks += remarks(excused, crashes)
@@ -268,17 +294,6 @@ class Runner:
         arena = self._arena
         for subject in arena.subjects:
             try:
-                arena.next_version(subject, good=True)
-                arena.until(
-                    f"{subject.name} is well again",
-                    lambda s=subject: arena.is_ready(s) and self._has_digest(s),  # type: ignore[misc]
-                    180,
-                )
-                subject.stable = subject.tried
+                arena.replace_stable(subject)
             except (ChaosError, DemoError) as e:
                 arena.say(f"    {e}")
-
-    def _has_digest(self, subject: Subject) -> bool:
-        latest = self._arena.recorder.latest(subject.name)
-        stable = latest["status"]["stable"]["revision"]
-        return bool(self._arena.cluster.revision(NAMESPACE, stable)["spec"]["sha256"] == subject.tried)

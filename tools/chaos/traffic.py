@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from demo.client import REQUESTS, Settings
 from demo.cluster import FEEDBACK_AUDIENCE, RELEASE, SYSTEM_NAMESPACE, Cluster
 from demo.data import Split
 from demo.load import TOKEN_SECONDS, Load
 from demo.setup import CLIENT_ACCOUNT
+from modelrollout.api import names
 
 FEEDBACK_PORT = 8080
 HTTP_SHARE = 0.7
@@ -21,6 +23,12 @@ KILLED = ("HTTP 502", "HTTP 504", "ServerDisconnected", "ClientOSError", "Connec
 """How a broken connection to a pod looks to a client."""
 ROUTELESS = ("HTTP 404",)
 """How a host name without a route looks to a client."""
+GATEWAYLESS = (*ROUTELESS, "http2 header with status: 404")
+"""The same of HTTP and gRPC."""
+EMPTIED = ("HTTP 503", "UNAVAILABLE")
+"""How a side of which all pods are on their way out looks to a client."""
+PODLESS = (*KILLED, *EMPTIED)
+"""How a side whose pods all were killed looks to a client."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,49 @@ class Window:
     start: float
     end: float
     errors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outage:
+    """A side of a model of which no pod can answer, by the fault itself. When that is over only its
+    pods tell, and only later; all times are Unix times or seconds.
+    """
+
+    start: float
+    revision: str
+    # True: until the first of its pods is ready (again). False: until all of its pods that were
+    # ready are known not to be, so that the operator can take their traffic away.
+    until_ready: bool
+    since: float  # what the pods said before does not count
+    lag: float  # until gateway and operator have acted upon it
+    limit: float  # seconds after the start; later failures are not the fault's
+    errors: tuple[str, ...] = PODLESS
+
+    def window(self, pods: Iterable[Mapping[str, Any]]) -> Window:
+        """What it excuses. ``pods``: all versions of all pods, in order."""
+        # times are written in whole seconds
+        earliest = self.since if self.until_ready else self.since - 1
+        turned: dict[str, float] = {}  # pod -> when it first became so
+        for pod in pods:
+            about = pod["metadata"]
+            if (about.get("labels") or {}).get(names.LABEL_REVISION) != self.revision:
+                continue
+            at = _ready_at(pod, "True" if self.until_ready else "False")
+            if at is not None and at >= earliest:
+                turned.setdefault(about["name"], at + 1)
+        most = self.start + self.limit
+        if not turned:
+            return Window(self.start, most, self.errors)
+        end = min(turned.values()) if self.until_ready else max(turned.values())
+        return Window(self.start, min(end + self.lag, most), self.errors)
+
+
+def _ready_at(pod: Mapping[str, Any], status: Literal["True", "False"]) -> float | None:
+    """Since when the pod's condition Ready is so; None where it is not."""
+    for condition in (pod.get("status") or {}).get("conditions") or []:
+        if condition["type"] == "Ready" and condition["status"] == status:
+            return datetime.fromisoformat(condition["lastTransitionTime"]).timestamp()
+    return None
 
 
 @dataclass(frozen=True)

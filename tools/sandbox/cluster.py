@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -28,6 +29,7 @@ from sandbox import (
     build_parts,
     configs,
     control,
+    envoy,
     namespaces,
     packages,
     pins,
@@ -149,13 +151,19 @@ class Sandbox:
 
     # -- up
 
-    def up(self, progress: Progress, options: Options, *, with_images: bool = True) -> dict[str, Any]:
+    def up(
+        self, progress: Progress, options: Options, *, with_images: bool = True, with_envoy: bool = False
+    ) -> dict[str, Any]:
         bad = preflight.problems(self.state)
         if bad:
             raise SandboxError("this machine cannot run the sandbox:\n" + "\n".join(f"- {b}" for b in bad))
         try:
             with locked(self.state.id, wait=False):
-                return self._up(progress, options, with_images)
+                status = self._up(progress, options, with_images)
+                if with_envoy:
+                    self._add_envoy(progress)
+                    status = self.status()
+                return status
         except BlockingIOError as error:
             raise SandboxError("another command is bringing this sandbox up or down: wait for it") from error
 
@@ -338,6 +346,11 @@ class Sandbox:
             for crd in listed
         )
 
+    def _apply(self, c: Config, what: Path | list[addons.Object]) -> None:
+        """A file of manifests, or objects."""
+        file, text = (str(what), None) if isinstance(what, Path) else ("-", yaml.safe_dump_all(what))
+        self.kubectl(c, "apply", "--server-side", "--force-conflicts", "-f", file, stdin=text)
+
     def _nodes(self, progress: Progress, c: Config) -> None:
         with progress.step("nodes", self.state.logs / "kubelet-gpu.log"):
             self._start(
@@ -350,15 +363,7 @@ class Sandbox:
                     f"containerd-{node}",
                 )
             self._start(*(f"kubelet-{n}" for n in NODES), "capacity")
-            self.kubectl(
-                c,
-                "apply",
-                "--server-side",
-                "--force-conflicts",
-                "-f",
-                "-",
-                stdin=yaml.safe_dump_all(addons.base(c)),
-            )
+            self._apply(c, addons.base(c))
             self._until(
                 "the nodes",
                 lambda: self.nodes_ready(c),
@@ -370,19 +375,50 @@ class Sandbox:
     def _addons(self, progress: Progress, c: Config) -> None:
         with progress.step("gateway, Prometheus, object store, DNS", self.state.logs / "gateway.log"):
             for crds in build_parts.crds(self.state.logs / "gateway-api.log"):
-                self.kubectl(c, "apply", "--server-side", "--force-conflicts", "-f", str(crds))
+                self._apply(c, crds)
             self._until("the gateway's CRDs", lambda: self._are_established(c, *GATEWAY_CRDS))
-            self.kubectl(
-                c,
-                "apply",
-                "--server-side",
-                "--force-conflicts",
-                "-f",
-                "-",
-                stdin=yaml.safe_dump_all(addons.gateway()),
-            )
+            self._apply(c, addons.gateway())
             self._start("gateway")
             self.healthy(c)
+
+    def _add_envoy(self, progress: Progress) -> None:
+        """Envoy Gateway beside Traefik; it stays until `down`."""
+        _, c = self.running()
+        part, logs = pins.ENVOY_GATEWAY_PART, cache_root() / "logs"
+        log = logs / f"build-{part.name}.log"
+        if not build_parts.cached(part):
+            note = f"about {part.cold_seconds} s when nothing is cached"
+            with progress.step(f"build {part.name}", log, note):
+                build_parts.build(part, log)
+        with progress.step("Envoy image", logs / "image-envoy.log"):
+            image = build_images.build_envoy(logs / "image-envoy.log")
+        # its pods do not tolerate the GPU node's taint
+        build_images.load(self.state, "cpu", [image], progress, self.state.logs / "images-cpu.log")
+        with progress.step("Envoy Gateway", log):
+            crds = build_parts.envoy_gateway_crds(log)
+            self._apply(c, crds)
+            self._until("Envoy Gateway's CRDs", lambda: self._are_established(c, *envoy.CRDS))
+            with tempfile.TemporaryDirectory() as folder:
+                chart = Path(folder) / "chart"
+                build_parts.envoy_gateway_chart(chart, log)
+                self._install_envoy(chart)
+            self._apply(c, envoy.gateway())
+            self._until("Envoy", lambda: self.gateway_programmed(c, envoy.GATEWAY), timeout=120)
+
+    def _install_envoy(self, chart: Path) -> None:
+        capture(
+            [
+                build_parts.binary("helm"),
+                "upgrade",
+                "--install",
+                envoy.RELEASE,
+                chart,
+                *("--namespace", envoy.NAMESPACE, "--create-namespace", "--skip-crds"),
+                *("--values", "-", "--wait", "--timeout", "3m"),
+            ],
+            stdin=yaml.safe_dump(envoy.chart_values()),
+            env={"KUBECONFIG": str(self.state.kubeconfig)},
+        )
 
     # -- health
 
@@ -401,12 +437,14 @@ class Sandbox:
         gpus = nodes[node_name("gpu")]["status"]["allocatable"].get(configs.GPU)
         return bool(gpus == str(c.options.gpus))
 
-    def gateway_programmed(self, c: Config) -> bool:
-        space, name = addons.GATEWAY
-        gateway = self.api(c).get(f"/apis/gateway.networking.k8s.io/v1/namespaces/{space}/gateways/{name}")
+    def gateway(self, c: Config, which: tuple[str, str]) -> dict[str, Any]:
+        space, name = which
+        return self.api(c).get(f"/apis/gateway.networking.k8s.io/v1/namespaces/{space}/gateways/{name}")
+
+    def gateway_programmed(self, c: Config, which: tuple[str, str] = addons.GATEWAY) -> bool:
         return any(
             x["type"] == "Programmed" and x["status"] == "True"
-            for x in gateway["status"].get("conditions", [])
+            for x in self.gateway(c, which)["status"].get("conditions", [])
         )
 
     def checks(self, c: Config) -> dict[str, Callable[[], bool]]:
@@ -519,6 +557,13 @@ class Sandbox:
 
     # -- looking
 
+    def _envoy(self, c: Config) -> dict[str, Any] | None:
+        """Where Envoy Gateway was asked for."""
+        try:
+            return envoy.described(self.gateway(c, envoy.GATEWAY))
+        except (OSError, ValueError):
+            return None
+
     def objectstore(self, c: Config) -> dict[str, Any]:
         return {
             "endpoint": f"http://{c.address('objectstore')}",
@@ -576,6 +621,7 @@ class Sandbox:
                 "metrics": f"http://{c.address('traefik-metrics')}/metrics",
                 "latency_buckets": list(configs.LATENCY_BUCKETS),
             },
+            "envoy": self._envoy(c),
             "prometheus": {
                 "url": f"http://{c.address('prometheus')}",
                 "in_cluster": f"http://prometheus.monitoring.svc:{PORTS['prometheus']}",

@@ -129,6 +129,9 @@ def parts(c: Config) -> dict[str, dict[str, Any]]:
             client_ca_file=pki / "ca.crt",
             authorization_mode="Node,RBAC",
             allow_privileged=True,
+            # beta in 1.34: the chart stamps who requests a verb with one
+            feature_gates="MutatingAdmissionPolicy=true",
+            runtime_config="admissionregistration.k8s.io/v1beta1=true",
             service_account_key_file=pki / "sa.pub",
             service_account_signing_key_file=pki / "sa.key",
             service_account_issuer="https://kubernetes.default.svc",

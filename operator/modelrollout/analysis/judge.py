@@ -50,7 +50,7 @@ _BAD_AND_FAILURE = {
     "latency": ("slow requests", Reason.LATENCY_HIGH),
 }
 # every other problem is an Error
-_INCONCLUSIVE_PROBLEMS = (Reason.NO_DATA, Reason.NO_STABLE_DATA, Reason.QUERY_PENDING)
+_INCONCLUSIVE_PROBLEMS = (Reason.NO_DATA, Reason.NO_STABLE_DATA, Reason.STALE_DATA, Reason.QUERY_PENDING)
 _BASE_COST_NATS = 2.0  # about what the mixture of bets costs before evidence grows
 _LARGEST_PLAN = 10_000_000  # samples; more than this is "never" for a rollout
 

@@ -8,10 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from modelrollout.analysis.counters import Cold
+from modelrollout.analysis.counters import Cold, Raw
 from modelrollout.analysis.judge import judge
 from modelrollout.analysis.problem import MeasurementProblem
-from modelrollout.analysis.process_groups import fold_all
+from modelrollout.analysis.process_groups import (
+    age_of,
+    counting_again,
+    counts_again,
+    fold_all,
+    newest_scrape,
+)
 from modelrollout.analysis.reading import CounterReading, Reading
 from modelrollout.analysis.verdict import Part
 from modelrollout.api.times import since, stamp
@@ -42,9 +48,43 @@ class Measurement:
     problem: MeasurementProblem | None = None
 
 
-def counts_of(metrics: Iterable[MetricStatus]) -> dict[str, Counts]:
-    """The counts that a step's status holds, by metric."""
-    return {m.name: Counts(m.canary, m.stable) for m in metrics}
+def without_stale(
+    name: str, reading: Reading, before: Counts | None, began: float, now: float, provider: str
+) -> Reading:
+    """The reading; a problem instead of a baseline that was scraped before the step ``began`` to
+    count (Unix seconds; 0: unknown). It would add requests of the weight before to this step:
+    behind a provider that lags, minutes of them.
+    """
+    if not isinstance(reading, CounterReading) or (before is not None and before.canary is not None):
+        return reading
+    age = age_of((reading.canary, reading.stable), now)
+    if age is None or age <= now - began:
+        return reading
+    return MeasurementProblem(
+        Reason.STALE_DATA,
+        f"{name}: the newest that {provider} has was scraped {age:.0f} s ago, and this step began"
+        f" {now - began:.0f} s ago: counting begins with a scrape of after that; if the lag is longer than"
+        " spec.rollout.analysis.progressDeadline, raise that, or name another provider in"
+        " spec.rollout.analysis.prometheus",
+    )
+
+
+def counts_of(
+    metrics: Iterable[MetricStatus], sources: Mapping[str, str | None] | None = None
+) -> dict[str, Counts]:
+    """The counts that a step's status holds, by metric.
+
+    ``sources``: who counts now, by metric (``target.sources_of``). What another source has counted
+    is left out, so that the metric gets a new baseline. None: unknown, or it cannot have changed.
+    """
+    return {m.name: Counts(m.canary, m.stable) for m in metrics if is_counted_by(m, sources)}
+
+
+def is_counted_by(m: MetricStatus, sources: Mapping[str, str | None] | None) -> bool:
+    """Whether the counts come from the source that counts now. An earlier operator, which knew one
+    source only, recorded none.
+    """
+    return m.source is None or sources is None or m.source == sources.get(m.name.partition("/")[0])
 
 
 def fold_in(
@@ -63,17 +103,29 @@ def fold_in(
         if isinstance(reading, MeasurementProblem):
             measurements[name] = Measurement(before.canary, before.stable, problem=reading)
         elif isinstance(reading, CounterReading):
+            sides = ((before.canary, reading.canary), *([(before.stable, reading.stable)] if stable else []))
+            again = any(counts_again(counted, raw, cold) for counted, raw in sides)
+            now = max(newest_scrape(raw) for _, raw in sides) if again else None
             measurements[name] = Measurement(
-                fold_all(before.canary, reading.canary, cold),
-                _of_stable(before.stable, reading, cold) if stable else None,
+                _counted(before.canary, reading.canary, cold, now),
+                _of_stable(before.stable, reading, cold, now) if stable else None,
             )
         else:
             measurements[name] = Measurement(value=reading)
     return measurements
 
 
-def _of_stable(before: Counter | None, reading: CounterReading, cold: Cold | None) -> Counter:
-    counted = fold_all(before, reading.stable, cold)
+def _counted(before: Counter | None, raw: Raw, cold: Cold | None, again: float | None) -> Counter:
+    """``again``: the time of a new baseline for both sides; None: this is none."""
+    if again is not None and before is not None:
+        return counting_again(before, raw, again)
+    return fold_all(before, raw, cold)
+
+
+def _of_stable(
+    before: Counter | None, reading: CounterReading, cold: Cold | None, again: float | None
+) -> Counter:
+    counted = _counted(before, reading.stable, cold, again)
     return (
         counted
         if before is not None or reading.usual is None

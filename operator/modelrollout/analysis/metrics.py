@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from modelrollout.analysis.problem import MeasurementProblem
-from modelrollout.analysis.target import Profile
 from modelrollout.api.v1alpha1 import Analysis, Metric, Slice, seconds
+from modelrollout.config import Profile
 from modelrollout.reasons import Reason
 
 MAX_METRICS = 32  # the limit of status
@@ -34,8 +34,8 @@ def effective_metrics(
     template over a later one. The default is what those who count (``profile``) can measure.
 
     A spec cannot weaken a mandatory metric: of the same name, the stricter margin and limit hold.
-    Where the two measure different things (another query, another objective) only the mandatory
-    one counts. Problem ``UnknownTemplate`` or ``TooManyMetrics``.
+    Where the two measure different things (another query, another objective, another latency) only
+    the mandatory one counts. Problem ``UnknownTemplate`` or ``TooManyMetrics``.
     """
     requested = analysis.templates or []
     unknown = [name for name in requested if name not in templates]
@@ -63,9 +63,21 @@ def effective_metrics(
     return list(metrics.values())
 
 
+def with_latency_of(metrics: Iterable[Metric], *, decoupled: bool) -> list[Metric]:
+    """The metrics, in which latency says what is meant. ``decoupled``: the canary streams its
+    answers, and the length of an answer says nothing about speed.
+    """
+    usual = "FirstResponse" if decoupled else "WholeAnswer"
+    return [m.model_copy(update={"of": m.of or usual}) if m.name == "latency" else m for m in metrics]
+
+
 def stricter(own: Metric, mandatory: Metric) -> Metric:
     """A metric that passes only what ``mandatory`` passes."""
-    if own.query != mandatory.query or _seconds(own.objective) != _seconds(mandatory.objective):
+    if (
+        own.query != mandatory.query
+        or _seconds(own.objective) != _seconds(mandatory.objective)
+        or own.of != mandatory.of
+    ):
         return mandatory
     return mandatory.model_copy(
         update={

@@ -4,7 +4,8 @@ so no verdict rests on them.
 This is the second line of defence; the first is the rule of who may count
 (docs/design/0010-who-may-count.md). The limits are so wide that honest traffic never exceeds them,
 whether a gateway splits requests by turns or by chance, with one proxy or many. Too few requests of
-the canary are no sign: a canary that crashes has none, and must be rolled back.
+the canary are no sign: a canary that crashes has none, and must be rolled back. (Where its pods are
+well they are a sign of the gateway, ``weight_ignored``: no verdict is withheld for that.)
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from math import log
 
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.api.v1alpha1 import Counter
+from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.statistics.sequential import share_log_evidence
+from modelrollout.statistics.split import ENOUGH, LEAST, MOST, split_log_evidence
 
 TIMES = 4.0  # the canary's odds may be this many times those of its weight
 # times the rows that were counted: pods that were never scraped have answered too
@@ -40,6 +43,8 @@ def share_off_weight(
     """
     if canary is None or stable is None or not 0 < weight < 100:
         return None
+    if stable.total == 0:  # counts cannot be taken away: it is the gateway (``weight_ignored``)
+        return None
     total, odds = canary.total + stable.total, TIMES * weight / (100 - weight)
     if share_log_evidence(canary.total, total, odds / (1 + odds)) < -log(_ALPHA):
         return None
@@ -50,6 +55,27 @@ def share_off_weight(
     return MeasurementProblem(
         Reason.EVIDENCE_IMPLAUSIBLE,
         f"{counted}: the gateway does not keep to the weight, or others write these counters; {REMEDY}",
+    )
+
+
+def weight_ignored(canary: Counter | None, stable: Counter | None, weight: int) -> Problem | None:
+    """The problem of a gateway that is proven not to split requests by the weight: all go to one
+    side, or nearly all. Only where requests are split one by one, and no client sticks to a
+    revision, and pods of both sides were ready all the time: without a pod a side gets none.
+    """
+    if canary is None or stable is None or not LEAST <= weight <= MOST:
+        return None
+    began = min((c.began for c in (canary, stable) if c.began is not None), default=0.0)
+    seconds = max((c.scraped for c in (canary, stable) if c.scraped is not None), default=0.0) - began
+    if split_log_evidence(canary.total, stable.total, weight, seconds) < ENOUGH:
+        return None
+    total = canary.total + stable.total
+    return Problem(
+        Reason.WEIGHT_IGNORED,
+        f"{canary.total:.0f} of {total:.0f} requests ({100 * canary.total / total:.1f} %) went to the canary"
+        f" at weight {weight}: the gateway does not split them by weight, or something before it keeps"
+        " clients on a revision, so this step shows nothing of that share; see that the gateway takes up"
+        " weights (docs/reference/gateways.md), then the step goes on, or abort",
     )
 
 

@@ -18,6 +18,7 @@ MeasurementReason = Literal[
     Reason.NO_DATA,
     Reason.NO_SOURCE,  # nothing here measures this metric
     Reason.NO_STABLE_DATA,
+    Reason.STALE_DATA,  # scraped before the step began
     Reason.SEVERAL_SERIES,
     Reason.NOT_A_NUMBER,
     # impossible counts: another program writes the counters; they say nothing about the model

@@ -10,7 +10,7 @@ none is counted twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from zlib import crc32
 
 from modelrollout.analysis.counters import Cold, Raw, Sample, fold
@@ -36,13 +36,37 @@ def fold_all(previous: Counter | None, raw: Raw, cold: Cold | None = None) -> Co
         return first if raw.processes else first.model_copy(update={"began": cold.until})
     if not raw.processes:
         return previous
-    newest = max(s.scraped for s in raw.processes.values())
+    newest = newest_scrape(raw)
     if newest <= cold.since or (previous.began or 0.0) >= cold.until:
         return _folded(previous, raw)
-    return previous if newest < cold.until else _counting_again(previous, raw, newest)
+    return previous if newest < cold.until else counting_again(previous, raw, newest)
 
 
-def _counting_again(previous: Counter, raw: Raw, now: float) -> Counter:
+def newest_scrape(raw: Raw) -> float:
+    """Unix seconds; 0 without processes."""
+    return max((s.scraped for s in raw.processes.values()), default=0.0)
+
+
+def age_of(raws: Iterable[Raw], now: float) -> float | None:
+    """Seconds since the newest scrape; None where no time is known."""
+    newest = max((newest_scrape(raw) for raw in raws), default=0.0)
+    return now - newest if newest else None
+
+
+def counts_again(previous: Counter | None, raw: Raw, cold: Cold | None) -> bool:
+    """Whether this reading is a new baseline: the first after a cold time that began later than the
+    counts. The other side then needs one as well, or it would count for longer.
+    """
+    newest = newest_scrape(raw)
+    return (
+        cold is not None
+        and previous is not None
+        and (previous.began or 0.0) < cold.until <= newest
+        and newest > cold.since
+    )
+
+
+def counting_again(previous: Counter, raw: Raw, now: float) -> Counter:
     """The counts so far, on a new baseline. Processes that are missing may return."""
     baseline = _folded(None, raw)
     missing = [p for p in previous.last if p not in raw.processes and not p.startswith(GROUP)]

@@ -8,7 +8,8 @@ The first line is the header, each further line one look:
     1763812799.5]}}, "gpu-memory": 61000000000.0, "accuracy": {"problem": "ProviderTimeout",
     "message": "..."}}}
 
-A process has its raw counters: total, bad, Unix time of the scrape. ``usual``, in the first look,
+A process has its raw counters: total, bad, Unix time of the scrape, and true where it counts
+requests of its own when it starts (Sample). ``usual``, in the first look,
 is how stable's bad share varied in the hour before (dispersion.Spread). A slice has a reading of
 its own, METRIC/SLICE. ``stable`` is null for a first revision.
 """
@@ -16,7 +17,7 @@ its own, METRIC/SLICE. ``stable`` is null for a first revision.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, get_args
@@ -121,10 +122,16 @@ def _wire(reading: Reading) -> object:
     if isinstance(reading, CounterReading):
         sides = (("canary", reading.canary), ("stable", reading.stable))
         counters = {
-            side: {p: [s.total, s.bad, s.scraped] for p, s in raw.processes.items()} for side, raw in sides
+            side: {p: [s.total, s.bad, s.scraped, *[True] * s.primed] for p, s in raw.processes.items()}
+            for side, raw in sides
         }
         return counters if reading.usual is None else {**counters, "usual": list(reading.usual)}
     return reading
+
+
+def _sample(values: Sequence[Any]) -> Sample:
+    total, bad, scraped = map(float, values[:3])
+    return Sample(total, bad, scraped, primed=values[3:] == [True])
 
 
 def _reading(value: object) -> Reading:
@@ -134,8 +141,7 @@ def _reading(value: object) -> Reading:
         return MeasurementProblem(value["problem"], str(value.get("message", "")))
     if isinstance(value, dict):
         canary, stable = (
-            Raw({str(p): Sample(*map(float, s)) for p, s in value[side].items()})
-            for side in ("canary", "stable")
+            Raw({str(p): _sample(s) for p, s in value[side].items()}) for side in ("canary", "stable")
         )
         return CounterReading(
             canary, stable, Spread(*map(float, value["usual"])) if "usual" in value else None

@@ -37,6 +37,9 @@ ANNOTATION_REASON = f"{GROUP}/reason"
 ANNOTATION_RESTARTED = f"{GROUP}/restarted-at"  # on the pod template: another value means new pods
 # on the pod template: version of the hardening that keeps clients from managing the server
 ANNOTATION_HARDENED = f"{GROUP}/hardened"
+# on the pod template: that its time to end is the default one. "default" where it was frozen and it
+# is not known yet whether the model streams; "streams" in that of a server whose model does
+ANNOTATION_EXIT = f"{GROUP}/exit-timeout"
 # on the prepare Job: hash of the resources, time limit and queue in spec
 ANNOTATION_EXECUTION = f"{GROUP}/execution-hash"
 # on the Lease of a slot: start of the rollout that holds it
@@ -47,6 +50,9 @@ ANNOTATION_HOSTNAME = f"{GROUP}/hostname"  # on the Lease of a host name: the na
 ANNOTATION_RESERVED = f"{GROUP}/reserved"
 ANNOTATION_VERSION = f"{GROUP}/version"  # on the same: hash of that version
 ANNOTATION_RELEASED = f"{GROUP}/released"  # on the same: when it was released
+ANNOTATION_PROTOCOL = f"{GROUP}/protocol"  # on the same: http where models may share the name
+# on the same: JSON of the claims after the first, which is the Lease's holder
+ANNOTATION_SHARED_WITH = f"{GROUP}/shared-with"
 
 # Verbs: annotations on the ModelRevision that they mean; the value is "[STEP ]NONCE", see
 # docs/reference/verbs.md.
@@ -71,6 +77,16 @@ PORT_COMPARER = 8080
 def verb_annotation(verb: str) -> str:
     """Annotation key of a verb, e.g. ``modelrollout.dev/promote``."""
     return f"{GROUP}/{verb}"
+
+
+def reason_annotation(verb: str) -> str:
+    """Why a person requests the verb, in his words."""
+    return f"{GROUP}/{verb}-reason"
+
+
+def author_annotation(verb: str) -> str:
+    """Who requested the verb, where the API server stamps it (the chart's admission policy)."""
+    return f"{GROUP}/{verb}-by"
 
 
 def canonical_json(value: Any) -> str:

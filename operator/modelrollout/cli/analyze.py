@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -27,14 +27,16 @@ from modelrollout.analysis.recording import (
     read_header,
     read_looks,
 )
-from modelrollout.analysis.target import Profile, Target
+from modelrollout.analysis.target import Target, sources_of
 from modelrollout.api.v1alpha1 import DURATION_RE, ModelDeploymentSpec, RevisionRef, seconds
 from modelrollout.cli import providers, view
 from modelrollout.cli.cluster import Cluster, Rollout
 from modelrollout.cli.errors import Refused, Unanswered
-from modelrollout.cli.manifest import Manifest, from_cluster, from_file, with_changes
+from modelrollout.cli.manifests.judged import Manifest, from_cluster, from_file, with_changes
+from modelrollout.cli.screen import columns
 from modelrollout.cli.verbs import in_flight
-from modelrollout.rollout.assessment import assess, metrics_due
+from modelrollout.config import Profile
+from modelrollout.rollout.assessment import assess, is_decoupled, metrics_due
 from modelrollout.rollout.policy.rules import NO_RULES, Rules
 from modelrollout.rollout.replay import Moment, Replayed, replay
 from modelrollout.rollout.snapshot import Assessment, Observed, baseline
@@ -54,7 +56,7 @@ class Options:
     filename: Path | None = None
     recording: Path | None = None
     connect: Callable[[], MetricsProvider] | None = None  # to the provider that the options name
-    profile: str = "traefik"
+    profile: Profile | None = None  # of the gateway; None: as the operator counted, else traefik
     start: str | None = None
     end: str | None = None
     canary: str | None = None
@@ -83,7 +85,8 @@ async def analyze(w: Options, cluster: Cluster | None, now: datetime, tell: Tell
         m = from_file(w.filename)
     else:
         raise Refused("name a ModelDeployment, or give its file with -f")
-    spec = with_changes(m, w.changes, w.steps, profile_of(m.spec, w.profile))
+    profile = profile_of(m.spec, w.profile or _recorded_profile(rollout))
+    spec = with_changes(m, w.changes, w.steps, profile)
     judged_by = replace(m, spec=spec)
     if w.recording is not None:
         header, moments = read_recording(w.recording)
@@ -99,7 +102,7 @@ async def analyze(w: Options, cluster: Cluster | None, now: datetime, tell: Tell
                     "give --start (and --end) to judge history, or the NAME of a rollout in flight to"
                     " judge now"
                 )
-            assessment = await assess_now(replace(rollout, spec=spec), provider, w.profile, m.rules, now)
+            assessment = await assess_now(replace(rollout, spec=spec), provider, profile, m.rules, now)
             text = f"{assessment.verdict}: {assessment.reason}: {assessment.message}"
             remarks = notes(judged_by)
             text_now = Group(
@@ -110,7 +113,7 @@ async def analyze(w: Options, cluster: Cluster | None, now: datetime, tell: Tell
             tell(text_now, assessment_json(assessment, remarks))
             return
         canary, stable = _sides(w, rollout)
-        target = target_of(m.namespace, m.name, spec, canary, stable, w.profile, m.rules, w.window)
+        target = target_of(m.namespace, m.name, canary, stable, profile, m.rules, w.window)
         history = await past_moments(
             provider, spec, target, times_between(w.start, w.end, spec.rollout.analysis.interval, now)
         )
@@ -226,7 +229,7 @@ def run(spec: ModelDeploymentSpec, moments: Iterable[Moment], *, stable: bool) -
 
 
 async def assess_now(
-    rollout: Rollout, provider: MetricsProvider, profile: str, rules: Rules | None, now: datetime
+    rollout: Rollout, provider: MetricsProvider, profile: Profile, rules: Rules | None, now: datetime
 ) -> Assessment:
     """The present step with one more reading on top of status; writes nothing. Raises Refused when
     no canary is in progress.
@@ -251,48 +254,63 @@ async def assess_now(
         spec=rollout.spec,
         status=rollout.status,
     )
-    metrics = metrics_due(s, now, profile_of(rollout.spec, profile))
+    metrics = metrics_due(s, now, profile)
     if isinstance(metrics, Assessment):
         return metrics
     window = max(10.0, counted_seconds(running.step, rollout.spec.rollout, now))
     canary = RevisionRef(revision=running.revision, number=running.number)
-    target = target_of(
-        rollout.namespace,
-        rollout.name,
-        rollout.spec,
-        canary,
-        baseline(s),
-        profile,
-        rules,
-        window,
-        running.step.weight,
+    target = replace(
+        target_of(
+            rollout.namespace,
+            rollout.name,
+            canary,
+            baseline(s),
+            profile,
+            rules,
+            window,
+            running.step.weight,
+        ),
+        decoupled=is_decoupled(s),
     )
     return assess(
         s,
         metrics,
-        await provider.read(target, metrics, counts_of(running.step.metrics), now.timestamp()),
+        await provider.read(
+            target, metrics, counts_of(running.step.metrics, sources_of(metrics, profile)), now.timestamp()
+        ),
         now,
+        profile=profile,
     )
 
 
-def profile_of(spec: ModelDeploymentSpec, gateway: str) -> Profile:
-    """Who counts the requests; ``gateway``: as of ``Options``."""
-    return "traefik" if spec.traffic.gateway is not None and gateway == "traefik" else "none"
+def profile_of(spec: ModelDeploymentSpec, gateway: Profile) -> Profile:
+    """Who counts the requests; ``gateway``: the gateway's profile."""
+    return gateway if spec.traffic.gateway is not None else "none"
+
+
+def _recorded_profile(rollout: Rollout | None) -> Profile:
+    """Who has counted the present step, as the operator recorded it, which knows the gateway."""
+    running = rollout.status.rollout if rollout else None
+    metrics = running.step.metrics if running and running.step else []
+    # latency may be counted by the servers although a gateway counts the answers
+    recorded = {m.source for m in metrics if m.name != "latency"} or {m.source for m in metrics}
+    if "triton" in recorded:
+        return "none"
+    return next((p for p in get_args(Profile) if p in recorded), "traefik")
 
 
 def target_of(
     namespace: str,
     name: str,
-    spec: ModelDeploymentSpec,
     canary: RevisionRef,
     stable: RevisionRef | None,
-    profile: str,
+    profile: Profile,
     rules: Rules | None,
     window: float,
     weight: int = 0,
 ) -> Target:
-    """The revisions to compare; without a gateway, by Triton's own counters. Own queries run unless
-    a policy says Templates: the operator's configuration is unknown here (``notes``).
+    """The revisions to compare. Own queries run unless a policy says Templates: the operator's
+    configuration is unknown here (``notes``).
     """
     known = rules or NO_RULES
     return Target(
@@ -300,9 +318,10 @@ def target_of(
         name,
         canary,
         stable,
-        profile_of(spec, profile),
+        profile,
         window,
         weight,
+        positions=tuple(r.revision for r in (stable, canary) if r is not None),
         promql=known.promql,
         queries=known.queries("Own"),
     )
@@ -340,7 +359,7 @@ def render(replayed: Replayed, judged_by: Manifest) -> RenderableType:
     """The timeline as text: when each step began, passed, failed or stayed inconclusive, with the
     intervals of that moment.
     """
-    table = view.columns("AFTER", "STEP", "WEIGHT", "WHAT", "METRIC", "CANARY", "STABLE", "HARM", "VERDICT")
+    table = columns("AFTER", "STEP", "WEIGHT", "WHAT", "METRIC", "CANARY", "STABLE", "HARM", "VERDICT")
     for entry in replayed.timeline:
         head = (view.duration(entry.seconds), entry.step, f"{entry.weight} %", entry.what)
         if entry.what == "Counting" or not entry.metrics:

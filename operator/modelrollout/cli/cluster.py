@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,8 +19,9 @@ from modelrollout.api.v1alpha1 import (
     ModelRevisionSpec,
     ModelRevisionStatus,
 )
-from modelrollout.cli.errors import Refused, Unanswered
-from modelrollout.kube.client import Kube, Listing
+from modelrollout.cli.errors import NoSuchObject, Refused, Unanswered
+from modelrollout.cli.screen import printable
+from modelrollout.kube.client import Kube, Listing, Row
 from modelrollout.kube.errors import Forbidden, KubeError, NotFound
 from modelrollout.kube.kinds import (
     EVENT,
@@ -32,10 +34,10 @@ from modelrollout.kube.kinds import (
 )
 from modelrollout.kube.objects import Object
 from modelrollout.rollout.policy.rules import spec_in_force
-from modelrollout.telemetry.redaction import mask_uris
 
 FIELD_MANAGER = "modelrollout-cli"  # what a user requests is not the operator's
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 # Which ClusterRole of the chart allows what a command needs.
 _ROLES = {
     "read": "modelrollout-view",
@@ -54,6 +56,7 @@ class Api(Protocol):
     async def merge_patch(
         self, resource: Resource, namespace: str | None, name: str, patch: Object
     ) -> Object: ...
+    def table(self, resource: Resource, namespace: str | None = None) -> AsyncIterator[Sequence[Row]]: ...
     async def close(self) -> None: ...
 
 
@@ -121,12 +124,33 @@ class Cluster:
         self._api = api
         self.namespace = namespace
 
+    def within(self, namespace: str) -> Cluster:
+        """The objects of another namespace, by the same connections."""
+        return Cluster(self._api, namespace)
+
+    async def overview(self, *, everywhere: bool) -> list[Row]:
+        """A line for each ModelDeployment, of this namespace or of all."""
+        rows: list[Row] = []
+        try:
+            async for page in self._api.table(MODEL_DEPLOYMENT, None if everywhere else self.namespace):
+                rows += page
+        except NotFound:
+            raise Unanswered(
+                f"this cluster does not know {names.GROUP}: install the chart model-rollout-operator first"
+                " (docs/how-to/install.md)"
+            ) from None
+        except KubeError as e:
+            raise self._explained(e, "read", "list", "modeldeployments") from e
+        return [Row(*map(_printable, row)) for row in rows]
+
     async def close(self) -> None:
         """Close the connections."""
         await self._api.close()
 
     async def rollout(self, name: str, *, pods: bool = False, events: bool = False) -> Rollout:
         """The ModelDeployment with its revisions, and on demand with its pods and events."""
+        if not _NAME.fullmatch(name):  # which another path might be read from
+            raise await self._not_found(name)
         try:
             deployment = _printable(await self._api.get(MODEL_DEPLOYMENT, self.namespace, name))
         except NotFound:
@@ -191,11 +215,11 @@ class Cluster:
                 )
         return tuple(sorted(read, key=lambda r: r.spec.number, reverse=True)), tuple(unread)
 
-    async def annotate(self, resource: Resource, name: str, key: str, value: str) -> None:
-        """Set one annotation and nothing else."""
+    async def annotate(self, resource: Resource, name: str, annotations: Mapping[str, str | None]) -> None:
+        """Set annotations (None: remove it) and nothing else."""
         try:
             await self._api.merge_patch(
-                resource, self.namespace, name, {"metadata": {"annotations": {key: value}}}
+                resource, self.namespace, name, {"metadata": {"annotations": dict(annotations)}}
             )
         except NotFound:
             raise Refused(
@@ -269,7 +293,7 @@ class Cluster:
             if there
             else "there is none; another namespace is chosen with -n"
         )
-        return Refused(f"no ModelDeployment {name!r} in namespace {self.namespace}; {listing}")
+        return NoSuchObject(f"no ModelDeployment {name!r} in namespace {self.namespace}; {listing}")
 
     def _explained(self, error: KubeError, need: str, verb: str, plural: str) -> Exception:
         if isinstance(error, Forbidden):
@@ -294,14 +318,11 @@ def _spec(deployment: Object) -> ModelDeploymentSpec | None:
 
 
 def _printable(value: Any) -> Any:
-    """The value without what a terminal would obey or hide (escape sequences, changes of
-    direction), because messages quote untrusted files. And with its URIs masked, because objects
-    and statuses of earlier versions may have URIs with passwords.
-    """
+    """The value with all its texts fit to be shown."""
     if isinstance(value, str):
-        return mask_uris("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value))
+        return printable(value)
     if isinstance(value, dict):
-        return {key: _printable(inner) for key, inner in value.items()}
+        return {_printable(key): _printable(inner) for key, inner in value.items()}
     return [_printable(inner) for inner in value] if isinstance(value, list) else value
 
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, TypeVar
 
 import typer
 
+from modelrollout.api.v1alpha1 import seconds
 from modelrollout.cli import cluster as clusters
 from modelrollout.cli.cluster import Cluster
 from modelrollout.cli.errors import Refused, Unanswered
+from modelrollout.cli.screen import print_line
 from modelrollout.kube.errors import KubeError
+
+INTERRUPTED = 130  # of a shell: a wait that was broken off has reached nothing
 
 Namespace = Annotated[
     str | None, typer.Option("--namespace", "-n", help="Namespace; default: that of the context.")
@@ -22,6 +27,31 @@ Kubeconfig = Annotated[
     str | None, typer.Option("--kubeconfig", help="kubeconfig file; default: $KUBECONFIG, or ~/.kube/config.")
 ]
 Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig.")]
+
+
+def _seconds(text: str | float) -> float:
+    """A duration such as 90s or 2m, or a number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        try:
+            value = seconds(str(text))
+        except ValueError as e:
+            raise typer.BadParameter(str(e)) from None
+    if not 0 < value < float("inf"):
+        raise typer.BadParameter(f"{text} is no time to wait; write for example 90s or 2m")
+    return value
+
+
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        help="How long to wait at most, for example 90s or 2m; a number alone is seconds.",
+        parser=_seconds,
+        metavar="DURATION",
+    ),
+]
 
 T = TypeVar("T")
 Work = Callable[[Cluster], Awaitable[None]]
@@ -73,6 +103,13 @@ def run_on_cluster(work: Work, namespace: str | None, kubeconfig: str | None, co
     run_locally(connect_and_work())
 
 
+@contextmanager
+def until_interrupted() -> Iterator[None]:
+    """Ctrl-C is how a user ends what shows something for ever: no error."""
+    with suppress(asyncio.CancelledError):  # so asyncio.run tells the work of Ctrl-C
+        yield
+
+
 def run_locally(work: Coroutine[Any, Any, None]) -> None:
     """Do the work; an error becomes one message and an exit code."""
     try:
@@ -80,10 +117,10 @@ def run_locally(work: Coroutine[Any, Any, None]) -> None:
     except (Refused, Unanswered) as e:
         raise exit_with(e) from e
     except KeyboardInterrupt:
-        raise typer.Exit(0) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def exit_with(error: Refused | Unanswered) -> typer.Exit:
     """Print the error; returns what to raise."""
-    typer.echo(f"modelrollout: {error}", err=True)
+    print_line(f"modelrollout: {error}", err=True)
     return typer.Exit(error.exit_code)

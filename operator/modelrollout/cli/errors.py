@@ -11,6 +11,10 @@ class Refused(Exception):
     exit_code = 1
 
 
+class NoSuchObject(Refused):
+    """The cluster has no object of that name."""
+
+
 class Unanswered(Exception):
     """No answer: no access, no API server, no operator. Exit code 2, as for a wrong command."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,34 +14,36 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from modelrollout.api.v1alpha1 import seconds
 from modelrollout.cli import analyze as analysis
-from modelrollout.cli import providers, verbs, view
+from modelrollout.cli import overview, pipelines, providers, verbs, view
 from modelrollout.cli.cluster import Cluster, Rollout
 from modelrollout.cli.command import (
     Context,
     Kubeconfig,
     Namespace,
+    Timeout,
     Work,
     add_options,
     cluster_command,
     exit_with,
     run_locally,
     run_on_cluster,
+    until_interrupted,
 )
 from modelrollout.cli.errors import Refused, Unanswered
 from modelrollout.cli.report import html as report_html
 from modelrollout.cli.report import model as reports
 from modelrollout.cli.report import text as report_text
-from modelrollout.config import ConfigError
+from modelrollout.cli.screen import Output, console, print_json, print_line
+from modelrollout.cli.screen import show as show_body
+from modelrollout.config import ConfigError, Profile
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import KubeError
 
-PLAIN_WIDTH = 220  # where there is no terminal, lines are not folded to 80 columns
 POLL_SECONDS = 1.0
 EVENTS_EVERY = 5  # polls
 
@@ -59,13 +59,6 @@ app = typer.Typer(
 )
 
 
-class Output(StrEnum):
-    """Forms of output."""
-
-    text = "text"
-    json = "json"
-
-
 class ReportOutput(StrEnum):
     """Forms of a report."""
 
@@ -75,13 +68,6 @@ class ReportOutput(StrEnum):
     json = "json"
 
 
-class Profile(StrEnum):
-    """Gateways whose metrics are known."""
-
-    traefik = "traefik"
-    none = "none"
-
-
 Name = Annotated[str, typer.Argument(help="Name of the ModelDeployment.")]
 Form = Annotated[Output, typer.Option("--output", "-o", help="text or json.")]
 Wait = Annotated[
@@ -89,30 +75,9 @@ Wait = Annotated[
 ]
 
 
-def _seconds(text: str | float) -> float:
-    """A duration such as 90s or 2m, or a number of seconds."""
-    try:
-        value = float(text)
-    except ValueError:
-        try:
-            value = seconds(str(text))
-        except ValueError as e:
-            raise typer.BadParameter(str(e)) from None
-    if not 0 < value < float("inf"):
-        raise typer.BadParameter(f"{text} is no time to wait; write for example 90s or 2m")
-    return value
-
-
-Timeout = Annotated[
-    float,
-    typer.Option(
-        "--timeout",
-        help="How long to wait at most, for example 90s or 2m; a number alone is seconds.",
-        parser=_seconds,
-        metavar="DURATION",
-    ),
+WhyOption = Annotated[
+    str | None, typer.Option("--reason", help="Why, in your words; history and report show it.")
 ]
-
 InFlight = Annotated[
     str | None,
     typer.Option("--revision", help="Only if this revision (name or number) is the one in flight."),
@@ -124,17 +89,19 @@ Choice = Callable[[Rollout, str], verbs.Request]
 def verb_command(command: Callable[..., Choice]) -> Callable[..., None]:
     """A command that requests a verb of the operator and, with --wait, waits for it."""
 
-    def request_verb(*, wait: Wait = False, timeout: Timeout = 60.0, **own: Any) -> Work:
+    def request_verb(
+        *, reason: WhyOption = None, wait: Wait = False, timeout: Timeout = 60.0, **own: Any
+    ) -> Work:
         choose, name = command(**own), own["name"]
 
         async def send(cluster: Cluster) -> None:
             request = choose(await cluster.rollout(name), verbs.nonce())
-            await cluster.annotate(request.resource, request.object_name, request.annotation, request.value)
+            await cluster.annotate(request.resource, request.object_name, request.annotations(reason))
             if wait:
                 await _wait_until_handled(cluster, name, request, timeout)
-                _print_line(f"done: {request.meaning}")
+                print_line(f"done: {request.meaning}")
             else:
-                _print_line(
+                print_line(
                     f"requested: {request.meaning} (request {request.value}); see: modelrollout status"
                     f" {name} -n {cluster.namespace}"
                 )
@@ -160,11 +127,11 @@ def status(
     async def show(cluster: Cluster) -> None:
         rollout = await cluster.rollout(name, pods=True, events=True)
         if output is Output.json:
-            _print_json(_as_json(rollout))
-        elif watch and _console().is_terminal:
+            print_json(_as_json(rollout))
+        elif watch and console().is_terminal:
             await _watch(cluster, rollout)
         else:
-            _show(view.status(rollout, _now()))
+            show_body(view.status(rollout, _now()))
 
     return show
 
@@ -180,9 +147,9 @@ def history(
     async def show(cluster: Cluster) -> None:
         rollout = await cluster.rollout(name)
         if output is Output.json:
-            _print_json([r.raw for r in rollout.revisions])
+            print_json([r.raw for r in rollout.revisions])
         elif rollout.revisions:
-            _show(
+            show_body(
                 view.history(
                     rollout.revisions,
                     rollout.status.stable.revision if rollout.status.stable else None,
@@ -190,9 +157,9 @@ def history(
                 )
             )
         else:
-            _print_line(f"{name} has no revision yet: {verbs.idle(rollout)}")
+            print_line(f"{name} has no revision yet: {verbs.idle(rollout)}")
         if rollout.unread and output is Output.text:
-            _print_line(f"not shown, written by another version of the operator: {', '.join(rollout.unread)}")
+            print_line(f"not shown, written by another version of the operator: {', '.join(rollout.unread)}")
 
     return show
 
@@ -222,13 +189,13 @@ def report(
         shown = reports.of(rollout, reports.revision_to_report(rollout, revision or None))
         match output:
             case ReportOutput.json:
-                _print_json(shown.as_json())
+                print_json(shown.as_json())
             case ReportOutput.markdown:
                 typer.echo(report_text.markdown(shown), nl=False)
             case ReportOutput.html:
                 typer.echo(report_html.html(shown), nl=False)
             case ReportOutput.text:
-                _show(report_text.text(shown))
+                show_body(report_text.text(shown))
 
     return show
 
@@ -356,9 +323,18 @@ def analyze(
     ] = None,
     prometheus: providers.PrometheusUrl = None,
     token_file: providers.TokenFile = None,
+    header_files: providers.HeaderFiles = None,
+    ca_file: providers.CaFile = None,
     profile: Annotated[
-        Profile, typer.Option("--profile", help="How the gateway's metrics name a backend.")
-    ] = Profile.traefik,
+        Profile | None,
+        typer.Option(
+            "--profile",
+            help=(
+                "How the gateway's metrics name a backend; default: as the operator counts the step in"
+                " flight, else traefik."
+            ),
+        ),
+    ] = None,
     start: Annotated[
         str | None,
         typer.Option("--start", help="Judge past metrics from this time: RFC 3339, or how long ago (2h)."),
@@ -402,7 +378,7 @@ def analyze(
         name,
         filename,
         recording,
-        providers.chosen(prometheus, token_file),
+        providers.chosen(prometheus, token_file, header_files or (), ca_file),
         profile,
         start,
         end,
@@ -416,9 +392,9 @@ def analyze(
 
     def show_result(text: RenderableType, raw: dict[str, Any]) -> None:
         if output is Output.json:
-            _print_json(raw)
+            print_json(raw)
         else:
-            _show(text)
+            show_body(text)
 
     if options.needs_cluster:
         run_on_cluster(
@@ -429,6 +405,14 @@ def analyze(
         )
     else:
         run_locally(analysis.analyze(options, None, _now(), show_result))
+
+
+app.command("get")(overview.get)
+app.command("top")(overview.top)
+app.command("wait")(pipelines.wait)
+app.command("validate")(pipelines.validate)
+app.command("diff")(pipelines.diff)
+app.command("set")(pipelines.set_model)
 
 
 @app.command()
@@ -532,9 +516,9 @@ def references(
         output.write_text(json.dumps({"artifacts": usage.artifacts, "untouched": usage.untouched}))
     except (KubeError, OSError) as e:
         raise exit_with(Unanswered(f"the references cannot be read: {e}")) from e
-    _print_line(f"{len(usage.artifacts)} artifacts are in use")
+    print_line(f"{len(usage.artifacts)} artifacts are in use")
     if usage.untouched:
-        _print_line(
+        print_line(
             f"the clean-up deletes nothing in {', '.join(usage.untouched)}: an object there cannot be read;"
             " the operator's log names it"
         )
@@ -561,9 +545,8 @@ async def _wait_until_handled(cluster: Cluster, name: str, request: verbs.Reques
 
 
 async def _watch(cluster: Cluster, rollout: Rollout) -> None:
-    with Live(
-        view.status(rollout, _now(), live=True), console=_console(), screen=True, auto_refresh=False
-    ) as live:
+    first = view.status(rollout, _now(), live=True)
+    with until_interrupted(), Live(first, console=console(), screen=True, auto_refresh=False) as live:
         for turn in itertools.count(1):
             await asyncio.sleep(POLL_SECONDS)
             trouble: list[Text] = []
@@ -599,36 +582,6 @@ def _as_json(rollout: Rollout) -> dict[str, Any]:
         "events": None if rollout.events is None else [e.__dict__ for e in rollout.events],
         "next": view.what_next(rollout, _now()),
     }
-
-
-def _console() -> Console:
-    terminal = sys.stdout.isatty()
-    # No markup and no emoji: most of the text is other people's, and [n, 64] is a shape.
-    return Console(
-        highlight=False,
-        markup=False,
-        emoji=False,
-        width=None if terminal else int(os.environ.get("COLUMNS", PLAIN_WIDTH)),
-    )
-
-
-def _show(body: RenderableType) -> None:
-    console = _console()
-    if console.is_terminal:
-        console.print(body)
-        return
-    with console.capture() as captured:
-        console.print(body)
-    for line in captured.get().splitlines():  # columns are padded to their width
-        typer.echo(line.rstrip())
-
-
-def _print_line(text: str) -> None:
-    typer.echo(text)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _now() -> datetime:

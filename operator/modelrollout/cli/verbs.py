@@ -8,12 +8,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import RolloutStatus, same_version
+from modelrollout.api.v1alpha1 import ModelDeploymentSpec, RolloutStatus, VerbRecord, same_version
 from modelrollout.cli.cluster import Revision, Rollout
 from modelrollout.cli.errors import Refused
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION, Resource
@@ -33,9 +32,12 @@ class Request:
     handled_key: str
     meaning: str
 
-    @property
-    def annotation(self) -> str:
-        return names.verb_annotation(self.verb)
+    def annotations(self, reason: str | None = None) -> dict[str, str | None]:
+        """What to set; None removes the reason of an earlier request."""
+        return {
+            names.verb_annotation(self.verb): self.value,
+            names.reason_annotation(self.verb): reason,
+        }
 
 
 def nonce() -> str:
@@ -217,6 +219,12 @@ def answer(handled: Sequence[str], request: Request) -> tuple[bool, str | None]:
     return False, None
 
 
+def by_hand(verb: VerbRecord) -> str:
+    """``promote 2/4 by alice: the labels were wrong``, as far as it is known."""
+    said = " ".join(filter(None, (verb.verb, verb.step, verb.by and f"by {verb.by}")))
+    return f"{said}: {verb.reason}" if verb.reason else said
+
+
 def idle(rollout: Rollout) -> str:
     """Why no rollout is in flight, in a few words."""
     last, stable = rollout.status.rollout, rollout.status.stable
@@ -239,15 +247,15 @@ def _desired_revision(rollout: Rollout) -> str | None:
         return last.revision
     if rollout.spec is None:
         return None
-    user_input, sha256 = rollout.spec.user_input(), rollout.spec.model.sha256
-    return next(
-        (r.name for r in rollout.revisions if sha256 in (None, r.spec.sha256) and _same(r, user_input)), None
-    )
+    return next((r.name for r in rollout.revisions if is_version(r, rollout.spec)), None)
 
 
-def _same(revision: Revision, user_input: dict[str, Any]) -> bool:
+def is_version(revision: Revision, spec: ModelDeploymentSpec) -> bool:
+    """Whether the spec asks for the version of that revision."""
+    if spec.model.sha256 not in (None, revision.spec.sha256):
+        return False
     try:
-        return same_version(dict(revision.spec.input), user_input)
+        return same_version(dict(revision.spec.input), spec.user_input())
     except (ValidationError, KeyError):  # a version of the API that this command line cannot read
         return False
 

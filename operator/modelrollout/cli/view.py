@@ -23,7 +23,8 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.api.v1alpha1 import Rollout as RolloutSpec
 from modelrollout.cli.cluster import Replicas, Revision, Rollout
-from modelrollout.cli.verbs import idle, in_flight
+from modelrollout.cli.screen import columns
+from modelrollout.cli.verbs import by_hand, idle, in_flight
 from modelrollout.reasons import Reason
 from modelrollout.rollout.server_crashes import describe
 from modelrollout.rollout.stages import STAGES
@@ -76,7 +77,7 @@ def _strategy_steps(rollout: Rollout) -> list[Step]:
 
 def history(revisions: Sequence[Revision], stable: str | None, now: datetime) -> Table:
     """The kept revisions, newest first."""
-    table = columns("NUMBER", "REVISION", "OUTCOME", "REASON", "ACCURACY", "SIZE", "P99", "AGE")
+    table = columns("NUMBER", "REVISION", "OUTCOME", "REASON", "ACCURACY", "SIZE", "P99", "AGE", "VERB")
     for revision in revisions:
         s = revision.status
         name = Text(revision.name, "bold" if revision.name == stable else "")
@@ -87,6 +88,7 @@ def history(revisions: Sequence[Revision], stable: str | None, now: datetime) ->
             s.size or "-",
             s.p99 or "-",
             age(revision.created, now),
+            by_hand(s.verbs[-1]) if s.verbs else "-",
         )
         table.add_row(str(revision.spec.number), name, *cells)
     return table
@@ -266,7 +268,7 @@ def _stage_note(rollout: Rollout, r: RolloutStatus, stage: str) -> str:
         return ", ".join(words)
     if stage == "Evaluate" and r.evaluation:
         e = r.evaluation
-        words = [e.verdict]
+        words = [e.message if e.is_of_made_up_inputs else e.verdict]
         if e.accuracy is not None:
             against = (
                 f" against {e.stable_accuracy:.3f} of {e.stable}" if e.stable_accuracy is not None else ""
@@ -523,14 +525,6 @@ def _section(title: str, body: RenderableType) -> list[RenderableType]:
     return [Text(f"\n{title}", "bold"), Padding(body, (0, 0, 0, 2))]
 
 
-def columns(*headers: str) -> Table:
-    """An empty table of this program's looks."""
-    made = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    for header in headers:
-        made.add_column(header, overflow="fold", no_wrap=header == headers[0])
-    return made
-
-
 def _grid() -> Table:
     return Table.grid(padding=(0, 2, 0, 0))
 
@@ -552,7 +546,10 @@ def _bytes(size: int) -> str:
 def _time(text: str | None) -> datetime | None:
     if not text:
         return None
-    at = datetime.fromisoformat(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        return None  # whoever wrote it, the rest can be shown
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 

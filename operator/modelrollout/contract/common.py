@@ -9,6 +9,9 @@ TASK_ENV = "MODELROLLOUT_TASK"
 TIMEOUT_ENV = "MODELROLLOUT_TIMEOUT_SECONDS"
 # JSON of Served, {} for ONNX: what a server was made for, frozen with its template
 SERVES_ENV = "MODELROLLOUT_SERVES"
+# JSON list of milliseconds: latencies that the server's own histogram is to tell, frozen with its
+# template
+OBJECTIVES_ENV = "MODELROLLOUT_OBJECTIVES_MS"
 REPOSITORY = "/models"  # Triton's model repository in a server
 CREDENTIALS_DIR = "/var/run/modelrollout/credentials"
 RESULT_LIMIT_BYTES = 2048
@@ -38,11 +41,11 @@ class Location(ContractModel):
 
 
 class DataSet(ContractModel):
-    """An ``.npz`` archive: one array for each model input by its name, and the labels (and slices)
-    by theirs.
+    """An ``.npz`` archive, or a table (Parquet, CSV): one array or column for each model input by
+    its name, and the labels (and slices) by theirs.
 
     Where the model has one input and the archive holds exactly one array that is neither labels nor
-    a slice, the names need not agree.
+    a slice, the names need not agree. Of a table all other columns are that input, side by side.
     """
 
     location: Location

@@ -24,7 +24,10 @@ FLAVOUR_BY_FORMAT: dict[str, Flavour] = {
 }
 
 
-Backend = Literal["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "Python", "VLLM"]
+Backend = Literal["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "Python", "VLLM", "FIL"]
+
+# The image that a source for this backend is read in; others need none of their own.
+FLAVOUR_BY_BACKEND: dict[str, Flavour] = {"FIL": "trees"}
 
 
 class Tensor(ContractModel):
@@ -51,3 +54,17 @@ class Served(ContractModel):
     inputs: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...] = ()
     code: bool = False  # whether it may carry code
+
+
+Rounds = Literal["Best", "All"]
+
+
+class Declared(ContractModel):
+    """What the owner says of a source that is converted, because its file does not; ``double``:
+    convert in float64.
+    """
+
+    tensors: Tensors | None = None
+    rounds: Rounds = "Best"  # All: also those after the best one
+    missing: float | None = None
+    double: bool = False

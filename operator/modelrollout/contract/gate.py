@@ -11,8 +11,8 @@ class GateBudget(ContractModel):
     """What may be lost against the original model, absolute (0.01 is one point of accuracy) or as a
     share of its value; limits of the value itself.
 
-    ``max_increase`` and ``max`` are for errors (mae, mse), where more is worse; the others for all
-    other metrics.
+    ``max_increase`` and ``max`` are for errors (mae, mse, relativeError), where more is worse; the
+    others for all other metrics.
     """
 
     max_drop: float | None = None
@@ -23,7 +23,21 @@ class GateBudget(ContractModel):
     max: float | None = None
 
 
-MetricName = Literal["accuracy", "topK", "precision", "recall", "f1", "auc", "agreement", "mae", "mse"]
+MetricName = Literal[
+    "accuracy",
+    "topK",
+    "precision",
+    "recall",
+    "f1",
+    "auc",
+    "agreement",
+    "mae",
+    "mse",
+    "relativeError",
+    "cosine",
+    "closeness",
+    "boxIou",
+]
 
 
 Average = Literal["Macro", "Weighted", "Binary"]
@@ -37,6 +51,12 @@ class GateMetric(GateBudget):
     # precision, recall, f1; None: Binary with two classes, else Macro
     average: Average | None = None
     slices: GateBudget | None = None
+    # the output that is judged; None: the only one that fits; of the metrics of numbers, the worst
+    output: str | None = None
+    # closeness: |a - b| <= abs_tolerance + rel_tolerance * |b|, b the original's; None: 0.001, 0.01
+    abs_tolerance: float | None = None
+    rel_tolerance: float | None = None
+    box_format: Literal["Corners", "Center"] | None = None  # boxIou; None: Corners
 
 
 class Gate(ContractModel):

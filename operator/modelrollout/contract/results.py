@@ -134,6 +134,7 @@ class TaskResult(ContractModel):
     drop_interval: tuple[float, float] | None = None  # of accuracy_before - accuracy_after, 95 %
     metrics: tuple[MetricResult, ...] = ()  # the gate's
     search: Search | None = None
+    decoupled: bool | None = None  # whether it streams its answers; None: it does not
     seconds: dict[str, float] = Field(default_factory=dict)
     # evaluate
     samples: int | None = None

@@ -23,7 +23,7 @@ from modelrollout.contract.common import (
     Location,
     ServingConfig,
 )
-from modelrollout.contract.formats import Served, SourceFormat, Tensors
+from modelrollout.contract.formats import Rounds, Served, SourceFormat, Tensors
 from modelrollout.contract.gate import Gate
 from modelrollout.contract.steps import Step
 
@@ -80,11 +80,15 @@ class PrepareTask(ContractModel):
     # None: ONNX. Every other format needs an image of its own, so the spec must name it.
     format: SourceFormat | None = None
     tensors: Tensors | None = None  # of a PyTorch model: TorchScript does not say them
+    rounds: Rounds | None = None  # of a boosted model that was trained with early stopping; None: Best
+    missing: float | None = None  # of XGBoost: a value that was missing in training, besides NaN
     served: Served | None = None  # as it is; then there are no steps and no gate
     steps: tuple[Step, ...] = ()
     gate: Gate | None = None
     batching: Batching = Batching()
     instance_kind: Literal["KIND_GPU", "KIND_CPU", "KIND_AUTO"] = "KIND_AUTO"
+    # whether config.pbtxt may have warm-up requests: the servers' loader must know them
+    warmup: bool = False
     # the folder of this tenant in the artifact store; the result goes to <uri>/<key>-<salt>-<try>/
     artifacts: Location
     # random, chosen by the operator for this Job: others cannot predict the folder of its result
@@ -150,9 +154,23 @@ class EvaluateTask(ContractModel):
     stable_http: str | None = None
     stable_grpc: str | None = None
     stable_number: int | None = None
+    output: str | None = None  # that is judged; None: the only one that fits
     parity_samples: int = 64  # sent over both protocols; the answers must agree
     batch: int = 32
     timeout_seconds: float = 30.0
+
+
+class AskTask(ContractModel):
+    """Made-up inputs to the served candidate, over HTTP and gRPC, where no Job has run the model
+    and no golden data will.
+    """
+
+    task: Literal["ask"] = "ask"
+    model: str
+    http: str  # host:port
+    grpc: str
+    number: int
+    timeout_seconds: float = 60.0
 
 
 class TuneTask(ContractModel):
@@ -174,7 +192,8 @@ class TuneTask(ContractModel):
 
 
 Task = Annotated[
-    ResolveTask | PrepareTask | FetchTask | CleanTask | EvaluateTask | TuneTask, Field(discriminator="task")
+    ResolveTask | PrepareTask | FetchTask | CleanTask | EvaluateTask | AskTask | TuneTask,
+    Field(discriminator="task"),
 ]
 
 

@@ -5,11 +5,12 @@ of all others.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 from modelrollout.api import names
@@ -20,7 +21,6 @@ from modelrollout.kube.client import Kube
 from modelrollout.kube.decoding import UnreadableError, UnreadableObject
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION, Resource
 from modelrollout.kube.objects import Object
-from modelrollout.kube.projection import project
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ class Intake:
     ) -> None:
         self._kube, self._cache, self._unread, self._wake = kube, cache, unread, wake
         self._resources = {r.path(None): r for r in resources}
+        self._listed: dict[tuple[Resource, str | None], float] = {}  # when each list was complete
+        self._turns: defaultdict[tuple[Resource, str | None], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def watched(self, path: str) -> tuple[Resource, str | None] | None:
         """The watched resource whose collection has this URL path, and the collection's namespace;
@@ -110,26 +112,44 @@ class Intake:
 
         The resourceVersion of the list. Raises KubeError.
         """
+        async with self._turns[resource, namespace]:
+            return await self._list(resource, namespace)
+
+    async def list_unless(self, resource: Resource, namespace: str | None, within: float) -> None:
+        """``list``, but where the last so many seconds have seen such a list; one that is under way
+        is waited for. Raises KubeError.
+        """
+        async with self._turns[resource, namespace]:
+            at = self._listed.get((resource, namespace))
+            if at is None or self._unread.now() - at >= within:
+                await self._list(resource, namespace)
+
+    async def _list(self, resource: Resource, namespace: str | None) -> str:
         listed_at = self._unread.now()
-        selector = "" if resource.watch_all else OURS
-        listing = await self._kube.list(
-            resource, namespace, label_selector=selector, keep=partial(project, resource)
-        )
-        unread = {(u.namespace, u.name) for u in listing.unread}
-        items: list[Object] = []
-        for o in listing.items:
+        unread: set[tuple[str, str]] = set()
+
+        def take(o: Object) -> Object:
+            """Into the cache, page by page: the whole list is never held. Leaves its identity."""
+            metadata = o["metadata"]
+            place = (metadata.get("namespace") or "", metadata["name"])
             if problem := unfit(resource, o):
-                unfit_object = decoding.unreadable_object(o, problem)
-                self._unread.note(resource, unfit_object)
-                unread.add((unfit_object.namespace, unfit_object.name))
-            else:
-                items.append(o)
-        for key in self._cache.resync(resource, items, listing.resource_version, namespace):
+                self._unread.note(resource, decoding.unreadable_object(o, problem))
+                unread.add(place)
+            elif self._cache.observe(resource, {"type": None, "object": o}):
+                for key in self._cache.concerned(resource, o):
+                    self._wake(key)
+            return {"metadata": {"namespace": place[0], "name": place[1]}}
+
+        selector = "" if resource.watch_all else OURS
+        listing = await self._kube.list(resource, namespace, label_selector=selector, keep=take)
+        unread |= {(u.namespace, u.name) for u in listing.unread}
+        listed = {(o["metadata"]["namespace"], o["metadata"]["name"]) for o in listing.items} - unread
+        for key in self._cache.forget_unlisted(resource, listed, listing.resource_version, namespace):
             self._wake(key)
-        places = ((o["metadata"].get("namespace") or "", o["metadata"]["name"]) for o in items)
         # for want of memory; or it went meanwhile
-        left_out = {place for place in places if self._cache.get(resource, *place) is None}
+        left_out = {place for place in listed if self._cache.get(resource, *place) is None}
         self._unread.listed(resource, namespace, unread | left_out, listed_at, listing.resource_version)
+        self._listed[resource, namespace] = self._unread.now()
         return listing.resource_version
 
     def _unreadable(self, resource: Resource, unread: UnreadableObject, *, gone: bool) -> None:

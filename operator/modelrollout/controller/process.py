@@ -15,10 +15,12 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from modelrollout.analysis.providers.registry import check_config
 from modelrollout.api import names
 from modelrollout.config import OperatorConfig, load_config
 from modelrollout.controller import watch
 from modelrollout.controller.intake import OURS, Intake
+from modelrollout.controller.lookups.definitions import OUTDATED_SECONDS
 from modelrollout.controller.lookups.gateways import POLL_SECONDS
 from modelrollout.controller.lookups.lookups import Lookups
 from modelrollout.controller.lookups.metrics import MetricsAssessor
@@ -44,6 +46,7 @@ from modelrollout.kube.leader_election import LeaderElector
 from modelrollout.kube.leader_election import identity as new_identity
 from modelrollout.kube.objects import Object
 from modelrollout.reasons import Reason
+from modelrollout.rollout.milestones import Milestones
 from modelrollout.rollout.plan import Event
 from modelrollout.telemetry import logs
 from modelrollout.telemetry.health import HealthServer, check_age, check_flag
@@ -64,6 +67,8 @@ COUNTED_CONDITIONS = (
     "Restarted",
     "Patched",
     "EvidenceVerified",
+    "CountedByGateway",
+    "DrainCurrent",
     "DefinitionCurrent",
     "Drained",
 )
@@ -84,6 +89,8 @@ DISPENSABLE = {
 # a worker without progress for this long fails the liveness probe
 STUCK_SECONDS = 120.0
 SILENT_SECONDS = 60.0
+# a leader that has just started has just listed everything, for its watches
+JUST_SECONDS = 60.0
 # between checks of who may count: often after the start, then seldom
 SOURCES_SECONDS = (15.0, 300.0)
 
@@ -133,6 +140,7 @@ class Operator:
         metrics.leading(self._elector.is_leader)
         metrics.rollouts(self._phases)
         metrics.conditions(self._conditions)
+        metrics.deployments(lambda: self._cache.all(MODEL_DEPLOYMENT), config.metrics_objects)
         metrics.unreadable(self._unread.count)
         metrics.pruned(self._lookups.definitions.count)
         metrics.doubted(lambda: {(source, d.reason): 1 for source, d in self._assessor.doubts.items()})
@@ -166,10 +174,10 @@ class Operator:
         registry = watch.registry(self._intake, watched, kubeconfig, context)
         ready = asyncio.Event()
         watching = asyncio.create_task(watch.run(registry, self._config.namespaces, ready, self._identity))
-        definitions, gateways = self._lookups.definitions, self._lookups.gateways
+        gateways = self._lookups.gateways
         loops: tuple[tuple[str, Callable[[], float], Callable[[], Awaitable[None]]], ...] = (
             ("resync", lambda: self._config.resync_seconds, self._keep_in_sync),
-            ("comparing definitions", lambda: definitions.seconds_to_next, self._keep_compared),
+            ("comparing definitions", lambda: OUTDATED_SECONDS, self._keep_compared),
             ("reading Gateways", lambda: POLL_SECONDS, gateways.refresh),
         )
         others = [
@@ -215,6 +223,15 @@ class Operator:
         self._metrics.event_posted(observation.observed.namespace, event.type, event.reason)
         await self._events.post(observation.deployment, event.type, event.reason, event.message)
 
+    def count(self, namespace: str, happened: Milestones) -> None:
+        """Count what a written status says of rollouts."""
+        if happened.ended is not None:
+            self._metrics.rollout_ended(namespace, *happened.ended)
+        for verdict in happened.verdicts:
+            self._metrics.step_judged(namespace, *verdict)
+        for stage in happened.stages:
+            self._metrics.stage_left(*stage)
+
     async def _contend(self, ready: asyncio.Event) -> None:
         await ready.wait()
         self._synced = True
@@ -223,7 +240,7 @@ class Operator:
     async def _lead(self) -> None:
         self._leading_since = datetime.now(UTC)
         await self._lookups.definitions.compare()
-        await self._resync()
+        await self._resync(unless_within=JUST_SECONDS)
         self._wake_all()
         self._lookups.policies.mark_as_known()
         self._queue.resume()
@@ -236,14 +253,15 @@ class Operator:
         self._queue.pause()
         await self._queue.drain(4)
 
-    async def _resync(self) -> None:
+    async def _resync(self, unless_within: float = 0.0) -> None:
         """Read everything: kopf never reports deletions that its watch missed, and no event may be
-        lost forever.
+        lost forever. ``unless_within``: what was listed within so many seconds has been watched
+        since.
         """
         for resource in self._resources:
             for namespace in namespaces_to_list(resource, self._config.namespaces):
                 try:
-                    await self._intake.list(resource, namespace)
+                    await self._intake.list_unless(resource, namespace, unless_within)
                 except Forbidden as e:
                     # Each ModelDeployment shows the missing right; nothing else depends on it.
                     if resource not in DISPENSABLE:
@@ -290,7 +308,8 @@ class Operator:
             delay = min(2 * delay, most)
 
     async def _keep_compared(self) -> None:
-        if await self._lookups.definitions.compare():
+        definitions = self._lookups.definitions
+        if definitions.is_due() and await definitions.compare():
             for policy in self._lookups.policies.all():
                 self._queue.add(("", policy.name))
             self._wake_all()
@@ -385,6 +404,7 @@ def run(
     logs.setup("DEBUG" if verbose else "INFO")
     logging.getLogger("kopf").setLevel(logging.WARNING)
     loaded = load_config(config)
+    check_config(loaded)
     if loaded.artifacts.servers_can_write:
         log.warning(
             "artifacts.readSecretName is not set: the pods of model servers hold the Secret that Jobs write"

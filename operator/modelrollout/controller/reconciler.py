@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.traffic import needs_measurement
+from modelrollout.rollout.milestones import Milestones, milestones
 from modelrollout.rollout.plan import Converge, Event, Wait, Write
 from modelrollout.rollout.policy.rules import NO_RULES
 from modelrollout.rollout.snapshot import Assessment, Observed, Snapshot, Traffic
@@ -51,9 +53,10 @@ class Assessor(Protocol):
 
 
 class Reporter(Protocol):
-    """Posts Kubernetes events; never raises."""
+    """Posts Kubernetes events and counts; never raises."""
 
     async def post(self, observation: Observation, event: Event) -> None: ...
+    def count(self, namespace: str, happened: Milestones) -> None: ...
 
 
 class Reconciler:
@@ -113,6 +116,7 @@ class Reconciler:
             self._silent_since.pop(key, None)
             self._lookups.slots.forget(key)
             self._lookups.shared_preparations.forget(key)
+            self._lookups.job_turns.forget(key)
             if deployment is None:
                 await self._lookups.hostnames.gone(key)
             return None
@@ -136,7 +140,11 @@ class Reconciler:
         s = build_snapshot(
             observation,
             looked_up,
-            await self._assessor.assess(observed) if measures else None,
+            (
+                await self._assessor.assess(replace(observed, triton_versions=looked_up.triton_versions))
+                if measures
+                else None
+            ),
             write_problem=refused,
             network_policy_problem=self._network_policy_problems.get(
                 key, recorded_network_policy_problem(observed.status)
@@ -153,6 +161,7 @@ class Reconciler:
             case Write():
                 if not await self._transition(observation, plan.status):
                     return LOST_SECONDS
+                self._reporter.count(key[0], milestones(observed.status, plan.status))
                 for event in plan.events:
                     await self._reporter.post(observation, event)
                 return 0.0

@@ -24,7 +24,7 @@ def build_snapshot(
 ) -> Snapshot:
     """The input of the decision. The last five are what the process remembers."""
     return Snapshot(
-        **vars(observation.observed),
+        **(vars(observation.observed) | {"triton_versions": looked_up.triton_versions}),
         spec_problem=observation.spec_problem,
         taken=observation.hostnames.taken,
         traffic=observation.traffic,
@@ -32,7 +32,6 @@ def build_snapshot(
         work=looked_up.work,
         evaluation=golden_evaluation(observation.observed, looked_up.work),
         shared=looked_up.shared,
-        triton_versions=looked_up.triton_versions,
         slots=looked_up.slots,
         gpus=looked_up.gpus,
         assessment=assessment,

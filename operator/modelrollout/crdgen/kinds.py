@@ -14,7 +14,14 @@ from modelrollout.api.v1alpha1 import (
     Rule,
 )
 from modelrollout.api.v1alpha1.policy import RolloutPolicySpec, RolloutPolicyStatus
-from modelrollout.crdgen.schema import Schema, SchemaError, docstring, model_schema, unbounded
+from modelrollout.crdgen.schema import (
+    Schema,
+    SchemaError,
+    docstring,
+    drop_defaults_in_atomic_lists,
+    model_schema,
+    unbounded,
+)
 
 
 @dataclass(frozen=True)
@@ -214,6 +221,7 @@ def _root(kind: Kind) -> Schema:
             "status": model_schema(kind.status),
         },
     }
+    drop_defaults_in_atomic_lists(root["properties"]["spec"])
     for part in ("spec", "status"):
         if open_ended := unbounded(root["properties"][part], part):
             raise SchemaError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -52,7 +53,11 @@ def model_schema(model: type[BaseModel]) -> Schema:
             raise SchemaError(f"{model.__name__}.{wire}: {e}") from e
         if field.is_required():
             required.append(wire)
-    schema: Schema = {"type": "object", "description": docstring(model), "properties": properties}
+    schema: Schema = {"type": "object", "description": docstring(model)}
+    if properties:
+        schema["properties"] = properties
+    else:  # the API server leaves out empty properties, which tools like Argo CD show as a difference
+        schema["maxProperties"] = 0
     if required:
         schema["required"] = required
     if issubclass(model, ApiModel):
@@ -74,11 +79,9 @@ def unbounded(schema: Schema, path: str = "") -> list[str]:
         paths.append(path)
     if kind == "array" and "maxItems" not in schema:
         paths.append(path)
-    if (
-        kind == "object"
-        and "properties" not in schema
-        and ("additionalProperties" not in schema or "maxProperties" not in schema)
-    ):
+    is_empty = schema.get("maxProperties") == 0
+    is_map = "additionalProperties" in schema and "maxProperties" in schema
+    if kind == "object" and "properties" not in schema and not is_map and not is_empty:
         paths.append(path)
     if "x-kubernetes-preserve-unknown-fields" in schema:
         paths.append(path)
@@ -88,6 +91,24 @@ def unbounded(schema: Schema, path: str = "") -> list[str]:
         if key in schema:
             paths += unbounded(schema[key], f"{path}[]")
     return paths
+
+
+def drop_defaults_in_atomic_lists(schema: Schema, inside: bool = False) -> None:
+    """Remove the defaults of items that server-side apply replaces as a whole: a default that is
+    filled in there would for ever differ from what a tool applies. The types fill it in, and the
+    description names it. Rules on such items need ``has()``.
+    """
+    if inside and "default" in schema:
+        default = schema.pop("default")
+        told = default if isinstance(default, str) else json.dumps(default)
+        schema["description"] = f"{schema.get('description', '')} Default: {told}.".strip()
+    for child in schema.get("properties", {}).values():
+        drop_defaults_in_atomic_lists(child, inside)
+    if isinstance(values := schema.get("additionalProperties"), dict):
+        drop_defaults_in_atomic_lists(values, inside)
+    if "items" in schema:
+        is_atomic = schema.get("x-kubernetes-list-type", "atomic") == "atomic"
+        drop_defaults_in_atomic_lists(schema["items"], inside or is_atomic)
 
 
 def _bound(schema: Schema) -> None:

@@ -1,5 +1,5 @@
 """``python -m modelrollout.evaluator``: the Jobs that send requests to a served model, to judge it
-on golden data or to tune how it is served.
+on golden data, to see that it answers, or to tune how it is served.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 
 from modelrollout.contract.results import TaskResult
-from modelrollout.contract.tasks import EvaluateTask, TuneTask
+from modelrollout.contract.tasks import AskTask, EvaluateTask, TuneTask
 from modelrollout.jobs.log import Progress
 from modelrollout.jobs.runner import AnyTask, main, wrong_program
 
@@ -19,6 +19,10 @@ def run(task: AnyTask, progress: Progress) -> TaskResult:
             from modelrollout.evaluator.golden import evaluate
 
             return evaluate(task, progress)
+        case AskTask():
+            from modelrollout.evaluator.made_up import ask
+
+            return ask(task)
         case TuneTask():
             from modelrollout.evaluator.tuning.run import tune
 

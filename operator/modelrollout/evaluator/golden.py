@@ -12,10 +12,9 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +22,31 @@ from numpy.typing import NDArray
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.results import SlicePairs, TaskResult
 from modelrollout.contract.tasks import EvaluateTask
-from modelrollout.jobs.errors import JobError, bad_input, retryable
+from modelrollout.evaluator.request import request_with_retries, wrong_version
+from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress, say
 from modelrollout.optimizer.gate.metrics import count_pairs
-from modelrollout.optimizer.model.data import Arrays, Data, batch_rows, batches, match, read_archive
-from modelrollout.optimizer.model.runtime import check_label_range, scores_or_classes
+from modelrollout.optimizer.model.data import (
+    Arrays,
+    Data,
+    Request,
+    are_whole,
+    batch_rows,
+    match,
+    read_archive,
+    requests,
+)
+from modelrollout.optimizer.model.runtime import (
+    check_label_range,
+    expect_numbers,
+    expect_output,
+    scores_or_classes,
+    signed,
+)
 from modelrollout.optimizer.store.object_store import ObjectStore
 from modelrollout.reasons import Reason
 from modelrollout.statistics.paired import accuracies, drop_interval, z_of
-from modelrollout.triton.client import Answer, GrpcServer, HttpServer, Served, Server, TritonError
+from modelrollout.triton.client import Answer, GrpcServer, HttpServer, Served, Server
 
 FIELD = "spec.rollout.analysis.golden"
 DATA_LIMIT_BYTES = 8 << 30
@@ -42,56 +57,6 @@ SLICES, SLICES_BYTES, SLICE_NAME = 16, 900, 40
 # has not seen
 WARM_UP = 3
 
-# of a request while no server answers: one lost pod is no reason to repeat the whole pass
-TRIES = 3
-_PAUSE_SECONDS = 1.0
-
-T = TypeVar("T")
-
-
-def _blame(error: TritonError, who: str) -> JobError:
-    """A failed request as a reason. A failure of stable never counts against the candidate: the Job
-    is retried.
-    """
-    if who == "stable":
-        return retryable(
-            Reason.STABLE_FAILED,
-            f"stable did not answer the golden data ({error.kind}: {error}); the candidate is not judged"
-            " without it",
-        )
-    if error.kind == "Unreachable":
-        return retryable(
-            Reason.SERVER_UNREACHABLE,
-            f"{who}: no server answers ({error}); are its pods ready, and does a network policy let this"
-            " Job in?",
-        )
-    if error.kind == "Timeout":
-        return retryable(
-            Reason.SERVER_TIMEOUT,
-            f"{who}: {error}; is the server overloaded? A smaller batch or more replicas help",
-        )
-    if error.kind == "NotServed":
-        return retryable(
-            Reason.MODEL_NOT_SERVED,
-            f"{who}: the server does not serve the model ({error}); see the log of its pods",
-        )
-    return bad_input(
-        Reason.INFERENCE_FAILED,
-        f"{who}: the server failed on the golden data: {error}; see the log of its pods",
-    )
-
-
-def _request_with_retries(request: Callable[[], T], who: str) -> T:
-    """Send a request, with a few tries while no server answers; raises JobError."""
-    for attempt in range(1, TRIES + 1):
-        try:
-            return request()
-        except TritonError as error:
-            if error.kind != "Unreachable" or attempt == TRIES:
-                raise _blame(error, who) from None
-            time.sleep(_PAUSE_SECONDS * attempt)
-    raise AssertionError("unreachable")  # pragma: no cover
-
 
 class _Party:
     """One server in the experiment: its metadata, its data, and its answers."""
@@ -100,67 +65,86 @@ class _Party:
         self, who: str, task: EvaluateTask, http: HttpServer, number: int | None, arrays: Arrays
     ) -> None:
         self.who, self.model, self.http, self.number = who, task.model, http, number
-        self.served: Served = _request_with_retries(lambda: http.served(task.model), who)
+        self.output = task.output
+        self.served: Served = request_with_retries(lambda: http.served(task.model), who)
         if number is not None and str(number) not in self.served.versions:
-            raise self._wrong_version(", ".join(self.served.versions) or "none")
+            raise wrong_version(who, number, *self.served.versions)
+        with self._comparable():
+            if self.output is not None:
+                expect_output(self.served.outputs, self.output, f"{FIELD}.output")
+            self.data: Data = match(
+                arrays, task.data, self.served.inputs, FIELD, labelled=True, nan=self.served.nan
+            )
+        self.rows, self.fill = 1, False
+        if not are_whole(self.data.inputs, self.served.inputs):
+            rows, self.fill = batch_rows(self.served.inputs, task.batch, FIELD)
+            self.rows = min(rows, self.served.max_batch) if self.served.max_batch else rows
+        self.classes: int | None = None
+        assert self.data.labels is not None
+        self.signed = signed(self.data.labels)
+
+    @contextmanager
+    def _comparable(self) -> Iterator[None]:
+        """Data and an output that fit the candidate alone are no fault of it."""
         try:
-            self.data: Data = match(arrays, task.data, self.served.inputs, FIELD, labelled=True)
+            yield
         except JobError as error:
-            if who == "stable" and error.reason.startswith("Data"):
+            if self.who == "stable" and error.reason.startswith(("Data", "Output")):
                 raise bad_input(
                     Reason.STABLE_NOT_COMPARABLE,
                     f"the golden data fits the candidate, but not stable: {error.message}",
                 ) from None
             raise
-        rows, self.fill = batch_rows(self.served.inputs, task.batch, FIELD)
-        self.rows = min(rows, self.served.max_batch) if self.served.max_batch else rows
-        self.classes: int | None = None
-
-    def _wrong_version(self, actual: str) -> JobError:
-        return retryable(
-            Reason.STABLE_WRONG_VERSION if self.who == "stable" else Reason.WRONG_VERSION,
-            f"{self.who}: version {actual} answers instead of {self.number}; the address leads to the wrong"
-            " pods, or not yet to the right ones",
-        )
 
     def answer(self, server: Server, part: Arrays) -> Answer:
         """Send one request and check which version answered."""
-        answer = _request_with_retries(
+        answer = request_with_retries(
             lambda: server.infer(self.model, part, self.served.inputs, self.served.outputs), self.who
         )
         if self.number is not None and answer.version != str(self.number):
-            raise self._wrong_version(answer.version or "none")
+            raise wrong_version(self.who, self.number, answer.version)
         return answer
 
-    def classes_of(self, answer: Answer, count: int) -> NDArray[np.int64]:
-        """[count] classes."""
-        classes, self.classes = scores_or_classes(
-            answer.outputs, self.served.outputs, count, f"{FIELD}: {self.who}"
-        )
-        return classes
+    def classes_of(self, answer: Answer, request: Request) -> NDArray[np.int64]:
+        """[samples] classes, in the words of the labels: of two they may be -1 and 1."""
+        with self._comparable():
+            classes, self.classes = scores_or_classes(
+                request.rows(answer.outputs),
+                self.served.outputs,
+                request.samples,
+                f"{FIELD}: {self.who}",
+                self.output,
+            )
+        return 2 * classes - 1 if self.classes == 2 and self.signed else classes
 
 
 def paired_pass(parties: Sequence[_Party], progress: Progress) -> list[NDArray[np.int64]]:
     """[n] classes of each party: every sample once, the parties in turn, so that both meet the same
-    load.
+    load. Raises JobError, among others DataNotFinite: the last party is the one that is compared
+    with, so what it cannot answer is the data's fault.
     """
     by_party: list[list[NDArray[np.int64]]] = [[] for _ in parties]
-    todo = [list(batches(party.data.inputs, party.rows, party.fill)) for party in parties]
+    todo = [list(requests(party.data.inputs, party.served.inputs, party.rows, FIELD)) for party in parties]
     total = parties[0].data.n
     for turn in range(max(map(len, todo))):
         for party, parts, classes in zip(parties, todo, by_party, strict=True):
             if turn < len(parts):
-                count, part = parts[turn]
-                classes.append(party.classes_of(party.answer(party.http, part), count))
+                request = parts[turn]
+                answer = party.answer(party.http, request.arrays)
+                if party is parties[-1]:
+                    expect_numbers(
+                        request, request.rows(answer.outputs), sum(map(len, classes)), f"{FIELD}.uri"
+                    )
+                classes.append(party.classes_of(answer, request))
         progress.update(sum(map(len, by_party[0])), total)
     return [np.concatenate(classes) for classes in by_party]
 
 
-def _same(a: Answer, b: Answer, party: _Party) -> bool:
+def _same(a: Answer, b: Answer, party: _Party, request: Request) -> bool:
     """Whether two answers to one input agree: the same class, or scores that differ by no more than
     a different batch explains.
     """
-    if (party.classes_of(a, 1) == party.classes_of(b, 1)).all():
+    if (party.classes_of(a, request) == party.classes_of(b, request)).all():
         return True
     return all(
         x.dtype.kind == "f" and x.shape == y.shape and np.allclose(x, y, rtol=1e-3, atol=1e-4)
@@ -184,15 +168,14 @@ def single_requests(
     disagreements = 0
     rows = party.rows if party.fill else 1
     for turn, row in enumerate([*chosen[:WARM_UP], *chosen]):
-        ((_, part),) = batches(
-            {name: array[row : row + 1] for name, array in party.data.inputs.items()}, rows, party.fill
-        )
+        one = {name: array[row : row + 1] for name, array in party.data.inputs.items()}
+        (request,) = requests(one, party.served.inputs, rows, FIELD)
         start = time.perf_counter()
-        over_http = party.answer(party.http, part)
+        over_http = party.answer(party.http, request.arrays)
         took = time.perf_counter() - start
         if turn >= min(WARM_UP, len(chosen)):
             seconds.append(took)
-            disagreements += not _same(over_http, party.answer(grpc, part), party)
+            disagreements += not _same(over_http, party.answer(grpc, request.arrays), party, request)
             progress.update(len(seconds), len(chosen))
     return seconds, disagreements
 
@@ -267,7 +250,8 @@ def evaluate(task: EvaluateTask, progress: Progress) -> TaskResult:
             answers = paired_pass(parties, progress)
         labels = candidate.data.labels
         assert labels is not None
-        check_label_range(labels, candidate.classes, FIELD)
+        if not (candidate.signed and candidate.classes == 2):
+            check_label_range(labels, candidate.classes, FIELD)
         with progress.stage("protocols"):
             grpc = stack.enter_context(GrpcServer(task.candidate_grpc, timeout))
             seconds, disagreements = single_requests(candidate, grpc, task.parity_samples, progress)

@@ -24,6 +24,7 @@ from modelrollout.contract.common import RESULT_LIMIT_BYTES, TASK_ENV, TIMEOUT_E
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import (
+    AskTask,
     CleanTask,
     EvaluateTask,
     FetchTask,
@@ -40,7 +41,7 @@ from modelrollout.telemetry.redaction import redact_known
 TERMINATION_LOG_ENV = "MODELROLLOUT_TERMINATION_LOG"
 TERMINATION_LOG = "/dev/termination-log"
 
-AnyTask = ResolveTask | PrepareTask | FetchTask | CleanTask | EvaluateTask | TuneTask
+AnyTask = ResolveTask | PrepareTask | FetchTask | CleanTask | EvaluateTask | AskTask | TuneTask
 Runner = Callable[[AnyTask, log.Progress], TaskResult]
 
 _MESSAGE_START = 300  # characters of a message that matter more than a metric's numbers

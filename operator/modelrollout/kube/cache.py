@@ -5,13 +5,16 @@ It can be stale, never wrong about the past: writes that depend on it are guarde
 resourceVersion. Stored objects are shared and must not be changed. Not thread-safe; one event loop.
 
 Only what some decision reads is kept (``kube.projection``), and no more than NAMESPACE_BYTES for
-each namespace: objects beyond that are left out and reported.
+each namespace: objects beyond that are left out and reported. Children that no pass has touched for
+a while are kept packed, a tenth of their size, for nearly all models are at rest.
 """
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +24,15 @@ from modelrollout.kube.decoding import UnreadableObject
 from modelrollout.kube.kinds import (
     GATEWAY,
     GATEWAY_CLASS,
+    GRPC_ROUTE,
+    HTTP_ROUTE,
+    JOB,
     MODEL_DEPLOYMENT,
     MODEL_REVISION,
     ROLLOUT_POLICY,
     Resource,
 )
-from modelrollout.kube.objects import Object, label
+from modelrollout.kube.objects import Object, is_over, label
 from modelrollout.kube.projection import project
 
 Key = tuple[str, str]  # namespace and name of the ModelDeployment; a RolloutPolicy has no namespace
@@ -34,6 +40,8 @@ _Id = tuple[Resource, str, str]
 
 # uids of deleted objects that are remembered, so that a late answer does not bring one back
 TOMBSTONES = 20_000
+# of the children that are kept unpacked: those of some 70 models in the middle of a rollout
+UNPACKED_BYTES = 32 << 20
 _NOISE = frozenset(
     {"resourceVersion", "managedFields", "lastUpdateTime", "lastProbeTime", "lastHeartbeatTime"}
 )
@@ -41,22 +49,38 @@ _NOISE = frozenset(
 
 @dataclass(slots=True)
 class _Entry:
-    obj: Object
+    """``obj`` or ``packed``, its JSON compressed, is there; both where it was unpacked again."""
+
+    obj: Object | None
     key: Key | None
+    uid: str
+    version: int | None
     # A write without guard brought this version: it may hold others' changes that no pass has read,
     # so its event still counts.
     unseen: bool
-    weight: int  # bytes of memory
+    weight: int  # bytes of memory, unpacked
     marks: tuple[Hashable, ...] = ()  # values by which ``find_marked`` finds it
+    packed: bytes | None = None
+
+    def pack(self) -> None:
+        if self.packed is None:
+            self.packed = zlib.compress(json.dumps(self.obj, separators=(",", ":")).encode(), 1)
+        self.obj = None
+
+    def unpacked(self) -> Object:
+        if self.obj is None:
+            assert self.packed is not None
+            self.obj = json.loads(zlib.decompress(self.packed))
+        return self.obj
 
 
 def _marks(obj: Object) -> tuple[Hashable, ...]:
     rollout = _field(_field(obj, "status"), "rollout")  # users may have written there
-    gateway = gateway_of(obj)
+    gateways = gateways_of(obj)
     return (
         *((QUEUED,) if _field(rollout, "queue") else ()),
         *_sources(obj, "rollout", _field(rollout, "sha256")),
-        *((ROUTED, routed_by(*gateway)) if gateway else ()),
+        *((ROUTED, *(routed_by(*at) for at in gateways)) if gateways else ()),
     )
 
 
@@ -66,6 +90,20 @@ def _revision_marks(obj: Object) -> tuple[Hashable, ...]:
 
 def _sources(obj: Object, what: str, sha256: Any) -> tuple[Hashable, ...]:
     return ((what, obj["metadata"].get("namespace") or "", sha256),) if isinstance(sha256, str) else ()
+
+
+def _route_marks(obj: Object) -> tuple[Hashable, ...]:
+    hosts = _field(_field(obj, "spec"), "hostnames")
+    return tuple(carrying(host) for host in hosts if isinstance(host, str)) if isinstance(hosts, list) else ()
+
+
+def _job_marks(obj: Object) -> tuple[Hashable, ...]:
+    return () if is_over(obj) else (UNFINISHED,)
+
+
+def carrying(host: str) -> Hashable:
+    """Mark of the routes that carry exactly this host name."""
+    return ("host", host)
 
 
 def revisions_of(namespace: str, sha256: str) -> Hashable:
@@ -83,15 +121,21 @@ def routed_by(namespace: str, name: str) -> Hashable:
     return ("gateway", namespace, name)
 
 
-def gateway_of(deployment: Object) -> tuple[str, str] | None:
-    """Namespace and name of the Gateway that a spec, as it is stored, names; None if it names
-    none.
+def gateways_of(deployment: Object) -> list[tuple[str, str]]:
+    """Namespace and name of the Gateways that a spec, as it is stored, names, its first one first;
+    none where it has no first one.
     """
-    gateway = _field(_field(_field(deployment, "spec"), "traffic"), "gateway")
-    name, namespace = _field(gateway, "name"), _field(gateway, "namespace")
-    if not isinstance(name, str) or not isinstance(namespace, str | None):
-        return None
-    return namespace or deployment["metadata"].get("namespace") or "", name
+    traffic, own = _field(_field(deployment, "spec"), "traffic"), deployment["metadata"].get("namespace")
+    further = _field(traffic, "furtherGateways")
+    listed = [_field(traffic, "gateway"), *(further if isinstance(further, list) else [])]
+    places = [(_field(x, "namespace"), _field(x, "name")) for x in listed]
+    if not isinstance(places[0][1], str):
+        return []
+    return [
+        (namespace or own or "", name)
+        for namespace, name in places
+        if isinstance(name, str) and isinstance(namespace, str | None)
+    ]
 
 
 def _field(value: Any, name: str) -> Any:
@@ -100,11 +144,19 @@ def _field(value: Any, name: str) -> Any:
 
 QUEUED = "queued"  # mark of ModelDeployments whose rollout waits for GPUs
 ROUTED = "routed"  # mark of ModelDeployments whose spec names a Gateway
+UNFINISHED = "unfinished"  # mark of Jobs that have not ended
 # Marks by which ``find_marked`` finds objects without a search through all of them.
 _MARKS: Mapping[Resource, Callable[[Object], tuple[Hashable, ...]]] = {
     MODEL_DEPLOYMENT: _marks,
     MODEL_REVISION: _revision_marks,
+    JOB: _job_marks,
+    HTTP_ROUTE: _route_marks,
+    GRPC_ROUTE: _route_marks,
 }
+
+
+# Read all at once: for metrics, by policies, for a Gateway's routes.
+_NEVER_PACKED = frozenset({MODEL_DEPLOYMENT, ROLLOUT_POLICY, GATEWAY, GATEWAY_CLASS})
 
 
 class ObjectCache:
@@ -118,6 +170,9 @@ class ObjectCache:
     ) -> None:
         self._on_unread = on_unread
         self._namespace_bytes: Counter[str] = Counter()  # bytes by namespace
+        # children that are unpacked, the longest untouched first
+        self._touched: OrderedDict[_Id, None] = OrderedDict()
+        self._unpacked_bytes = 0
         self._entries: dict[_Id, _Entry] = {}
         self._ids: defaultdict[Resource, dict[_Id, None]] = defaultdict(dict)
         self._children: defaultdict[Key, dict[_Id, None]] = defaultdict(dict)
@@ -131,28 +186,30 @@ class ObjectCache:
 
     def get(self, resource: Resource, namespace: str | None, name: str) -> Object | None:
         """The object as last observed."""
-        entry = self._entries.get((resource, namespace or "", name))
-        return entry.obj if entry else None
+        i = (resource, namespace or "", name)
+        return self._read(i) if i in self._entries else None
 
     def children(self, key: Key, resource: Resource | None = None) -> list[Object]:
         """What belongs to the ModelDeployment, without itself; of one resource or of all. Costs as
         many steps as it has children.
         """
         return [
-            self._entries[i].obj
+            self._read(i)
             for i in self._children.get(key, ())
             if (resource is None or i[0] == resource) and i[0] != MODEL_DEPLOYMENT
         ]
 
     def all(self, resource: Resource) -> list[Object]:
-        """Every stored object of the resource; costs as many steps as there are."""
-        return [self._entries[i].obj for i in self._ids.get(resource, ())]
+        """Every stored object of the resource; costs as many steps as there are, and much of them
+        for children, which are unpacked.
+        """
+        return [self._read(i) for i in self._ids.get(resource, ())]
 
     def find_marked(self, mark: Hashable) -> list[Object]:
-        """Objects with a mark: QUEUED, ROUTED, ``revisions_of``, ``rollouts_of``, ``routed_by``;
-        costs as many steps as there are.
+        """Objects with a mark: QUEUED, ROUTED, UNFINISHED, ``revisions_of``, ``rollouts_of``,
+        ``routed_by``, ``carrying``; costs as many steps as there are.
         """
-        return [self._entries[i].obj for i in self._marked.get(mark, ())]
+        return [self._read(i) for i in self._marked.get(mark, ())]
 
     def concerned(self, resource: Resource, obj: Mapping[str, Any]) -> set[Key]:
         """Keys whose passes read the object: that of its owner; of a Gateway the ModelDeployments
@@ -170,7 +227,7 @@ class ObjectCache:
         return {key} if key else set()
 
     def observe(self, resource: Resource, event: Mapping[str, Any]) -> bool:
-        """Take in a watch event (type ADDED, MODIFIED, DELETED or, from kopf's listings, None).
+        """Take in a watch event (type ADDED, MODIFIED, DELETED or, from lists, None).
 
         True when a pass is due; False when it is older than what is stored, the echo of our own
         guarded write, or noise.
@@ -202,7 +259,7 @@ class ObjectCache:
         i = (resource, namespace or "", name)
         entry = self._entries.get(i)
         self._bury(uid, None)
-        if entry is None or entry.obj["metadata"].get("uid") != uid:
+        if entry is None or entry.uid != uid:
             return False
         self._drop(i)
         return True
@@ -216,36 +273,33 @@ class ObjectCache:
         if entry is None:
             return set()
         self._drop(i)
-        return self.concerned(resource, entry.obj)
+        return self.concerned(resource, entry.unpacked())
 
-    def resync(
-        self, resource: Resource, items: Iterable[Object], resource_version: str, namespace: str | None = None
+    def forget_unlisted(
+        self,
+        resource: Resource,
+        listed: Collection[tuple[str, str]],
+        resource_version: str,
+        namespace: str | None = None,
     ) -> set[Key]:
-        """Take in a full list (of one namespace, or of all) with the resourceVersion of the list;
-        returns the keys that changed.
+        """Drop what a full list (of one namespace, or of all) lacks, unless it was stored at a
+        newer version than the list's; returns the keys that it concerned. A watch never reports
+        what was deleted while it was away.
 
-        What the list lacks is dropped, unless it was stored at a newer version than the list's.
-        kopf's relist never reports deletions.
+        ``listed``: namespace and name of each object in the list.
         """
-        listed: set[_Id] = set()
         changed: set[Key] = set()
-        for obj in items:
-            i = _id(resource, obj)
-            listed.add(i)
-            if self._take(i, obj, from_watch=True):
-                changed |= self.concerned(resource, obj)
         limit = number(resource_version)
         for i in list(self._ids.get(resource, ())):
-            if i in listed or (namespace is not None and i[1] != namespace):
+            if i[1:] in listed or (namespace is not None and i[1] != namespace):
                 continue
             entry = self._entries[i]
-            version = _version(entry.obj)
-            if limit is not None and version is not None and version > limit:
+            if limit is not None and entry.version is not None and entry.version > limit:
                 continue
             if limit is not None:
-                self._bury(entry.obj["metadata"].get("uid", ""), limit)
+                self._bury(entry.uid, limit)
             self._drop(i)
-            changed |= self.concerned(resource, entry.obj)
+            changed |= self.concerned(resource, entry.unpacked())
         return changed
 
     def _take(self, i: _Id, obj: Object, *, from_watch: bool) -> bool:
@@ -256,18 +310,18 @@ class ObjectCache:
             return False
         entry = self._entries.get(i)
         if entry is None:
-            return self._put(i, obj)
-        old, new = _version(entry.obj), _version(obj)
+            return self._put(i, project(i[0], obj))
+        old, new = entry.version, _version(obj)
         if old is None or new is None:  # not comparable: the order of events counts
-            if not from_watch or obj["metadata"].get("resourceVersion") == entry.obj["metadata"].get(
-                "resourceVersion"
-            ):
+            stored = self._read(i)["metadata"].get("resourceVersion")
+            if not from_watch or obj["metadata"].get("resourceVersion") == stored:
                 return False
         elif new <= old:
             due = entry.unseen and from_watch and new == old
             entry.unseen = entry.unseen and not due
             return due
-        due = entry.unseen or not _same(entry.obj, project(i[0], obj))
+        obj = project(i[0], obj)
+        due = entry.unseen or not _same(self._read(i), obj)
         if not self._put(i, obj):
             return True
         if not from_watch and entry.unseen:
@@ -281,19 +335,17 @@ class ObjectCache:
         entry = self._entries.get(i)
         if entry is None:
             return False
-        stored = _version(entry.obj)
-        if went is not None and stored is not None and went < stored:
+        if went is not None and entry.version is not None and went < entry.version:
             return False  # the object that is stored came after the one that went
         self._drop(i)
         return True
 
     def _put(self, i: _Id, obj: Object) -> bool:
-        """Store; False when there is no memory for it, and then nothing of it is stored any
-        more.
+        """Store what was projected; False when there is no memory for it, and then nothing of it is
+        stored any more.
         """
         key = owner(i[0], obj)
         entry = self._entries.get(i)
-        obj = project(i[0], obj)
         weight = decoding.weigh(obj)
         if self._namespace_bytes[i[1]] + weight - (entry.weight if entry else 0) > decoding.NAMESPACE_BYTES:
             if entry:
@@ -306,7 +358,10 @@ class ObjectCache:
         if entry and entry.marks != marks:
             self._unmark(entry.marks, i)
         self._namespace_bytes[i[1]] += weight - (entry.weight if entry else 0)
-        self._entries[i] = _Entry(obj, key, unseen=False, weight=weight, marks=marks)
+        self._untouch(i)
+        uid, version = obj["metadata"].get("uid", ""), _version(obj)
+        self._entries[i] = _Entry(obj, key, uid, version, unseen=False, weight=weight, marks=marks)
+        self._touch(i)
         self._ids[i[0]][i] = None
         for mark in marks:
             self._marked[mark][i] = None
@@ -314,7 +369,32 @@ class ObjectCache:
             self._children[key][i] = None
         return True
 
+    def _read(self, i: _Id) -> Object:
+        obj = self._entries[i].unpacked()
+        self._touch(i)
+        return obj
+
+    def _touch(self, i: _Id) -> None:
+        """It is unpacked, and others that are not needed any more are packed for it."""
+        if i[0] in _NEVER_PACKED:
+            return
+        if i in self._touched:
+            self._touched.move_to_end(i)
+            return
+        self._touched[i] = None
+        self._unpacked_bytes += self._entries[i].weight
+        while self._unpacked_bytes > UNPACKED_BYTES and len(self._touched) > 1:
+            oldest = next(iter(self._touched))
+            self._untouch(oldest)
+            self._entries[oldest].pack()
+
+    def _untouch(self, i: _Id) -> None:
+        if i in self._touched:
+            del self._touched[i]
+            self._unpacked_bytes -= self._entries[i].weight
+
     def _drop(self, i: _Id) -> None:
+        self._untouch(i)
         entry = self._entries.pop(i)
         self._namespace_bytes[i[1]] -= entry.weight
         if not self._namespace_bytes[i[1]]:

@@ -89,16 +89,32 @@ def parse(raw: bytes) -> Any:
         raise NotJsonError(f"is no JSON: {e}") from None
 
 
-def weigh(value: Any) -> int:
-    """Bytes of memory, about. Raises UnreadableError when it is nested deeper than MAX_DEPTH."""
-    weight, depth = 0, 0
-    keys: set[str] = set()  # of which the reader makes one for all
-    level = [value]
-    size = sys.getsizeof
+_CONTAINERS = frozenset({dict, list})
+
+
+def check_depth(value: Any) -> None:
+    """Raises UnreadableError when a value of JSON is nested deeper than MAX_DEPTH."""
+    level = [value] if type(value) in _CONTAINERS else []
+    depth = 0
     while level:
         depth += 1
         if depth > MAX_DEPTH:
             raise UnreadableError(f"is nested more than {MAX_DEPTH} deep")
+        level = [
+            child
+            for outer in level
+            for child in (outer.values() if type(outer) is dict else outer)
+            if type(child) in _CONTAINERS
+        ]
+
+
+def weigh(value: Any) -> int:
+    """Bytes of memory, about, of a value that is not too deep."""
+    weight = 0
+    keys: set[str] = set()  # of which the reader makes one for all
+    level = [value]
+    size = sys.getsizeof
+    while level:
         inner: list[Any] = []
         for outer in level:
             weight += size(outer)
@@ -124,7 +140,7 @@ def object_of(value: Any, size: int) -> Object:
     """
     if size > MAX_BYTES:
         raise UnreadableError(f"has {size >> 10} KiB of JSON, more than {MAX_BYTES >> 10}")
-    weigh(value)
+    check_depth(value)
     if problem := _odd(value):
         raise UnreadableError(problem)
     return value  # type: ignore[no-any-return]

@@ -13,6 +13,9 @@ from modelrollout.kube.objects import Object
 from modelrollout.quantity import quantity
 
 _EXACT = frozenset({"selector", "matchLabels", "matches"})
+# Fields of a route's rule that decide what clients get. If the rule leaves one out, it must not be
+# added: the gateway's retries would hide the failures of a version on trial.
+_OF_RULE = ("filters", "timeouts", "retry", "sessionPersistence")
 # Fields of a container that decide which program runs. If the template leaves one out, it must not
 # be added.
 _PROGRAM = (
@@ -34,20 +37,28 @@ def is_up_to_date(live: Any, desired: Any) -> bool:
     An empty map or list equals an absent one, and quantities compare by value. Selectors and route
     matches must be equal: one more label selects less.
     """
+    # what is equal, which is most, is compared without a step of ours
+    return bool(live == desired) or _covers(live, desired)
+
+
+def _covers(live: Any, desired: Any) -> bool:
+    """``is_up_to_date`` of what is not equal."""
     if isinstance(desired, dict):
         if not isinstance(live, dict):
             return not desired and live is None
-        return all(
-            live.get(k) == v if k in _EXACT else is_up_to_date(live.get(k), v) for k, v in desired.items()
-        )
+        if "backendRefs" in desired and any(live.get(k) for k in _OF_RULE if k not in desired):
+            return False
+        for k, v in desired.items():
+            found = live.get(k)
+            if found != v and (k in _EXACT or not _covers(found, v)):
+                return False
+        return True
     if isinstance(desired, list):
         if not isinstance(live, list):
             return not desired and live is None
         return len(live) == len(desired) and all(
-            is_up_to_date(a, b) for a, b in zip(live, desired, strict=True)
+            a == b or _covers(a, b) for a, b in zip(live, desired, strict=True)
         )
-    if live == desired:
-        return True
     if isinstance(desired, int | str) and isinstance(live, int | str) and not isinstance(desired, bool):
         try:
             return quantity(live) == quantity(desired)

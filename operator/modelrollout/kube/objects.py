@@ -49,6 +49,13 @@ def is_deleting(o: Mapping[str, Any]) -> bool:
     return bool(o["metadata"].get("deletionTimestamp"))
 
 
+def is_over(job: Mapping[str, Any]) -> bool:
+    """Whether the Job has finished or is being deleted. One whose owner never collects its result
+    (say its spec cannot be read) must not keep others waiting.
+    """
+    return is_deleting(job) or is_true(job, "Complete") or is_true(job, "Failed")
+
+
 def controller_reference(o: Mapping[str, Any]) -> Mapping[str, Any]:
     """The ownerReference of the object's controller, of which the API server allows one; empty
     without.

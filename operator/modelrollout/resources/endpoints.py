@@ -11,15 +11,17 @@ list.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from modelrollout.resources.common import Object
 
+STREAM = "/generate_stream"
 # (method, path below /v2/models/NAME); generate is the extension for language models
 # (docs/protocol/extension_generate.md).
 _OF_MODEL = (
     ("POST", "/infer"),
     ("POST", "/generate"),
-    ("POST", "/generate_stream"),
+    ("POST", STREAM),
     ("GET", ""),
     ("GET", "/ready"),
     ("GET", "/config"),
@@ -43,20 +45,41 @@ GRPC_METHODS = (
 Headers = Iterable[Mapping[str, str]]  # of Gateway API: type, name, value
 
 
-def http_endpoints(model: str) -> tuple[tuple[str, str], ...]:
-    """(method, path) of everything that clients may ask over HTTP."""
-    return tuple((method, f"/v2/models/{model}{path}") for method, path in _OF_MODEL) + _OF_SERVER
+def http_endpoints(
+    model: str, *, server: bool = True, streamed: bool | None = None
+) -> tuple[tuple[str, str], ...]:
+    """(method, path) of everything that clients may ask over HTTP. ``server``: also those that name
+    no model, which only one of the models of a host name has. ``streamed``: only those that answer
+    by a stream, or only the others.
+    """
+    of_model = tuple(
+        (method, f"/v2/models/{model}{path}")
+        for method, path in _OF_MODEL
+        if streamed in (None, path == STREAM)
+    )
+    return of_model + (_OF_SERVER if server and not streamed else ())
 
 
-def matches(kind: str, model: str, headers: Headers = ()) -> list[Object]:
-    """Matches of a rule of an HTTPRoute or GRPCRoute, each with all of ``headers``. Gateway API
-    allows 64 in a rule.
+def matches(
+    kind: str,
+    model: str,
+    headers: Headers = (),
+    *,
+    server: bool = True,
+    streamed: bool | None = None,
+    cors: bool = False,
+) -> list[Object]:
+    """Matches of a rule of an HTTPRoute or GRPCRoute, each with all of ``headers``; ``server`` and
+    ``streamed`` as of ``http_endpoints``. ``cors``: browsers ask by OPTIONS, too, which has none of
+    the headers that a page sends. Gateway API allows 64 in a rule.
     """
     with_headers: Object = {"headers": copies} if (copies := [dict(h) for h in headers]) else {}
     if kind == "HTTPRoute":
+        asked = list(http_endpoints(model, server=server, streamed=streamed))
+        asked += [("OPTIONS", path) for _, path in asked] if cors else []
         return [
             {"path": {"type": "Exact", "value": path}, "method": method} | with_headers
-            for method, path in http_endpoints(model)
+            for method, path in asked
         ]
     return [
         {"method": {"type": "Exact", "service": service, "method": method}} | with_headers
@@ -65,13 +88,31 @@ def matches(kind: str, model: str, headers: Headers = ()) -> list[Object]:
 
 
 def narrowed(route: Object, model: str) -> Object:
-    """A route with the same backends, filters and headers, and no more than what clients may
-    ask.
+    """A route with the same backends, filters and headers, and no more than what clients may ask. A
+    rule that opens a part of it stays as it is.
     """
+    kind = route["kind"]
 
     def rule(live: Object) -> Object:
-        headers = next((m["headers"] for m in live.get("matches") or [] if m.get("headers")), ())
-        return live | {"matches": matches(route["kind"], model, headers)}
+        present = live.get("matches") or []
+        headers = next((m["headers"] for m in present if m.get("headers")), ())
+        cors = any(f.get("type") == "CORS" for f in live.get("filters") or [])
+        allowed = matches(kind, model, headers, cors=cors)
+        if present and {_asked(kind, m) for m in present} <= {_asked(kind, m) for m in allowed}:
+            return live
+        return live | {"matches": allowed}
 
     spec = route.get("spec") or {}
     return route | {"spec": spec | {"rules": [rule(r) for r in spec.get("rules") or []]}}
+
+
+def _asked(kind: str, match: Object) -> tuple[Any, ...]:
+    """What a match lets through, with the API's defaults."""
+    headers = tuple(
+        sorted((h.get("type", "Exact"), h["name"], h["value"]) for h in match.get("headers") or [])
+    )
+    if kind == "HTTPRoute":
+        path = match.get("path") or {}
+        return path.get("type", "PathPrefix"), path.get("value", "/"), match.get("method"), headers
+    call = match.get("method") or {}
+    return call.get("type", "Exact"), call.get("service"), call.get("method"), headers

@@ -5,7 +5,8 @@ changed while it runs: model control is ``none``, the files are mounted read-onl
 that manage a server ask for a key that is the pod's own (docs/reference/endpoints.md).
 
 The same is applied to templates that an earlier operator froze, once new pods of them are
-requested. docs/reference/endpoints.md lists the changes; everything else in the template stays.
+requested; with it comes the flag for Triton's own histogram of latencies.
+docs/reference/endpoints.md lists the changes; everything else in the template stays.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 from modelrollout.api import names
 from modelrollout.contract.common import REPOSITORY
 from modelrollout.resources.common import Object
+from modelrollout.triton import histogram
 
-VERSION = "1"
+VERSION = "2"
 TRITON = "triton"
 MODELS = "models"  # the volume that the init container fills
 KEY_HEADER = "x-modelrollout-key"
@@ -115,6 +117,13 @@ def hardening_version(template: Object, model: str) -> str | None:
         return None
 
 
+def is_latest(version: str | None) -> bool:
+    """Whether a template of this version gets nothing new at a restart: the latest, or one of a
+    newer operator.
+    """
+    return version is not None and (version == VERSION or version not in _OVERLAYS)
+
+
 def is_known(version: str | None) -> bool:
     """Whether this operator can lay it over a template; None is the latest."""
     return version is None or version in _OVERLAYS
@@ -169,10 +178,21 @@ def _server(container: Object, model: str) -> Object:
     return container | {"args": args, "env": env, "volumeMounts": mounts, "livenessProbe": LIVENESS}
 
 
+def _counting_server(container: Object, model: str) -> Object:
+    """Version 2: it also counts the latencies of its requests, if its Triton does
+    (``triton.histogram``).
+    """
+    hardened = _server(container, model)
+    return hardened | {"args": [*(a for a in hardened["args"] if a != histogram.FLAG), histogram.FLAG]}
+
+
 # What is laid over a frozen template must not change with the operator, or its upgrade would
 # restart pods: a change is another version, and those that are there stay as they are. New
 # templates, and restarts, take the latest.
-_OVERLAYS: Mapping[str, Callable[[Object, str], Object]] = {VERSION: _server}
+_OVERLAYS: Mapping[str, Callable[[Object, str], Object]] = {
+    "1": _server,
+    VERSION: _counting_server,
+}
 
 
 def _others(container: Object) -> list[str]:

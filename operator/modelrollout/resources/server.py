@@ -6,16 +6,25 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Resources, Serving, seconds
+from modelrollout.api.v1alpha1 import Drain, Resources, Serving, seconds
 from modelrollout.config import OperatorConfig
-from modelrollout.contract.common import CREDENTIALS_DIR, REPOSITORY, SERVES_ENV, TASK_ENV, ServingConfig
+from modelrollout.contract.common import (
+    CREDENTIALS_DIR,
+    OBJECTIVES_ENV,
+    REPOSITORY,
+    SERVES_ENV,
+    TASK_ENV,
+    ServingConfig,
+)
 from modelrollout.contract.tasks import FetchTask
+from modelrollout.quantity import quantity
 from modelrollout.resources.common import (
     ARTIFACTS,
     DISK,
@@ -34,7 +43,12 @@ from modelrollout.resources.hardening import MODELS, TRITON, for_tuning, harden
 
 # Version of what this file renders. A revision keeps its frozen template, so raising this restarts
 # no pod.
-BUILDER = "4"
+BUILDER = "7"
+STREAM_SECONDS = 900  # to end, for a model that streams its answers; a stream may take minutes
+_EXIT_FLAG = "--exit-timeout-secs"
+_DEFAULT, _STREAMS = "default", "streams"  # values of ANNOTATION_EXIT
+_TAKES_WARMUP = 5  # the first whose init container takes a config.pbtxt with warm-up requests
+_FETCH_CPU = "50m"
 GPU = "nvidia.com/gpu"
 FETCH = "fetch"
 # On the node's disk: the model, twice while the leftover of a lost container is replaced, and what
@@ -63,14 +77,26 @@ class Artifact(NamedTuple):
     digest: str
 
 
-def template(version: Version, serving: Serving, config: OperatorConfig) -> Object:
+def _fetch_cpu(server: Object) -> str:
+    """Request of the init container. A pod keeps the largest one of all its containers for its
+    whole life, so this is at most what the server asks for (a limit alone is a request, too).
+    """
+    own = [part["cpu"] for part in (server.get("requests"), server.get("limits")) if part and "cpu" in part]
+    return str(min([_FETCH_CPU, *own[:1]], key=quantity))
+
+
+def template(
+    version: Version, serving: Serving, config: OperatorConfig, objectives: Sequence[int] = ()
+) -> Object:
     """Pod template of a revision, complete except for the artifact, which does not exist yet
-    (``server_deployment`` adds it).
+    (``server_deployment`` adds it). ``objectives``: milliseconds that are to be bounds of Triton's
+    histogram of latencies; only for an image whose Triton takes them.
 
     The grace period is preStop + exit timeout + margin: endpoints drop the pod while preStop
     sleeps, then Triton finishes its requests (docs of Triton, "Graceful shutdown").
     """
-    drain, deployment, number = config.drain, version.deployment, version.number
+    deployment, number = version.deployment, version.number
+    pre_stop, exit_timeout = _drain(serving, config)
     model_ready = {"httpGet": {"path": f"/v2/models/{deployment}/versions/{number}/ready", "port": "http"}}
     artifacts = artifact_location(config, tenant_uri(config, version.namespace), to_read=True)
     tmp = {"name": "tmp", "mountPath": "/tmp"}
@@ -79,9 +105,7 @@ def template(version: Version, serving: Serving, config: OperatorConfig) -> Obje
     spec: Object = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": (
-            drain.pre_stop_seconds + drain.exit_timeout_seconds + drain.margin_seconds
-        ),
+        "terminationGracePeriodSeconds": pre_stop + exit_timeout + config.drain.margin_seconds,
         "securityContext": pod_security(),
         "initContainers": [
             {
@@ -89,9 +113,19 @@ def template(version: Version, serving: Serving, config: OperatorConfig) -> Obje
                 "image": config.images.optimizer,
                 **pull,
                 "command": ["python", "-m", "modelrollout.optimizer"],
-                "env": [{"name": SERVES_ENV, "value": names.canonical_json(_serves(serving))}],
+                "env": [
+                    {"name": SERVES_ENV, "value": names.canonical_json(_serves(serving))},
+                    *(
+                        [{"name": OBJECTIVES_ENV, "value": names.canonical_json(list(objectives))}]
+                        if objectives
+                        else []
+                    ),
+                ],
                 "resources": on_disk(
-                    {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
+                    {
+                        "requests": {"cpu": _fetch_cpu(resources), "memory": "128Mi"},
+                        "limits": {"memory": "1Gi"},
+                    },
                     resources["limits"][DISK],
                 ),
                 "securityContext": container_security(),
@@ -101,14 +135,14 @@ def template(version: Version, serving: Serving, config: OperatorConfig) -> Obje
         "containers": [
             {
                 "name": TRITON,
-                "image": serving.triton.image or config.images.triton,
+                "image": image(serving, config),
                 **pull,
                 "command": ["tritonserver"],
                 "args": [
                     # Auto-completion gives ONNX a silent maximum batch of 4; the config is written
                     # out in full.
                     "--disable-auto-complete-config",
-                    f"--exit-timeout-secs={drain.exit_timeout_seconds}",
+                    f"{_EXIT_FLAG}={exit_timeout}",
                 ],
                 "env": [{"name": "HOME", "value": "/tmp"}],
                 "ports": [
@@ -131,7 +165,7 @@ def template(version: Version, serving: Serving, config: OperatorConfig) -> Obje
                 "readinessProbe": (
                     model_ready | {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3}
                 ),
-                "lifecycle": {"preStop": {"sleep": {"seconds": drain.pre_stop_seconds}}},
+                "lifecycle": {"preStop": {"sleep": {"seconds": pre_stop}}},
                 "volumeMounts": [tmp, {"name": "shm", "mountPath": "/dev/shm"}],
             }
         ],
@@ -163,11 +197,89 @@ def template(version: Version, serving: Serving, config: OperatorConfig) -> Obje
                 "prometheus.io/scrape": "true",
                 "prometheus.io/port": str(names.PORT_METRICS),
                 "prometheus.io/path": "/metrics",
+                **({} if _knows_exit_timeout(serving) else {names.ANNOTATION_EXIT: _DEFAULT}),
             },
         },
         "spec": spec,
     }
     return harden(made, deployment)
+
+
+def image(serving: Serving, config: OperatorConfig) -> str:
+    """The image that its servers have."""
+    return serving.triton.image or config.images.triton
+
+
+def image_of(frozen: Object) -> str:
+    """The image of the server in a frozen template."""
+    return next((str(c["image"]) for c in frozen["spec"]["containers"] if c["name"] == TRITON), "")
+
+
+def _knows_exit_timeout(serving: Serving) -> bool:
+    """Whether it is not left to what preparing finds; vLLM always streams."""
+    own = serving.drain is not None and serving.drain.exit_timeout is not None
+    return own or serving.triton.backend == "VLLM"
+
+
+def _drain(serving: Serving, config: OperatorConfig) -> tuple[int, int]:
+    """preStop and exit timeout in whole seconds: of the spec, else of the configuration."""
+    own, usual = serving.drain or Drain(), config.drain.exit_timeout_seconds
+    if serving.triton.backend == "VLLM":
+        usual = max(usual, STREAM_SECONDS)
+    return (
+        config.drain.pre_stop_seconds if own.pre_stop is None else math.ceil(seconds(own.pre_stop)),
+        usual if own.exit_timeout is None else math.ceil(seconds(own.exit_timeout)),
+    )
+
+
+def for_streams(frozen: Object) -> Object:
+    """The frozen template for a model that streams its answers: with its own default time to end,
+    unless the template says another, or an earlier operator froze it.
+    """
+    meta, spec = frozen["metadata"], frozen["spec"]
+    annotations = meta.get("annotations") or {}
+    before = drain_of(frozen)
+    if annotations.get(names.ANNOTATION_EXIT) != _DEFAULT or before is None:
+        return frozen
+    more = STREAM_SECONDS - before[1]
+    if more <= 0:
+        return frozen
+    flag = f"{_EXIT_FLAG}={STREAM_SECONDS}"
+    servers = [
+        c | {"args": [flag if a.startswith(f"{_EXIT_FLAG}=") else a for a in c["args"]]}
+        if c["name"] == TRITON
+        else c
+        for c in spec["containers"]
+    ]
+    grace = spec["terminationGracePeriodSeconds"] + more
+    return frozen | {
+        "metadata": meta | {"annotations": annotations | {names.ANNOTATION_EXIT: _STREAMS}},
+        "spec": spec | {"containers": servers, "terminationGracePeriodSeconds": grace},
+    }
+
+
+def streams(pods: Object) -> bool:
+    """Whether a Deployment was rendered for a model that streams its answers: the evidence of last
+    resort when a revision's status is lost.
+    """
+    annotations = (pods["spec"]["template"].get("metadata") or {}).get("annotations") or {}
+    return bool(annotations.get(names.ANNOTATION_EXIT) == _STREAMS)
+
+
+def drain_of(template: Object) -> tuple[int, int] | None:
+    """preStop and exit timeout of a pod template, in seconds; None for one of another form."""
+    with contextlib.suppress(KeyError, TypeError, ValueError, StopIteration):
+        container = next(c for c in template["spec"]["containers"] if c["name"] == TRITON)
+        flag = next(a for a in container["args"] if a.startswith(f"{_EXIT_FLAG}="))
+        return int(container["lifecycle"]["preStop"]["sleep"]["seconds"]), int(flag.partition("=")[2])
+    return None
+
+
+def takes_warmup(builder: str) -> bool:
+    """Whether the loader in a template that this builder rendered takes warm-up requests: earlier
+    ones refuse fields that they do not know.
+    """
+    return builder.isdecimal() and int(builder) >= _TAKES_WARMUP
 
 
 def _serves(serving: Serving) -> Object:

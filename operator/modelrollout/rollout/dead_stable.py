@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RolloutStatus, seconds
 from modelrollout.reasons import Reason
-from modelrollout.rollout.snapshot import Observed, predecessor
+from modelrollout.rollout.snapshot import Observed, in_flight, predecessor
 from modelrollout.rollout.transitions import weight
 
 DEAD_SECONDS = 60.0
@@ -54,7 +54,19 @@ def seconds_until_dead(s: Observed, now: datetime, leading_since: datetime | Non
 
     A new leader waits as long itself, since stable may have been ready while there was none.
     """
-    if s.status.stable_down_since is None or not is_down(s):
+    return _seconds_left(s, now, leading_since) if is_down(s) else None
+
+
+def seconds_until_outage(s: Observed, now: datetime, leading_since: datetime | None = None) -> float | None:
+    """The same outside of a rollout: seconds until it is said that stable serves nobody."""
+    stable = s.status.stable
+    if stable is None or in_flight(s.status.rollout) or not _has_no_ready_pod(s, stable.revision):
+        return None
+    return _seconds_left(s, now, leading_since)
+
+
+def _seconds_left(s: Observed, now: datetime, leading_since: datetime | None) -> float | None:
+    if s.status.stable_down_since is None:
         return None
     counted = since(s.status.stable_down_since, now)
     if leading_since is not None:

@@ -10,7 +10,7 @@ from modelrollout.api.times import stamp
 from modelrollout.reasons import Reason
 from modelrollout.rollout import verbs
 from modelrollout.rollout.compatibility import is_declared
-from modelrollout.rollout.dead_stable import seconds_until_dead
+from modelrollout.rollout.dead_stable import seconds_until_dead, seconds_until_outage
 from modelrollout.rollout.desired import desired, desired_traffic_only
 from modelrollout.rollout.desired.pods import has_all_pods
 from modelrollout.rollout.desired.revisions import revision_status
@@ -46,8 +46,9 @@ from modelrollout.rollout.transitions import (
     begin_rollback,
     change,
     fail,
-    input_hash,
+    has_failed_for_spec,
     is_pinned,
+    is_still_requested,
     known_version,
     revert,
 )
@@ -76,7 +77,8 @@ def decide(s: Snapshot, now: datetime) -> Plan:
         *still_draining(s, now).values(),
         *([] if transition.requeue_after is None else [transition.requeue_after]),
     ]
-    dead_in = seconds_until_dead(s, now, s.leading_since) if in_flight(s.status.rollout) else None
+    until_dead = seconds_until_dead if in_flight(s.status.rollout) else seconds_until_outage
+    dead_in = until_dead(s, now, s.leading_since)
     waits += [left for left in (dead_in, silence_left(s, now)) if left is not None and left > 0]
     if (not waits and s.spec_problem) or waiting_restart(s, s.status) is not None:
         # the cause may lie in another object, whose events do not wake this ModelDeployment
@@ -150,18 +152,7 @@ def end_superseded(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
         or (rollout.stage == "Promote" and not _waits_in_trial(s))
     ):
         return None
-    revision = s.revision(rollout.revision)
-    if rollout.mode == "Rollback":
-        still_requested = (
-            is_pinned(s)
-            if s.status.pinned
-            else rollout.generation == s.generation or (revision is not None and revision.is_version(s.spec))
-        )
-    elif revision is not None:
-        still_requested = revision.is_version(s.spec)
-    else:
-        still_requested = rollout.input_hash == input_hash(s)
-    if still_requested:
+    if is_still_requested(s, rollout):
         return None
     if kept := keep_what_serves(s, now):
         return kept
@@ -249,14 +240,8 @@ def start_rollout(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
         return None
     known = known_version(s)
     rollout = status.rollout
-    if rollout is not None and rollout.stage == "Failed" and rollout.outcome != "Superseded":
-        still_requested = (
-            known is not None and rollout.revision == known.name
-            if rollout.revision
-            else rollout.input_hash == input_hash(s)
-        )
-        if still_requested and not is_declared(s, rollout.reason):
-            return None
+    if rollout is not None and has_failed_for_spec(s) and not is_declared(s, rollout.reason):
+        return None
     if problem := s.spec_problem or s.definition_problem:
         # No rollout begins, so that one begins by itself once the reason is gone.
         return Transition(status, (Event(problem.reason, problem.message, "Warning"),), CHECK_SECONDS)

@@ -29,6 +29,8 @@ class NewRevision:
     name: str
     number: int
     sha256: str
+    # of Triton, as servers of other revisions have reported them
+    triton_versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

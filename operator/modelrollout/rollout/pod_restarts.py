@@ -32,18 +32,20 @@ def restart_requested_at(s: Observed, revision: str) -> str | None:
 
 
 def revisions_to_harden(s: Observed, revisions: Collection[str]) -> dict[str, str | None]:
-    """The revisions to render hardened although their frozen template is not, with the version of
-    the hardening; None is the latest.
+    """The revisions to render hardened although their frozen template is not, or in an earlier
+    version, with the version of the hardening; None is the latest.
     """
     versions: dict[str, str | None] = {}
     for name in revisions:
         revision, live, record = s.revision(name), s.servers.get(name), s.status.restarts.get(name)
-        if revision is None or revision.hardened:
+        if revision is None or (revision.hardened and revision.outdated is None):
             continue
         if live is None or (record is not None and record.at != live.restarted and not record.triton_too_old):
             versions[name] = None  # their pods are new anyway
         elif record is not None and record.triton_too_old:
             continue
+        elif revision.outdated is not None and live.overlay == revision.outdated:
+            continue  # its pods have what was frozen
         elif live.overlay is not None or record is not None:
             versions[name] = live.overlay  # also if a person has edited the overlay
     return versions

@@ -17,7 +17,6 @@ from modelrollout.analysis.measurement import counts_of
 from modelrollout.analysis.metrics import effective_metrics
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.reading import CounterReading, Reading
-from modelrollout.analysis.target import Profile
 from modelrollout.analysis.verdict import parts_of
 from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import (
@@ -28,6 +27,7 @@ from modelrollout.api.v1alpha1 import (
     RevisionRef,
     RolloutStatus,
 )
+from modelrollout.config import Profile
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
 from modelrollout.rollout.assessment import assess, metrics_due

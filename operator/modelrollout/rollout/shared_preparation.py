@@ -90,9 +90,11 @@ class Member:
     refused: Problem | None = None  # why its gate refused the result
 
 
-def work_key(sha256: str, version: Mapping[str, Any], optimization: Mapping[str, Any]) -> str:
+def work_key(
+    sha256: str, version: Mapping[str, Any], optimization: Mapping[str, Any], *, warmup: bool
+) -> str:
     """A key that is equal for two ModelDeployments of a namespace with the same version input and
-    the same execution settings. Places and Secrets count by name.
+    the same execution settings. Places and Secrets count by name. ``warmup``: as of PrepareTask.
     """
     serving = version.get("serving") or {}
     words = [
@@ -101,6 +103,7 @@ def work_key(sha256: str, version: Mapping[str, Any], optimization: Mapping[str,
         version.get("optimization"),
         {field: serving.get(field) for field in _SERVING},
         optimization,
+        warmup,
     ]
     return names.short_hash(words, 32)
 

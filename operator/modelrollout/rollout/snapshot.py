@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from modelrollout.analysis.target import NOT_BY_GATEWAY, Counting
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import (
     ArtifactEvidence,
@@ -37,7 +38,16 @@ Split = tuple[tuple[str, int], ...]  # (revision, weight in percent)
 QUARANTINED = frozenset({"RolledBack", "Rejected", "Failed", "Aborted"})
 SERVED = frozenset({"Stable", "Promoted", "Retired"})
 TRAFFIC_REFUSALS = frozenset(
-    {Reason.GATEWAY_API_MISSING, Reason.HOSTNAME_TAKEN, Reason.HOSTNAME_NOT_ALLOWED, Reason.NAME_RESERVED}
+    {
+        Reason.FILTER_NOT_ALLOWED,
+        Reason.FILTER_UNSUPPORTED,
+        Reason.GATEWAY_API_MISSING,
+        Reason.GATEWAY_CLASSES_DIFFER,
+        Reason.HOSTNAME_NOT_ALLOWED,
+        Reason.HOSTNAME_TAKEN,
+        Reason.NAME_RESERVED,
+        Reason.TIMEOUTS_UNSUPPORTED,
+    }
 )  # they concern routes, also those of a version that serves already
 NAME_TAKEN = Reason.NAME_TAKEN  # something that is not ours has the name of a child
 _LOST = frozenset(
@@ -109,6 +119,7 @@ class Server:
     down: Problem | None = None  # why a pod that was ready no longer is
     newest_ready: str | None = None  # when one of its pods last became ready: it is cold at first
     crashes: tuple[Crash, ...] = ()  # of its present pods, one each
+    drain: tuple[int, int] | None = None  # preStop and exit timeout of its template, seconds
 
     @property
     def crash(self) -> Crash | None:
@@ -126,6 +137,8 @@ class Verb:
     revision: str
     nonce: str
     step: str | None = None
+    by: str | None = None  # the user, as the API server stamped it
+    reason: str | None = None  # in his words
 
     @property
     def key(self) -> str:
@@ -146,6 +159,8 @@ class Revision:
     input: Mapping[str, Any]
     status: ModelRevisionStatus
     hardened: bool = True  # its frozen template is hardened
+    # the version of that in its frozen template, if a restart brings a later one
+    outdated: str | None = None
 
     @property
     def prepared(self) -> ArtifactEvidence | None:
@@ -273,10 +288,12 @@ class Observed:
     settle_seconds: float = 3.0
     # whether requests follow the weights; else they follow the numbers of ready pods
     exact_weights: bool = False
+    counting: Counting = NOT_BY_GATEWAY  # who counts its requests
     rules: Rules = NO_RULES  # of all RolloutPolicies that match
     # analysis templates of the policies in force here
     templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
     mandatory: tuple[Metric, ...] = ()  # metrics that those policies require
+    triton_versions: Mapping[str, str] = field(default_factory=dict)  # by revision, where a pod answered
 
     def revision(self, name: str | None) -> Revision | None:
         """The revision of that name, if it exists."""
@@ -302,7 +319,6 @@ class Snapshot(Observed):
     shared: SharedPreparation = SharedPreparation()  # in Prepare, as long as no Job of its own is there
     evaluation: EvaluationEvidence | None = None
     assessment: Assessment | None = None
-    triton_versions: Mapping[str, str] = field(default_factory=dict)  # by revision, where a pod answered
     # why this spec cannot be rolled out: a store that is not allowed, a taken host name
     spec_problem: Problem | None = None
     # why clients may not reach it: another object's route claims one of its host names
@@ -350,9 +366,11 @@ def in_flight(rollout: RolloutStatus | None) -> bool:
 
 def is_paused_for_cause(rollout: RolloutStatus) -> bool:
     """Whether the step or the shadow is paused by a verdict, a deadline or a policy, so that a
-    person has to decide: no pause step of spec, and no pause by hand.
+    person has to decide: no pause step of spec, and no pause by hand. A step that was left keeps
+    its phase.
     """
-    at = rollout.shadow if rollout.stage == "Shadow" else rollout.step
+    step = rollout.step if rollout.stage in ("Canary", "Bake") else None
+    at = rollout.shadow if rollout.stage == "Shadow" else step
     return at is not None and at.phase == "Paused" and rollout.reason != Reason.PAUSE_STEP
 
 

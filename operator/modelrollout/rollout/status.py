@@ -4,6 +4,8 @@ derived from the state.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from typing import Literal
@@ -19,11 +21,12 @@ from modelrollout.api.v1alpha1 import (
     RolloutStatus,
     Stage,
     Strategy,
+    seconds,
 )
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
-from modelrollout.rollout.dead_stable import down_since
+from modelrollout.rollout.dead_stable import down_since, seconds_until_outage
 from modelrollout.rollout.desired.pods import real_share
 from modelrollout.rollout.desired.traffic import split
 from modelrollout.rollout.plan import Event
@@ -49,12 +52,20 @@ from modelrollout.rollout.snapshot import (
 )
 from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.waiting import data_plane_problem
-from modelrollout.rollout.transitions import SHADOW_STEP, cut, is_pinned
+from modelrollout.rollout.transitions import (
+    SHADOW_STEP,
+    cut,
+    has_failed_for_spec,
+    is_pinned,
+    is_still_requested,
+)
 from modelrollout.rollout.views import Specified
 
 _PHASE_OF_TRIAL: dict[Strategy, Phase] = {"Canary": "Canary", "BlueGreen": "Previewing", "ABTest": "Testing"}
 HEALTHY, HARDENED, ISOLATED = "ServersHealthy", "Hardened", "Isolated"
 RESTARTED, PATCHED, VERIFIED, DRAINED = "Restarted", "Patched", "EvidenceVerified", "Drained"
+COUNTED = "CountedByGateway"
+DRAIN = "DrainCurrent"
 _WELL = {
     HEALTHY: "all servers answer again",
     HARDENED: "the servers accept management requests from the kubelet only",
@@ -69,6 +80,7 @@ _UNAVAILABLE = {*UNCARRIED, Reason.TRAFFIC_UNCONFIRMED}  # of a stable revision 
 _NEWS_SECONDS = 600.0  # older crashes post no event: the operator has only just started
 _ZERO = "spec.serving.replicas is 0, so no pod serves"
 _PAUSED = "paused by hand; resume, promote or abort"
+_CLIMBING = {"Shadow", "Canary"}  # what a freeze holds in a rollout that has begun
 _Truth = Literal["True", "False", "Unknown"]
 _Row = tuple[str, _Truth, str, str]
 
@@ -144,8 +156,8 @@ def _phase(s: Snapshot, status: ModelDeploymentStatus) -> Phase:
         return _PHASE_OF_TRIAL[rollout.step.strategy]
     if rollout.stage == "Failed" and _is_current(s, status):
         return "Stable"
-    if rollout.stage == "Failed":
-        return "Failed"
+    if rollout.stage == "Failed":  # what made way for another version is no failure of that one
+        return "Failed" if _problem(s, status) else "Pending"
     return "Stable" if rollout.stage == "Done" else STAGES[rollout.stage].phase
 
 
@@ -180,8 +192,11 @@ def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> li
         rows.append(("Limited", "True", late.reason, late.message))
     if s.definition_problem:
         rows.append(("DefinitionCurrent", "False", s.definition_problem.reason, s.definition_problem.message))
-    if s.assessment and (doubt := s.assessment.doubt):
+    goes_on = s.status.rollout and status.rollout and s.status.rollout.stage == status.rollout.stage
+    if goes_on and s.assessment and (doubt := s.assessment.doubt):  # the next stage measures for itself
         rows.append((VERIFIED, "False", doubt.reason, doubt.message))
+    if status.rollout and in_flight(status.rollout) and (uncounted := s.counting.uncounted):
+        rows.append((COUNTED, "False", uncounted.reason, uncounted.message))
     old = {c.type: c for c in s.status.conditions}
     made: list[Condition] = []
     for kind, truth, reason, message in rows:
@@ -208,56 +223,68 @@ def _summary(s: Snapshot, status: ModelDeploymentStatus, freeze: Freeze | None, 
     uncarried = _uncarried(s, now)
     available = _available(s, status, uncarried)
     serving = available[1] == "True" or available[2] == Reason.SCALED_TO_ZERO
-    problem = _problem(s, status) or (uncarried[1] if uncarried and _is_current(s, status) else None)
+    problem = _problem(s, status)
+    if problem is None and _is_current(s, status):
+        problem = uncarried[1] if uncarried else _outage(s, now)
     # a spec that cannot be read stops the rollout
-    flying = in_flight(rollout) and s.spec is not None
-    rows: list[_Row] = [available]
-    if flying and rollout:
-        text = rollout.message or (_PAUSED if rollout.paused_by_user else STAGES[rollout.stage].doing)
-        if rollout.stage == "Revert" and (obstacle := data_plane_problem(s, rollout.since, now)):
-            text = f"{STAGES[rollout.stage].doing}: {obstacle.message}"
-        rows.append(("Ready", "False", rollout.stage, text))
-        rows.append(
-            (
-                "Reconciling",
-                "True",
-                rollout.reason or (Reason.PAUSED_BY_USER if rollout.paused_by_user else rollout.stage),
-                text,
-            )
-        )
-    elif problem:
-        rows.append(("Ready", "False", problem.reason, problem.message))
-        rows.append(("Reconciling", "False", Reason.IDLE, "nothing is under way"))
-    elif _is_current(s, status) and serving and stable:
-        rows.append(_ready(s, stable.revision))
-        rows.append(("Reconciling", "False", Reason.IDLE, "nothing is under way"))
-    elif freeze and not _is_current(s, status):
-        rows.append(("Ready", "False", Reason.FROZEN, freeze.message))
-        rows.append(("Reconciling", "True", Reason.FROZEN, freeze.message))
+    if rollout is not None and in_flight(rollout) and s.spec is not None:
+        return [available, *_under_way(s, status, rollout, freeze, now)]
+    current = _is_current(s, status)
+    if problem:
+        return [
+            available,
+            ("Ready", "False", problem.reason, problem.message),
+            _IDLE,
+            ("Stalled", "True", problem.reason, problem.message),
+        ]
+    if current and serving and stable:
+        return [available, _ready(s, stable.revision), _IDLE, ("Stalled", "False", Reason.IDLE, "")]
+    if freeze and not current:
+        waits = Problem(Reason.FROZEN, freeze.message)
     else:
-        rows.append(
-            (
-                "Ready",
-                "False",
-                Reason.PENDING,
-                "waiting for pods of the stable revision" if stable else "the rollout has not begun",
-            )
+        waits = Problem(
+            Reason.PENDING,
+            "waiting for pods of the stable revision" if stable and current else "the rollout has not begun",
         )
-        rows.append(("Reconciling", "True", Reason.PENDING, "waiting"))
-    if problem and not flying:
-        rows.append(("Stalled", "True", problem.reason, problem.message))
-    elif flying and rollout and is_paused_for_cause(rollout):
-        rows.append(
-            (
-                "Stalled",
-                "True",
-                rollout.reason or Reason.PAUSED,
-                rollout.message or "waiting for promote or abort",
-            )
-        )
-    else:
-        rows.append(("Stalled", "False", Reason.PROGRESSING if flying else Reason.IDLE, ""))
-    return rows
+    return [available, *_goes_on(waits, waits)]
+
+
+_IDLE: _Row = ("Reconciling", "False", Reason.IDLE, "nothing is under way")
+
+
+def _goes_on(ready: Problem, reconciling: Problem) -> list[_Row]:
+    """Something is under way and goes on by itself, or as spec or a person has arranged it."""
+    return [
+        ("Ready", "False", ready.reason, ready.message),
+        ("Reconciling", "True", reconciling.reason, reconciling.message),
+        ("Stalled", "False", Reason.PROGRESSING, ""),
+    ]
+
+
+def _under_way(
+    s: Snapshot, status: ModelDeploymentStatus, rollout: RolloutStatus, freeze: Freeze | None, now: datetime
+) -> list[_Row]:
+    """A rollout in flight. It is Stalled where it waits for a person for a cause, unless it makes
+    way for what spec asks for meanwhile; a pause that spec or a person arranged, and a freeze, are
+    Reconciling.
+    """
+    text = rollout.message or (_PAUSED if rollout.paused_by_user else STAGES[rollout.stage].doing)
+    if rollout.stage == "Revert" and (obstacle := data_plane_problem(s, rollout.since, now)):
+        text = f"{STAGES[rollout.stage].doing}: {obstacle.message}"
+    requested = is_still_requested(Specified.of(replace(s, status=status)), rollout)
+    if is_paused_for_cause(rollout) and requested:
+        why = rollout.reason or Reason.PAUSED
+        return [
+            ("Ready", "False", rollout.stage, text),
+            ("Reconciling", "False", why, text),
+            ("Stalled", "True", why, rollout.message or "waiting for promote or abort"),
+        ]
+    why = rollout.reason or rollout.stage
+    if rollout.paused_by_user:
+        why = Reason.PAUSED_BY_USER
+    elif freeze and rollout.stage in _CLIMBING and rollout.mode == "Update" and rollout.reason is None:
+        return _goes_on(Problem(rollout.stage, text), Problem(Reason.FROZEN, freeze.message))
+    return _goes_on(Problem(rollout.stage, text), Problem(why, text))
 
 
 def _available(s: Snapshot, status: ModelDeploymentStatus, uncarried: tuple[_Truth, Problem] | None) -> _Row:
@@ -276,6 +303,24 @@ def _available(s: Snapshot, status: ModelDeploymentStatus, uncarried: tuple[_Tru
     if s.spec is not None and s.spec.serving.replicas == 0:
         return ("Available", "False", Reason.SCALED_TO_ZERO, _ZERO)
     return ("Available", "False", Reason.NO_READY_PODS, f"no pod of revision {name} is ready")
+
+
+def _outage(s: Snapshot, now: datetime) -> Problem | None:
+    """Stable is what spec asks for, and has had no ready pod for long. It ends by itself when one
+    is ready; until then nothing that waits for this object should go on waiting.
+    """
+    left = seconds_until_outage(s, now, s.leading_since)
+    if left is None or s.status.stable is None:
+        return None
+    # what a former leader has seen stands
+    known = any(c.type == "Stalled" and c.reason == Reason.NO_READY_PODS for c in s.status.conditions)
+    if left > 0 and not known:
+        return None
+    server = s.server(s.status.stable.revision)
+    cause = server.problem or server.down
+    why = f": {cause.message}" if cause else ""
+    text = f"no pod of revision {s.status.stable.revision} is ready since {s.status.stable_down_since}{why}"
+    return Problem(Reason.NO_READY_PODS, text)
 
 
 def _ready(s: Snapshot, stable: str) -> _Row:
@@ -377,6 +422,10 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
         None,
     ):
         rows.append((PATCHED, "False", flawed[1].reason, f"revision {flawed[0]}: {flawed[1].message}"))
+    elif kept := _recorded_flaws(s, alive):
+        rows.append((PATCHED, "False", kept.reason, kept.message))
+    if kept_drain := _kept_drain(s, alive):
+        rows.append((DRAIN, "False", Reason.DRAIN_FROZEN, kept_drain))
     if late := waiting_restart(s, status):
         name, problem = late
         # in these stages s.gpus counts for other pods
@@ -403,6 +452,35 @@ def _servers(s: Snapshot, status: ModelDeploymentStatus) -> list[_Row]:
         )
         rows.append((RESTARTED, "False", reason, f"{name}: {text}"))
     return rows
+
+
+def _kept_drain(s: Snapshot, alive: Iterable[str]) -> str | None:
+    """What a running revision keeps although spec has another drain now."""
+    wanted = s.spec.serving.drain if s.spec is not None else None
+    if wanted is None:
+        return None
+    asked = {"preStop": wanted.pre_stop, "exitTimeout": wanted.exit_timeout}
+    for name in alive:
+        live = dict(zip(asked, s.server(name).drain or (), strict=False))
+        differing = [
+            f"{field} {live[field]}s instead of {text}"
+            for field, text in asked.items()
+            if text is not None and field in live and live[field] != math.ceil(seconds(text))
+        ]
+        if differing:
+            return (
+                f"revision {name} keeps {' and '.join(differing)}, with which its pods were rendered;"
+                " spec.serving.drain holds for the next revision"
+            )
+    return None
+
+
+def _recorded_flaws(s: Snapshot, alive: Iterable[str]) -> Condition | None:
+    """What status says of the version of a revision that nobody has asked yet: a new leader knows
+    of none at first, which is no news.
+    """
+    unknown = tuple(f"revision {name}: " for name in alive if name not in s.triton_versions)
+    return next((c for c in s.status.conditions if c.type == PATCHED and c.message.startswith(unknown)), None)
 
 
 def recorded_network_policy_problem(status: ModelDeploymentStatus) -> Problem | None:
@@ -490,7 +568,12 @@ def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:
             f"pinned at revision {pinned}; change the version in spec, or retry the revision that spec"
             " requests",
         )
-    if rollout and rollout.stage == "Failed" and not _is_current(s, status):
+    if (
+        rollout
+        and s.spec is not None
+        and has_failed_for_spec(Specified.of(replace(s, status=status)))
+        and not _is_current(s, status)
+    ):
         return Problem(rollout.reason or Reason.FAILED, rollout.message or "")
     return s.taken if _is_current(s, status) else None
 

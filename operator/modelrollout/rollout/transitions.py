@@ -34,6 +34,7 @@ MAX_HISTORY = 32
 MAX_HISTORY_BYTES = 8 * 1024  # status as a whole stays below 32 KiB
 MAX_CARRIED_BYTES = 4 * 1024  # of log evidence beyond that, which later steps build on
 MAX_MESSAGE = 1024
+MAX_VERBS = 8  # records of verbs that a rollout and a revision keep
 
 
 def input_hash(s: Specified) -> str:
@@ -71,6 +72,31 @@ def is_pinned(s: Observed) -> bool:
         return False
     against = s.revision(pinned.rolled_back_from)
     return against.is_version(s.spec) if against else pinned.input_hash == input_hash(Specified.of(s))
+
+
+def is_still_requested(s: Specified, rollout: RolloutStatus) -> bool:
+    """Whether spec asks for what the rollout in flight brings."""
+    revision = s.revision(rollout.revision)
+    if rollout.mode == "Rollback":
+        if s.status.pinned:
+            return is_pinned(s)
+        return rollout.generation == s.generation or (revision is not None and revision.is_version(s.spec))
+    if revision is not None:
+        return revision.is_version(s.spec)
+    return rollout.input_hash == input_hash(s)
+
+
+def has_failed_for_spec(s: Specified) -> bool:
+    """Whether the last rollout failed with the version that spec still asks for, so that no other
+    begins by itself. One that made way for another version has not failed.
+    """
+    rollout = s.status.rollout
+    if rollout is None or rollout.stage != "Failed" or rollout.outcome == "Superseded":
+        return False
+    if rollout.revision is None:
+        return rollout.input_hash == input_hash(s)
+    known = known_version(s)
+    return known is not None and rollout.revision == known.name
 
 
 def enter(

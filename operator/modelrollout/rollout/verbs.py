@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from modelrollout.api import names
 from modelrollout.api.times import since, stamp
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RestartStatus, UserPause
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RestartStatus, UserPause, VerbRecord
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
 from modelrollout.rollout.dead_stable import is_all_that_serves
@@ -21,6 +21,7 @@ from modelrollout.rollout.stages import STAGES
 from modelrollout.rollout.stages.next_stage import advance, in_shadow
 from modelrollout.rollout.strategy import step_label
 from modelrollout.rollout.transitions import (
+    MAX_VERBS,
     SHADOW_STEP,
     allocate,
     begin,
@@ -63,7 +64,24 @@ def carry_out(s: Snapshot, verb: Verb, now: datetime) -> Transition | None:
         return None
     if in_flight(s.status.rollout) and verb.verb == "rollback":
         return transition  # ends the rollout in flight; the verb stays unhandled until then
-    return Transition(_handled(s, transition.status, verb.key), transition.events, transition.requeue_after)
+    status = _recorded(_handled(s, transition.status, verb.key), verb, now)
+    events = tuple(replace(e, message=f"{e.message}{_author(verb)}") for e in transition.events)
+    return Transition(status, events, transition.requeue_after)
+
+
+def _author(verb: Verb) -> str:
+    """`` (by alice: the labels were wrong)``, as far as it is known."""
+    by = f"by {verb.by}" if verb.by else ""
+    told = f"{by}{': ' if by else ''}{verb.reason}" if verb.reason else by
+    return f" ({told})" if told else ""
+
+
+def _recorded(status: ModelDeploymentStatus, verb: Verb, now: datetime) -> ModelDeploymentStatus:
+    """Record the verb in the rollout that it concerns, whose revision keeps it."""
+    if status.rollout is None:
+        return status
+    made = VerbRecord(verb=verb.verb, at=stamp(now), by=verb.by, reason=verb.reason, step=verb.step)
+    return change(status, verbs=[*status.rollout.verbs, made][-MAX_VERBS:])
 
 
 def _handled(s: Snapshot, status: ModelDeploymentStatus, entry: str) -> ModelDeploymentStatus:

@@ -18,7 +18,9 @@ for half a minute. The canary may be the first to have it, with a chance that no
 requests tells. So until stable has ``KNOWN_AFTER`` differences of looks, a proof divides the counts
 by the larger dispersion of the two sides, and does not come before the canary has been seen in
 three looks: a regression lasts, and hardly disperses the canary's looks; an episode does. A canary
-that has failed nearly all of its requests since counting began is not waited for (``lasting``).
+that has failed nearly all of its requests since counting began is not waited for (``lasting``), and
+from its third look on its own looks alone say how its failures come together: no episode of a pod
+lasts for minutes.
 
 **Where stable has episodes**, its dispersion is that of whole minutes, and a canary that fails a
 tenth of its requests all the time would hide in it. Its own looks tell the two apart: a proof takes
@@ -113,6 +115,11 @@ def divisor(stable: Spread[N], canary: Spread[N]) -> N:
     either = xp.maximum(xp.maximum(usual, dispersion(stable, at_once=True)), own)
     unknown = xp.maximum(either, 1 + _BEFORE_THE_FIRST / (1 + stable.all_bad))
     episodes = xp.minimum(usual, xp.maximum(_BETWEEN_EPISODES * own, _AT_LEAST))
+    # a short past of stable with one burst in it must not hide a canary that fails all the time
+    all_along = (canary.differences >= _LASTS_AFTER) & (canary.all_bad >= _BROKEN * canary.all_total)
+    unknown = xp.where(
+        all_along, xp.minimum(unknown, xp.maximum(_BETWEEN_EPISODES * own, _AT_LEAST)), unknown
+    )
     return xp.where(is_known(stable), xp.where(usual > _EPISODES, episodes, usual), unknown)
 
 

@@ -1,5 +1,5 @@
-"""The operator's own metrics. Labels name namespaces at most, never objects: their number would
-grow with the fleet.
+"""The operator's own metrics. Labels name namespaces at most; series of single objects are bounded
+(``fleet``).
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from modelrollout.telemetry.fleet import NAMESPACE, FleetCollector
+
+STAGE_BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)
 PASS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -67,7 +70,33 @@ class Metrics:
         self._events = Counter(
             "modelrollout_events",
             "Events on ModelDeployments, such as ServerCrashed.",
-            ["namespace", "type", "reason"],
+            [NAMESPACE, "type", "reason"],
+            registry=self.registry,
+        )
+        self._ended = Counter(
+            "modelrollout_rollouts_ended",
+            "Rollouts that ended, by outcome and reason.",
+            [NAMESPACE, "outcome", "reason"],
+            registry=self.registry,
+        )
+        self._verdicts = Counter(
+            "modelrollout_step_verdicts",
+            "Verdicts of steps.",
+            [NAMESPACE, "verdict", "reason"],
+            registry=self.registry,
+        )
+        self._verdict_seconds = Histogram(
+            "modelrollout_step_verdict_seconds",
+            "Time from the beginning of a step to its verdict.",
+            ["verdict"],
+            buckets=STAGE_BUCKETS,
+            registry=self.registry,
+        )
+        self._stage_seconds = Histogram(
+            "modelrollout_stage_seconds",
+            "Time that a rollout spent in a stage.",
+            ["stage"],
+            buckets=STAGE_BUCKETS,
             registry=self.registry,
         )
         self._leader = Gauge("modelrollout_leader", "1 while this process leads.", registry=self.registry)
@@ -106,7 +135,7 @@ class Metrics:
             _Counts(
                 "modelrollout_rollouts",
                 "ModelDeployments by namespace and phase.",
-                ["namespace", "phase"],
+                [NAMESPACE, "phase"],
                 count,
             )
         )
@@ -115,8 +144,25 @@ class Metrics:
         """Ask ``count`` at each scrape: (namespace, type, status) -> ModelDeployments."""
         meaning = "ModelDeployments by namespace, type and status of their conditions."
         self.registry.register(
-            _Counts("modelrollout_conditions", meaning, ["namespace", "type", "status"], count)
+            _Counts("modelrollout_conditions", meaning, [NAMESPACE, "type", "status"], count)
         )
+
+    def deployments(self, objects: Callable[[], Iterable[dict[str, Any]]], most: int) -> None:
+        """Ask for the ModelDeployments at each scrape; ``most`` have series of their own."""
+        self.registry.register(FleetCollector(objects, most))
+
+    def rollout_ended(self, namespace: str, outcome: str, reason: str) -> None:
+        """A rollout ended, well or not."""
+        self._ended.labels(namespace, outcome, reason).inc()
+
+    def step_judged(self, namespace: str, verdict: str, reason: str, seconds: float) -> None:
+        """A step of a trial has its verdict, after so many seconds."""
+        self._verdicts.labels(namespace, verdict, reason).inc()
+        self._verdict_seconds.labels(verdict).observe(seconds)
+
+    def stage_left(self, stage: str, seconds: float) -> None:
+        """A rollout left a stage in which it spent so many seconds."""
+        self._stage_seconds.labels(stage).observe(seconds)
 
     def event_posted(self, namespace: str, kind: str, reason: str) -> None:
         """The operator has posted an event; ``kind`` is Normal or Warning."""
@@ -125,9 +171,7 @@ class Metrics:
     def unreadable(self, count: Callable[[], Mapping[tuple[str, str], int]]) -> None:
         """Ask ``count`` at each scrape: (kind, namespace) -> objects that cannot be read."""
         words = "Objects that cannot be read and are left out; the log names them."
-        self.registry.register(
-            _Counts("modelrollout_objects_unreadable", words, ["kind", "namespace"], count)
-        )
+        self.registry.register(_Counts("modelrollout_objects_unreadable", words, ["kind", NAMESPACE], count))
 
     def pruned(self, count: Callable[[], Mapping[tuple[str], int]]) -> None:
         """Ask ``count`` at each scrape: (kind,) -> fields that the API server drops."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from modelrollout.analysis.target import Counting
 from modelrollout.api import names
 from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import (
@@ -172,8 +173,10 @@ def snapshot(
     wanted: ModelDeploymentSpec | None, state: ModelDeploymentStatus | None = None, **changes: Any
 ) -> Snapshot:
     """Generation 1 of the ModelDeployment ``ml/digits``."""
+    exact = wanted is not None and wanted.traffic.gateway is not None
     fields: dict[str, Any] = {
-        "exact_weights": wanted is not None and wanted.traffic.gateway is not None
+        "exact_weights": exact,
+        "counting": Counting("traefik" if exact else "none"),
     } | changes
     return Snapshot(
         name=NAME,

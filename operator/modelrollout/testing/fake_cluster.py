@@ -34,6 +34,7 @@ from modelrollout.kube.kinds import (
     Resource,
 )
 from modelrollout.kube.objects import Object
+from modelrollout.rollout.milestones import Milestones
 from modelrollout.rollout.plan import Event
 from modelrollout.rollout.snapshot import Assessment, Observed
 from modelrollout.testing import builders as b
@@ -155,6 +156,7 @@ class Operator:
         self.store = cache.ObjectCache()
         self.assessment: Assessment | None = None
         self.events: list[Event] = []
+        self.happened: list[Milestones] = []
         self.leads = True
         self.deaf = False
         self._missed: list[tuple[Resource, str, Object]] = []
@@ -211,6 +213,9 @@ class Operator:
 
     async def post(self, observation: Observation, event: Event) -> None:
         self.events.append(event)
+
+    def count(self, namespace: str, happened: Milestones) -> None:
+        self.happened.append(happened)
 
     async def once(self) -> float | None:
         """One pass, as a worker does it: a failure is a failure of this pass only."""

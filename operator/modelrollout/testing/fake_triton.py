@@ -17,19 +17,42 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor
 
 Model = Callable[[np.ndarray], np.ndarray]
+_PB: Any = service_pb2  # its classes are made when it is imported
+
+
+class Failure(Exception):
+    """What a model raises to fail a request: Triton's status over HTTP and gRPC."""
+
+    def __init__(self, text: str, http: int = 500, code: Any = grpc.StatusCode.INTERNAL) -> None:
+        super().__init__(text)
+        self.http, self.code = http, code
+
+    @classmethod
+    def invalid(cls, text: str) -> Failure:
+        """As a model that refuses the values of its inputs."""
+        return cls(text, 400, grpc.StatusCode.INVALID_ARGUMENT)
 
 
 @dataclass
 class FakeTriton:
-    """One model with input x: FP32 [shape] and output scores. Counts its requests."""
+    """One model with input x: FP32 or BYTES [shape] and output scores. Counts its requests.
+
+    ``others``: further outputs, behind it.
+    """
 
     model: Model
+    others: dict[str, Model] = field(default_factory=dict)
     version: str = "3"
     name: str = "digits"
+    datatype: str = "FP32"
     shape: tuple[int, ...] = (-1, 4)
     max_batch: int = 0
+    decoupled: bool = False
+    stream_statuses: bool = True  # old servers give errors in a stream as text alone
+    parameters: dict[str, str] = field(default_factory=dict)  # of its configuration
     grpc_model: Model | None = None
     answering_version: str | None = None
     grpc_version: str | None = None
@@ -47,9 +70,23 @@ class FakeTriton:
             "name": self.name,
             "versions": [self.version],
             "platform": "onnxruntime_onnx",
-            "inputs": [{"name": "x", "datatype": "FP32", "shape": list(self.shape)}],
-            "outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, 3]}],
+            "inputs": [{"name": "x", "datatype": self.datatype, "shape": list(self.shape)}],
+            "outputs": [
+                {"name": name, "datatype": "FP32", "shape": [-1, -1]} for name in ("scores", *self.others)
+            ],
         }
+
+    def read(self, raw: bytes, shape: list[int]) -> np.ndarray:
+        """The input x."""
+        if self.datatype == "BYTES":
+            texts: np.ndarray = deserialize_bytes_tensor(raw)  # type: ignore[no-untyped-call]
+            return texts.reshape(shape)
+        return np.frombuffer(raw, np.float32).reshape(shape)
+
+    def answer(self, x: np.ndarray, first: Model) -> dict[str, np.ndarray]:
+        """By output; ``first`` computes the scores."""
+        models = {"scores": first} | self.others
+        return {name: model(x).astype(np.float32) for name, model in models.items()}
 
 
 def _handler(fake: FakeTriton) -> type[BaseHTTPRequestHandler]:
@@ -75,7 +112,9 @@ def _handler(fake: FakeTriton) -> type[BaseHTTPRequestHandler]:
             elif self.path == f"/v2/models/{fake.name}":
                 self.answer(200, fake.metadata())
             elif self.path == f"/v2/models/{fake.name}/config":
-                self.answer(200, {"name": fake.name, "max_batch_size": fake.max_batch})
+                parameters = {name: {"string_value": value} for name, value in fake.parameters.items()}
+                config = {"name": fake.name, "max_batch_size": fake.max_batch, "parameters": parameters}
+                self.answer(200, config | {"model_transaction_policy": {"decoupled": fake.decoupled}})
             else:
                 self.answer(404, {"error": f"Request for unknown model: '{self.path}' is not found"})
 
@@ -88,39 +127,65 @@ def _handler(fake: FakeTriton) -> type[BaseHTTPRequestHandler]:
                 fake.failures -= 1
                 self.answer(fake.error[0], {"error": fake.error[1]})
                 return
-            x = np.frombuffer(body[length:], np.float32).reshape(request["inputs"][0]["shape"])
+            x = fake.read(body[length:], request["inputs"][0]["shape"])
             fake.http_rows.append(len(x))
-            scores = fake.model(x).astype(np.float32)
-            output = {
-                "name": "scores",
-                "datatype": "FP32",
-                "shape": list(scores.shape),
-                "parameters": {"binary_data_size": scores.nbytes},
-            }
+            try:
+                arrays = fake.answer(x, fake.model)
+            except Failure as failure:
+                self.answer(failure.http, {"error": str(failure)})
+                return
             header = {
                 "model_name": fake.name,
                 "model_version": fake.answering_version or fake.version,
-                "outputs": [output],
+                "outputs": [
+                    {
+                        "name": name,
+                        "datatype": "FP32",
+                        "shape": list(array.shape),
+                        "parameters": {"binary_data_size": array.nbytes},
+                    }
+                    for name, array in arrays.items()
+                ],
             }
-            self.answer(200, header, scores.tobytes())
+            self.answer(200, header, b"".join(array.tobytes() for array in arrays.values()))
 
     return Handler
 
 
 def _servicer(fake: FakeTriton) -> service_pb2_grpc.GRPCInferenceServiceServicer:
+    def infer(request: Any) -> Any:
+        x = fake.read(request.raw_input_contents[0], list(request.inputs[0].shape))
+        fake.grpc_rows.append(len(x))
+        answer = _PB.ModelInferResponse(model_name=fake.name, model_version=fake.grpc_version or fake.version)
+        for name, array in fake.answer(x, fake.grpc_model or fake.model).items():
+            answer.outputs.add(name=name, datatype="FP32", shape=list(array.shape))
+            answer.raw_output_contents.append(array.tobytes())
+        return answer
+
     class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         def ModelInfer(self, request: Any, context: Any) -> Any:
-            x = np.frombuffer(request.raw_input_contents[0], np.float32).reshape(
-                list(request.inputs[0].shape)
-            )
-            fake.grpc_rows.append(len(x))
-            scores = (fake.grpc_model or fake.model)(x).astype(np.float32)
-            answer = service_pb2.ModelInferResponse(  # type: ignore[attr-defined]
-                model_name=fake.name, model_version=fake.grpc_version or fake.version
-            )
-            answer.outputs.add(name="scores", datatype="FP32", shape=list(scores.shape))
-            answer.raw_output_contents.append(scores.tobytes())
-            return answer
+            try:
+                return infer(request)
+            except Failure as failure:
+                context.abort(failure.code, str(failure))
+
+        def ModelStreamInfer(self, requests: Any, context: Any) -> Iterator[Any]:
+            """A response to each request, then the empty final one; the latter alone where the
+            model answers with no row.
+            """
+            for request in requests:
+                try:
+                    answer = infer(request)
+                except Failure as failure:
+                    if fake.stream_statuses:
+                        context.abort(failure.code, str(failure))
+                    yield _PB.ModelStreamInferResponse(error_message=str(failure))
+                    continue
+                if answer.raw_output_contents[0]:
+                    yield _PB.ModelStreamInferResponse(infer_response=answer)
+                final = _PB.ModelInferResponse(model_version=answer.model_version)
+                final.parameters["triton_final_response"].bool_param = True
+                yield _PB.ModelStreamInferResponse(infer_response=final)
 
     return Servicer()
 

@@ -35,7 +35,7 @@ from modelrollout.contract.results import TaskResult
 from modelrollout.problem import Problem
 from modelrollout.rollout import strategy
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired.jobs import stage_job
+from modelrollout.rollout.desired.jobs import asks_made_up, stage_job
 from modelrollout.rollout.desired.pods import has_pods_for, stable_floor
 from modelrollout.rollout.desired.traffic import needs_measurement, split
 from modelrollout.rollout.plan import Converge, Desired, Plan, Wait, Write
@@ -133,7 +133,7 @@ class ModelCluster:
     plane: Split = ()
     way: MirrorMethod | None = "TraefikService"  # how this gateway mirrors
     mirror: str | None = None  # revision for which comparer and TraefikService exist
-    mirror_known: bool = False  # the data plane has had time to learn of the TraefikService
+    mirror_known: bool = False  # the data plane has had time to learn of what the mirror names
     tried: bool = False  # the gateway has accepted the route that tries the mirror
     # the revision that the route mirrors to; likewise for the next two
     route_mirror: str | None = None
@@ -167,7 +167,9 @@ class ModelCluster:
     pinned_against: dict[str, Any] = field(default_factory=dict)
     known_stable: str | None = None  # served when status was lost
     deciding: Snapshot | None = None
-    last_ready: dict[str, datetime] = field(default_factory=dict)  # when a revision had a ready pod
+    # when a revision had a ready pod, as far as a look could see
+    last_ready: dict[str, datetime] = field(default_factory=dict)
+    seen_ready: set[str] = field(default_factory=set)  # at the last look
 
     # --- the operator
 
@@ -296,6 +298,8 @@ class ModelCluster:
         writes to children.
         """
         s = self.snapshot()
+        self.seen_ready = {name for name, p in self.servers.items() if p.ready}
+        self.last_ready |= dict.fromkeys(self.seen_ready, self.now)
         plan = decide(s, self.now)
         if isinstance(plan, Write):
             self.deciding = s
@@ -333,6 +337,8 @@ class ModelCluster:
             return
         aside = self.aside(s, desired)
         if s.spec is None:
+            if not desired.split:
+                return  # stable is not known either: what is there stays
             if self.service != desired.selector:
                 yield lambda: self._select(desired.selector)
             if self.route is not None and (self.route, self.matched, self.route_mirror) != (
@@ -414,10 +420,15 @@ class ModelCluster:
     def tick(self, seconds: float) -> None:
         """Time passes; the data plane takes up what the gateway accepted within the settle time."""
         self.now += timedelta(seconds=seconds)
-        self.last_ready |= {name: self.now for name, p in self.servers.items() if p.ready}
+        # what was ready between two looks and is not any more, nobody has seen
+        self.last_ready |= {
+            name: self.now for name, p in self.servers.items() if p.ready and name in self.seen_ready
+        }
         if self.arriving and (self.now - self.arriving[0]).total_seconds() >= SETTLE * 0.9:
             self.plane, self.plane_mirror, self.arriving = self.arriving[1], self.arriving_mirror, None
-        if self.tried and seconds >= SETTLE * 0.9:
+        # a RequestMirror names a Service, which a gateway knows whatever it says of routes
+        told = self.tried or (self.mirror is not None and self.way == "RequestMirror")
+        if told and seconds >= SETTLE * 0.9:
             self.mirror_known = True
 
     def accept(self) -> None:
@@ -439,8 +450,6 @@ class ModelCluster:
         if name in self.servers:
             self.servers[name].ready = min(ready, self.servers[name].asked)
             self.servers[name].problem = problem
-            if self.servers[name].ready:
-                self.last_ready[name] = self.now
 
     def kill(self, name: str) -> None:
         """The pods of a revision die for good."""
@@ -729,7 +738,9 @@ class ModelCluster:
             assert new.stage in ("Revert", "Failed"), "a rollback does not turn round"
         assert len({c.type for c in after.conditions}) == len(after.conditions)
         truth = {c.type: c.status for c in after.conditions}
-        assert not (truth["Reconciling"] == "True" and truth["Ready"] == "True"), "kstatus: never both"
+        assert sum(truth[kind] == "True" for kind in ("Ready", "Reconciling", "Stalled")) == 1, (
+            f"kstatus: exactly one of {truth}"
+        )
         if truth["Ready"] == "True" and self.deciding and self.spec:
             stable = self.deciding.revision(after.stable.revision if after.stable else None)
             assert stable is not None and stable.is_version(self.spec), "Ready speaks of the present spec"
@@ -739,6 +750,17 @@ class ModelCluster:
         new = after.rollout
         recorded = new is not None and new.history and new.history[-1].reason == "StableDead"
         return bool(recorded and before.stable and not self._ready(before.stable.revision))
+
+    def _starts_over(self, before: ModelDeploymentStatus, old: RolloutStatus, new: RolloutStatus) -> bool:
+        """Whether the trial begins over since stable, which was dead, is ready again."""
+        return bool(
+            old.uncompared_since
+            and not new.uncompared_since
+            and not old.paused_by_user
+            and before.stable
+            and self._ready(before.stable.revision)
+            and (new.stage == "Promote" or (new.step and new.step.index == 0))
+        )
 
     def _ready(self, revision: str | None) -> int:
         return self.deciding.server(revision).ready if self.deciding else 0
@@ -859,10 +881,11 @@ class ModelCluster:
             alone = self._serves_alone(before, after) and not proven
             if alone:
                 self._check_takeover(before)
-            assert waited or proven or override or soaked or policy or alone, (
+            over = self._starts_over(before, old, new)
+            assert waited or proven or override or soaked or policy or alone or over, (
                 f"{old.step} -> {new.step}: nobody proved it"
             )
-            if not waited:
+            if not waited and not over:
                 assert new.history[-1].weight == old.step.weight, "the verdict is of the step before"
             asked = [step.weight for step in steps if step.weight is not None]
             nearest = min((w for w in asked if w > old.step.weight), default=100)
@@ -889,6 +912,9 @@ class ModelCluster:
             golden = self.spec is not None and self.spec.rollout.analysis.golden is not None
             assert not golden or (s.evaluation is not None and s.evaluation.verdict == "Successful"), (
                 "golden data comes before traffic"
+            )
+            assert not asks_made_up(s) or (s.work.state == "Succeeded" and s.work.result is not None), (
+                "what a backend serves has answered before it gets traffic"
             )
         else:
             assert old.stage == "Provision", "what is proven goes back at once"

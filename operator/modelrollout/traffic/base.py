@@ -110,13 +110,15 @@ class RouterKind(Protocol):
         *,
         granted: bool,
         withheld: frozenset[str],
+        guest_at: frozenset[str],
         gateway: GatewayFacts | None,
     ) -> Router:
         """The router for the spec of ``s``.
 
         ``granted``: spec is valid and owns its host names; without that only the weights of the
-        ``live`` objects change, and host names in ``withheld`` are taken out. ``gateway``: what is
-        known of the Gateway in spec.
+        ``live`` objects change, and host names in ``withheld`` are taken out. ``guest_at``: host
+        names of which another ModelDeployment has the paths that name no model. ``gateway``: what
+        is known of the Gateway in spec.
         """
 
     def frozen(
@@ -125,6 +127,7 @@ class RouterKind(Protocol):
         live: LiveObjects,
         config: OperatorConfig,
         withheld: frozenset[str],
+        guest_at: frozenset[str],
         gateway: GatewayFacts | None,
     ) -> Router | None:
         """The router where spec is unreadable: the ``live`` objects, with the stable revision. None

@@ -42,11 +42,12 @@ class Listener:
 
 @dataclass(frozen=True)
 class GatewayFacts:
-    """The Gateway that a spec names, and its class, as last read.
+    """The first Gateway that a spec names, and its class, as last read.
 
     ``controller``: None where the class is unknown. ``features``: None where its controller reports
     none. ``listeners``: None where the Gateway cannot be read. ``problem``: why it carries no route
-    at all. ``pending``: what is missing before it is known whether it does.
+    at all. ``pending``: what is missing before it is known whether it does. ``further``: the other
+    Gateways of the spec.
     """
 
     gateway: str  # namespace/name
@@ -56,3 +57,4 @@ class GatewayFacts:
     listeners: tuple[Listener, ...] | None = None
     problem: Problem | None = None
     pending: str | None = None
+    further: tuple[GatewayFacts, ...] = ()

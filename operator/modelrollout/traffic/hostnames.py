@@ -1,9 +1,14 @@
-"""Who owns a host name: a ModelDeployment's routes carry a name only while it holds the name's
-claim. ``controller.lookups.host_names`` keeps the claims as Leases.
+"""Who owns a host name: a ModelDeployment's routes carry a name only while it holds a claim of it.
+``controller.lookups.host_names`` keeps the claims as Leases.
+
+Over HTTP the path names the model, so a claim there is one of host name and served name, and
+several ModelDeployments may share the host name: those of one namespace, and others where policies
+allow it. The first claim has the paths that name no model. Over gRPC only the message names the
+model, so a host name of gRPC is shared with none.
 
 The first claim wins, and not the older object, because a spec can add any name at any time. A name
 that a route of the operator has served since before there were claims is claimed whatever overlaps
-it. Routes never carry a name that another ModelDeployment holds.
+it. Routes never carry a name that they may not share with those who hold it.
 
 Where policies demand metrics a name outlives its holder: for some weeks it stays reserved for the
 version that served last under it. Otherwise a wrong model could reach clients as the first version
@@ -16,7 +21,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -30,6 +35,8 @@ from modelrollout.reasons import Reason
 from modelrollout.resources.common import Object
 from modelrollout.resources.endpoints import GRPC_METHODS, http_endpoints
 from modelrollout.rollout.policy.rules import Rules
+
+MAX_SHARING = 256  # models of one host name: a Lease takes 256 KiB
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,9 @@ class RequestedHost:
 class Claim:
     """Who holds a host name: ``holder`` is namespace/name/uid of a ModelDeployment.
 
-    ``reserved``: how long the name stays with ``version`` (a hash; empty: none has served) after
-    its release. ``released``: when that was. ``since``: when the holder took it over from another.
+    ``over_http``: for the paths of its model only, so that others may share the name. ``reserved``:
+    how long the name stays with ``version`` (a hash; empty: none has served) after its release.
+    ``released``: when that was. ``since``: when the holder took it over from another.
     """
 
     host: str
@@ -54,6 +62,7 @@ class Claim:
     reserved: str = ""
     version: str = ""
     released: str = ""
+    over_http: bool = False
     since: datetime | None = field(default=None, compare=False)
 
     @property
@@ -68,58 +77,87 @@ class Claim:
     @property
     def key(self) -> tuple[str, str]:
         """Namespace and name of the holder."""
-        namespace, name, _ = self.holder.split("/")
-        return namespace, name
+        return key_of(self.holder)
+
+    @property
+    def model(self) -> str:
+        """The name that its model is served under."""
+        return self.key[1]
 
 
 class Claims:
     """All claims, by host name, by holder, and by overlap."""
 
     def __init__(self, claims: Iterable[Claim] = ()) -> None:
-        self._by_host: dict[str, Claim] = {}
+        self._by_host: dict[str, tuple[Claim, ...]] = {}
         self._by_key: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        by_host: defaultdict[str, list[Claim]] = defaultdict(list)
         for claim in claims:
-            self.put(claim)
+            by_host[claim.host].append(claim)
+        for host, listed in by_host.items():
+            self.put(host, listed)
 
-    def put(self, claim: Claim) -> None:
-        """Add a claim, in place of any other of its name."""
-        self.drop(claim.host)
-        self._by_host[claim.host] = claim
-        self._by_key[claim.key].add(claim.host)
+    def put(self, host: str, claims: Iterable[Claim]) -> None:
+        """The claims of this name from now on, the first one first."""
+        for claim in self._by_host.pop(host, ()):
+            self._by_key[claim.key].discard(host)
+            if not self._by_key[claim.key]:
+                del self._by_key[claim.key]
+        if listed := tuple(claims):
+            self._by_host[host] = listed
+            for claim in listed:
+                self._by_key[claim.key].add(host)
 
-    def drop(self, host: str) -> None:
-        """Remove the claim of this name."""
-        if (claim := self._by_host.pop(host, None)) is None:
-            return
-        self._by_key[claim.key].discard(host)
-        if not self._by_key[claim.key]:
-            del self._by_key[claim.key]
+    def at(self, host: str) -> tuple[Claim, ...]:
+        """The claims of exactly this name, the first one first."""
+        return self._by_host.get(host, ())
 
-    def get(self, host: str) -> Claim | None:
-        """The claim of exactly this name."""
-        return self._by_host.get(host)
+    def first(self, host: str) -> Claim | None:
+        """The one that has the paths that name no model."""
+        return next((c for c in self.at(host) if not c.released), None)
+
+    def hosts(self) -> list[str]:
+        """Every name that is claimed."""
+        return list(self._by_host)
 
     def all(self) -> list[Claim]:
         """Every claim."""
-        return list(self._by_host.values())
+        return [claim for listed in self._by_host.values() for claim in listed]
 
     def of(self, key: tuple[str, str]) -> list[Claim]:
         """The claims of ModelDeployments, past and present, of that namespace and name."""
-        return [self._by_host[host] for host in sorted(self._by_key.get(key, ()))]
+        return [c for host in sorted(self._by_key.get(key, ())) for c in self.at(host) if c.key == key]
 
     def against(self, host: str, holder: str) -> Claim | None:
         """Another holder's claim of another name that overlaps this one. Only for a wildcard the
         cost grows with the number of claims.
         """
-        over = (self._by_host[w] for w in wildcards_over(host) if w in self._by_host)
-        below = (
-            (c for c in self._by_host.values() if overlap(host, c.host))
-            if host.startswith(WILDCARD)
-            else iter(())
-        )
+        over = (c for w in wildcards_over(host) for c in self.at(w))
+        below = (c for c in self.all() if overlap(host, c.host)) if host.startswith(WILDCARD) else iter(())
         return next(
             (c for claims in (over, below) for c in claims if c.host != host and c.holder != holder), None
         )
+
+
+def obstacles(claim: Claim, others: Iterable[Claim], rules: Rules) -> list[Claim]:
+    """Those of ``others``, claims of the same name, first one first, that keep its holder from it:
+    those of the same served name, those that are not over HTTP, and where ``rules`` of the holder
+    do not allow it those of other namespaces. A namespace that has the name already needs no rule:
+    the others came as its guests.
+    """
+    namespace, model = claim.key
+    others = list(others)
+    host = next((c.key[0] for c in others if not c.released and c.holder != claim.holder), None)
+    across = host == namespace or (
+        bool(rules.shared_hostnames)
+        and all(allowed(patterns, namespace, claim.host) for _, patterns in rules.shared_hostnames)
+    )
+    return [
+        c
+        for c in others
+        if c.holder != claim.holder
+        and not (claim.over_http and c.over_http and c.model != model and (across or c.key[0] == namespace))
+    ]
 
 
 @dataclass(frozen=True)
@@ -153,8 +191,22 @@ class ForeignRoutes:
     def __init__(self, routes: Iterable[ForeignRoute] = ()) -> None:
         self._by_host: defaultdict[str, list[ForeignRoute]] = defaultdict(list)
         for route in routes:
-            for host in route.hosts:
-                self._by_host[host].append(route)
+            self._add(route)
+
+    def _add(self, route: ForeignRoute) -> None:
+        for host in route.hosts:
+            self._by_host[host].append(route)
+
+    def replace(self, title: str, route: ForeignRoute | None) -> bool:
+        """Know the route of this title as ``route``, None: as gone. True when that changes it."""
+        former = {r for routes in self._by_host.values() for r in routes if r.title == title}
+        if former == ({route} if route else set()):
+            return False
+        for routes in self._by_host.values():
+            routes[:] = [r for r in routes if r.title != title]
+        if route is not None:
+            self._add(route)
+        return True
 
     def taker(
         self, host: str, gateway: tuple[str, str], paths: Iterable[str], own: frozenset[str] = frozenset()
@@ -172,13 +224,14 @@ NO_FOREIGN = ForeignRoutes()
 
 @dataclass(frozen=True)
 class Known:
-    """Everything known outside of the ModelDeployment itself. ``served``: namespace/name of every
-    ModelDeployment with each host name that its routes carry; read only where a name is not held.
+    """Everything known outside of the ModelDeployment itself. ``served``: for a host name
+    namespace/name of every ModelDeployment whose routes carry one that overlaps it, with that name
+    and perhaps others; read only where a name is not held.
     """
 
     claims: Claims
     foreign: ForeignRoutes
-    served: Callable[[], Iterable[tuple[str, str]]]
+    served: Callable[[str], Iterable[tuple[str, str]]]
     only_by_policy: bool  # a name may be claimed only if a RolloutPolicy allows it
 
 
@@ -187,7 +240,11 @@ class Standing:
     """The state of the host names of a ModelDeployment's spec and routes."""
 
     live: frozenset[str] = frozenset()  # names that its routes carry
-    lost: frozenset[str] = frozenset()  # those of ``live`` that another ModelDeployment holds
+    # those of ``live`` that others hold, who do not share them with it
+    lost: frozenset[str] = frozenset()
+    # those of which another ModelDeployment has the paths that name no model
+    guest_at: frozenset[str] = frozenset()
+    over_http: frozenset[str] = frozenset()  # requested for HTTP
     free: tuple[str, ...] = ()  # to claim
     stale: tuple[str, ...] = ()  # held, but no longer needed
     # reserved for this very version, so that it may take over those that are released
@@ -216,6 +273,12 @@ def holder_of(deployment: Object) -> str:
     """namespace/name/uid."""
     metadata = deployment["metadata"]
     return f"{metadata['namespace']}/{metadata['name']}/{metadata['uid']}"
+
+
+def key_of(holder: str) -> tuple[str, str]:
+    """Namespace and name of namespace/name/uid."""
+    namespace, name, _ = holder.split("/")
+    return namespace, name
 
 
 def version_of(user_input: Mapping[str, Any], sha256: str, artifact: str = "") -> str:
@@ -294,15 +357,21 @@ def standing(
     An unreadable spec claims nothing, and releases nothing.
     """
     namespace, model, _ = holder.split("/")
-    lost = frozenset(h for h in live if (c := known.claims.get(h)) and c.holder != holder)
+    lost = frozenset(h for h in live if _is_lost(h, holder, known.claims.at(h), rules))
+    gateways = spec.traffic.gateways if spec else []
+    requested = requested_hosts(spec) if spec and gateways else []
+    guest_at = frozenset(
+        h
+        for h in {*live, *(n.host for n in requested)}
+        if (first := known.claims.first(h)) and first.holder != holder
+    )
     if spec is None:
-        return Standing(live, lost)
-    gateway = spec.traffic.gateway
-    requested = requested_hosts(spec) if gateway else []
+        return Standing(live, lost, guest_at)
+    over_http = frozenset(n.host for n in requested if n.kind == "http")
     own = names.own_name(namespace, model)
-    if rules.reserve_names or known.claims.get(own):
+    if rules.reserve_names or known.claims.at(own):
         requested = [RequestedHost("metadata.name", "", own), *requested]
-    at = (gateway.namespace or namespace, gateway.name) if gateway else ("", "")
+    at = [(g.namespace or namespace, g.name) for g in gateways]
     wants = _known_before_it_is_made(spec)
     comes = {serves} if serves else {wants, running or wants}
     free: list[str] = []
@@ -314,29 +383,42 @@ def standing(
     taken_by: str | None = None
     since: datetime | None = None
     for name in requested:
-        claim = known.claims.get(name.host)
-        mine = claim is not None and claim.holder == holder
+        here = known.claims.at(name.host)
+        claim = next((c for c in here if c.holder == holder), None)
+        wanted = Claim(name.host, holder, over_http=name.kind == "http")
+        # those in force first: what is only reserved may be taken over
+        others = sorted(obstacles(wanted, here, rules), key=lambda c: bool(c.released))
         # since before there were claims, or its Lease was deleted
-        served = name.host in live and name.host not in lost
-        if claim is not None and (
-            problem := _reservation_problem(name, claim, rules, mine=mine, serves=serves, comes=comes)
+        served = name.host in live and name.host not in lost and not others
+        if problem := next(
+            (
+                p
+                for c in ([claim] if claim else others)
+                if (p := _reservation_problem(name, c, rules, mine=c is claim, serves=serves, comes=comes))
+            ),
+            None,
         ):
             problems.append(problem)
-            in_the_way += [] if mine else [claim]
+            in_the_way += [] if claim else others
             continue
-        if not mine and not served:
+        if claim is None and not served:
             if name.kind and (problem := _policy_problem(name, namespace, known, rules)):
                 problems.append(problem)
                 continue
-            if claim is not None and claim.released:
-                former.append(claim)
-                claim = None
-            other = claim or known.claims.against(name.host, holder)
-            if problem := _conflict_problem(name, namespace, holder, other, known):
+            if others and others[0].released:
+                former.append(others.pop(0))
+            other = next(iter(others), None) or known.claims.against(name.host, holder)
+            if problem := _conflict_problem(name, holder, other, known) or _crowd_problem(name, here):
                 problems.append(problem)
                 in_the_way += [other] if other else []
                 continue
-        if name.kind and (taker := known.foreign.taker(name.host, at, _paths(name.kind, model), routes)):
+        elif claim is not None and not wanted.over_http and len(here) > 1:
+            problems.append(_held(name, next(c for c in here if c is not claim), holder))
+            in_the_way += [c for c in here if c is not claim]
+            continue
+        paths = _paths(name.kind, model, first=name.host not in guest_at)
+        takers = (known.foreign.taker(name.host, gateway, paths, routes) for gateway in at)
+        if name.kind and (taker := next(filter(None, takers), None)):
             taken_by = taker.title
             where = (
                 taker.title
@@ -348,15 +430,15 @@ def standing(
                 f"{name.field}: {where} takes requests for {name.host}; choose another name, or have it"
                 " changed",
             )
-            if not mine and not served:
+            if claim is None and not served:
                 problems.append(problem)
                 continue
             taken = taken or problem
-        if claim is None or not mine:
+        if claim is None:
             free.append(name.host)
             continue
         reserved = claim.reserved if _is_preview(name) else rules.reserve_names or claim.reserved
-        renewed = Claim(name.host, holder, reserved, (serves or claim.version) if reserved else "")
+        renewed = replace(wanted, reserved=reserved, version=(serves or claim.version) if reserved else "")
         rewrite += [renewed] if renewed != claim else []
         if name.kind and claim.since and renewed.reserved and not _is_preview(name):
             since = max(since or claim.since, claim.since)
@@ -370,6 +452,8 @@ def standing(
     return Standing(
         live,
         lost,
+        guest_at,
+        over_http,
         firsts,
         stale,
         tuple(former),
@@ -380,6 +464,14 @@ def standing(
         since,
         taken,
     )
+
+
+def _is_lost(host: str, holder: str, here: Collection[Claim], rules: Rules) -> bool:
+    """Whether a name that its routes carry belongs to others. Without a claim of its own it may
+    stay beside those that would share the name over HTTP.
+    """
+    claimed = any(c.holder == holder for c in here)
+    return not claimed and bool(obstacles(Claim(host, holder, over_http=True), here, rules))
 
 
 def _is_preview(name: RequestedHost) -> bool:
@@ -444,34 +536,53 @@ def _policy_problem(name: RequestedHost, namespace: str, known: Known, rules: Ru
     return None
 
 
-def _conflict_problem(
-    name: RequestedHost, namespace: str, holder: str, claim: Claim | None, known: Known
-) -> Problem | None:
+def _conflict_problem(name: RequestedHost, holder: str, claim: Claim | None, known: Known) -> Problem | None:
     """Another holder's claim, or a route of one that has yet to claim what it serves."""
     if claim is None:
         me = holder.rpartition("/")[0]
         claim = next(
             (
                 Claim(host, f"{model}/")
-                for model, host in known.served()
-                if model != me and overlap(host, name.host)
+                for model, host in known.served(name.host)
+                if model != me
+                and overlap(host, name.host)
+                and not any("/".join(c.key) == model for c in known.claims.at(host))
             ),
             None,
         )
-    if claim is None:
-        return None
-    theirs, model = claim.key
+    return _held(name, claim, holder) if claim else None
+
+
+def _held(name: RequestedHost, claim: Claim, holder: str) -> Problem:
+    """A name that another ModelDeployment has, and what to do about it."""
+    namespace, model, _ = holder.split("/")
+    theirs, served = claim.key
     who = (
-        f"ModelDeployment {theirs}/{model}"
+        f"ModelDeployment {theirs}/{served}"
         if theirs == namespace
         else f"a ModelDeployment of another namespace (Lease {names.host_lease(claim.host)})"
     )
     other = claim.host if theirs == namespace else "a name"
     why = f"belongs to {who}" if claim.host == name.host else f"overlaps {other}, which belongs to {who}"
-    return Problem(
-        Reason.HOSTNAME_TAKEN,
-        f"{name.field}: {name.host} {why}; choose another name, or have its holder release it first",
-    )
+    remedy = "choose another name, or have its holder release it first"
+    if claim.host == name.host and claim.over_http:
+        if name.kind != "http":
+            why += "; over gRPC only the message names the model, so such a name is shared with none"
+        elif served == model:
+            why += f", whose model is called {model}, too"
+        else:
+            remedy += (
+                ", or have the platform team let namespaces share it by sharedHostnames of a RolloutPolicy"
+            )
+    return Problem(Reason.HOSTNAME_TAKEN, f"{name.field}: {name.host} {why}; {remedy}")
+
+
+def _crowd_problem(name: RequestedHost, here: Collection[Claim]) -> Problem | None:
+    """Bounds the size of a Lease."""
+    if len(here) < MAX_SHARING:
+        return None
+    text = f"{name.field}: {name.host}: {len(here)} models share it, and no more may; choose another name"
+    return Problem(Reason.HOSTNAME_TAKEN, text)
 
 
 def route_name(route: Object) -> str:
@@ -487,10 +598,12 @@ def _opened(match: tuple[str, str], path: str) -> bool:
     return kind != "PathPrefix" or path == value or path.startswith(f"{value.rstrip('/')}/")
 
 
-def _paths(kind: str, model: str) -> list[str]:
-    """The paths that clients may call; methods of gRPC are paths of HTTP too."""
+def _paths(kind: str, model: str, *, first: bool) -> list[str]:
+    """The paths that clients may call; methods of gRPC are paths of HTTP too. ``first``: also those
+    that name no model.
+    """
     return (
-        [path for _, path in http_endpoints(model)]
+        [path for _, path in http_endpoints(model, server=first)]
         if kind == "http"
         else [f"/{service}/{method}" for service, method in GRPC_METHODS]
     )

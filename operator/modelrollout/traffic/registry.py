@@ -67,11 +67,14 @@ def router_for(
     *,
     granted: bool = False,
     withheld: frozenset[str] = frozenset(),
+    guest_at: frozenset[str] = frozenset(),
     gateway: GatewayFacts | None = None,
 ) -> Router:
     """The router of a ModelDeployment; the keywords as of ``RouterKind.router``."""
     if s.spec is not None:
         kind = kind_for(s.spec.traffic)
-        return kind.router(s, live, config, granted=granted, withheld=withheld, gateway=gateway)
-    routers = (kind.frozen(s, live, config, withheld, gateway) for kind in ROUTERS)
+        return kind.router(
+            s, live, config, granted=granted, withheld=withheld, guest_at=guest_at, gateway=gateway
+        )
+    routers = (kind.frozen(s, live, config, withheld, guest_at, gateway) for kind in ROUTERS)
     return next(router for router in routers if router is not None)

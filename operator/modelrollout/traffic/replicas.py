@@ -85,6 +85,7 @@ class Replicas(RouterKind):
         *,
         granted: bool,
         withheld: frozenset[str],
+        guest_at: frozenset[str],
         gateway: GatewayFacts | None,
     ) -> Router:
         """The Service needs neither a grant nor host names."""
@@ -97,6 +98,7 @@ class Replicas(RouterKind):
         live: LiveObjects,
         config: OperatorConfig,
         withheld: frozenset[str],
+        guest_at: frozenset[str],
         gateway: GatewayFacts | None,
     ) -> Router:
         """The Service selects stable."""

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
@@ -21,16 +22,19 @@ from geventhttpclient.response import HTTPConnectionClosed, HTTPProtocolViolatio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
+from modelrollout.triton.config import MISSING_VALUES, NAN
 from modelrollout.triton.tensors import TensorSpec
 
-Kind = Literal["Unreachable", "Timeout", "NotServed", "Failed"]
+Kind = Literal["Unreachable", "Timeout", "NotServed", "Invalid", "Failed"]
 _AWAY = ("502", "503", "504", "StatusCode.UNAVAILABLE", "StatusCode.CANCELLED")
+_INVALID = ("400", "StatusCode.INVALID_ARGUMENT")
 _NOT_SERVED = ("unknown model", "is not found", "is not ready", "is not available")
 
 
 class TritonError(Exception):
-    """A request without an answer. ``kind``: no server there, too slow, the model is not loaded, or
-    the server refused or failed it.
+    """A request without an answer. ``kind``: no server there, too slow, the model is not loaded,
+    the request was called invalid, or it failed. Old servers call every failure over HTTP invalid,
+    and give no status to one in a stream, which counts as invalid then, too.
     """
 
     def __init__(self, kind: Kind, message: str) -> None:
@@ -40,12 +44,16 @@ class TritonError(Exception):
 
 @dataclass(frozen=True)
 class Served:
-    """A model's metadata. ``max_batch`` 0: the first dimension of the shapes is the only limit."""
+    """A model's metadata. ``max_batch`` 0: the first dimension of the shapes is the only limit.
+    ``nan``: a missing value (NaN) is data for it. ``decoupled``: it answers with a stream.
+    """
 
     versions: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[str, ...]
     max_batch: int
+    nan: bool = False
+    decoupled: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,9 +75,11 @@ def translated_errors() -> Iterator[None]:
             raise TritonError("Timeout", text) from None
         if status in _AWAY:
             raise TritonError("Unreachable", text) from None
-        raise TritonError(
-            "NotServed" if any(words in text for words in _NOT_SERVED) else "Failed", text
-        ) from None
+        if any(words in text for words in _NOT_SERVED):
+            raise TritonError("NotServed", text) from None
+        if status in _INVALID or error.status() is None:
+            raise TritonError("Invalid", text) from None
+        raise TritonError("Failed", text) from None
     except socket.gaierror:
         raise TritonError("Unreachable", "the host name does not resolve") from None
     except TimeoutError:
@@ -121,6 +131,8 @@ class HttpServer:
             ),
             outputs=tuple(o["name"] for o in metadata["outputs"]),
             max_batch=int(config.get("max_batch_size", 0)),
+            nan=config.get("parameters", {}).get(MISSING_VALUES, {}).get("string_value") == NAN,
+            decoupled=bool(config.get("model_transaction_policy", {}).get("decoupled", False)),
         )
 
     def infer(
@@ -172,6 +184,38 @@ class GrpcServer:
             return Answer(
                 result.get_response().model_version, tuple(result.as_numpy(name) for name in outputs)
             )
+
+    def first_of_stream(
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray[Any]],
+        specs: Sequence[TensorSpec],
+        outputs: Sequence[str],
+    ) -> str | None:
+        """Version of the first response to one request of a decoupled model, which answers with a
+        stream of them; None where it ends the stream without any. Raises TritonError.
+        """
+        tensors = [_fill(triton_grpc.InferInput, spec, inputs[spec.name]) for spec in specs]
+        requested = [triton_grpc.InferRequestedOutput(name) for name in outputs]
+        responses: SimpleQueue[tuple[Any, InferenceServerException | None]] = SimpleQueue()
+        with translated_errors():
+            self._client.start_stream(
+                lambda result, error: responses.put((result, error)),
+                stream_timeout=self._timeout,
+                # without it an error has no status (server docs, protocol/extension_grpc.md)
+                headers={"triton_grpc_error": "true"},
+            )
+            try:
+                self._client.async_stream_infer(
+                    model, tensors, outputs=requested, enable_empty_final_response=True
+                )
+                result, error = responses.get()
+            finally:
+                self._client.stop_stream(cancel_requests=True)
+            if error is not None:
+                raise error
+        response = result.get_response()
+        return response.model_version if response.outputs else None
 
 
 def _fill(kind: Any, spec: TensorSpec, array: NDArray[Any]) -> Any:

@@ -8,7 +8,8 @@ be written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf import text_format  # type: ignore[import-untyped]
@@ -16,10 +17,14 @@ from tritonclient.grpc import model_config_pb2
 
 from modelrollout.contract.common import ServingConfig
 from modelrollout.contract.tasks import Batching
-from modelrollout.triton.layout import MODEL_FILE
+from modelrollout.triton.histogram import FAMILY
+from modelrollout.triton.layout import MODEL_FILE, WARMUP
 from modelrollout.triton.tensors import TensorSpec
 
 pb: Any = model_config_pb2  # generated, without types
+
+# A parameter that no backend reads: whoever sends golden data learns from it that NaN is data.
+MISSING_VALUES, NAN = "missing_values", "NaN"
 
 
 class BatchingImpossible(ValueError):
@@ -30,12 +35,24 @@ class BatchingImpossible(ValueError):
         self.tensor = tensor
 
 
+@dataclass(frozen=True)
+class Warmup:
+    """Requests of zeros that every instance answers before Triton says that the model is ready.
+
+    ``shapes``: of one request by input, as the model takes them. ``batch_sizes``: how many requests
+    are joined, each size once; without batching 1 alone.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    batch_sizes: tuple[int, ...]
+
+
 def _dims(tensor: TensorSpec, batched: bool) -> tuple[list[int], bool]:
     """Triton's ``dims`` and whether an empty ``reshape`` is needed: dims must not be empty, so [n]
-    is served as [n, 1].
+    is served as [n, 1]. A scalar without batching is [1] by itself: Triton refuses a reshape there.
     """
     if not batched:
-        return list(tensor.shape) or [1], not tensor.shape
+        return list(tensor.shape) or [1], False
     if not tensor.shape or tensor.shape[0] >= 0:
         raise BatchingImpossible(tensor)
     return list(tensor.shape[1:]) or [1], len(tensor.shape) == 1
@@ -60,13 +77,40 @@ def message(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batchin
 
 
 def render(
-    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batching: Batching, instance_kind: str
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    batching: Batching,
+    instance_kind: str,
+    *,
+    nan: bool = False,
 ) -> str:
-    """The file's text for an ONNX model; raises BatchingImpossible."""
+    """The file's text for an ONNX model; ``nan``: a missing value (NaN) is data for it. Raises
+    BatchingImpossible.
+    """
     config = message(inputs, outputs, batching)
     config.backend, config.default_model_filename = "onnxruntime", MODEL_FILE
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.Kind.Value(instance_kind))
+    if nan:
+        config.parameters[MISSING_VALUES].string_value = NAN
     return printed(config)
+
+
+def with_warmup(config: Any, warmup: Warmup) -> Any:
+    """The configuration with these requests (model_config.proto, ModelWarmup). A model that refuses
+    one of them is not loaded at all.
+
+    Text is zeros, too: empty words.
+    """
+    updated = pb.ModelConfig()
+    updated.CopyFrom(config)
+    batched = updated.max_batch_size > 0
+    for size in warmup.batch_sizes:
+        sample = updated.model_warmup.add(name=f"{WARMUP}{size}", batch_size=size, count=1)
+        for tensor in updated.input:
+            given = sample.inputs[tensor.name]
+            given.data_type, given.zero_data = tensor.data_type, True
+            given.dims.extend(warmup.shapes[tensor.name][batched:] or [1])  # as in _dims
+    return updated
 
 
 def parse(text: str) -> Any:
@@ -107,7 +151,35 @@ def with_serving(config: Any, serving: ServingConfig) -> Any:
         updated.dynamic_batching.max_queue_delay_microseconds = serving.queue_delay_us
         if serving.batch < updated.max_batch_size:
             updated.dynamic_batching.preferred_batch_size.append(serving.batch)
+            _warm_up_for(updated, serving.batch)
     return updated
+
+
+def with_objectives(config: Any, milliseconds: Iterable[int]) -> Any:
+    """The configuration with bounds of Triton's histogram of latencies at these objectives, beside
+    those that the author has set (``triton.histogram``).
+    """
+    updated = pb.ModelConfig()
+    updated.CopyFrom(config)
+    controls = updated.model_metrics.metric_control
+    control = next((c for c in controls if c.metric_identifier.family == FAMILY), None)
+    if control is None:
+        control = controls.add()
+        control.metric_identifier.family = FAMILY
+    buckets = control.histogram_options.buckets
+    bounds = sorted({*buckets, *(float(m - 1) for m in milliseconds)})
+    del buckets[:]
+    buckets.extend(bounds)
+    return updated
+
+
+def _warm_up_for(config: Any, size: int) -> None:
+    """Add this batch size to warm-up requests that are ours; the author's own stay as they are."""
+    ours = [sample for sample in config.model_warmup if sample.name.startswith(WARMUP)]
+    if ours and size not in {sample.batch_size for sample in ours}:
+        added = config.model_warmup.add()
+        added.CopyFrom(ours[0])
+        added.name, added.batch_size = f"{WARMUP}{size}", size
 
 
 def printed(config: Any) -> str:

@@ -173,3 +173,39 @@ def test_a_restart_shows_in_any_of_the_counters() -> None:
     assert fold(counter, Raw({"a": Sample(120, 0, 2.0)})).total == 220
     counter = fold(fold(None, Raw()), Raw({"a": Sample(100, 10, 1.0)}))
     assert fold(counter, Raw({"a": Sample(120, 100, 2.0)})).total == 220
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 3), st.booleans()), min_size=2, max_size=40),
+    st.floats(-4.0, 4.0),
+    st.integers(1000, 5000),
+)
+def test_two_servers_that_answer_in_turns_count_every_request_once(
+    seconds: list[tuple[int, int, bool]], skew: float, past: int
+) -> None:
+    """Each second some requests, and an answer of one of two servers: what it scraped up to three
+    seconds ago, dated by its clock, which is wrong for the second one.
+    """
+    totals, now, counter = [past] * 4, 1000.0, fold(None, Raw({"a": Sample(past, 10, 1000.0)}))
+    for requests, ago, by_second in seconds:
+        now = now + 1
+        totals.append(totals[-1] + requests)
+        counter = fold(counter, Raw({"a": Sample(totals[-1 - ago], 10, now - ago + skew * by_second)}))
+        assert counter.total <= totals[-1] - past and counter.bad == 0
+    counter = fold(counter, Raw({"a": Sample(totals[-1], 10, now + 10)}))
+    assert counter.total == totals[-1] - past
+
+
+@pytest.mark.parametrize(
+    ("sample", "counted"),
+    [
+        (Sample(960, 4, 104.0), 0),  # the other server's
+        (Sample(960, 4, 106.0), 960),  # as late as this it is a restart
+        (Sample(890, 4, 104.0), 890),  # and so is less than nine tenths
+        (Sample(1010, 4, 104.0), 10),
+    ],
+)
+def test_a_step_back_is_told_from_a_restart(sample: Sample, counted: int) -> None:
+    counter = fold(None, Raw({"a": Sample(1000, 4, 100.0)}))
+    assert fold(counter, Raw({"a": sample})).total == counted

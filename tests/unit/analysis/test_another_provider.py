@@ -169,11 +169,11 @@ async def judge(api: HostedApi, canary: tuple[int, int]) -> tuple[Assessment, As
     """The baseline of a canary step, and the verdict after so many requests of the canary and
     20,000 good ones of stable.
     """
-    assessor = MetricsAssessor(CONFIG, lambda: b.START)
-    api.requests, api.time = {V1: (5000, 50), V2: (10, 10)}, 1.0
+    assessor, began = MetricsAssessor(CONFIG, lambda: b.START), b.START.timestamp()
+    api.requests, api.time = {V1: (5000, 50), V2: (10, 10)}, began + 1
     baseline = await assessor.assess(b.in_canary(wanted=b.spec(2, steps=b.STEPS)))
     assert baseline is not None
-    api.requests, api.time = {V1: (25_000, 50), V2: (10 + canary[0], 10 + canary[1])}, 31.0
+    api.requests, api.time = {V1: (25_000, 50), V2: (10 + canary[0], 10 + canary[1])}, began + 31
     step = b.step(0, 5, metrics=list(baseline.metrics))
     verdict = await assessor.assess(b.in_canary(wanted=b.spec(2, steps=b.STEPS), at_step=step))
     assert verdict is not None

@@ -181,7 +181,7 @@ def test_a_problem_is_never_a_pass_nor_a_regression_and_keeps_the_counts(kind: M
         ERRORS, counter(0, 10_000), counter(0, 10_000), MeasurementProblem(kind, "why"), None, 5, 25, 0.01
     )
     assert status.verdict == (
-        "Inconclusive" if kind in ("NoData", "NoStableData", "QueryPending") else "Error"
+        "Inconclusive" if kind in ("NoData", "NoStableData", "StaleData", "QueryPending") else "Error"
     )
     assert (status.reason, status.message) == (kind, "why")
     assert status.canary == counter(0, 10_000) and status.stable == counter(0, 10_000)

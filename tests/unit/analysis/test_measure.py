@@ -129,6 +129,27 @@ async def test_golden_inputs_that_went_to_pods_before_they_were_scraped_are_no_t
     assert not stable or (third.stable and third.stable.total == 100)
 
 
+async def test_what_a_server_counts_while_it_warms_up_is_no_traffic() -> None:
+    """A pod that is new, or starts again, has counted its warm-up requests before it is scraped."""
+
+    def server(scraped: float, good: float) -> tuple[Series, Series]:
+        labels = {"revision": "digits-new", "instance": "second:8002"}
+        return Series(labels | {"reading": "good"}, good, 0), Series(
+            labels | {"reading": "scraped"}, scraped, 0
+        )
+
+    reader = FakeReader(nv_inference=pods(10, digits_old=5000, digits_new=65))
+    counts, totals = Counts(), []
+    for scraped, first, second in ((10, 65, None), (20, 70, 65), (30, 75, 66), (40, 65, 66), (50, 68, 67)):
+        answer = pods(scraped, digits_old=5000, digits_new=first)
+        others = () if second is None else server(scraped, second)
+        reader.answers["nv_inference"] = Answer((*answer.series, *others))
+        seen = await measure(reader, replace(TARGET, profile="none"), [ERRORS], {"errors": counts})
+        counts = Counts(seen["errors"].canary, seen["errors"].stable)
+        totals.append(counts.canary.total if counts.canary else None)
+    assert totals == [0, 5, 11, 11, 15]
+
+
 async def test_the_same_scrape_again_changes_nothing() -> None:
     reader = FakeReader(traefik_service_requests_total=requests(10, new=(40, 2), old=(100, 1)))
     first = (await measure(reader, TARGET, [ERRORS], {}))["errors"]

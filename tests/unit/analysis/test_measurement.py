@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from modelrollout.analysis.counters import Raw, Sample
-from modelrollout.analysis.measurement import Measurement, carried_of, counts_of, fold_in, judge_all
+from modelrollout.analysis.counters import Cold, Raw, Sample
+from modelrollout.analysis.measurement import Counts, Measurement, carried_of, counts_of, fold_in, judge_all
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.reading import CounterReading, Reading
 from modelrollout.analysis.verdict import combine, parts_of
@@ -153,3 +153,26 @@ def test_no_evidence_is_carried_twice() -> None:
     history = [evidence(0, 5, errors=0.5), evidence(1, 25, errors=1.0), evidence(1, 25, errors=2.0)]
     assert carried_of(history, step(1, 25)) == {"errors": [0.5]}
     assert carried_of(history, step(2, 50)) == {"errors": [0.5, 2.0]}
+
+
+def test_a_side_whose_first_reading_was_late_counts_no_longer_than_the_other() -> None:
+    """Prometheus was away when the step began: what it shows of stable is 20 s old, and of the
+    canary nothing. When it is back, stable gets a new baseline, since its pods were cold at the old
+    one; without one of its own the canary would have 195 requests, and stable none.
+    """
+    cold = Cold(90, 130)
+
+    def reading(at: float, canary: float | None, stable: float) -> dict[str, Reading]:
+        ours = Raw({"a": Sample(canary, 0, at)} if canary is not None else {})
+        return {"errors": CounterReading(ours, Raw({"a": Sample(stable, 0, at)}))}
+
+    def counts(made: dict[str, Measurement]) -> dict[str, Counts]:
+        return {name: Counts(m.canary, m.stable) for name, m in made.items()}
+
+    first = fold_in(reading(100, None, 9438), {}, stable=True, cold=cold)
+    back = fold_in(reading(140, 195, 9900), counts(first), stable=True, cold=cold)
+    both = back["errors"].canary, back["errors"].stable
+    assert [(c.total, c.began) for c in both if c] == [(0, 140), (0, 140)]
+    later = fold_in(reading(150, 225, 9970), counts(back), stable=True, cold=cold)["errors"]
+    assert later.canary and later.stable
+    assert (later.canary.total, later.stable.total) == (30, 70)

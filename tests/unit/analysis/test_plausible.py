@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from modelrollout.analysis.plausibility import more_labels_than_rows, share_off_weight
+from modelrollout.analysis.plausibility import more_labels_than_rows, share_off_weight, weight_ignored
 from modelrollout.api.v1alpha1 import Counter
 
 Counts = tuple[float, float]  # of canary and stable
@@ -22,7 +22,7 @@ def implausible(canary: float, stable: float, weight: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("canary", "stable", "weight"), [(97, 13, 20), (90, 13, 20), (30, 0, 5), (4000, 4000, 5), (1000, 100, 50)]
+    ("canary", "stable", "weight"), [(97, 13, 20), (90, 13, 20), (30, 1, 5), (4000, 4000, 5), (1000, 100, 50)]
 )
 def test_what_is_far_from_the_weight_is_told(canary: int, stable: int, weight: int) -> None:
     assert implausible(canary, stable, weight)
@@ -34,6 +34,22 @@ def test_no_weight_no_requests_and_no_stable_are_no_ground() -> None:
         "a canary that crashes has few requests, and must be rolled back"
     )
     assert share_off_weight(Counter(total=100), None, 5) is None and share_off_weight(None, None, 5) is None
+
+
+def test_a_gateway_that_sends_all_or_nothing_is_told_with_its_counts() -> None:
+    def told(canary: float, stable: float, weight: int) -> str:
+        counters = [Counter(total=n, began=100.0, scraped=160.0) for n in (canary, stable)]
+        problem = weight_ignored(*counters, weight)
+        return f"{problem.reason}: {problem.message}" if problem else ""
+
+    assert told(0, 600, 5).startswith(
+        "WeightIgnored: 0 of 600 requests (0.0 %) went to the canary at weight 5"
+    )
+    assert told(600, 0, 5).startswith("WeightIgnored: 600 of 600")
+    assert not implausible(600, 0, 5), "no stranger takes stable's counts away"
+    assert told(30, 570, 5) == told(300, 300, 50) == ""
+    assert told(0, 600, 4) == told(600, 0, 96) == "", "a share that takes too long to tell"
+    assert weight_ignored(None, Counter(total=600), 50) is None
 
 
 def by_chance(rng: random.Random, weight: int) -> Iterator[Counts]:

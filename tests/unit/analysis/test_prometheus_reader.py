@@ -7,6 +7,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -330,6 +332,116 @@ async def test_user_and_password_come_from_files(tmp_path: Path) -> None:
     ) as reader:
         answer = await one(reader)
     assert isinstance(answer, Answer) and answer.series[0].value == 1
+
+
+async def test_headers_come_from_files_and_are_read_again_when_the_secret_changes(tmp_path: Path) -> None:
+    seen: list[tuple[str | None, ...]] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append(tuple(request.headers.get(h) for h in ("X-Scope-OrgID", "X-Team", "Authorization")))
+        return vector()
+
+    tenant, team, token = tmp_path / "tenant", tmp_path / "team", tmp_path / "token"
+    for file, text in ((tenant, "ml\n"), (team, "models"), (token, SECRET)):
+        file.write_text(text)
+    files = {"X-Scope-OrgID": str(tenant), "X-Team": str(team)}
+    async with reading(handler, header_files=files, token_file=str(token)) as reader:
+        await one(reader)
+        tenant.write_text("other")
+        await one(reader)
+    assert seen == [(t, "models", f"Bearer {SECRET}") for t in ("ml", "other")]
+
+
+@pytest.mark.parametrize("value", ["", " \n", f"{SECRET}\nX-Other: 1", f"{SECRET}\0", f"{SECRET}é"])
+async def test_a_header_that_cannot_be_sent_is_named_without_its_value(tmp_path: Path, value: str) -> None:
+    async def handler(_: web.Request) -> web.Response:
+        return vector()
+
+    file = tmp_path / "tenant"
+    file.write_text(value)
+    async with reading(handler, header_files={"X-Scope-OrgID": str(file)}) as reader:
+        refused = await problem(reader)
+        assert refused.reason == "ProviderDenied"
+        assert "X-Scope-OrgID" in refused.message and "correct it in the Secret" in refused.message
+        file.unlink()
+        assert (await problem(reader)).reason == "ProviderDenied"
+
+
+@pytest.mark.parametrize(
+    ("headers", "token", "sent"),
+    [
+        ((), False, "no header that says who asks"),
+        (("X-Scope-OrgID",), False, "X-Scope-OrgID"),
+        (("X-Scope-OrgID",), True, "Authorization and X-Scope-OrgID"),
+    ],
+)
+async def test_who_refuses_a_tenant_is_told_with_what_was_sent(
+    tmp_path: Path, headers: tuple[str, ...], token: bool, sent: str
+) -> None:
+    """As Mimir and Cortex answer to a query without a tenant."""
+
+    async def handler(_: web.Request) -> web.Response:
+        return web.Response(status=401, text="no org id")
+
+    file = tmp_path / "secret"
+    file.write_text(SECRET)
+    files: dict[str, Any] = {"header_files": dict.fromkeys(headers, str(file))}
+    async with reading(handler, **files | ({"token_file": str(file)} if token else {})) as reader:
+        refused = await problem(reader)
+    assert refused.reason == "ProviderDenied" and f"it was sent {sent};" in refused.message
+    assert "headerSecrets" in refused.message
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLContext]:
+    """A certificate of a private authority for 127.0.0.1, and a server's side of it."""
+    folder = tmp_path_factory.mktemp("authority")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    names = "-subj /CN=company -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out ca.crt"
+    subprocess.run([*command.split(), *names.split()], cwd=folder, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "ca.crt", folder / "key.pem")
+    return folder / "ca.crt", context
+
+
+@asynccontextmanager
+async def reading_tls(context: ssl.SSLContext, **provider: Any) -> AsyncIterator[PrometheusReader]:
+    async def handler(_: web.Request) -> web.Response:
+        return vector(({}, "1"))
+
+    app = web.Application()
+    app.router.add_get("/api/v1/query", handler)
+    server = TestServer(app)
+    await server.start_server(ssl=context)
+    url = f"https://127.0.0.1:{server.port}"
+    reader = PrometheusReader(PrometheusConfig(name="main", url=url, **provider))
+    try:
+        yield reader
+    finally:
+        await reader.close()
+        await server.close()
+
+
+async def test_a_private_authority_is_trusted_where_it_is_named_and_nowhere_else(
+    authority: tuple[Path, ssl.SSLContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted, context = authority
+    async with reading_tls(context) as reader:
+        refused = await problem(reader)
+    assert refused.reason == "ProviderUnreachable" and "is not trusted" in refused.message
+    assert "caSecret or caConfigMap" in refused.message
+    # an image's own setting does not take its place
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none"))
+    file = tmp_path / "ca.crt"
+    file.write_bytes(trusted.read_bytes())
+    async with reading_tls(context, ca_file=str(file)) as reader:
+        answer = await one(reader)
+        assert isinstance(answer, Answer) and answer.series[0].value == 1
+        file.write_text("-----BEGIN NOTHING-----\n")
+        odd = await problem(reader)
+        assert odd.reason == "ProviderDenied" and "has no certificates in the form PEM" in odd.message
+        file.unlink()
+        assert (await problem(reader)).reason == "ProviderDenied"
 
 
 async def test_threads_end_with_the_reader() -> None:

@@ -22,10 +22,10 @@ from modelrollout.analysis.providers.prometheus.parse import read_counters, read
 from modelrollout.analysis.providers.prometheus.queries import build
 from modelrollout.analysis.providers.prometheus.sources.base import Query
 from modelrollout.analysis.providers.prometheus.sources.comparer import agreement_query
+from modelrollout.analysis.providers.prometheus.sources.gateway import name_bounds
 from modelrollout.analysis.providers.prometheus.sources.traefik import (
     bounds_query,
     metric_of,
-    name_bounds,
     service_labels,
 )
 from modelrollout.analysis.providers.prometheus.target import ScrapedTarget, ScrapeMatchers
@@ -123,7 +123,6 @@ def test_the_objective_is_asked_for_as_prometheus_2_and_3_write_it() -> None:
 @pytest.mark.parametrize(
     ("metric", "why"),
     [
-        (LATENCY, "no histogram"),
         (CLIENT_ERRORS, "does not count the requests that it refuses"),
         (REFUSED, "does not count the requests that it refuses"),
     ],
@@ -147,7 +146,9 @@ def test_errors_without_a_gateway_come_from_triton_by_revision() -> None:
         (triton("digits-old", "good"), 7),
         target=WITHOUT_GATEWAY,
     )
-    assert assessment == CounterReading(_raw(p1=(100, 10, 5)), _raw(p1=(7, 0, 0)))
+    assert assessment == CounterReading(
+        Raw({"p1": Sample(100, 10, 5, primed=True)}), Raw({"p1": Sample(7, 0, 0, primed=True)})
+    )
 
 
 def test_http_errors_are_those_of_the_server() -> None:
@@ -234,7 +235,9 @@ def test_an_objective_between_the_bounds_is_told_from_no_data() -> None:
     problem = read_counters(query(LATENCY), Answer((Series(http("digits-old", le="+Inf"), 100, 0),)), TARGET)
     assert isinstance(problem, MeasurementProblem) and problem.reason == "NotABucketBound"
     named = name_bounds(
-        problem, Answer(tuple(Series({"le": le}, 1, 0) for le in ("0.1", "0.025", "+Inf", "1.0", "odd")))
+        problem,
+        Answer(tuple(Series({"le": le}, 1, 0) for le in ("0.1", "0.025", "+Inf", "1.0", "odd"))),
+        query(LATENCY),
     )
     assert named.reason == "NotABucketBound" and "25ms, 100ms, 1s" in named.message
     assert look(LATENCY) == CounterReading(_raw(), _raw())

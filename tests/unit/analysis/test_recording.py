@@ -24,7 +24,8 @@ GOOD = '{"at": "2026-11-22T12:00:00Z", "readings": {}}'
 
 
 def test_what_is_written_is_read() -> None:
-    look = CounterReading(Raw({"g/http": Sample(12, 3, 1700000000.5)}), Raw())
+    processes = {"g/http": Sample(12, 3, 1700000000.5), "pod": Sample(65, 0, 1700000000.0, primed=True)}
+    look = CounterReading(Raw(processes), Raw())
     first = replace(look, usual=NO_SPREAD)
     problem = MeasurementProblem("ProviderTimeout", "slow")
     readings: dict[str, Reading] = {

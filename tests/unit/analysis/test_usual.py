@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from modelrollout.analysis.counters import NO_SPREAD, Raw, Sample
-from modelrollout.analysis.providers.prometheus.history import increments, spread
+from modelrollout.analysis.providers.prometheus.history import increments, spread, times_before
 from modelrollout.statistics.dispersion import dispersion
 
 RNG = np.random.default_rng(7)
@@ -48,3 +48,10 @@ def test_what_happens_several_times_an_hour_is_usual() -> None:
     for at in (5, 17, 18, 29, 41, 53):
         usual[at] = (6000.0, 800.0)
     assert dispersion(spread(usual)) > 100
+
+
+def test_the_past_of_a_version_begins_with_it() -> None:
+    """Series of its number from before are of a deleted ModelDeployment of the same name."""
+    assert len(times_before(100_000.0)) == 61
+    assert times_before(100_000.0, 99_875.0) == [99_880, 99_940, 100_000]
+    assert times_before(100_000.0, 100_001.0) == []

@@ -5,8 +5,10 @@ used.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from modelrollout.config import (
     ArtifactStoreConfig,
@@ -83,6 +85,25 @@ def test_of_two_stores_the_closer_one_is_meant() -> None:
         == config(narrow, wide).store_for("s3://models/team/a")
     )
     assert config(wide, narrow).store_for("s3://models/a") == wide
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"headerFiles": {"Host": "/f"}}, "host is written by the client itself"),
+        ({"headerFiles": {"X-Team": "/f", "x-team": "/g"}}, "there twice"),
+        ({"headerFiles": {"Authorization": "/f"}, "tokenFile": "/t"}, "Authorization is there already"),
+        ({"headerFiles": {"X Team": "/f"}}, "pattern"),
+        ({"headerFiles": {"X-Team\n": "/f"}}, "pattern"),
+        ({"caFile": "/ca", "url": "http://p"}, "no https://"),
+    ],
+)
+def test_headers_and_authorities_that_cannot_be_are_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        PrometheusConfig.model_validate({"name": "main", "url": "https://p"} | fields)
+    good = {"headerFiles": {"Authorization": "/f", "X-Scope-OrgID": "/g"}, "caFile": "/ca"}
+    made = PrometheusConfig.model_validate({"name": "main", "url": "https://p"} | good)
+    assert made.header_files == good["headerFiles"]
 
 
 def test_prometheus_by_name_and_the_first_by_default() -> None:

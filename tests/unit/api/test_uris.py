@@ -62,9 +62,12 @@ FREE = {
         "query",
         "name",
         "nodeSelector",
+        "output",
     },
     RolloutPolicySpec: {"query", "reason", "schedule", "timezone", "matchLabels", "namespaceLabels"},
     OperatorConfig: {
+        # PromQL of gatewayMetrics.custom
+        *("requests", "errors", "clientErrors", "refusedRequests", "slow"),
         *(
             "name",
             "region",
@@ -75,6 +78,8 @@ FREE = {
             "tokenFile",
             "usernameFile",
             "passwordFile",
+            "headerFiles",
+            "caFile",
         ),
         *("optimizer", "trainer", "trees", "tensorflow", "pytorch", "triton"),
     },

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 
 from chaos import report
-from chaos.catalogue import CATALOGUE, observing, over, shifting, stage
+from chaos.catalogue import CATALOGUE
+from chaos.moments import observing, over, says, shifting, stage
 from chaos.runner import Trial
 from chaos.traffic import Failure
 
@@ -25,6 +26,9 @@ def test_moments() -> None:
         False,
     ]
     assert over({"rollout": {"stage": "Failed"}})
+    assert says("ChildRefused")({"conditions": [{"type": "Ready", "reason": "ChildRefused"}]})
+    assert not says("ChildRefused")({"conditions": [{"type": "Ready", "reason": "Stable"}]})
+    assert not says("ChildRefused")({})
     assert not any(m({}) for m in (stage("Canary"), observing(0), shifting(0), over))
 
 

@@ -56,5 +56,20 @@ def test_an_end_of_its_own_is_counted(process: OperatorProcess, tmp_path: Path) 
     assert process.kills == 0
 
 
+def test_a_restart_is_a_next_life_with_its_environment(process: OperatorProcess, tmp_path: Path) -> None:
+    process._command[-1] = "import os;" + process._command[-1].replace("'x'", "os.environ.get('CHAOS', 'x')")
+    process.start()
+    until(lambda: lives(tmp_path) == 1)
+    first = process.pid
+    process.environment["CHAOS"] = "y"
+    process.restart()
+    until(lambda: lives(tmp_path) == 2)
+    assert process.pid not in (None, first)
+    process.stop()
+    assert process.pid is None
+    assert (tmp_path / "lives").read_text() == "xy"
+    assert (process.kills, process.own_ends) == (0, [])
+
+
 def test_the_credentials_are_for_nobody_else(process: OperatorProcess, tmp_path: Path) -> None:
     assert (tmp_path / "kubeconfig-first.json").stat().st_mode & 0o077 == 0

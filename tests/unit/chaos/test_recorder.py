@@ -88,3 +88,15 @@ def test_a_crash_is_told_from_a_pod_that_somebody_deleted() -> None:
     ):
         recorder._take(POD, o)
     assert recorder.crashes(since=1) == ["triton of x ended at t with exit code 139"]
+
+
+def test_what_is_forgotten_leaves_the_newest_of_each_object() -> None:
+    recorder = Recorder(lambda: cast(Api, None), "n")
+    for name, version in (("a", 3), ("b", 4), ("a", 6), ("a", 7), ("a", 9)):
+        recorder._take(MDEP, thing(name, version))
+    recorder._take(POD, thing("a", 2))
+    recorder.forget(MDEP, 7)
+    left = [o["metadata"]["resourceVersion"] for n in ("a", "b") for o in recorder.versions(MDEP, n)]
+    assert left == ["9", "4"]
+    assert len(recorder.pods()) == 1
+    assert recorder.latest("b")["metadata"]["resourceVersion"] == "4"

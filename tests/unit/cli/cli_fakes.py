@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
-from modelrollout.kube.client import Listing
+from modelrollout.kube.client import Listing, Row
 from modelrollout.kube.errors import KubeError, NotFound
 from modelrollout.kube.kinds import Resource
 from modelrollout.kube.objects import Object
@@ -31,6 +31,7 @@ class FakeKube:
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, str], Object] = {}
+        self.rows: list[Row] = []
         self.patches: list[tuple[str, str, str, Object]] = []
         self.errors: dict[tuple[str, str], KubeError] = {}
         self.on_patch: Callable[[str, Object], None] | None = None
@@ -69,6 +70,12 @@ class FakeKube:
             and desired.items() <= o["metadata"].get("labels", {}).items()
         ]
         return Listing(actual, "1")
+
+    async def table(self, resource: Resource, namespace: str | None = None) -> AsyncIterator[list[Row]]:
+        self._raise("list", resource)
+        for row in self.rows:
+            if namespace in (None, row.namespace):
+                yield [row]
 
     async def merge_patch(
         self, resource: Resource, namespace: str | None, name: str, patch: Object

@@ -108,6 +108,20 @@ def ran(cli: Cli, *args: str) -> str:
     return result.stdout
 
 
+def test_what_was_asked_without_golden_data_is_a_note(cli: Cli, kube: FakeKube) -> None:
+    message = "candidate: it was not asked, because nothing can be made up for BF16"
+    kube.add(
+        MODEL_REVISION,
+        revision(
+            "digits-8d1b", 3, "Promoted",
+            evaluation={"verdict": "Inconclusive", "reason": "AnswersUnknown", "message": message},
+        ),
+    )  # fmt: skip
+    kube.add(MODEL_DEPLOYMENT, deployment(phase="Stable", stable=STABLE))
+    assert message in " ".join(ran(cli, "digits/digits-8d1b").split())
+    assert json.loads(ran(cli, "digits/digits-8d1b", "-o", "json"))["golden"] is None
+
+
 def test_the_terminal_shows_all_the_evidence(cli: Cli, ended: FakeKube) -> None:
     text = ran(cli, "digits")
     for words in (
@@ -132,6 +146,17 @@ def test_a_version_that_was_not_compared_says_why(cli: Cli, kube: FakeKube) -> N
     [note] = json.loads(ran(cli, "digits/3", "-o", "json"))["notes"]
     assert "StableDead" in note and "nothing was compared" in note
     assert "StableDead" in ran(cli, "digits/3")
+
+
+def test_it_says_who_counted_the_requests(cli: Cli, kube: FakeKube) -> None:
+    def step(index: int, source: str | None) -> dict[str, Any]:
+        return STEPS[0] | {"index": index, "metrics": [METRICS[0] | ({"source": source} if source else {})]}
+
+    steps = [step(0, None), step(1, "istio"), step(2, "triton"), step(3, "triton")]
+    kube.add(MODEL_REVISION, revision("digits-8d1b", 3, "Promoted", artifact=ARTIFACT, steps=steps))
+    kube.add(MODEL_DEPLOYMENT, deployment(phase="Stable", stable=STABLE))
+    notes = json.loads(ran(cli, "digits/3", "-o", "json"))["notes"]
+    assert "Requests were counted by istio, then by triton." in notes
 
 
 def test_servers_that_ended_are_told(cli: Cli, kube: FakeKube) -> None:
@@ -213,6 +238,14 @@ def test_a_search_shows_what_no_other_model_beats(cli: Cli, searched: FakeKube) 
         " taken |" in marked
     )
     assert "<script>" not in marked
+
+
+def test_no_name_of_a_search_is_cut_in_a_narrow_terminal(
+    cli: Cli, searched: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    words = ran(cli, "digits/2").split()
+    assert {"prune-0.95+int8", "prune-0.7+int8"} <= set(words)
 
 
 def test_a_search_is_drawn_against_size_and_against_latency(cli: Cli, searched: FakeKube) -> None:

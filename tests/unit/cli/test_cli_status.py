@@ -184,7 +184,17 @@ def test_history_is_newest_first(cli: Cli) -> None:
     result = cli("history", "digits")
     assert result.exit_code == 0
     rows = result.stdout.splitlines()
-    assert rows[0].split() == ["NUMBER", "REVISION", "OUTCOME", "REASON", "ACCURACY", "SIZE", "P99", "AGE"]
+    assert rows[0].split() == [
+        "NUMBER",
+        "REVISION",
+        "OUTCOME",
+        "REASON",
+        "ACCURACY",
+        "SIZE",
+        "P99",
+        "AGE",
+        "VERB",
+    ]
     assert [row.split()[0] for row in rows[1:]] == ["3", "2", "1"]
     assert rows[2].split() == [
         "2",
@@ -198,6 +208,7 @@ def test_history_is_newest_first(cli: Cli) -> None:
         "%)",
         "3.1ms",
         "8d",
+        "-",
     ]
 
 
@@ -395,3 +406,15 @@ def test_servers_that_ended_are_told(cli: Cli, kube: FakeKube) -> None:
     ended = {"canary": {"counts": {"ServerCrashed": 2}, "at": ago(seconds=9), "message": said}}
     text = show(cli, kube, **canary_status(restarts=ended))
     line(text, "Restarts", "the revision's servers ended 2 times during its trial, stable's never", "SIGSEGV")
+
+
+def test_a_time_that_is_none_and_a_name_that_is_none_end_in_no_traceback(cli: Cli, kube: FakeKube) -> None:
+    odd = deployment(**canary_status())
+    odd["status"]["stable"]["since"] = odd["status"]["rollout"]["step"]["since"] = "yesterday"
+    odd["status"]["rollout"]["since"] = ""
+    kube.add(MODEL_DEPLOYMENT, odd)
+    for command in (["status", "digits"], ["status", "digits", "-o", "json"], ["history", "digits"]):
+        result = cli(*command)
+        assert result.exit_code == 0, (command, result.exception)
+    for name in ("", "..", "a/b"):
+        assert f"no ModelDeployment {name!r}" in cli("status", name).stderr

@@ -28,7 +28,9 @@ def asked(kube: FakeKube) -> tuple[str, str, str, str]:
     ((plural, _, name, patch),) = kube.patches
     assert list(patch) == ["metadata"]
     assert list(patch["metadata"]) == ["annotations"]
-    ((key, value),) = patch["metadata"]["annotations"].items()
+    annotations = dict(patch["metadata"]["annotations"])
+    assert annotations.pop(next(k for k in annotations if k.endswith("-reason"))) is None
+    ((key, value),) = annotations.items()
     return plural, name, key, value
 
 
@@ -44,6 +46,14 @@ def refused(result: Result, *words: str) -> None:
     assert result.exit_code == 1, result.output
     for word in words:
         assert word in result.stderr
+
+
+def test_a_reason_stands_beside_the_verb_and_an_earlier_one_goes(cli: Cli, kube: FakeKube) -> None:
+    cli("promote", "digits", "--reason", "the labels were wrong")
+    cli("promote", "digits")
+    first, second = (patch["metadata"]["annotations"] for *_, patch in kube.patches)
+    assert first["modelrollout.dev/promote-reason"] == "the labels were wrong"
+    assert second["modelrollout.dev/promote-reason"] is None
 
 
 class TestPromote:
@@ -248,7 +258,7 @@ class TestWait:
         """The operator answers each request at once."""
 
         def operator(name: str, patch: Object) -> None:
-            ((key, value),) = patch["metadata"]["annotations"].items()
+            ((key, value),) = ((k, v) for k, v in patch["metadata"]["annotations"].items() if v is not None)
             entry = f"{key.rsplit('/')[-1]}:{name}:{value.split()[-1]}{suffix}"
             status = canary_status()
             kube.add(
@@ -410,7 +420,7 @@ def test_feedback_serves_with_the_rights_of_this_pod(cli: Cli, monkeypatch: pyte
 def test_every_command_explains_itself(cli: Cli) -> None:
     for command in main.app.registered_commands:
         assert command.callback is not None
-        result = cli(command.callback.__name__, "--help")
+        result = cli(command.name or command.callback.__name__, "--help")
         assert result.exit_code == 0
         assert command.callback.__doc__
 

@@ -58,15 +58,22 @@ def test_an_older_definition_is_a_problem_that_names_the_field_and_the_remedy(
     assert compared.count()["RolloutPolicy",] == 1
 
 
-def test_it_is_compared_often_until_it_is_current_again() -> None:
+def test_it_is_compared_often_until_it_is_current_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first look, right after a start, found it outdated."""
+    clock = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
     server, compared = definitions(older())
     asyncio.run(compared.compare())
-    assert compared.seconds_to_next == OUTDATED_SECONDS
+    assert not compared.is_due()
+    clock[0] += OUTDATED_SECONDS
+    assert compared.is_due()
     server.document = served()
     assert asyncio.run(compared.compare())
     assert compared.problem("RolloutPolicy") is None
-    assert compared.seconds_to_next == CHECK_SECONDS
-    assert not asyncio.run(compared.compare())
+    clock[0] += OUTDATED_SECONDS
+    assert not compared.is_due()
+    clock[0] += CHECK_SECONDS
+    assert compared.is_due() and not asyncio.run(compared.compare())
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,14 @@ import pytest
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.contract.results import TaskResult
+from modelrollout.kube.cache import ObjectCache
 from modelrollout.kube.errors import Conflict, Forbidden, KubeError
-from modelrollout.kube.kinds import JOB, MODEL_DEPLOYMENT, MODEL_REVISION
+from modelrollout.kube.kinds import JOB, MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Resource
 from modelrollout.kube.objects import Object
+from modelrollout.resources import server
+from modelrollout.resources.jobs.prepare import prepare_task
 from modelrollout.testing import builders as b
-from modelrollout.testing.fake_cluster import KEY, Cluster, Operator
+from modelrollout.testing.fake_cluster import CONFIG, KEY, Cluster, Operator
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -113,6 +116,21 @@ def test_those_who_wait_are_woken_and_need_not_look_by_themselves() -> None:
         worker = next(name for name in fleet.names if name not in fleet.waiting())
         await fleet.passes(among=[worker])
         assert {name for _, name in fleet.operator.woken} == set(fleet.names) - {worker}
+
+    run(main())
+
+
+def test_a_template_whose_loader_knows_no_warm_up_shares_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        fleet = Fleet(3)
+        monkeypatch.setattr(server, "BUILDER", "4")
+        await fleet.passes(among=["m0"])
+        monkeypatch.setattr(server, "BUILDER", "5")
+        await fleet.passes()
+        assert len(fleet.made) == 2 and len(fleet.waiting()) == 1
+        tasks = {job["metadata"]["labels"][names.LABEL_NAME]: job for job in fleet.cluster.all(JOB).values()}
+        warmed = {name: task.warmup for name, job in tasks.items() if (task := prepare_task(job))}
+        assert warmed.pop("m0") is False and list(warmed.values()) == [True]
 
     run(main())
 
@@ -340,3 +358,28 @@ def test_a_status_that_somebody_else_wrote_keeps_nobody_waiting() -> None:
         assert len([name for name in fleet.made if "m0-" not in name]) == 1
 
     run(main())
+
+
+def test_no_pass_looks_at_all_objects_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the cost of a pass grows with the number of models. Of policies there are a few."""
+    scanned: set[str] = set()
+    scan = ObjectCache.all
+
+    def watched(self: ObjectCache, resource: Resource) -> list[Object]:
+        scanned.add(resource.kind)
+        return scan(self, resource)
+
+    async def main() -> None:
+        cluster = Cluster()
+        cluster.policy("few-jobs", limits={"jobs": 1})
+        cluster.user(b.spec(1))
+        operator = Operator(cluster, CONFIG.model_copy(update={"max_jobs": 2}))
+        monkeypatch.setattr(ObjectCache, "all", watched)
+        await operator.live()
+        assert cluster.status.phase == "Stable" and operator.lookups.hostnames.known().claims.all()
+        cluster.user(b.spec(2))
+        await operator.live()
+        assert cluster.status.phase == "Canary"
+
+    run(main())
+    assert scanned == {ROLLOUT_POLICY.kind}

@@ -203,3 +203,30 @@ async def test_the_log_says_once_what_a_tenant_is_not_told(caplog: pytest.LogCap
     assert [r.getMessage() for r in caplog.records if "team-b" in r.getMessage()] == [
         "Gateway gateways/public is not programmed: Why: Secret team-b/tls; ask who runs the gateway"
     ]
+
+
+async def test_every_gateway_of_a_spec_is_known_and_wakes_who_names_it() -> None:
+    bench, two = Bench(), of_gateway({"name": "public", "namespace": "gateways"}, "two")
+    two["spec"]["traffic"]["furtherGateways"] = [{"name": "public", "sectionName": "https"}]
+    bench.watch(MODEL_DEPLOYMENT, "ADDED", two)
+    bench.watch(GATEWAY, "ADDED", gateway("ml"))
+    facts = await bench.gateways.of(two)
+    assert facts is not None and [f.gateway for f in (facts, *facts.further)] == [
+        "gateways/public",
+        "ml/public",
+    ]
+    assert facts.further[0].controller == "example.com/gateway"
+    assert bench.cache.concerned(GATEWAY, gateway("ml")) == {("ml", "here"), ("ml", "two")}
+    bench.answers["Gateway"] = NOT_THERE
+    bench.watch(GATEWAY, "DELETED", gateway("ml"))
+    gone = await bench.gateways.of(two)
+    assert gone is not None and gone.further[0].problem is not None
+    assert gone.further[0].problem.message.startswith("spec.traffic.furtherGateways[0]: Gateway ml/public")
+
+
+@pytest.mark.parametrize("odd", [None, 1, "x", [None, 1, {"name": 1}, {"name": "a", "namespace": 1}]])
+async def test_further_gateways_that_are_none_are_left_out(odd: Any) -> None:
+    deployment = of_gateway({"name": "public"})
+    deployment["spec"]["traffic"]["furtherGateways"] = odd
+    facts = await Bench().gateways.of(deployment)
+    assert facts is not None and facts.further == ()

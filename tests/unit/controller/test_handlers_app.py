@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from modelrollout.controller.intake import Intake
 from modelrollout.controller.process import Operator, counted_conditions
 from modelrollout.kube.cache import Key
 from modelrollout.kube.errors import Conflict, Forbidden, TooManyRequests
-from modelrollout.kube.kinds import GATEWAY, GATEWAY_CLASS, HTTP_ROUTE, MODEL_DEPLOYMENT, Resource
+from modelrollout.kube.kinds import DEPLOYMENT, GATEWAY, GATEWAY_CLASS, HTTP_ROUTE, MODEL_DEPLOYMENT, Resource
 from modelrollout.telemetry.metrics import Metrics
 from modelrollout.testing import virtual_clock
 from modelrollout.testing.fake_cluster import CONFIG, KEY, Cluster
@@ -61,6 +62,26 @@ async def test_a_cluster_without_the_gateway_api_is_asked_for_no_gateways() -> N
     cluster.kinds = set()
     operator = Operator(CONFIG, cluster, Metrics(), "ml", "me")  # type: ignore[arg-type]
     assert not {GATEWAY, GATEWAY_CLASS, HTTP_ROUTE} & set(await operator._choose_kinds())
+
+
+async def test_what_the_watches_have_just_listed_is_not_listed_again_to_lead() -> None:
+    """Of thousands of models each list takes seconds, and most of the memory of a start."""
+    cluster = Cluster()
+    operator = Operator(CONFIG, cluster, Metrics(), "ml", "me")  # type: ignore[arg-type]
+    watched = await operator._choose_kinds()
+    operator._intake = Intake(cluster, operator._cache, operator._unread, watched, operator._queue.add)  # type: ignore[arg-type]
+    listed: list[str] = []
+
+    def before(verb: str, resource: Resource, name: str) -> None:
+        if verb == "list" and resource in (MODEL_DEPLOYMENT, DEPLOYMENT):
+            listed.append(resource.kind)
+
+    cluster.before = before
+    cluster.latency = 0.01  # the watch's list is under way when the process begins to lead
+    await asyncio.gather(operator._intake.list(MODEL_DEPLOYMENT, None), operator._resync(unless_within=60))
+    assert listed == ["ModelDeployment", "Deployment"], "nothing else was listed before"
+    await operator._resync()
+    assert listed[2:] == ["ModelDeployment", "Deployment"], "a resync trusts no watch"
 
 
 # --- what a pass answers

@@ -5,6 +5,8 @@ what a crash leaves.
 from __future__ import annotations
 
 import asyncio
+import copy
+import json
 from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,7 +16,7 @@ import pytest
 
 from modelrollout.api import names
 from modelrollout.api.times import stamp
-from modelrollout.controller.lookups.host_names import claim_of
+from modelrollout.controller.lookups.host_names import claims_of
 from modelrollout.kube.errors import Forbidden, Unavailable
 from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE, LEASE, MODEL_DEPLOYMENT, Resource
 from modelrollout.kube.objects import Object
@@ -330,7 +332,180 @@ def test_leases_that_may_not_be_written_are_told() -> None:
     run(main())
 
 
-def test_a_foreign_route_is_told_and_gone_with_the_next_look() -> None:
+BESIDE = "embeddings"
+
+
+async def with_another(*http: str, name: str = BESIDE) -> tuple[Cluster, Operator]:
+    """``digits`` is stable at its host names, and then another model of the namespace at these."""
+    cluster, operator = await serving()
+    add(cluster, *(http or (HOST,)), name=name)
+    await both(operator, cluster, name)
+    return cluster, operator
+
+
+def add(cluster: Cluster, *http: str, name: str = BESIDE) -> None:
+    spec = b.spec(1, traffic={"http": {"hostnames": list(http)}, "gateway": {"name": "public"}})
+    cluster.set_spec(MODEL_DEPLOYMENT, name, spec.wire())
+
+
+async def both(operator: Operator, cluster: Cluster, other: str = BESIDE, rounds: int = 8) -> None:
+    for _ in range(rounds):
+        for name in ("digits", other):
+            for _ in range(30):
+                if await operator.reconciler.reconcile((b.NAMESPACE, name)) != 0:
+                    break
+        cluster.end_jobs()
+        cluster.start_pods()
+        cluster.accept_routes()
+        cluster.now += timedelta(seconds=4)
+
+
+def condition_of(cluster: Cluster, name: str) -> tuple[str, str, str]:
+    live = cluster.find(MODEL_DEPLOYMENT, name)
+    assert live is not None
+    ready = next(c for c in live["status"]["conditions"] if c["type"] == "Ready")
+    return ready["status"], ready["reason"], ready["message"]
+
+
+def paths(cluster: Cluster, name: str, kind: Resource = HTTP_ROUTE) -> set[str]:
+    route = cluster.find(kind, name)
+    rules = route["spec"]["rules"] if route else []
+    return {m["path"]["value"] for rule in rules for m in rule["matches"]}
+
+
+def claimants(cluster: Cluster, host: str = HOST) -> list[str]:
+    """Namespace/name of those that share a name, the first one first."""
+    live = cluster.objects[LEASE, "operators", names.host_lease(host)]
+    return ["/".join(c.key) for c in claims_of(live)]
+
+
+class TestModelsShareAHostName:
+    """Over HTTP exact paths name the model."""
+
+    def test_each_has_its_own_paths_and_the_first_those_of_the_server(self) -> None:
+        async def main() -> None:
+            cluster, operator = await with_another()
+            assert condition_of(cluster, "digits")[0] == condition_of(cluster, BESIDE)[0] == "True"
+            assert claimants(cluster) == ["ml/digits", f"ml/{BESIDE}"]
+            first, second = paths(cluster, "digits"), paths(cluster, BESIDE)
+            assert "/v2/health/ready" in first and "/v2/models/digits/infer" in first
+            assert f"/v2/models/{BESIDE}/infer" in second and not first & second
+            cluster.requests.clear()
+            await both(operator, cluster, rounds=1)
+            assert [r for r in cluster.requests if "Lease" in r or "Route" in r] == [], (
+                "what is settled costs nothing"
+            )
+
+        run(main())
+
+    def test_the_paths_of_the_server_go_to_the_next_when_the_first_leaves(self) -> None:
+        async def main() -> None:
+            cluster, operator = await with_another()
+            cluster.user(b.spec(1, traffic=traffic(OTHER)))
+            operator.woken.clear()
+            await operator.live(rounds=3)
+            assert (b.NAMESPACE, BESIDE) in operator.woken, "it would wait for a resync"
+            await both(operator, cluster)
+            assert claimants(cluster) == [f"ml/{BESIDE}"]
+            assert "/v2/health/ready" in paths(cluster, BESIDE) and served(cluster) == {
+                HOST,
+                OTHER,
+                GRPC_HOST,
+            }
+            cluster.user(b.spec(1, traffic=traffic(HOST)))
+            await both(operator, cluster)
+            assert claimants(cluster) == [f"ml/{BESIDE}", "ml/digits"], "who comes back is the last"
+            assert "/v2/health/ready" not in paths(cluster, "digits")
+
+        run(main())
+
+    def test_who_leaves_leaves_the_others_theirs(self) -> None:
+        async def main() -> None:
+            cluster, operator = await with_another()
+            cluster.remove(MODEL_DEPLOYMENT, BESIDE)
+            await both(operator, cluster)
+            assert claimants(cluster) == ["ml/digits"] and "/v2/health/ready" in paths(cluster, "digits")
+
+        run(main())
+
+    @pytest.mark.parametrize("gone", ["deleted", "emptied", "damaged"])
+    def test_a_lease_that_is_lost_is_claimed_again_by_all_who_serve(self, gone: str) -> None:
+        async def main() -> None:
+            cluster, operator = await with_another()
+            i = (LEASE, "operators", names.host_lease(HOST))
+            if gone == "deleted":
+                del cluster.objects[i]
+            elif gone == "emptied":
+                cluster.objects[i]["spec"]["holderIdentity"] = ""
+            else:
+                cluster.objects[i]["metadata"]["annotations"][names.ANNOTATION_SHARED_WITH] = "[{"
+            await operator.lookups.hostnames.refresh()
+            await both(operator, cluster)
+            assert sorted(claimants(cluster)) == ["ml/digits", f"ml/{BESIDE}"]
+            assert condition_of(cluster, "digits")[0] == condition_of(cluster, BESIDE)[0] == "True"
+            of_server = [n for n in ("digits", BESIDE) if "/v2/health/ready" in paths(cluster, n)]
+            assert of_server == [claimants(cluster)[0].removeprefix("ml/")]
+
+        run(main())
+
+    def test_two_operators_at_the_same_time_do_not_give_the_same_paths_to_two(self) -> None:
+        """The Lease is written as it was read: whoever is late reads it again."""
+
+        async def main() -> None:
+            cluster, operator = await serving()
+            add(cluster, HOST)
+            asks = b.spec(1, traffic={"http": {"hostnames": [HOST]}, "gateway": {"name": "public"}}).wire()
+            metadata = {"name": BESIDE, "namespace": "audit"}
+            theirs = holder_of(cluster.put(MODEL_DEPLOYMENT, {"metadata": metadata, "spec": asks}))
+            late: list[str] = []
+
+            def before(verb: str, resource: Resource, name: str) -> None:
+                if (verb, resource, name) == ("replace", LEASE, names.host_lease(HOST)) and not late:
+                    late.append(name)
+                    listed = {names.ANNOTATION_SHARED_WITH: json.dumps([{"holder": theirs}])}
+                    cluster.change(
+                        LEASE, name, lambda o: o["metadata"]["annotations"].update(listed), "operators"
+                    )
+
+            cluster.before = before  # type: ignore[method-assign]
+            await both(operator, cluster)
+            assert late and claimants(cluster) == ["ml/digits", f"audit/{BESIDE}"]
+            assert condition_of(cluster, BESIDE)[1] == "HostnameTaken" and not paths(cluster, BESIDE)
+
+        run(main())
+
+    def test_of_a_name_for_grpc_that_others_share_over_http_nothing_is_given(self) -> None:
+        async def main() -> None:
+            cluster, operator = await with_another()
+            cluster.user(b.spec(1, traffic=traffic(OTHER) | {"grpc": {"hostnames": [HOST]}}))
+            await both(operator, cluster)
+            status, reason, message = condition_of(cluster, "digits")
+            assert (status, reason) == ("False", "HostnameTaken")
+            assert f"{HOST} belongs to ModelDeployment ml/{BESIDE}; over gRPC only the message" in message
+            assert served(cluster) == {HOST, GRPC_HOST}, "what it serves stays"
+            add(cluster, GRPC_HOST)
+            await both(operator, cluster)
+            assert condition_of(cluster, BESIDE)[1] == "HostnameTaken", "nor the other way round"
+
+        run(main())
+
+    def test_an_older_operators_lease_is_shared_once_its_holder_has_said_so(self) -> None:
+        async def main() -> None:
+            cluster, operator = await serving()
+            i = (LEASE, "operators", names.host_lease(HOST))
+            del cluster.objects[i]["metadata"]["annotations"][names.ANNOTATION_PROTOCOL]
+            await operator.lookups.hostnames.refresh()
+            known = operator.lookups.hostnames.known()
+            asks = b.spec(1, traffic={"http": {"hostnames": [HOST]}, "gateway": {"name": "public"}})
+            assert standing("ml/x/u-9", asks, frozenset(), known, NO_RULES).problem is not None
+            add(cluster, HOST)
+            await both(operator, cluster)
+            assert claimants(cluster) == ["ml/digits", f"ml/{BESIDE}"]
+
+        run(main())
+
+
+def test_a_foreign_route_is_told_and_gone_with_the_next_pass() -> None:
     async def main() -> None:
         cluster, operator = await serving()
         parent = {"name": "public", "namespace": "ml"}
@@ -354,7 +529,23 @@ def test_a_foreign_route_is_told_and_gone_with_the_next_look() -> None:
         assert cluster.status.phase == "Stable", "and no way back by Git"
         assert ready(cluster)[:2] == ("False", "HostnameTaken")
         del cluster.objects[HTTP_ROUTE, "attacker", "theirs"]
+        await operator.settle()
+        assert ready(cluster)[0] == "True", "a route that takes a name is read again at each pass"
+
+    run(main())
+
+
+def test_a_model_that_is_made_again_is_not_in_its_own_way() -> None:
+    """Its former route is an orphan while the namespace goes, and is remembered as foreign."""
+
+    async def main() -> None:
+        cluster, operator = await serving()
+        route = next(o for (r, _, _), o in cluster.objects.items() if r == HTTP_ROUTE)
+        leftover = copy.deepcopy(route)
+        leftover["metadata"] |= {"name": "digits-of-before", "ownerReferences": []}
+        cluster.put(HTTP_ROUTE, leftover)
         await operator.lookups.hostnames.refresh()
+        del cluster.objects[HTTP_ROUTE, leftover["metadata"]["namespace"], "digits-of-before"]
         await operator.settle()
         assert ready(cluster)[0] == "True"
 
@@ -463,7 +654,7 @@ class TestNamesOutliveTheirHolder:
             known = replace(known, claims=Claims([moves]))
             for digest, problem in (("sha256:1", None), ("sha256:2", "NameReserved")):
                 actual = standing(
-                    "ml/other/u-9", asks, frozenset(), known, NO_RULES, serves=made[digest]
+                    "audit/digits/u-9", asks, frozenset(), known, NO_RULES, serves=made[digest]
                 ).problem
                 assert (actual and actual.reason) == problem, (
                     "another that serves just this may take the name over"
@@ -494,17 +685,16 @@ class TestNamesOutliveTheirHolder:
         async def main() -> None:
             _, operator = await self._serving()
             known = operator.lookups.hostnames.known()
-            lease = known.claims.get(HOST)
-            assert lease is not None
-            gone = replace(known, claims=Claims([replace(lease, released=b.ago(0))]), served=lambda: ())
+            (lease,) = known.claims.at(HOST)
+            gone = replace(known, claims=Claims([replace(lease, released=b.ago(0))]), served=lambda _: ())
             asks = b.spec(
                 1, pinned=True, traffic={"http": {"hostnames": [HOST]}, "gateway": {"name": "public"}}
             )
-            assert standing("ml/new/u-9", asks, frozenset(), gone, NO_RULES).free == (HOST,)
-            assert standing("ml/new/u-9", asks, frozenset(), gone, NO_RULES, None, lease.version).free == (
-                HOST,
-            )
-            actual = standing("ml/new/u-9", asks, frozenset(), gone, NO_RULES, None, "another")
+            assert standing("audit/digits/u-9", asks, frozenset(), gone, NO_RULES).free == (HOST,)
+            assert standing(
+                "audit/digits/u-9", asks, frozenset(), gone, NO_RULES, None, lease.version
+            ).free == (HOST,)
+            actual = standing("audit/digits/u-9", asks, frozenset(), gone, NO_RULES, None, "another")
             assert actual.problem is not None and actual.problem.reason == "NameReserved" and not actual.free
 
         run(main())
@@ -538,17 +728,19 @@ class TestNamesOutliveTheirHolder:
             asks = b.spec(
                 1, pinned=True, traffic={"http": {"hostnames": [HOST]}, "gateway": {"name": "public"}}
             )
-            theirs = standing("ml/wrong/u-9", asks, frozenset(), known, rules, serves="another")
+            theirs = standing("audit/digits/u-9", asks, frozenset(), known, rules, serves="another")
             assert theirs.problem is not None and theirs.problem.reason == "NameReserved" and not theirs.free
-            first = standing("ml/right/u-9", asks, frozenset(), known, rules)
+            first = standing("audit/digits/u-9", asks, frozenset(), known, rules)
             assert first.free == (HOST,) and first.former[0].holder.startswith("ml/digits/"), (
                 "the version that served there may"
             )
+            beside = standing("ml/another/u-9", asks, frozenset(), known, rules, serves="another")
+            assert beside.free == (HOST,) and not beside.former, "its own paths under that name are no news"
             wildcard = b.spec(
                 1, traffic={"http": {"hostnames": ["*.example.com"]}, "gateway": {"name": "public"}}
             )
             allowed = combine([read({"metadata": {"name": "p"}, "spec": {"allowedHostnames": ["*"]}})])
-            over = standing("ml/wrong/u-9", wildcard, frozenset(), known, allowed).problem
+            over = standing("audit/digits/u-9", wildcard, frozenset(), known, allowed).problem
             assert over is not None and over.reason == "HostnameTaken", "nor as part of a wildcard"
             cluster.user(b.spec(1, pinned=True, traffic=traffic(HOST)))
             await operator.live(rounds=3)
@@ -563,14 +755,13 @@ class TestNamesOutliveTheirHolder:
     def test_it_is_known_when_a_name_was_taken_over(self, made: str | None, taken_over: bool) -> None:
         about = {names.ANNOTATION_HOSTNAME: HOST, names.ANNOTATION_RESERVED: "720h"}
         metadata = {"name": names.host_lease(HOST), "annotations": about, "creationTimestamp": made}
-        claim = claim_of(
+        (claim,) = claims_of(
             {
                 "metadata": metadata,
                 "spec": {"holderIdentity": "ml/digits/u-1", "acquireTime": "2026-11-22T12:00:01.500000Z"},
             }
         )
-        assert claim is not None
-        known = Known(Claims([claim]), ForeignRoutes(), lambda: (), only_by_policy=False)
+        known = Known(Claims([claim]), ForeignRoutes(), lambda _: (), only_by_policy=False)
         since = standing("ml/digits/u-1", b.spec(1, traffic=traffic()), frozenset(), known, NO_RULES).since
         assert since == (datetime(2026, 11, 22, 12, 0, 1, 500000, tzinfo=UTC) if taken_over else None)
 

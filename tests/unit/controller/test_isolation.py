@@ -358,10 +358,9 @@ def test_a_list_that_is_forbidden_keeps_nobody_from_leading_if_it_is_only_of_pol
     resource: Resource,
 ) -> None:
     class Listless:
-        async def list(self, of: Resource, namespace: str | None) -> str:
+        async def list_unless(self, of: Resource, namespace: str | None, within: float) -> None:
             if of == resource:
                 raise Forbidden(403, "Forbidden", "cannot list")
-            return "1"
 
     async def main() -> None:
         operator = process.Operator(config(), Cluster(), Metrics(), "operators", "me")  # type: ignore[arg-type]

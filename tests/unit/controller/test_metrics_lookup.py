@@ -5,31 +5,45 @@ trouble.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from modelrollout.analysis.counters import Raw
 from modelrollout.analysis.problem import MeasurementProblem
+from modelrollout.analysis.providers.base import Doubt
 from modelrollout.analysis.providers.prometheus.answers import Answer, Series
 from modelrollout.analysis.providers.prometheus.client import PrometheusReader
 from modelrollout.analysis.providers.prometheus.provider import PrometheusProvider
 from modelrollout.analysis.providers.prometheus.scrape_rights import Scrape, ScrapeTarget
+from modelrollout.analysis.reading import CounterReading
+from modelrollout.analysis.target import NOT_BY_GATEWAY, Counting
 from modelrollout.api.times import stamp
-from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, ShadowStatus, StepEvidence
+from modelrollout.api.v1alpha1 import (
+    Counter,
+    Metric,
+    MetricStatus,
+    ShadowStatus,
+    StepEvidence,
+    Traffic,
+    Triton,
+)
 from modelrollout.config import OperatorConfig, PrometheusConfig, ProviderConfig
 from modelrollout.controller.lookups import metrics as assess
 from modelrollout.controller.lookups.metrics import MetricsAssessor
+from modelrollout.problem import Problem
 from modelrollout.rollout import assessment
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.policy.rules import combine, read
-from modelrollout.rollout.snapshot import Assessment, Server, Snapshot
+from modelrollout.rollout.snapshot import Assessment, Crash, Server, Snapshot
 from modelrollout.testing import builders as b
 from modelrollout.testing.provider_check import check_provider
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
+BEGAN = b.START.timestamp()
 
 
 class Prometheus(PrometheusReader):
@@ -41,7 +55,7 @@ class Prometheus(PrometheusReader):
         self.own: list[str] = []
         self.said: MeasurementProblem | None = None
         self.hangs = False
-        self.scraped = 0.0
+        self.scraped = 0.0  # seconds after BEGAN
         self.requests = {V1: (0, 0), V2: (0, 0)}  # total, bad
         self.bad = "500"  # status code
         self.labels: dict[tuple[int, str], tuple[int, int]] = {}  # by version and slice
@@ -74,6 +88,9 @@ class Prometheus(PrometheusReader):
     def _answer(self, query: str) -> Answer:
         if "modelrollout_feedback_total" in query:
             return Answer(tuple(self._feedback()))
+        if "nv_inference_first_response" in query:
+            lacking = "unless on (revision, instance) nv" in query
+            return Answer((Series({"revision": V2}, 1, 0),) if lacking else ())
         if "traefik" not in query:
             return Answer((Series({}, self.value, 0),))
         actual = []
@@ -83,12 +100,13 @@ class Prometheus(PrometheusReader):
                 Series({**service, "code": c, "reading": "count"}, n, 0)
                 for c, n in (("200", total - bad), (self.bad, bad))
             ]
-            actual.append(Series({**service, "reading": "scraped"}, self.scraped, 0))
+            actual.append(Series({**service, "reading": "scraped"}, BEGAN + self.scraped, 0))
         return Answer(tuple(actual))
 
     def _feedback(self) -> list[Series]:
         actual = [
-            Series({"version": v, "instance": "f", "reading": "scraped"}, self.scraped, 0) for v in ("1", "2")
+            Series({"version": v, "instance": "f", "reading": "scraped"}, BEGAN + self.scraped, 0)
+            for v in ("1", "2")
         ]
         for (version, part), (total, bad) in self.labels.items():
             labels = {"version": str(version), "slice": part, "instance": "f", "reading": "count"}
@@ -169,13 +187,40 @@ async def test_the_first_look_is_a_baseline_and_the_next_counts_and_judges() -> 
     assert counted and (counted.total, counted.bad, counted.last, counted.scraped) == (
         500,
         0,
-        {"g/http": [1000, 400, 2]},
-        2,
+        {"g/http": [1000, 400, BEGAN + 2]},
+        BEGAN + 2,
     )
     bench.main.requests, bench.main.scraped = {V1: (30_000, 30), V2: (1500, 700)}, 3.0
     unknown = await bench.look(canary(metrics=second.metrics))
     assert unknown.reason == "NotYetProven" and "of the 30 minutes" in unknown.message
     assert (await bench.look(canary(metrics=after_an_hour(second.metrics)))).reason == "ErrorsHigh"
+
+
+async def test_a_step_waits_for_a_scrape_that_is_later_than_its_beginning() -> None:
+    """Behind a provider that lags, its first counters are of the weight before."""
+    bench = Bench()
+    bench.now = b.at(40)  # the step began to count 40 s ago
+    s = canary(at_step=b.step(0, 5, observed_since=b.ago(0)))
+    bench.main.requests, bench.main.scraped = {V1: (10_000, 10), V2: (500, 400)}, -55.0
+    late = await bench.look(s)
+    assert (late.verdict, late.reason) == ("Inconclusive", "StaleData")
+    assert "Prometheus main" in late.message and "scraped 95 s ago" in late.message
+    assert "began 40 s ago" in late.message and "progressDeadline" in late.message
+    assert all(m.canary is None for m in late.metrics), "no baseline"
+    bench.main.scraped = 2.0
+    fresh = await bench.look(canary(at_step=b.step(0, 5, observed_since=b.ago(0), metrics=late.metrics)))
+    assert fresh.reason == "NoData" and fresh.metrics[0].canary is not None
+
+
+async def test_what_is_counted_is_said_to_be_old_where_the_provider_lags() -> None:
+    bench = Bench()
+    bench.main.requests, bench.main.scraped = {V1: (10_000, 10), V2: (500, 0)}, 1.0
+    first = await bench.look(canary())
+    bench.main.requests, bench.main.scraped = {V1: (10_100, 10), V2: (510, 0)}, 60.0
+    for seconds, said in ((120, None), (151, "counted until 90 s ago"), (267, "counted until 210 s ago")):
+        bench.now = b.at(seconds)
+        message = (await bench.look(canary(metrics=first.metrics))).metrics[0].message
+        assert (said or "counted until") in message if said else "counted until" not in message
 
 
 async def test_a_canary_that_refuses_every_request_as_wrong_is_taken_back() -> None:
@@ -208,12 +253,136 @@ async def test_what_callers_and_gateways_decide_is_shown_and_decides_nothing(cod
 
 async def test_without_a_gateway_client_errors_are_no_default_and_naming_them_says_the_remedy() -> None:
     bench = Bench()
-    judged = await bench.look(replace(canary(), exact_weights=False))
+    judged = await bench.look(replace(canary(), counting=NOT_BY_GATEWAY))
     assert names(judged) == ["errors"]
     asked = {"metrics": [{"name": "clientErrors", "maxIncrease": 0.01}]}
-    judged = await bench.look(replace(canary(asked), exact_weights=False))
+    judged = await bench.look(replace(canary(asked), counting=NOT_BY_GATEWAY))
     assert (judged.verdict, judged.reason) == ("Error", "NoSource")
     assert "spec.traffic.gateway" in judged.message
+
+
+async def test_counts_of_two_sources_are_never_added_up_when_the_class_changes_in_a_step() -> None:
+    bench = Bench()
+    bench.main.requests, bench.main.scraped = {V1: (9_500, 9), V2: (500, 0)}, 1.0
+    first = await bench.look(canary())
+    assert {m.source for m in first.metrics} == {"traefik"}
+    bench.main.requests, bench.main.scraped = {V1: (19_000, 18), V2: (1000, 0)}, 2.0
+    second = await bench.look(canary(metrics=first.metrics))
+    errors = second.metrics[0]
+    assert errors.canary is not None and errors.canary.total == 500
+    to_triton = replace(canary(metrics=second.metrics), counting=NOT_BY_GATEWAY)
+    third = await bench.look(to_triton)
+    [errors] = third.metrics
+    assert (errors.source, errors.canary, errors.stable) == ("triton", None, None)
+    bench.main.requests, bench.main.scraped = {V1: (28_500, 27), V2: (1500, 0)}, 3.0
+    back = (await bench.look(canary(metrics=third.metrics))).metrics[0]
+    assert back.source == "traefik" and back.canary is not None and back.canary.total == 0, "a new baseline"
+
+
+SLOW = {"metrics": [{"name": "latency", "objective": "50ms", "maxIncrease": 0.01, "of": "FirstResponse"}]}
+
+
+async def test_the_first_response_is_asked_of_who_scrapes_the_servers_and_not_the_gateway() -> None:
+    bench = Bench(gatewayMetrics={"provider": "edge"})
+    await bench.look(canary({"metrics": [*SLOW["metrics"], {"name": "errors", "max": 0.1}]}))
+    assert all("nv_inference_first_response" in q for q in bench.main.asked) and bench.main.asked
+    assert all("traefik" in q for q in bench.providers["edge"].asked) and bench.providers["edge"].asked
+
+
+async def test_who_may_write_the_servers_counters_is_asked_where_they_count_latency() -> None:
+    bench = Bench()
+    bench.assessor.doubts = {"pods": Doubt("Unverified", "anyone in the namespace")}
+    doubted = await bench.look(canary(SLOW))
+    assert doubted.doubt == Problem("Unverified", "anyone in the namespace")
+    assert (await bench.look(canary({"metrics": [{"name": "errors", "max": 0.1}]}))).doubt is None
+
+
+async def test_the_first_response_needs_no_gateway_that_is_known() -> None:
+    unread = Counting(unknown=Problem("GatewayUnknown", "no rights"))
+    judged = await Bench().look(replace(canary(SLOW), counting=unread))
+    assert judged.reason == "NoSource", "asked, and the servers have none"
+
+
+async def test_of_a_model_that_streams_the_first_response_is_judged_by_default() -> None:
+    whole = {"metrics": [{k: v for k, v in SLOW["metrics"][0].items() if k != "of"}]}
+
+    def streams(decoupled: bool | None) -> Snapshot:
+        made = b.artifact(2).model_copy(update={"decoupled": decoupled})
+        s = canary(whole)
+        assert s.status.rollout is not None
+        changed = s.status.rollout.model_copy(update={"artifact": made})
+        return replace(s, status=s.status.model_copy(update={"rollout": changed}))
+
+    for decoupled, word in ((True, "nv_inference_first_response"), (None, "traefik"), (False, "traefik")):
+        bench = Bench()
+        await bench.look(streams(decoupled))
+        assert bench.main.asked and all(word in q for q in bench.main.asked), decoupled
+    bench, s = Bench(), canary(whole)
+    assert s.spec is not None
+    triton = Triton(backend="VLLM", code="Allowed")
+    serving = s.spec.serving.model_copy(update={"triton": triton})
+    await bench.look(replace(s, spec=s.spec.model_copy(update={"serving": serving})))
+    assert all("nv_inference_first_response" in q for q in bench.main.asked), "vLLM always does"
+
+
+async def test_servers_that_count_latency_say_nothing_about_weights() -> None:
+    """Clients inside the cluster may go past the gateway, to stable alone."""
+    assert (await held_by_weight(Bench(), lambda m: at_25(m))).reason == "WeightIgnored"
+    canary_none = Counter(total=0, scraped=160.0, began=100.0)
+    stable_all = Counter(total=600, scraped=160.0, began=100.0)
+    reading = CounterReading(Raw(), Raw())
+    kept = MetricStatus(
+        name="latency",
+        verdict="Inconclusive",
+        reason="NoData",
+        canary=canary_none,
+        stable=stable_all,
+        source="triton",
+    )
+    s = at_25((kept,))
+    metric = Metric.model_validate(SLOW["metrics"][0])
+    verdict = assessment.assess(s, [metric], {"latency": reading}, b.START, profile="traefik")
+    assert verdict.reason != "WeightIgnored" and verdict.metrics[0].source == "triton"
+    by_gateway = [metric.model_copy(update={"of": "WholeAnswer"})]
+    kept = kept.model_copy(update={"source": "traefik"})
+    verdict = assessment.assess(at_25((kept,)), by_gateway, {"latency": reading}, b.START, profile="traefik")
+    assert verdict.reason == "WeightIgnored"
+
+
+async def test_in_a_bake_the_former_counts_of_another_source_are_no_reference() -> None:
+    bench = Bench()
+    bench.main.requests, bench.main.scraped = {V2: (500, 0)}, 1.0
+    spec = b.spec(2, steps=b.STEPS, rollout={"bake": "1m"})
+
+    def state(source: str | None, metrics: Sequence[MetricStatus] = ()) -> Snapshot:
+        reference = MetricStatus(
+            name="errors",
+            verdict="Inconclusive",
+            reason="NoData",
+            stable=Counter(total=9000, bad=9),
+            source=source,
+        )
+        step = b.step(3, 100).model_copy(update={"metrics": list(metrics) or [reference], "since": b.ago(30)})
+        return b.second("Bake", wanted=spec, changes={"step": step})
+
+    for source, expected in (("traefik", 9000), (None, 9000), ("istio", None)):
+        [errors, *_] = (await bench.look(state(source))).metrics
+        assert (errors.stable and errors.stable.total) == expected, source
+
+
+async def test_while_it_is_unknown_who_counts_nothing_is_counted() -> None:
+    bench = Bench()
+    bench.main.requests, bench.main.scraped = {V1: (9_500, 9), V2: (500, 0)}, 1.0
+    first = await bench.look(canary())
+    bench.main.asked.clear()
+    unread = Counting(unknown=Problem("GatewayUnknown", "no rights"))
+    held = await bench.look(replace(canary(metrics=first.metrics), counting=unread))
+    assert (held.verdict, held.reason, held.metrics) == ("Error", "GatewayUnknown", first.metrics)
+    assert bench.main.asked == []
+    own = {"metrics": [{"name": "load", "query": "x", "max": 2.0}]}
+    rules = ruled(gates={"queries": "Own"})
+    judged = await bench.look(replace(canary(own, **rules), counting=unread))
+    assert judged.reason == "WithinLimits", "what needs no gateway goes on"
 
 
 @pytest.mark.parametrize("stage", ["Canary", "Bake"])
@@ -245,6 +414,57 @@ async def test_a_step_that_an_earlier_operator_began_with_errors_alone_goes_on(s
         assert (to.stage, to.outcome) == ("Done", "Promoted")
     else:
         assert to.step is not None and to.step.weight == 25
+
+
+HTTP_ONLY = {"gateway": {"name": "public", "namespace": "gateways"}, "http": {"hostnames": ["digits.x"]}}
+
+
+async def held_by_weight(bench: Bench, s: Callable[[Sequence[MetricStatus]], Snapshot]) -> Assessment:
+    """The verdict after a minute in which nothing went to the canary at weight 25."""
+    bench.main.requests, bench.main.scraped = {V1: (10_000, 10), V2: (0, 0)}, 100.0
+    first = await bench.look(s(()))
+    bench.main.requests, bench.main.scraped = {V1: (10_600, 11), V2: (0, 0)}, 160.0
+    return await bench.look(s(first.metrics))
+
+
+def at_25(metrics: Sequence[MetricStatus], *, grpc: bool = False, **server: Any) -> Snapshot:
+    wanted = b.spec(2, steps=b.STEPS)
+    traffic = HTTP_ONLY | ({"grpc": {"hostnames": ["grpc.x"]}} if grpc else {})
+    wanted = wanted.model_copy(update={"traffic": Traffic.model_validate(traffic)})
+    s = b.in_canary(wanted=wanted, at_step=b.step(1, 25, metrics=list(metrics)))
+    return replace(s, servers={name: replace(x, **server) for name, x in s.servers.items()})
+
+
+async def test_a_gateway_that_ignores_the_weight_holds_the_step_and_rolls_nothing_back() -> None:
+    held = await held_by_weight(Bench(), at_25)
+    assert (held.verdict, held.reason) == ("Error", "WeightIgnored") and "0 of 600" in held.message
+    s = replace(at_25(held.metrics), assessment=held)
+    to = b.moved(decide(s, b.START))
+    assert (to.stage, to.step and to.step.weight, to.outcome) == ("Canary", 25, None)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"grpc": True},
+        {"newest_ready": b.ago(1)},
+        {"crashes": (Crash(b.ago(1), "Crashed", "exit code 1"),)},
+        {"ready": 0},
+    ],
+    ids=["connections may be split", "a pod that came", "a pod that crashed", "no pod"],
+)
+async def test_a_share_that_pods_or_connections_explain_is_no_ground(facts: dict[str, Any]) -> None:
+    found = await held_by_weight(Bench(), lambda metrics: at_25(metrics, **facts))
+    assert found.reason != "WeightIgnored"
+
+
+async def test_what_is_proven_worse_is_taken_back_although_the_weight_is_ignored() -> None:
+    bench = Bench()
+    bench.main.requests, bench.main.scraped = {V1: (10_000, 10), V2: (0, 0)}, 100.0
+    first = await bench.look(at_25(()))
+    bench.main.requests, bench.main.scraped = {V1: (14_000, 14), V2: (60, 60)}, 160.0
+    judged = await bench.look(at_25(after_an_hour(first.metrics)))
+    assert judged.verdict == "Failed", judged.message
 
 
 async def test_more_requests_than_the_weight_gives_are_no_ground_to_roll_back() -> None:
@@ -465,11 +685,11 @@ async def test_counting_begins_again_after_a_pod_of_either_side_has_started(side
     """One becomes ready 39.5 seconds after START: both sides wait for half a minute. What was
     scraped before that counts.
     """
-    bench, began = Bench(), b.START.timestamp()
+    bench = Bench()
 
     async def look(at: float, requests: int, metrics: Sequence[MetricStatus]) -> Assessment:
         ready = {V1: b.at(-600), V2: b.at(-600)} | ({side: b.at(39.5)} if at > 39.5 else {})
-        bench.now, bench.main.scraped = b.at(at), began + at - 1
+        bench.now, bench.main.scraped = b.at(at), at - 1
         bench.main.requests = {V1: (19 * requests, 0), V2: (requests, 0)}
         servers = {r: Server(2, 2, None, 2, newest_ready=stamp(t)) for r, t in ready.items()}
         return await bench.look(canary({"initialDelay": "30s"}, metrics=tuple(metrics), servers=servers))

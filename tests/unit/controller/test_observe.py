@@ -144,7 +144,7 @@ def seen(
         KEY,
         config,
         kinds,
-        known or Known(Claims(pending), ForeignRoutes(), lambda: (), only_by_policy=False),
+        known or Known(Claims(pending), ForeignRoutes(), lambda _: (), only_by_policy=False),
         rules=rules,
         now=b.START,
     )
@@ -222,7 +222,7 @@ def test_an_object_that_is_gone_or_going_has_no_snapshot() -> None:
     store = cache.ObjectCache()
     assert (
         observe(
-            store, KEY, CONFIG, ROUTES, Known(Claims(), ForeignRoutes(), lambda: (), only_by_policy=False)
+            store, KEY, CONFIG, ROUTES, Known(Claims(), ForeignRoutes(), lambda _: (), only_by_policy=False)
         )
         is None
     )
@@ -232,7 +232,7 @@ def test_an_object_that_is_gone_or_going_has_no_snapshot() -> None:
     )
     assert (
         observe(
-            store, KEY, CONFIG, ROUTES, Known(Claims(), ForeignRoutes(), lambda: (), only_by_policy=False)
+            store, KEY, CONFIG, ROUTES, Known(Claims(), ForeignRoutes(), lambda _: (), only_by_policy=False)
         )
         is None
     )
@@ -744,7 +744,7 @@ def test_a_version_from_before_its_host_name_was_taken_over_is_checked_like_a_ne
         mine,
         revision(1, status={"outcome": "Retired", "reason": "Replaced", "retired": b.ago(100)}),
         revision(2, status={"outcome": "Promoted", "reason": "-"}),
-        known=Known(Claims(claims), ForeignRoutes(), lambda: (), only_by_policy=False),
+        known=Known(Claims(claims), ForeignRoutes(), lambda _: (), only_by_policy=False),
         rules=demanding,
     )
     problem = found.spec_problem

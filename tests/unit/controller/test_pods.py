@@ -617,11 +617,19 @@ def crashed(message: str = "", code: int = 1, **more: Any) -> dict[str, Any]:
             "ModelNotLoaded",
             "failed to read text proto",
         ),
+        (
+            NONE_LOADED.format(
+                "Invalid argument: failed to run warmup sample 'zeros-64': onnx runtime error 6: Failed to"
+                " allocate memory for requested buffer of size 9; onnx runtime error 6: Failed to allocate; "
+            ),
+            "ModelNotLoaded",
+            "size 9; onnx runtime error 6: Failed to allocate; its prepare Job got an answer",
+        ),
         (NONE_LOADED[NONE_LOADED.index("Error:") :], "ModelNotLoaded", "kubectl logs --previous"),
         (USAGE, "TritonTooOld", "spec.serving.triton.image"),
         (f"{DIED}\n", "ServerCrashed", DIED),
     ],
-    ids=["backend", "python", "config", "cut off", "help", "stub"],
+    ids=["backend", "python", "config", "warm-up", "cut off", "help", "stub"],
 )
 def test_why_a_server_ended_is_told_from_its_last_words(message: str, expected: str, says: str) -> None:
     problem = pod_problem([pod(containerStatuses=[crashed(message)])])

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from demo import DemoError, setup
-from demo.target import from_file
+from demo.target import from_file, sandbox_gateway
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.config import OperatorConfig
 from tests.unit.demo.demo_operator import target
@@ -86,3 +87,30 @@ def test_what_is_missing_in_the_file_is_named(tmp_path: Path) -> None:
     path.write_text("gateway: {name: public}\n")
     with pytest.raises(DemoError, match=r"gateway\.namespace: Field required"):
         from_file(path, None, "mine", "registry.test")
+
+
+STATUS: dict[str, Any] = {
+    "gateway": {"name": "public", "namespace": "gateways", "address": "10.0.0.1:8080"},
+    "envoy": {
+        "name": "envoy",
+        "namespace": "gateways",
+        "address": "10.96.0.7:8080",
+        "proxies": "envoy-gateway-system",
+    },
+}
+
+
+def test_the_sandbox_has_two_gateways_each_with_its_own_counters() -> None:
+    traefik, envoy = (sandbox_gateway(STATUS, which) for which in ("traefik", "envoy"))
+    assert (traefik.name, traefik.http, traefik.traefik_services) == ("public", "10.0.0.1:8080", True)
+    assert (envoy.name, envoy.grpc, envoy.traefik_services) == ("envoy", "10.96.0.7:8080", False)
+    assert traefik.metrics_selector == 'job="traefik"' and traefik.metrics_namespaces == []
+    assert envoy.metrics_selector == 'namespace="envoy-gateway-system"'
+    assert envoy.metrics_namespaces == ["envoy-gateway-system"]
+
+
+def test_a_gateway_that_is_not_there_is_named_with_the_remedy() -> None:
+    with pytest.raises(DemoError, match="GATEWAY=envoy make sandbox-up"):
+        sandbox_gateway(STATUS | {"envoy": None}, "envoy")
+    with pytest.raises(DemoError, match="'evnoy': set it to traefik or envoy"):
+        sandbox_gateway(STATUS, "evnoy")

@@ -12,9 +12,9 @@ import pytest
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import EvaluateTask
-from modelrollout.evaluator import golden
+from modelrollout.evaluator import request
 from modelrollout.evaluator.__main__ import run
-from modelrollout.evaluator.golden import percentile_ms
+from modelrollout.evaluator.golden import SLICES, WARM_UP, percentile_ms
 from modelrollout.jobs import runner
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
@@ -49,7 +49,7 @@ def wrong_where_positive(x: np.ndarray) -> np.ndarray:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "RETRY", {"max_retries": 0})
-    monkeypatch.setattr(golden, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(request, "_PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,78 @@ def test_candidate_alone(setting: Setting) -> None:
     assert 0 < result.latency_p50_ms <= result.latency_p99_ms
 
 
+def test_gaps_are_sent_where_the_model_takes_them(setting: Setting) -> None:
+    x, y = samples(N)
+    x[:3, 0] = np.nan
+    setting.store.objects["/data/gaps.npz"] = npz(x=x, labels=y)
+    data = dataset(setting.store.s3("data/gaps.npz"))
+    assert setting.refusal(data=data).reason == "DataNotFinite"
+    setting.candidate.parameters = {"missing_values": "NaN"}
+    setting.candidate.model = lambda rows: right(np.nan_to_num(rows))
+    assert setting.evaluate(data=data).samples == N
+
+
+def test_infinity_is_sent_and_the_answer_says_whether_it_is_data(setting: Setting) -> None:
+    """As in an additive mask; to whom stable answers with NaN, there it is no data."""
+    x, y = samples(N)
+    x[7, 0] = -np.inf
+    setting.store.objects["/data/masked.npz"] = npz(x=x, labels=y)
+    data = dataset(setting.store.s3("data/masked.npz"))
+    setting.candidate.model = masked = lambda rows: right(np.where(np.isinf(rows), 0, rows))
+    assert setting.evaluate(data=data).samples == N
+    lost = lambda rows: np.where(np.isinf(rows).any(axis=1)[:, None], np.nan, masked(rows))  # noqa: E731
+    setting.candidate.model = lost
+    error = setting.refusal(data=data)
+    assert error.reason == "DataNotFinite" and "sample 7" in error.message
+    setting.with_stable(masked)
+    result = setting.evaluate(data=data)  # NaN is the candidate's fault
+    assert result.paired is not None and result.paired.only_baseline_right == 1
+
+
+def test_of_several_outputs_the_named_one_is_judged(setting: Setting) -> None:
+    x, y = samples(N)
+    setting.candidate.others = {"turned": lambda rows: -right(rows), "one": lambda rows: right(rows)[:, :1]}
+    error = setting.refusal()
+    assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "OutputAmbiguous")
+    assert "['scores', 'turned', 'one']" in error.message and "output" in error.message
+    for output, model in (("scores", right), ("turned", lambda rows: -right(rows))):
+        result = setting.evaluate(output=output)
+        assert result.accuracy == pytest.approx((model(x).argmax(1) == y).mean())
+        assert result.protocols_agree is True
+    error = setting.refusal(output="none")
+    assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "OutputUnknown")
+    assert error.message.startswith("spec.rollout.analysis.golden.output: ") and "'turned'" in error.message
+
+
+def test_stable_without_the_named_output_cannot_be_compared_with(setting: Setting) -> None:
+    setting.candidate.others = {"head": right}
+    setting.with_stable(right)
+    assert setting.evaluate(output="scores").paired is not None
+    error = setting.refusal(output="head")
+    assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "StableNotComparable")
+    assert "no output 'head'" in error.message
+
+
+def test_labels_may_be_minus_one_and_one(setting: Setting) -> None:
+    x, _ = samples(N)
+    setting.store.objects["/data/signed.npz"] = npz(x=x, labels=np.where(x[:, 0] > 0, 1, -1))
+    data = dataset(setting.store.s3("data/signed.npz"))
+    setting.candidate.model = lambda rows: np.column_stack([-rows[:, 0], rows[:, 0]])
+    setting.with_stable(lambda rows: 1 / (1 + np.exp(-rows[:, :1])))
+    result = setting.evaluate(data=data)
+    assert result.accuracy == result.stable_accuracy == 1
+    setting.candidate.model = right
+    assert setting.refusal(data=data).reason == "LabelsOutOfRange"
+
+
+def test_a_table_is_golden_data(setting: Setting) -> None:
+    x, y = samples(N)
+    lines = ["a,b,c,d,labels", *(",".join(map(str, [*row, label])) for row, label in zip(x, y, strict=True))]
+    setting.store.objects["/data/golden.csv"] = "\n".join(lines).encode()
+    data = dataset(setting.store.s3("data/golden.csv"))
+    assert setting.evaluate(data=data).accuracy == setting.evaluate().accuracy
+
+
 def test_paired_with_stable(setting: Setting) -> None:
     setting.candidate.model = wrong_where_positive
     setting.with_stable(right)
@@ -155,7 +227,7 @@ def test_very_many_slices_leave_room_for_the_result(setting: Setting, store: Obj
     }
     store.objects["/data/golden-many.npz"] = labelled(N, **many)
     result = setting.evaluate(data=dataset(store.s3("data/golden-many.npz"), slices=tuple(many)))
-    assert result.slices_compared == 16 * 30 and 0 < len(result.slices) <= golden.SLICES
+    assert result.slices_compared == 16 * 30 and 0 < len(result.slices) <= SLICES
     told = TaskResult.model_validate_json(runner.encode(result))
     assert (told.paired, told.slices) == (result.paired, result.slices)
 
@@ -167,7 +239,7 @@ def test_every_sample_is_counted_once_however_often_it_is_asked(setting: Setting
     assert result.paired.n == N
     assert stable.http_rows == [32, 32, 32, 4]  # stable is not asked for more than the pass
     assert setting.candidate.http_rows[:4] == [32, 32, 32, 4]
-    assert setting.candidate.http_rows[4:] == [1] * (10 + golden.WARM_UP)
+    assert setting.candidate.http_rows[4:] == [1] * (10 + WARM_UP)
     assert setting.candidate.grpc_rows == [1] * 10
 
 
@@ -182,6 +254,17 @@ def test_fixed_batch_is_filled(setting: Setting) -> None:
     x, y = samples(N)
     assert setting.evaluate().accuracy == pytest.approx((right(x).argmax(1) == y).mean())
     assert set(setting.candidate.http_rows) == {16}
+
+
+def test_samples_may_be_whole_requests(setting: Setting, store: ObjectStore) -> None:
+    """A model without a batch dimension: each sample has the input's full shape, its 1 in front."""
+    x, y = samples(N)
+    setting.candidate.shape = (1, 4)
+    store.objects["/data/whole.npz"] = npz(x=x[:, None], labels=y)
+    result = setting.evaluate(data=dataset(store.s3("data/whole.npz")))
+    assert result.accuracy == pytest.approx((right(x).argmax(1) == y).mean())
+    assert result.samples == N and result.protocols_agree is True
+    assert set(setting.candidate.http_rows) == {1}
 
 
 def test_parity_can_be_left_out(setting: Setting) -> None:

@@ -16,6 +16,7 @@ from modelrollout.kube.decoding import (
     NotJsonError,
     TooLargeError,
     UnreadableError,
+    check_depth,
     identify,
     object_of,
     parse,
@@ -83,12 +84,12 @@ def test_depth_is_bounded_without_recursion() -> None:
     for _ in range(100_000):
         value = [value]
     with pytest.raises(UnreadableError, match="nested more than 64 deep"):
-        weigh(value)
+        check_depth(value)
     while isinstance(value, list):  # or freeing it would be what ends us
         value = value.pop()
-    assert weigh(parse(nested(MAX_DEPTH - 1).encode())) > 0
+    check_depth(parse(nested(MAX_DEPTH - 1).encode()))
     with pytest.raises(UnreadableError):
-        weigh(parse(nested(MAX_DEPTH).encode()))
+        check_depth(parse(nested(MAX_DEPTH).encode()))
 
 
 def test_the_weight_is_that_of_memory_and_not_of_the_text() -> None:

@@ -71,6 +71,17 @@ def test_a_selector_with_one_label_more_selects_less(key: str) -> None:
     assert not is_up_to_date({}, {key: {"a": "1"}})
 
 
+@pytest.mark.parametrize("field", ["filters", "timeouts", "retry", "sessionPersistence"])
+def test_what_others_add_to_a_rule_of_a_route_is_taken_out(field: str) -> None:
+    """Retries would hide the failures of a version on trial."""
+    desired = {"rules": [{"backendRefs": [{"name": "a", "weight": 100}]}]}
+    live = {"rules": [{"backendRefs": [{"name": "a", "weight": 100, "group": ""}]}]}
+    assert is_up_to_date(live, desired)
+    live["rules"][0][field] = {"attempts": 3}
+    assert not is_up_to_date(live, desired)
+    assert list(differing_fields(live, desired)) == [("rules",)]
+
+
 def test_the_fields_that_differ_are_named() -> None:
     live = {
         "replicas": 1,

@@ -494,7 +494,9 @@ CASES: tuple[Case, ...] = (
     Case("batches of no samples", "ModelInvalid", MODEL, changed(no_batch), labelled(64), says="size 0"),
     Case("fails when it runs", "InferenceFailed", GATE, changed(fails_at_run), data=labelled(64)),
     # data sets
-    Case("data that is no archive", "DataNotNpz", GATE, data=b"x,y\n1,2\n"),
+    Case("data that is no archive", "DataNotNpz", GATE, data=b"x y\n1 2\n"),
+    Case("a table without the input", "DataShapeMismatch", GATE, data=b"x,labels\n1,2\n"),
+    Case("a table that ends in a line", "DataNotTable", GATE, data=b"x,labels\n1,2\n3"),
     Case("data that is cut off", "DataNotNpz", GATE, data=labelled(64)[:-40]),
     Case("pickled array", "DataPickleRefused", GATE, data=with_x(npy(header("(64, 4)", "'|O'"),
         pickle.dumps([1])))),

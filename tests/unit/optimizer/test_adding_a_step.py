@@ -88,9 +88,10 @@ def test_the_gate_judges_what_it_made(store: ObjectStore) -> None:
 def test_its_refusal_names_its_field(store: ObjectStore) -> None:
     model = onnx.load_model_from_string(store.objects["/models/m.onnx"])
     for tensor in model.graph.initializer:
-        constant = onnx.helper.make_node("Constant", [], [tensor.name], value=tensor)
-        model.graph.node.insert(0, constant)
-    del model.graph.initializer[:]
+        wide = onnx.numpy_helper.to_array(tensor).astype("float64")
+        cast = onnx.helper.make_node("Cast", [f"{tensor.name}_wide"], [tensor.name], to=1)
+        model.graph.node.insert(0, cast)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(wide, f"{tensor.name}_wide"))
     store.objects["/models/m.onnx"] = model.SerializeToString()
     error = refusal(store, RoundStep())
     assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "NothingToRound")

@@ -71,7 +71,7 @@ def wide() -> onnx.ModelProto:
     """A network whose hidden layers are matrices of some KiB, the channels of which can be
     removed.
     """
-    model = classifier(hidden=256)
+    model = classifier(hidden=1024)
     model.graph.node.insert(1, helper.make_node("Relu", ["h"], ["r"]))
     model.graph.node[2].input[0] = "r"
     return model
@@ -135,9 +135,9 @@ def test_a_step_makes_the_same_of_a_split_model(name: str, tmp_path: Path) -> No
 
 
 def test_what_becomes_small_enough_is_one_file(tmp_path: Path) -> None:
-    result = applied((HalfPrecisionStep(),), split(wide(), tmp_path / "split"), tmp_path / "two", 5000)
+    result = applied((HalfPrecisionStep(),), split(wide(), tmp_path / "split"), tmp_path / "two", 20000)
     assert not files.is_split(result.path)
-    assert result.done[0]["sizeBefore"] > 5000 > result.done[0]["sizeAfter"] == result.path.stat().st_size
+    assert result.done[0]["sizeBefore"] > 20000 > result.done[0]["sizeAfter"] == result.path.stat().st_size
 
 
 def test_a_step_splits_what_came_in_one_file_and_is_too_large_for_it(tmp_path: Path) -> None:

@@ -211,6 +211,24 @@ def test_the_authors_config_is_kept_where_only_the_author_knows(store: ObjectSto
     assert not config.dynamic_batching.preferred_batch_size
 
 
+def test_the_authors_warm_up_is_kept_up_to_the_largest_batch_and_none_is_added(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    own = b"""max_batch_size: 32
+    input { name: "x" data_type: TYPE_FP32 dims: [4] } output { name: "scores" data_type: TYPE_FP32 dims: [3] }
+    model_warmup { name: "mine" batch_size: 32 count: 3 inputs { key: "x" value { data_type: TYPE_FP32 dims: 4 random_data: true } } }
+    """  # noqa: E501
+    model = packed("model.plan", PLAN, config=own)
+    for most, expected in ((0, 32), (8, 8)):
+        batching = Batching(max_batch_size=most)
+        result = prepared(store, model, "TensorRT", batching=batching, warmup=True)
+        [sample] = config_of(placed(store, result, tmp_path / str(most))).model_warmup
+        assert (sample.name, sample.batch_size, sample.count) == ("mine", expected, 3)
+        assert sample.inputs["x"].random_data
+    result = prepared(store, PLAN, "TensorRT", told=True, warmup=True)
+    assert not config_of(placed(store, result, tmp_path / "told")).model_warmup and result.message == ""
+
+
 def test_tensors_of_spec_with_batches(store: ObjectStore, tmp_path: Path) -> None:
     result = prepared(
         store, PLAN, "TensorRT", told=True, batching=Batching(max_batch_size=8), instance_kind="KIND_GPU"
@@ -225,11 +243,9 @@ def test_tensors_of_spec_with_batches(store: ObjectStore, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("folder", ["weights", ".", "./weights/"])
 def test_vllm_has_its_weights_from_the_archive_alone(store: ObjectStore, tmp_path: Path, folder: str) -> None:
-    files = placed(
-        store,
-        prepared(store, vllm(engine(model=folder, tokenizer="weights"), ("config.json", b"{}")), "VLLM"),
-        tmp_path,
-    )
+    result = prepared(store, vllm(engine(model=folder, tokenizer="weights"), ("config.json", b"{}")), "VLLM")
+    files = placed(store, result, tmp_path)
+    assert result.decoupled is True
     told = json.loads(files["digits/7/model.json"])
     assert told["model"] == ("/models/.version/." if folder == "." else "/models/.version/weights")
     assert told["tokenizer"] == "/models/.version/weights" and told["max_model_len"] == 512

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from modelrollout.optimizer.model.runtime import (
     predict,
     scores_or_classes,
 )
+from modelrollout.optimizer.pipeline.answers import expect_answers
 from modelrollout.optimizer.steps.quantize import quantize
 from modelrollout.testing.object_store import FEATURES, classifier, samples, save
 
@@ -95,7 +97,7 @@ def test_convention() -> None:
 @pytest.mark.parametrize(
     "output",
     [
-        np.ones((3, 1), np.float32),
+        np.full((3, 1), 1.5, np.float32),
         np.ones((3, 2, 2), np.float32),
         np.ones((), np.float32),
         np.array(["a", "b", "c"]),
@@ -105,6 +107,33 @@ def test_no_classifier(output: np.ndarray) -> None:
     with pytest.raises(JobError) as error:
         scores_or_classes([output], ["o"], 3, "f")
     assert error.value.reason == "OutputNotClasses"
+
+
+def test_one_probability_bytes_and_signs_are_ordinary() -> None:
+    sigmoid = np.array([[0.2], [0.8], [np.nan]], np.float32)
+    assert scores_or_classes([sigmoid], ["p"], 3, "f")[0].tolist() == [0, 1, -1]
+    assert scores_or_classes([sigmoid], ["p"], 3, "f")[1] == 2
+    of_bytes = np.array([[200, 3], [1, 255]], np.uint8)
+    assert scores_or_classes([of_bytes], ["p"], 2, "f")[0].tolist() == [0, 1]
+    check_label_range(np.array([-1, 1]), None, "f")
+
+
+def test_of_several_outputs_the_named_one_is_judged() -> None:
+    one, two = np.array([[0.1, 0.9]], np.float32), np.array([[0.9, 0.1]], np.float32)
+    for name, expected in (("a", 1), ("b", 0)):
+        assert scores_or_classes([one, two], ["a", "b"], 1, "f", name)[0].tolist() == [expected]
+    for other, reason in ((None, "OutputAmbiguous"), ("c", "OutputUnknown")):
+        with pytest.raises(JobError) as error:
+            scores_or_classes([one, two], ["a", "b"], 1, "gate", other)
+        assert error.value.reason == reason and "'a'" in error.value.message
+    label = np.array([1])
+    assert scores_or_classes([label, one], ["label", "p"], 1, "f")[1] is None
+    head, number = np.array([[0.3]], np.float32), np.array([[7.5]], np.float32)
+    # two classes, two heads, and a number that could be a probability
+    for pair in ([label, label], [one, head], [head, head], [one, number]):
+        with pytest.raises(JobError, match="OutputAmbiguous"):
+            scores_or_classes(pair, ["a", "b"], 1, "gate")
+        assert scores_or_classes(pair, ["a", "b"], 1, "gate", "a")[0].shape == (1,)
 
 
 @pytest.mark.parametrize(("labels", "known"), [([0, 3], 3), ([-1, 0], None), ([1, 2, 3], 3)])
@@ -125,6 +154,20 @@ def test_valid_onnx_that_the_runtime_does_not_know(tmp_path: Path) -> None:
         open_session(path, "spec.model.uri")
     assert error.value.reason == "ModelRefused"
     assert "Own" in error.value.message
+
+
+def test_a_locale_that_no_image_has_is_named_as_the_cause(tmp_path: Path) -> None:
+    """As skl2onnx writes it for words by default."""
+    graph = helper.make_graph(
+        [helper.make_node("StringNormalizer", ["x"], ["y"], case_change_action="LOWER", locale="xx_YY")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.STRING, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.STRING, ["n"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(JobError) as error:
+        open_session(save(model, tmp_path), "spec.model.uri")
+    assert error.value.reason == "ModelRefused" and "'locale': 'C.UTF-8'" in error.value.message
 
 
 def test_cpu_quota_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +257,6 @@ def test_what_cannot_be_quantized(tmp_path: Path) -> None:
     source, target = save(classifier(), tmp_path), tmp_path / "q.onnx"
     x = {"x": samples(32, 5)[0]}
     quantize(source, target, check(source), x, symmetric=False, field="f")
-    old = save(classifier(opset=11), tmp_path, "old.onnx")
     bare = helper.make_model(
         helper.make_graph(
             [helper.make_node("Cos", ["x"], ["scores"])],
@@ -237,7 +279,6 @@ def test_what_cannot_be_quantized(tmp_path: Path) -> None:
     )
     cases = [
         (target, x, "AlreadyQuantized"),
-        (old, x, "OpsetTooOld"),
         (save(bare, tmp_path, "bare.onnx"), x, "NothingToQuantize"),
         (save(trees, tmp_path, "trees.onnx"), x, "NothingToQuantize"),
     ]
@@ -266,6 +307,11 @@ def test_a_loop_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
     model.graph.node.append(helper.make_node("Loop", ["", "yes", "scores"], ["never"], body=body))
     model.graph.output[0].name = "never"
+    path = save(model, tmp_path)
     with pytest.raises(JobError) as error:
-        classes(save(model, tmp_path), samples(4)[0])
+        classes(path, samples(4)[0])
     assert error.value.reason == "InferenceTimeout"
+    began = time.monotonic()
+    with pytest.raises(JobError) as error:  # without data, too, and at the first try
+        expect_answers(path, check(path), [], 8, "spec.model.uri")
+    assert error.value.reason == "InferenceTimeout" and time.monotonic() - began < 5

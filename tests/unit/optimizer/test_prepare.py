@@ -18,7 +18,7 @@ from modelrollout.contract.common import RESULT_LIMIT_BYTES, Location, ModelFile
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.contract.gate import Gate, GateMetric
 from modelrollout.contract.results import TaskResult
-from modelrollout.contract.steps import DistillStep, Int8Step, PruneStep, Step, Training
+from modelrollout.contract.steps import DistillStep, Int8Step, PruneStep, Training
 from modelrollout.contract.tasks import Batching, FetchTask, PrepareTask, Recorded
 from modelrollout.jobs.errors import JobError
 from modelrollout.jobs.log import Progress
@@ -26,8 +26,6 @@ from modelrollout.jobs.runner import encode
 from modelrollout.optimizer.__main__ import run
 from modelrollout.optimizer.pipeline.key import inputs_of, key_of
 from modelrollout.optimizer.pipeline.report import interface_of
-from modelrollout.optimizer.steps import run as run_module
-from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.store import artifact
 from modelrollout.optimizer.store.object_store import ObjectStore as Store
 from modelrollout.testing.object_store import (
@@ -347,6 +345,16 @@ def test_gate_refuses_a_proven_loss(store: ObjectStore) -> None:
     assert not artifact_objects(store)
 
 
+@pytest.mark.parametrize(("hardware", "symmetric"), [("any", False), ("gpu", True)])
+def test_activations_are_symmetric_where_a_gpu_is_asked_for(
+    store: ObjectStore, hardware: str, symmetric: bool
+) -> None:
+    """TensorRT takes no zero point."""
+    prepared(task_for(store, target_hardware=hardware))
+    reports = [json.loads(body) for body in artifact_objects(store).values() if b'"symmetric"' in body]
+    assert [report["steps"][0]["symmetric"] for report in reports] == [symmetric]
+
+
 def test_too_few_samples_are_no_pass(store: ObjectStore) -> None:
     store.objects["/data/heldout.npz"] = labelled(50, writer=np.arange(50))
     error = refusal(task_for(store))
@@ -659,29 +667,6 @@ def test_a_student_is_checked_like_the_model_before_anything_is_trained(
     error = refusal(task_for(store, steps=(DistillStep(student=student, training=training),)))
     assert error.reason == reason and says in error.message
     assert error.message.startswith("spec.optimization.steps[0].distill.student.uri: ")
-
-
-def test_steps_get_the_smallest_budget_of_the_gate(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    actual: list[float | None] = []
-    real = run_module.run_step
-
-    def spied(step: Step, work: StepContext) -> dict[str, Any]:
-        actual.append(work.max_drop)
-        return real(step, work)
-
-    monkeypatch.setattr(run_module, "run_step", spied)
-    for metrics in (
-        (
-            GateMetric(max_drop=0.05),
-            GateMetric(name="f1", max_drop=0.02),
-            GateMetric(name="auc", max_drop=0.04),
-        ),
-        (GateMetric(name="agreement", min=0.5), GateMetric(name="f1", max_drop_relative=0.1)),
-    ):
-        prepared(task_for(store, gate=gate_for(store, *metrics)))
-    assert actual == [0.02, None]
 
 
 def test_the_key_holds_every_option_of_a_step(store: ObjectStore) -> None:

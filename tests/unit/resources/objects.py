@@ -20,7 +20,7 @@ from modelrollout.config import (
 from modelrollout.resources import network_policies, server
 from modelrollout.resources.common import Object, Owner
 from modelrollout.resources.jobs.common import JobContext
-from modelrollout.resources.jobs.evaluate import evaluate_job
+from modelrollout.resources.jobs.evaluate import ask_job, evaluate_job
 from modelrollout.resources.jobs.prepare import prepare_job
 from modelrollout.resources.jobs.resolve import resolve_job
 from modelrollout.resources.jobs.tune import tune_job
@@ -79,7 +79,9 @@ OPTIMIZATION = Optimization.model_validate(
         "timeout": "90m",
     }
 )
-GOLDEN = Golden.model_validate({"uri": "https://open.example.com/golden.npz", "labels": "y"})
+GOLDEN = Golden.model_validate(
+    {"uri": "https://open.example.com/golden.npz", "labels": "y", "output": "probabilities"}
+)
 TRAFFIC = Traffic.model_validate(
     {
         "gateway": {"name": "public"},
@@ -140,6 +142,10 @@ def evaluate(
     return evaluate_job(context(name, serving=serving), golden, stable)
 
 
+def ask(serving: Serving = SERVING) -> Object:
+    return ask_job(context(names.stage_job_name(REVISION, "evaluate", "2f2e"), serving=serving))
+
+
 def tune(
     asked: dict[str, Any] | None = None, data: Data | None = GOLDEN, serving: Serving = SERVING
 ) -> Object:
@@ -155,6 +161,7 @@ def everything() -> list[Object]:
         prepare(),
         tune(),
         evaluate(),
+        ask(),
         deployment(),
         server.revision_service(OWNER, NAME, 7),
         server.stable_service(DEPLOYMENT, REVISION),

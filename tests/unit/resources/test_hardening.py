@@ -21,7 +21,16 @@ from typing import Any
 
 import pytest
 
-from modelrollout.resources.hardening import DIED, KEY_HEADER, LIVENESS, RESTRICTED, harden, hardening_version
+from modelrollout.resources.hardening import (
+    DIED,
+    KEY_HEADER,
+    LIVENESS,
+    RESTRICTED,
+    harden,
+    hardening_version,
+    is_latest,
+)
+from modelrollout.triton import histogram
 from tests.unit.resources import objects as o
 
 NAME = "digits"
@@ -52,7 +61,7 @@ def test_flags_mounts_key_and_probe_are_laid_over_a_frozen_template_and_nothing_
     }
     rest = copy.deepcopy(after)
     rest["spec"]["containers"] = before["spec"]["containers"]
-    assert rest["metadata"]["annotations"].pop("modelrollout.dev/hardened") == "1"
+    assert rest["metadata"]["annotations"].pop("modelrollout.dev/hardened") == "2"
     assert rest == before, "same labels, volumes, init containers, image and placement"
     assert [e for e in new["env"] if e["name"] != "POD_UID"] == old["env"]
     others = ("--disable-auto-complete-config", "--exit-timeout-secs")
@@ -88,7 +97,7 @@ def test_what_hardened_as_is_told_from_what_is_not() -> None:
     old, new = earlier(), harden(earlier(), NAME)
     assert (
         hardening_version(old, NAME) is None
-        and hardening_version(new, NAME) == "1"
+        and hardening_version(new, NAME) == "2"
         and harden(new, NAME) == new
     )
     live = copy.deepcopy(new)  # what the API server fills in
@@ -105,6 +114,17 @@ def test_what_hardened_as_is_told_from_what_is_not() -> None:
         spoil(server(bad))
         assert not hardening_version(bad, NAME)
     assert not hardening_version({}, NAME) and not hardening_version({"spec": {"containers": []}}, NAME)
+
+
+def test_what_an_earlier_operator_has_laid_over_a_template_stays_until_a_restart() -> None:
+    before = harden(earlier(), NAME, "1")
+    assert hardening_version(before, NAME) == "1" and harden(before, NAME, "1") == before
+    after = harden(before, NAME)
+    assert set(server(after)["args"]) - set(server(before)["args"]) == {histogram.FLAG}
+    assert hardening_version(after, NAME) == "2" and harden(after, NAME) == after
+    assert server(after)["args"].count(histogram.FLAG) == 1
+    assert [is_latest(v) for v in (None, "1", "2", "7")] == [False, False, True, True]
+    assert histogram.FLAG in server(o.template())["args"], "new servers have it from the start"
 
 
 # --- the probe, with processes of these names

@@ -166,6 +166,24 @@ def test_a_backend_reaches_the_job_with_its_tensors() -> None:
     assert "served" not in o.task(o.prepare())
 
 
+def test_what_an_xgboost_file_does_not_say_reaches_the_job() -> None:
+    model = Model.model_validate(
+        {"uri": "s3://models/m.ubj", "format": "XGBoost", "rounds": "All", "missing": 0}
+    )
+    task = o.task(o.prepare(model))
+    assert (task["rounds"], task["missing"]) == ("All", 0.0)
+    assert not {"rounds", "missing"} & o.task(o.prepare()).keys()
+
+
+def test_trees_for_fil_are_read_in_the_image_that_has_their_libraries() -> None:
+    fil = Serving.model_validate({"resources": {}, "triton": {"backend": "FIL"}})
+    images = o.CONFIG.images.model_copy(update={"trees": "example/trees@sha256:4"})
+    job = o.prepare(
+        serving=fil, optimization=Optimization(), config=o.CONFIG.model_copy(update={"images": images})
+    )
+    assert o.pod(job)["containers"][0]["image"] == "example/trees@sha256:4"
+
+
 def test_only_steps_that_train_get_the_image_that_can() -> None:
     def image(steps: list[dict[str, object]]) -> str:
         finished: str = o.pod(o.prepare(optimization=Optimization.model_validate({"steps": steps})))[
@@ -420,10 +438,24 @@ def test_evaluate_asks_candidate_and_stable_by_their_own_services() -> None:
         and task["candidate_grpc"] == f"{o.REVISION}.ml.svc:8001"
     )
     assert task["stable_http"] == "digits-1.ml.svc:8000" and task["data"]["labels"] == "y"
+    assert task["output"] == "probabilities"
 
 
 def test_evaluate_without_stable() -> None:
     assert not {k for k in o.task(o.evaluate(stable=None)) if k.startswith("stable")}
+
+
+def test_who_has_no_golden_data_is_asked_alone() -> None:
+    job = o.ask()
+    assert o.task(job) == {
+        "task": "ask",
+        "model": o.NAME,
+        "http": f"{o.REVISION}.ml.svc:8000",
+        "grpc": f"{o.REVISION}.ml.svc:8001",
+        "number": 7,
+        "timeout_seconds": 60.0,
+    }
+    assert job["metadata"]["labels"] == o.evaluate()["metadata"]["labels"], "the same network policy"
 
 
 def test_tune_measures_beside_a_server_of_its_own() -> None:

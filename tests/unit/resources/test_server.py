@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from modelrollout.config import DrainConfig, ImagesConfig
 from modelrollout.contract.common import ServingConfig
 from modelrollout.contract.tasks import FetchTask
 from modelrollout.resources import server
+from modelrollout.resources.hardening import hardening_version
 from tests.unit.resources import objects as o
 
 
@@ -121,6 +124,24 @@ def test_a_server_beside_a_program_is_that_of_the_pods_without_a_model() -> None
     assert containers["tolerations"] == frozen["spec"]["tolerations"]
 
 
+@pytest.mark.parametrize(
+    ("resources", "requested"),
+    [
+        ({}, "50m"),
+        ({"requests": {"cpu": "4"}}, "50m"),
+        ({"requests": {"cpu": "10m"}, "limits": {"cpu": "1"}}, "10m"),
+        ({"limits": {"cpu": "20m"}}, "20m"),  # without a request the limit is one
+        ({"requests": {"memory": "1Gi"}}, "50m"),
+    ],
+)
+def test_the_init_container_reserves_no_more_processor_than_the_server(
+    resources: dict[str, Any], requested: str
+) -> None:
+    """The scheduler takes the largest request of a pod's containers, for as long as it lives."""
+    fetch = o.container(o.deployment(o.template(serving(resources=resources))), "fetch")
+    assert fetch["resources"]["requests"]["cpu"] == requested
+
+
 # --- probes and drain
 
 
@@ -150,6 +171,45 @@ def test_grace_is_longer_than_drain() -> None:
     assert triton(o.deployment())["lifecycle"]["preStop"]["sleep"]["seconds"] == 12
     assert "--exit-timeout-secs=40" in triton(o.deployment())["args"]
     assert spec["terminationGracePeriodSeconds"] == 12 + 40 + 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "pre_stop", "exit_timeout"),
+    [
+        ({"drain": {}}, 12, 40),
+        ({"drain": {"preStop": "1500ms"}}, 2, 40),
+        ({"drain": {"exitTimeout": "5m"}}, 12, 300),
+        ({"drain": {"preStop": "1s", "exitTimeout": "90s"}}, 1, 90),
+        # vLLM always streams its answers
+        ({"triton": {"backend": "VLLM"}}, 12, 900),
+        ({"triton": {"backend": "VLLM"}, "drain": {"exitTimeout": "60s"}}, 12, 60),
+    ],
+)
+def test_a_spec_may_say_how_its_pods_end(fields: dict[str, Any], pre_stop: int, exit_timeout: int) -> None:
+    made = o.template(serving(**fields))
+    assert server.drain_of(made) == (pre_stop, exit_timeout)
+    assert triton(o.deployment(made))["lifecycle"]["preStop"]["sleep"]["seconds"] == pre_stop
+    assert o.pod(o.deployment(made))["terminationGracePeriodSeconds"] == pre_stop + exit_timeout + 6
+
+
+def test_a_model_that_is_found_to_stream_gets_the_time_that_streams_take() -> None:
+    frozen = o.template(serving())
+    streams = server.for_streams(frozen)
+    assert server.drain_of(frozen) == (12, 40), "the frozen one is left alone"
+    assert server.drain_of(streams) == (12, 900)
+    assert o.pod(o.deployment(streams))["terminationGracePeriodSeconds"] == 12 + 900 + 6
+    assert server.streams(o.deployment(streams)) and not server.streams(o.deployment(frozen))
+    assert hardening_version(streams, o.NAME) == hardening_version(frozen, o.NAME)
+    assert server.for_streams(streams) == streams
+
+
+def test_what_spec_says_or_an_earlier_operator_froze_is_left() -> None:
+    said = o.template(serving(drain={"exitTimeout": "20s"}))
+    assert server.for_streams(said) == said
+    earlier = json.loads(Path(__file__).with_name("template-builder-2.json").read_text())
+    assert server.for_streams(earlier) == earlier, "its pods would be replaced"
+    odd = {"metadata": {}, "spec": {"containers": []}}
+    assert server.drain_of(odd) is None and server.drain_of({}) is None and server.for_streams(odd) == odd
 
 
 def test_no_pod_goes_before_another_is_there() -> None:

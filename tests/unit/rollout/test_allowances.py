@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.api.v1alpha1.model import SecretKey
 from modelrollout.api.v1alpha1.schema import LocalName
-from modelrollout.rollout.policy.allowances import allowance_violation, secrets
-from modelrollout.rollout.policy.rules import Policy, combine
+from modelrollout.config import RoutesConfig
+from modelrollout.rollout.policy.allowances import allowance_violation, filter_violation, secrets
+from modelrollout.rollout.policy.rules import NO_RULES, Policy, combine
 from modelrollout.testing import builders as b
 from tests.unit.resources.objects import CONFIG
 from tests.unit.rollout.test_policy import policy
@@ -314,3 +315,67 @@ class TestAffinity:
     )
     def test_what_was_stored_before_there_was_a_schema_is_no_fault(self, odd: dict[str, Any]) -> None:
         assert told(spec(serving={"affinity": odd})) == ""
+
+
+OPEN = CONFIG.model_copy(
+    update={
+        "routes": RoutesConfig.model_validate(
+            {"extensionRefs": [{"group": "traefik.io", "kind": "Middleware"}]}
+        )
+    }
+)
+
+
+def filtering(filters: Any, **rollout: Any) -> ModelDeploymentSpec:
+    traffic = {"gateway": {"name": "public"}, "http": {"hostnames": ["a.x"]}, "filters": filters}
+    return b.spec(1, traffic=traffic, rollout=rollout or None)
+
+
+def header(part: str, way: str, name: str) -> Any:
+    return {part: {way: [name if way == "remove" else {"name": name, "value": "1"}]}}
+
+
+@pytest.mark.parametrize(
+    "name", ["x-modelrollout-key", "X-ModelRollout-Counted-Apart", "triton-grpc-protocol-x-modelrollout-key",
+        "Host", "Content-Length", "transfer-encoding", "grpc-status"],
+)  # fmt: skip
+@pytest.mark.parametrize("part", ["requestHeaderModifier", "responseHeaderModifier"])
+@pytest.mark.parametrize("way", ["set", "add", "remove"])
+def test_headers_of_the_operator_and_of_the_protocol_are_no_ones(name: str, part: str, way: str) -> None:
+    problem = filter_violation(NO_RULES, filtering(header(part, way, name)), OPEN)
+    assert problem is not None and problem.reason == "FilterNotAllowed"
+    assert problem.message.startswith(
+        f"spec.traffic.filters.{part}.{way}[0]: {name}: it belongs to the operator"
+    )
+
+
+def test_headers_that_choose_a_version_stay_as_clients_send_them() -> None:
+    filters = header("requestHeaderModifier", "set", "X-Beta")
+    test = {"abTest": {"headers": [{"name": "x-beta", "value": "1"}]}}
+    problem = filter_violation(NO_RULES, filtering(filters, **test), OPEN)
+    assert problem is not None and "spec.rollout.abTest chooses the version by it" in problem.message
+    assert filter_violation(NO_RULES, filtering(filters), OPEN) is None
+
+
+def test_only_kinds_of_the_configuration_may_be_named() -> None:
+    listed, other = (
+        filtering({"extensionRefs": [{"group": group, "kind": "Middleware", "name": "login"}]})
+        for group in ("traefik.io", "traefik.example")
+    )
+    assert filter_violation(NO_RULES, listed, OPEN) is None
+    for spec, config in ((other, OPEN), (listed, CONFIG)):
+        problem = filter_violation(NO_RULES, spec, config)
+        assert problem is not None and problem.reason == "FilterNotAllowed"
+        assert (
+            "(routes.extensionRefs); leave it out, or have the platform team add the kind" in problem.message
+        )
+
+
+def test_a_policy_forbids_filters() -> None:
+    rules = combine([policy("a", gates={"filters": "Allow"}), policy("b", gates={"filters": "Forbid"})])
+    problem = filter_violation(rules, filtering(header("requestHeaderModifier", "set", "x")), OPEN)
+    assert problem is not None and problem.reason == "FilterNotAllowed"
+    assert problem.message == (
+        "spec.traffic.filters: RolloutPolicy b (gates.filters) forbids filters; leave them out"
+    )
+    assert filter_violation(rules, b.spec(1), OPEN) is None

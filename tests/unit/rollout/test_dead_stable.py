@@ -335,6 +335,20 @@ def test_a_pause_of_a_person_lasts_when_stable_is_back() -> None:
     assert to.step and to.step.weight == 5 and to.paused_by_user is not None
 
 
+def test_no_weight_rises_in_a_pause_of_a_person_when_stable_is_back() -> None:
+    """It had waited for pods in vain: the step is the one before, without any requests."""
+    servers = {V1: b.ready(), V2: b.ready()}
+    reached = b.step(-1, 0, "Paused", override="StableDead: as it was")
+    s = having_taken_over(b.judged("Inconclusive"), at_step=reached, servers=servers)
+    assert s.status.rollout is not None
+    paused = s.status.rollout.model_copy(update={"paused_by_user": UserPause(since=b.ago(5), by="n1")})
+    held = decide(replace(s, status=s.status.model_copy(update={"rollout": paused})), b.START)
+    assert held.status.rollout and held.status.rollout.step and held.status.rollout.step.weight == 0
+    assert held.status.rollout.paused_by_user is not None
+    to = b.moved(decide(s, b.START))
+    assert to.step and (to.step.index, to.step.weight, to.uncompared_since) == (0, 5, None)
+
+
 def test_a_promotion_is_not_turned_round() -> None:
     s = uncompared(b.second("Promote", changes={"step": TAKEOVER}))
     plan = decide(s, b.START)
@@ -640,7 +654,7 @@ def test_its_own_limit_is_proven_for_all_requests() -> None:
     metrics = metrics_due(s, b.START, "traefik")
     assert isinstance(metrics, list)
     reading = CounterReading(Raw({"pod": Sample(50_000, 100, 2.0)}), Raw({"dead": Sample(100, 90, 2.0)}))
-    judged = assess(s, metrics, {"errors": reading}, b.START, split=True)
+    judged = assess(s, metrics, {"errors": reading}, b.START, profile="traefik")
     [metric] = judged.metrics
     assert (judged.verdict, metric.reason, metric.next_weight) == ("Successful", "ProvenWithinLimit", 100)
     assert metric.stable is None

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from modelrollout.analysis.target import Counting
 from modelrollout.api.v1alpha1 import Counter, MetricStatus, ModelDeploymentStatus
 from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.plan import Write
+from modelrollout.rollout.desired.revisions import revision_status
+from modelrollout.rollout.plan import Converge, Write
+from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Assessment, Server, Snapshot
 from modelrollout.rollout.status import derive_status
 from modelrollout.rollout.transitions import record
@@ -53,8 +57,102 @@ def test_the_verdict_of_a_former_rollout_is_not_shown_beside_ready(reason: str) 
     former = b.rollout("Failed", 2, outcome="RolledBack", reason=reason, message="worse")
     status = told(replace(serves(), status=b.status(1, rollout=former)))
     assert (truths(status)["Ready"], status.phase, status.verdict) == ("True", "Stable", None)
-    still_requested = told(replace(serves(2), status=b.status(1, rollout=former)))
+    both = (b.revision(1, "Stable"), b.revision(2, "RolledBack"))
+    still_requested = told(replace(serves(2, revisions=both), status=b.status(1, rollout=former)))
     assert (still_requested.phase, still_requested.verdict) == ("Failed", reason)
+
+
+def kstatus(s: Snapshot) -> dict[str, tuple[str, str]]:
+    conditions = {c.type: c for c in told(s).conditions}
+    return {k: (conditions[k].status, conditions[k].reason) for k in ("Ready", "Reconciling", "Stalled")}
+
+
+@pytest.mark.parametrize("outcome", ["Superseded", "RolledBack"])
+def test_a_failure_of_another_version_does_not_stall_what_spec_asks_for_now(outcome: str) -> None:
+    former = b.rollout("Failed", 2, outcome=outcome, reason="Superseded", message="makes way")
+    both = (b.revision(1, "Stable"), b.revision(2, "RolledBack"))
+    s = replace(serves(3, revisions=both), status=b.status(1, rollout=former))
+    assert kstatus(s) == {
+        "Ready": ("False", "Pending"),
+        "Reconciling": ("True", "Pending"),
+        "Stalled": ("False", "Progressing"),
+    }
+    assert (told(s).phase, told(s).verdict) == ("Pending", None)
+
+
+def paused(version: int = 2, **changes: Any) -> Snapshot:
+    step = b.step(0, 5, "Paused")
+    return b.second("Canary", wanted=b.spec(version), changes={"step": step, **changes})
+
+
+def test_a_pause_for_a_cause_is_stalled_and_not_reconciling() -> None:
+    assert kstatus(paused(reason="Inconclusive", message="too few samples")) == {
+        "Ready": ("False", "Canary"),
+        "Reconciling": ("False", "Inconclusive"),
+        "Stalled": ("True", "Inconclusive"),
+    }
+
+
+def test_a_pause_for_a_cause_is_not_stalled_once_spec_asks_for_another_version() -> None:
+    assert kstatus(paused(3, reason="Inconclusive"))["Stalled"] == ("False", "Progressing")
+    assert kstatus(paused(3, reason="Inconclusive"))["Reconciling"] == ("True", "Inconclusive")
+
+
+def test_pauses_that_were_arranged_are_reconciling_each_with_its_own_reason() -> None:
+    assert kstatus(paused(reason="PauseStep"))["Reconciling"] == ("True", "PauseStep")
+    by_hand = b.second(
+        "Canary", changes={"step": b.step(0, 5), "paused_by_user": True, "reason": "NoTraffic"}
+    )
+    assert kstatus(by_hand)["Reconciling"] == ("True", "PausedByUser")
+    frozen = combine(
+        [
+            read(
+                {
+                    "metadata": {"name": "p"},
+                    "spec": {
+                        "freezeWindows": [{"start": "2026-11-22T11:00:00Z", "end": "2026-11-23T12:00:00Z"}]
+                    },
+                }
+            )
+        ]
+    )
+    held = b.second("Canary", changes={"step": b.step(0, 5)}, rules=frozen)
+    assert kstatus(held)["Reconciling"] == ("True", "Frozen")
+    back = b.second("Revert", changes={"step": b.step(0, 5), "outcome": "RolledBack"}, rules=frozen)
+    assert kstatus(back)["Reconciling"] == ("True", "Revert")
+
+
+@pytest.mark.parametrize(
+    ("down", "led", "stalled"), [(70, 900, "True"), (50, 900, "False"), (600, 5, "False")]
+)
+def test_a_stable_that_serves_nobody_for_long_is_stalled_at_rest(
+    down: float, led: float, stalled: str
+) -> None:
+    s = serves(servers={V1: b.ready(0)}, leading_since=b.START - timedelta(seconds=led))
+    s = replace(s, status=s.status.model_copy(update={"stable_down_since": b.ago(down)}))
+    assert kstatus(s)["Stalled"][0] == stalled and kstatus(s)["Ready"][0] == "False"
+    assert stalled == "False" or kstatus(s)["Stalled"][1] == "NoReadyPods"
+    s = replace(s, status=told(s))
+    plan = decide(s, b.START)
+    assert isinstance(plan, Converge)
+    assert plan.requeue_after == pytest.approx(60 - min(down, led)) if stalled == "False" else True
+
+
+def test_a_stable_that_served_nobody_stays_stalled_under_a_new_leader_until_a_pod_is_ready() -> None:
+    s = serves(servers={V1: b.ready(0)}, leading_since=b.START - timedelta(seconds=900))
+    s = replace(s, status=s.status.model_copy(update={"stable_down_since": b.ago(70)}))
+    taken_over = replace(s, status=told(s), leading_since=b.START)
+    assert kstatus(taken_over)["Stalled"] == ("True", "NoReadyPods")
+    back = replace(taken_over, servers={V1: b.ready()})
+    assert kstatus(back)["Stalled"] == ("False", "Idle") and kstatus(back)["Ready"][0] == "True"
+
+
+def test_a_revision_shows_the_step_of_its_trial_as_verbs_name_it() -> None:
+    s = b.second("Canary", changes={"step": b.step(0, 5)})
+    s = replace(s, status=told(s))
+    assert s.status.step is not None and revision_status(s)[V2].step == s.status.step
+    over = replace(s, status=s.status.model_copy(update={"rollout": b.rollout("Failed", 2)}))
+    assert revision_status(over)[V2].step is None
 
 
 def test_what_never_began_has_its_reason_as_the_verdict() -> None:
@@ -269,6 +367,28 @@ def test_who_else_may_have_counted_is_told_while_a_version_is_judged() -> None:
         "ForeignTargets",
     )
     assert "EvidenceVerified" not in truths(told(b.in_canary()))
+    proven = replace(assessment, verdict="Successful", reason="ProvenNotWorse")
+    last = b.in_canary(at_step=b.step(2, 50), assessment=proven)
+    plan = decide(last, b.START)
+    assert b.moved(plan).stage == "Promote" and "EvidenceVerified" not in truths(plan.status), (
+        "gone with the stage, not in a write of its own"
+    )
+
+
+@pytest.mark.parametrize("stage", ["Promote", "Revert"])
+def test_a_step_that_was_paused_and_left_stalls_nothing(stage: str) -> None:
+    changes = {"step": b.step(phase="Paused"), "reason": None}
+    assert truths(told(b.second(stage, changes=changes)))["Stalled"] == "False"
+
+
+def test_a_gateway_whose_counters_are_not_known_is_told_during_a_rollout() -> None:
+    uncounted = Counting(uncounted=Problem("CountedByServers", "no profile"))
+    judged = b.in_canary(assessment=Assessment("Inconclusive", "NoData", ""), counting=uncounted)
+    conditions = {c.type: c for c in told(judged).conditions}
+    found = conditions["CountedByGateway"]
+    assert (found.status, found.reason, found.message) == ("False", "CountedByServers", "no profile")
+    assert "CountedByGateway" not in truths(told(serves(counting=uncounted)))
+    assert "CountedByGateway" not in truths(told(replace(judged, counting=Counting("istio"))))
 
 
 def test_conditions_have_bounded_messages() -> None:

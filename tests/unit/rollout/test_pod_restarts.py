@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.v1alpha1 import CrashStatus, RestartStatus
+from modelrollout.api.v1alpha1 import CrashStatus, Drain, RestartStatus
 from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired import desired
@@ -60,6 +60,56 @@ def test_an_upgrade_restarts_nothing_and_says_what_is_open() -> None:
     )
     assert ("Warning", "Unhardened") in events(plan)
     assert decide(after(serves()), b.at(60)).status == after(serves()).status, "told once"
+
+
+@pytest.mark.parametrize(
+    ("drain", "live", "said"),
+    [
+        (None, (10, 30), None),
+        ({"preStop": "10s", "exitTimeout": "30s"}, (10, 30), None),
+        ({"exitTimeout": "15m"}, (10, 30), "keeps exitTimeout 30s instead of 15m"),
+        (
+            {"preStop": "5s", "exitTimeout": "15m"},
+            (10, 30),
+            "preStop 10s instead of 5s and exitTimeout 30s instead of 15m",
+        ),
+        ({"exitTimeout": "15m"}, None, None),
+    ],
+)
+def test_pods_keep_the_drain_that_they_were_rendered_with_and_status_says_so(
+    drain: dict[str, str] | None, live: tuple[int, int] | None, said: str | None
+) -> None:
+    s = serves(replace(OLD, hardened="2", drain=live), revisions=(b.revision(1, "Stable"),))
+    assert s.spec is not None
+    wanted = None if drain is None else Drain.model_validate(drain)
+    serving = s.spec.serving.model_copy(update={"drain": wanted})
+    s = replace(s, spec=s.spec.model_copy(update={"serving": serving}))
+    assert s.spec is not None and s.revisions[0].is_version(s.spec), "no part of the version"
+    plan = decide(s, b.START)
+    condition = row(plan, "DrainCurrent")
+    assert plan.status.rollout is not None and plan.status.rollout.stage == "Done", "nothing begins"
+    if said is None:
+        assert condition is None
+    else:
+        assert condition is not None and condition[:2] == ("False", "DrainFrozen")
+        assert said in condition[2] and V1 in condition[2] and "spec.serving.drain" in condition[2]
+
+
+def test_an_earlier_version_of_the_hardening_is_renewed_by_a_restart_and_by_no_upgrade() -> None:
+    earlier = replace(b.revision(1, "Stable"), outdated="1")
+    live = replace(OLD, hardened="1", overlay="1")
+    s = serves(live, revisions=(earlier,))
+    assert desired(s, b.START).hardened == {}, "an upgrade lays nothing over it, and restarts nothing"
+    assert decide(s, b.START).status.restarts == {} and row(after(s), "Hardened") is None
+    said = after(after(s, verbs=say()))
+    assert desired(said, b.START).hardened == {V1: None} and desired(said, b.START).restarts
+    renewed = replace(said, servers={V1: replace(OLD, hardened="2", overlay="2")})
+    assert desired(renewed, b.START).hardened == {V1: None}
+    done = replace(s, servers={V1: replace(OLD, hardened="2", overlay="2")})
+    assert desired(done, b.START).hardened == {V1: "2"}, "also when its restart is forgotten"
+    gone = replace(s, servers={})
+    assert desired(gone, b.START).hardened == {V1: None}, "pods that are new anyway get the latest"
+    assert desired(serves(live, revisions=(b.revision(1, "Stable"),)), b.START).hardened == {}
 
 
 def test_a_restart_hardens_and_what_is_hardened_stays_so() -> None:

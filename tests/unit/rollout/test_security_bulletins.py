@@ -82,6 +82,10 @@ def test_stable_says_it_once_and_says_when_it_is_over() -> None:
     ]
     after = decide(with_version(replace(s, status=plan.status), V1, "2.51.0"), b.START)
     assert after.status == plan.status and not b.events(after)
+    unknown = decide(with_version(replace(s, status=plan.status), V1, None), b.at(60))
+    assert unknown.status == plan.status and not b.events(unknown), "a new leader has not asked yet"
+    other = replace(s, status=plan.status, servers={V2: b.ready()}, triton_versions={})
+    assert all(c.type != "Patched" for c in decide(other, b.START).status.conditions), "of pods that are gone"
     well = decide(with_version(replace(s, status=plan.status), V1, "2.74.0"), b.START)
     assert [e.reason for e in well.events] == ["Patched"] and all(
         c.type != "Patched" for c in well.status.conditions

@@ -137,17 +137,18 @@ def test_the_gates_verdict_is_shared_and_no_other_failure_is() -> None:
 def test_equal_words_are_equal_work_and_others_are_not() -> None:
     spec = b.spec(1)
     version, how = spec.user_input(), {"timeout": "1h"}
-    key = work_key("a", version, how)
-    assert key == work_key(
-        "a", {**version, "serving": {**version["serving"], "affinity": {"podAffinity": {}}}}, how
-    )
+    elsewhere = {**version["model"], "credentials": {"secretRef": {"name": "x"}}}
+    key = work_key("a", version, how, warmup=True)
+    near = {**version, "serving": {**version["serving"], "affinity": {"podAffinity": {}}}}
+    assert key == work_key("a", near, how, warmup=True)
     others = [
-        work_key("b", version, how),
-        work_key("a", version, {}),
+        work_key("b", version, how, warmup=True),
+        work_key("a", version, {}, warmup=True),
+        work_key("a", version, how, warmup=False),
+        work_key("a", {**version, "model": elsewhere}, how, warmup=True),
+        work_key("a", {**version, "optimization": {"steps": [{"graph": {}}]}}, how, warmup=True),
         work_key(
-            "a", {**version, "model": {**version["model"], "credentials": {"secretRef": {"name": "x"}}}}, how
+            "a", {**version, "serving": {**version["serving"], "serviceAccountName": "x"}}, how, warmup=True
         ),
-        work_key("a", {**version, "optimization": {"steps": [{"graph": {}}]}}, how),
-        work_key("a", {**version, "serving": {**version["serving"], "serviceAccountName": "x"}}, how),
     ]
-    assert len({key, *others}) == 6
+    assert len({key, *others}) == 7

@@ -156,6 +156,12 @@ def test_what_was_made_is_kept_as_evidence() -> None:
     ]
 
 
+def test_that_a_version_streams_its_answers_is_kept_as_evidence() -> None:
+    streams = JobState("Succeeded", 0, MADE.model_copy(update={"decoupled": True}))
+    to = b.moved(decide(b.second("Prepare", work=streams), b.START))
+    assert to.artifact is not None and to.artifact.decoupled is True
+
+
 def test_what_a_search_found_is_kept_and_told() -> None:
     points = (
         SearchPoint("int8", 260, 0.1, 0.99, 0.002, True),

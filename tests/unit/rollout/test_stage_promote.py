@@ -135,3 +135,20 @@ def test_a_newer_spec_does_not_interrupt_a_rollback() -> None:
         ).stage
         == "Revert"
     )
+
+
+@pytest.mark.parametrize("on_inconclusive", ["Rollback", "Pause"])
+def test_without_a_ready_pod_of_stable_no_weight_goes_back_at_the_deadline(on_inconclusive: str) -> None:
+    rollout = {"blueGreen": {}, "onInconclusive": on_inconclusive}
+    step = b.step(1, 0, "Paused", strategy="BlueGreen")
+    s = b.second(
+        "Promote",
+        wanted=b.spec(2, rollout=rollout),
+        changes={"step": step, "since": b.ago(4000), "started": b.ago(4000)},
+        servers={V1: b.ready(0), V2: b.ready()},
+        traffic=Traffic(False, "the gateway has not accepted it"),
+    )
+    plan = decide(s, b.START)
+    assert plan.status.rollout is not None and plan.status.rollout.stage == "Promote"
+    alive = decide(replace(s, servers={V1: b.ready(), V2: b.ready()}), b.START)
+    assert b.moved(alive).stage in ("Revert", "Canary")

@@ -12,9 +12,11 @@ import pytest
 from modelrollout.api.v1alpha1 import Pinned
 from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
+from modelrollout.rollout.desired.revisions import revision_status
 from modelrollout.rollout.plan import Write
 from modelrollout.rollout.snapshot import JobState, Snapshot, Verb
 from modelrollout.testing import builders as b
+from modelrollout.testing.model_cluster import ModelCluster
 
 V1, V2, V3 = (b.revision_name(v) for v in (1, 2, 3))
 
@@ -30,6 +32,41 @@ def refusal(s: Snapshot) -> str:
     before, after = s.status.rollout, plan.status.rollout
     assert before == after
     return plan.status.handled_verbs[-1].split(":refused ", 1)[1]
+
+
+# --- who, and why
+
+
+def test_who_requested_a_verb_and_why_stands_in_event_rollout_and_revision() -> None:
+    verb = replace(promote(), by="alice", reason="the labels were wrong")
+    plan = decide(b.in_canary(verbs=(verb,), assessment=b.judged("Inconclusive")), b.START)
+    assert plan.events[0].message.endswith(" (by alice: the labels were wrong)")
+    (record,) = b.moved(plan).verbs
+    assert (record.verb, record.by, record.reason, record.step) == (
+        "promote", "alice", "the labels were wrong", "1/3",
+    )  # fmt: skip
+    s = replace(b.in_canary(), status=plan.status)
+    assert revision_status(s)[V2].verbs == [record]
+
+
+def test_a_verb_without_author_and_reason_is_recorded_all_the_same() -> None:
+    plan = decide(b.in_canary(verbs=(promote(),), assessment=b.judged("Inconclusive")), b.START)
+    assert plan.events[0].message.endswith("was promoted by hand")
+    assert [(r.verb, r.by, r.reason) for r in b.moved(plan).verbs] == [("promote", None, None)]
+
+
+def test_a_rollback_is_recorded_on_the_revision_that_it_restores_beside_what_was_there() -> None:
+    world = ModelCluster(b.spec(1))
+    world.serve()
+    world.edit(b.spec(2))
+    world.serve()
+    for nonce in ("n1", "n2"):
+        world.say("restart", V1 if world.status.stable and world.status.stable.revision == V1 else V2, nonce)
+        world.serve()
+    world.say("rollback", V1, "n3")
+    world.serve()
+    assert [r.verb for r in world.revisions[V2].status.verbs] == ["restart", "restart"]
+    assert [r.verb for r in world.revisions[V1].status.verbs] == ["rollback"]
 
 
 # --- promote

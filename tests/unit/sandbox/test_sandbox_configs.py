@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from sandbox import addons, configs, pins
+from sandbox import __main__ as commands
+from sandbox import addons, build_images, configs, envoy, pins
+from sandbox.cluster import SandboxError
 from sandbox.configs import Config, Options
 from sandbox.paths import State
 from sandbox.slots import NODES, Slot
@@ -145,6 +147,58 @@ def test_processes_have_names_in_the_cluster(config: Config) -> None:
     assert actual["kube-system", "kube-dns"]["spec"]["clusterIP"] == config.slot.dns_service
     slices = [o for o in addons.base(config) if o["kind"] == "EndpointSlice"]
     assert all(o["endpoints"][0]["addresses"] == [config.slot.infra] for o in slices)
+
+
+def test_envoy_is_only_there_where_it_is_asked_for(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not [part for part in configs.parts(config) if "envoy" in part]
+    assert not {part.name for part in pins.PARTS} & {pins.ENVOY_GATEWAY_PART.name}
+    for variable, gateway in ((None, "traefik"), ("envoy", "envoy")):
+        monkeypatch.delenv("GATEWAY", raising=False)
+        if variable:
+            monkeypatch.setenv("GATEWAY", variable)
+        assert commands.parser().parse_args(["up"]).gateway == gateway
+    assert commands.parser().parse_args(["up", "--gateway", "traefik"]).gateway == "traefik"
+
+
+def test_a_gateway_that_is_unknown_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY", "evnoy")
+    with pytest.raises(SandboxError, match=r"'evnoy': set it to one of traefik, envoy"):
+        commands.up(commands.parser().parse_args(["up"]))
+
+
+def test_every_pod_of_envoy_gateway_has_the_sandboxs_image() -> None:
+    values = envoy.chart_values()
+    provider = values["config"]["envoyGateway"]["provider"]["kubernetes"]
+    objects = {o["kind"]: o for o in envoy.gateway()}
+    container = objects["EnvoyProxy"]["spec"]["provider"]["kubernetes"]["envoyDeployment"]["container"]
+    assert {
+        values["global"]["images"]["envoyGateway"]["image"],
+        provider["shutdownManager"]["image"],
+        container["image"],
+    } == {build_images.ENVOY}
+
+
+def test_envoys_gateway_is_of_the_class_with_that_proxy() -> None:
+    objects = {o["kind"]: o for o in envoy.gateway()}
+    proxy, of_class, gateway = (objects[kind] for kind in ("EnvoyProxy", "GatewayClass", "Gateway"))
+    assert of_class["spec"]["parametersRef"] == {
+        "group": "gateway.envoyproxy.io",
+        "kind": proxy["kind"],
+        **proxy["metadata"],
+    }
+    assert gateway["spec"]["gatewayClassName"] == of_class["metadata"]["name"] != addons.GATEWAY_CLASS
+    assert (gateway["metadata"]["namespace"], gateway["metadata"]["name"]) == envoy.GATEWAY != addons.GATEWAY
+    assert (
+        of_class["spec"]["controllerName"]
+        == envoy.chart_values()["config"]["envoyGateway"]["gateway"]["controllerName"]
+    )
+
+
+def test_the_address_of_envoy_is_what_its_gateway_states() -> None:
+    stated = {"status": {"addresses": [{"type": "IPAddress", "value": "10.96.0.7"}]}}
+    described = envoy.described(stated)
+    assert described is not None and described["address"] == "10.96.0.7:8080"
+    assert envoy.described({}) is envoy.described({"status": {"addresses": []}}) is None
 
 
 def test_files_that_are_yaml_or_json_parse(config: Config) -> None:

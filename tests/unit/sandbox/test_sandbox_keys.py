@@ -51,7 +51,7 @@ def test_pins_change_the_key(module: Path, change: dict[str, object]) -> None:
 
 
 def test_every_part_has_its_module() -> None:
-    for part in pins.PARTS:
+    for part in (*pins.PARTS, pins.ARGO_CD_PART, pins.ENVOY_GATEWAY_PART):
         assert (build_parts.module(part) / "go.mod").exists(), part.name
         if part.module not in {"pause"}:
             assert (build_parts.module(part) / "go.sum").exists(), part.name
@@ -70,6 +70,8 @@ def test_pins_agree_with_the_modules() -> None:
     assert required("controlplane", "k8s.io/kubernetes") == f"v{pins.KUBERNETES}"
     assert required("gateway", "github.com/traefik/traefik/v3") == f"v{pins.TRAEFIK}"
     assert required("helm", "helm.sh/helm/v3") == f"v{pins.HELM}"
+    assert required("envoygateway", "github.com/envoyproxy/gateway") == f"v{pins.ENVOY_GATEWAY}"
+    assert required("argocd", "github.com/argoproj/argo-cd/v3") == f"v{pins.ARGO_CD}"
 
 
 def test_versions_names_every_part_but_pause() -> None:

@@ -122,6 +122,14 @@ def test_where_stable_has_episodes_the_canarys_own_looks_tell_a_regression_from_
     )
 
 
+def test_one_burst_in_a_short_past_of_stable_does_not_hide_a_canary_that_fails_all_the_time() -> None:
+    burst = over([0.0, 0.0, 33.0, 0.0, 0.0, 0.0], 200.0)
+    assert not is_known(burst) and dispersion(burst) > 50
+    assert divisor(burst, over([100.0] * 3, 100.0)) == 4
+    assert divisor(burst, over([100.0] * 2, 100.0)) > 50, "one episode may last for two looks"
+    assert divisor(burst, over([60.0] * 5, 100.0)) > 50, "that is no version that fails all along"
+
+
 def test_before_the_first_bad_request_of_stable_counts_weigh_a_third() -> None:
     assert divisor(over([0.0] * 20, 1000.0), STEADY) == pytest.approx(3, abs=0.01)
     assert divisor(over([0.0] * 40, 1000.0), STEADY) == pytest.approx(1, abs=0.01)

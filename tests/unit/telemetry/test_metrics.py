@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.exposition import generate_latest
 
+from modelrollout.telemetry.fleet import NAMESPACE
 from modelrollout.telemetry.metrics import Metrics
 
 
@@ -36,18 +37,16 @@ def test_rollouts_are_counted_at_the_scrape_and_empty_phases_vanish(metrics: Met
     counts = {("ns", "Canary"): 2}
     metrics.rollouts(lambda: counts)
     assert (
-        metrics.registry.get_sample_value("modelrollout_rollouts", {"namespace": "ns", "phase": "Canary"})
-        == 2
+        metrics.registry.get_sample_value("modelrollout_rollouts", {NAMESPACE: "ns", "phase": "Canary"}) == 2
     )
     counts.clear()
     counts["ns", "Stable"] = 2
     assert (
-        metrics.registry.get_sample_value("modelrollout_rollouts", {"namespace": "ns", "phase": "Canary"})
+        metrics.registry.get_sample_value("modelrollout_rollouts", {NAMESPACE: "ns", "phase": "Canary"})
         is None
     )
     assert (
-        metrics.registry.get_sample_value("modelrollout_rollouts", {"namespace": "ns", "phase": "Stable"})
-        == 2
+        metrics.registry.get_sample_value("modelrollout_rollouts", {NAMESPACE: "ns", "phase": "Stable"}) == 2
     )
 
 
@@ -57,17 +56,18 @@ def test_labels_name_no_objects(metrics: Metrics) -> None:
     labels = {
         label for family in metrics.registry.collect() for sample in family.samples for label in sample.labels
     }
-    assert labels <= {"verb", "resource", "code", "kind", "le", "namespace", "phase"}
+    assert labels <= {"verb", "resource", "code", "kind", "le", NAMESPACE, "phase"}
 
 
 def test_conditions_and_events_are_counted_by_namespace(metrics: Metrics) -> None:
     metrics.conditions(lambda: {("ns", "Hardened", "False"): 3})
-    labels = {"namespace": "ns", "type": "Hardened", "status": "False"}
+    labels = {NAMESPACE: "ns", "type": "Hardened", "status": "False"}
     assert metrics.registry.get_sample_value("modelrollout_conditions", labels) == 3
     metrics.event_posted("ns", "Warning", "ServerCrashed")
     assert (
         metrics.registry.get_sample_value(
-            "modelrollout_events_total", {"namespace": "ns", "type": "Warning", "reason": "ServerCrashed"}
+            "modelrollout_events_total",
+            {NAMESPACE: "ns", "type": "Warning", "reason": "ServerCrashed"},
         )
         == 1
     )

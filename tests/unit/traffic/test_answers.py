@@ -127,3 +127,30 @@ def test_what_is_not_known_yet_is_no_problem() -> None:
     waiting = carried(route(answer(b.ACCEPTED)), replace(FACTS, pending="not programmed yet"))
     assert (waiting.programmed, waiting.problem, waiting.message) == (False, None, "not programmed yet")
     assert "has not accepted generation 4" in carried(route(), FACTS).message
+
+
+def test_a_listener_that_spec_names_is_the_one_that_has_to_take_the_route() -> None:
+    section = OWN | {"sectionName": "https"}
+    no = Statement("False", "Invalid", "")
+    listeners = (Listener("http"), Listener("https", programmed=no))
+    facts = replace(FACTS, listeners=listeners)
+    broken = carried(route(answer(b.ACCEPTED, section), parents=[section]), facts)
+    assert broken.problem is not None and "listener https of Gateway gateways/public" in broken.message
+    other = OWN | {"sectionName": "elsewhere"}
+    unknown = carried(route(parents=[other]), facts)
+    assert unknown.problem is not None and unknown.problem.reason == "NoMatchingListener"
+    assert unknown.message.startswith("no listener elsewhere of Gateway gateways/public takes HTTPRoute")
+
+
+def test_of_several_gateways_each_answers_by_its_own_controller_and_listeners() -> None:
+    second = {"name": "second", "namespace": "gateways"}
+    gone = Problem(
+        "GatewayMissing", "spec.traffic.furtherGateways[0]: Gateway gateways/second does not exist"
+    )
+    both = route(answer(b.ACCEPTED), answer(b.ACCEPTED, second), parents=[OWN, second])
+    further = GatewayFacts("gateways/second", "shiny", b.CONTROLLER, None, (Listener("http"),))
+    assert carried(both, replace(FACTS, further=(further,))).programmed
+    missing = carried(both, replace(FACTS, further=(replace(further, problem=gone),)))
+    assert missing.problem == gone
+    foreign = replace(further, controller="example.org/another")
+    assert not carried(both, replace(FACTS, further=(foreign,))).programmed

@@ -94,6 +94,17 @@ def test_a_class_that_does_not_exist_or_is_not_accepted() -> None:
     assert problem is not None and "is not accepted: Why" in problem.message
 
 
+def test_features_of_a_controller_that_reports_none_are_known_by_its_name() -> None:
+    """Envoy Gateway mirrors, and lists nothing."""
+    facts = gateway_facts(gateway(), own=True)
+    envoy = CLASS | {"spec": {"controllerName": "gateway.envoyproxy.io/gatewayclass-controller"}}
+    known = with_class(facts, envoy).features
+    assert known is not None and {"HTTPRoute", "GRPCRoute", "HTTPRouteRequestMirror"} <= known
+    listed = envoy | {"status": {"supportedFeatures": [{"name": "HTTPRoute"}]}}
+    assert with_class(facts, listed).features == {"HTTPRoute"}, "what it reports counts more"
+    assert with_class(facts, CLASS).features is None
+
+
 def test_a_gateway_that_takes_no_routes_of_the_namespace_is_as_one_that_does_not_exist() -> None:
     same = LISTENER | {"allowedRoutes": {"namespaces": {"from": "Same"}}}
     assert gateway_facts(gateway(same), own=False) == missing_gateway("gateways", "public", own=False)

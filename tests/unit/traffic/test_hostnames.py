@@ -12,6 +12,7 @@ from modelrollout.resources.common import Object
 from modelrollout.rollout.policy.rules import NO_RULES, Rules
 from modelrollout.testing import builders as b
 from modelrollout.traffic.hostnames import (
+    MAX_SHARING,
     Claim,
     Claims,
     ForeignRoutes,
@@ -49,7 +50,7 @@ def stands(
     rules: Rules = NO_RULES,
     only_by_policy: bool = False,
 ) -> Standing:
-    known = Known(Claims(claims), foreign, lambda: served, only_by_policy)
+    known = Known(Claims(claims), foreign, lambda _: served, only_by_policy)
     return stand(ME, desired or spec(), frozenset(live), known, rules)
 
 
@@ -131,7 +132,7 @@ def test_a_name_that_it_serves_and_that_is_anothers_is_lost() -> None:
         ME,
         None,
         frozenset({HOST}),
-        Known(Claims([Claim(HOST, THEM)]), NOTHING, lambda: (), only_by_policy=False),
+        Known(Claims([Claim(HOST, THEM)]), NOTHING, lambda _: (), only_by_policy=False),
         NO_RULES,
     )
     assert unreadable.lost == {HOST} and not unreadable.stale
@@ -256,6 +257,13 @@ def test_a_route_of_another_gateway_takes_nothing() -> None:
     assert stands(foreign=foreign(other)).free == (HOST,)
 
 
+def test_a_foreign_route_of_any_gateway_of_the_spec_takes_a_name() -> None:
+    traffic = {"gateway": {"name": "first"}, "furtherGateways": [GATEWAY], "http": {"hostnames": [HOST]}}
+    assert told(stands(b.spec(1, traffic=traffic), foreign=foreign(route(HOST))))[0] == "HostnameTaken"
+    del traffic["furtherGateways"]
+    assert stands(b.spec(1, traffic=traffic), foreign=foreign(route(HOST))).free == (HOST,)
+
+
 def test_names_of_a_spec_have_fields_and_one_that_is_odd_has_what_can_be_read() -> None:
     hosts = requested_hosts(spec(["a.x", "b.x"], ["c.x"], ["d.x"]))
     assert [(n.field, n.host) for n in hosts] == [
@@ -278,3 +286,95 @@ def test_a_version_is_the_same_whichever_operator_wrote_its_input_down() -> None
     assert older != now and version_of(older, b.sha(1)) == version_of(now, b.sha(1))
     newer = {**now, "serving": {**now["serving"], "unheardOf": 1}}
     assert version_of(newer, b.sha(1)) not in (version_of(now, b.sha(1)), "")
+
+
+BESIDE, ELSEWHERE = "ml/embeddings/u-3", "audit/embeddings/u-4"
+
+
+def http(holder: str, host: str = HOST, **more: Any) -> Claim:
+    return Claim(host, holder, over_http=True, **more)
+
+
+def test_models_of_a_namespace_share_a_host_name_over_http() -> None:
+    joins = stands(None, http(BESIDE))
+    assert joins.free == (HOST,) and joins.over_http == {HOST} and joins.guest_at == {HOST}
+    assert stands(None, http(BESIDE), http(ME)).guest_at == {HOST}
+    assert stands(None, http(ME), http(BESIDE)).guest_at == frozenset()
+    released = http(BESIDE, reserved="720h", version="v", released="2026-11-22T12:00:00+00:00")
+    assert stands(None, released, http(ME)).guest_at == frozenset(), "the first of those in force"
+
+
+def test_a_host_name_is_shared_with_other_namespaces_only_where_every_such_policy_says_so() -> None:
+    reason, message = told(stands(None, http(ELSEWHERE)))
+    assert reason == "HostnameTaken" and "sharedHostnames of a RolloutPolicy" in message
+    assert "audit" not in message
+    shared = Rules(shared_hostnames=(("p", (HOST,)),))
+    assert stands(None, http(ELSEWHERE), rules=shared).free == (HOST,)
+    both = Rules(shared_hostnames=(("p", (HOST,)), ("q", ("*.example.org",))))
+    assert told(stands(None, http(ELSEWHERE), rules=both))[0] == "HostnameTaken"
+    assert stands(None, http(ELSEWHERE), http(ME)).settled, "what is held stays"
+
+
+def test_guests_do_not_keep_the_namespace_that_has_the_name_from_it() -> None:
+    assert stands(None, http(BESIDE), http(ELSEWHERE)).free == (HOST,)
+    assert told(stands(None, http(ELSEWHERE), http(BESIDE)))[0] == "HostnameTaken"
+    # a served name has one model all the same
+    assert told(stands(None, http(BESIDE), http(THEM)))[0] == "HostnameTaken"
+
+
+@pytest.mark.parametrize("live", [(), (HOST,)])
+def test_the_paths_of_a_model_belong_to_the_first_whoever_may_share_the_host_name(
+    live: tuple[str, ...],
+) -> None:
+    everything = Rules(hostnames=(("p", ("*",)),), shared_hostnames=(("p", ("*",)),))
+    taken = stands(None, http(BESIDE), http(THEM), live=live, rules=everything)
+    reason, message = told(taken)
+    assert reason == "HostnameTaken" and not taken.free and taken.lost == set(live)
+    assert "whose model is called digits, too" in message and "audit" not in message
+
+
+def test_a_wildcard_is_shared_and_no_name_below_it_is() -> None:
+    rules = Rules(hostnames=(("p", ("*",)),))
+    wildcard = http(BESIDE, "*.example.com")
+    assert stands(spec(["*.example.com"]), wildcard, rules=rules).free == ("*.example.com",)
+    beside = stands(spec([HOST]), wildcard, http(ME, "*.example.com"), rules=rules)
+    assert told(beside)[0] == "HostnameTaken", "a gateway sends all of that name to its own routes"
+
+
+def test_a_name_of_grpc_is_shared_with_none() -> None:
+    grpc = spec(grpc=["g.example.com"])
+    problem = told(stands(grpc, http(ME), http(BESIDE, "g.example.com")))
+    assert problem[0] == "HostnameTaken" and "over gRPC only the message names the model" in problem[1]
+    own = stands(grpc, http(ME), http(ME, "g.example.com"), http(BESIDE, "g.example.com"))
+    assert "only the message names the model" in told(own)[1], "nor one that it has over HTTP"
+    assert own.in_the_way == (http(BESIDE, "g.example.com"),)
+    changes = stands(grpc, http(ME), http(ME, "g.example.com"))
+    assert changes.settled and changes.rewrite == (Claim("g.example.com", ME),)
+    assert stands(None, Claim(HOST, ME)).rewrite == (http(ME),), "an earlier operator did not say so"
+
+
+def test_a_reservation_is_of_the_host_name_and_the_served_name() -> None:
+    former = {"reserved": "720h", "version": "v", "released": "2026-11-22T12:00:00+00:00"}
+    assert stands(None, http(BESIDE, **former)).free == (HOST,)
+    assert told(stands(None, http(BESIDE), http("audit/digits/u-0", **former)))[0] == "NameReserved"
+    assert told(stands(None, http(ELSEWHERE, **former)))[0] == "NameReserved", "he has it back at once"
+
+
+def test_a_route_of_another_that_has_yet_to_claim_the_name_is_no_claim_to_share() -> None:
+    served = (("ml/embeddings", HOST), ("ml/late", HOST))
+    assert "ml/late" in told(stands(None, http(BESIDE), served=served))[1]
+    assert stands(None, http(BESIDE), served=served[:1]).free == (HOST,)
+
+
+def test_so_many_models_share_a_name_and_no_more() -> None:
+    crowd = [http(f"ml/m-{i}/u-{i}") for i in range(MAX_SHARING)]
+    assert "256 models share it, and no more may" in told(stands(None, *crowd))[1]
+    assert stands(None, *crowd[1:], http(ME)).settled
+
+
+def test_a_foreign_route_of_the_servers_paths_takes_nothing_from_a_guest() -> None:
+    health = foreign(
+        route(HOST, rules=[{"matches": [{"path": {"type": "Exact", "value": "/v2/health/ready"}}]}])
+    )
+    assert stands(None, http(BESIDE), foreign=health).free == (HOST,)
+    assert told(stands(foreign=health))[0] == "HostnameTaken"

@@ -11,7 +11,12 @@ from modelrollout.api.v1alpha1 import Rollout, Traffic
 from modelrollout.resources.common import Owner
 from modelrollout.rollout.snapshot import Server
 from modelrollout.testing import builders as b
-from modelrollout.traffic.gateway_api.router import FrozenRoutes, GatewayRouter, weights
+from modelrollout.traffic.gateway_api.router import (
+    FrozenRoutes,
+    GatewayRouter,
+    overly_open_routes,
+    weights,
+)
 from modelrollout.traffic.gateway_api.routes import is_of_clients
 from modelrollout.traffic.replicas import ServiceRouter
 
@@ -193,6 +198,34 @@ def test_all_to_one_revision_is_taken_up_when_the_service_selects_it_alone() -> 
     assert not router.programmed((("v2", 100),), service("v2"), pods(v2=3)).programmed
     helping = ServiceRouter("digits", {"v2": 4}, "*")
     assert not helping.programmed((("v2", 100),), service(None), pods(v2=4)).programmed
+
+
+def opened(route: Any) -> list[set[str]]:
+    """By rule the paths of a route."""
+    return [{m["path"]["value"] for m in rule["matches"]} for rule in route["spec"]["rules"]]
+
+
+def test_at_a_host_name_where_another_was_first_only_the_models_own_paths_are_open() -> None:
+    guest = {"guest_at": frozenset({"a.x", "p.x"})}
+    router = GatewayRouter(NAME, HTTP, TEST, matched="v2", **guest)
+    first, further = sorted(
+        router.children(OWNER, STABLE), key=lambda r: r["spec"]["hostnames"], reverse=True
+    )
+    assert all("/v2/models/digits/infer" in paths for r in (first, further) for paths in opened(r))
+    assert not any("/v2/health/ready" in paths for paths in opened(first)), "of both rules"
+    assert all("/v2/health/ready" in paths for paths in opened(further))
+    live = answered([first, further])
+    assert router.programmed(STABLE, live, {}).programmed and overly_open_routes(live, NAME) == []
+    assert not GatewayRouter(NAME, HTTP, TEST, matched="v2").programmed(STABLE, live, {}).programmed
+    frozen = FrozenRoutes(NAME, live, TEST, "v2", **guest)
+    assert {r["metadata"]["name"]: opened(r) for r in frozen.children(OWNER, STABLE)} == {
+        r["metadata"]["name"]: opened(r) for r in (first, further)
+    }
+    previewed = GatewayRouter(NAME, BOTH, BLUE, preview="v2", **guest).children(OWNER, STABLE)
+    (preview,) = (
+        r for r in previewed if r["metadata"]["name"] == "digits-preview" and r["kind"] == "HTTPRoute"
+    )
+    assert not any("/v2/health/ready" in paths for paths in opened(preview))
 
 
 # --- requests with headers, and previews

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from google.protobuf import text_format
 
+from modelrollout.contract.common import ServingConfig
 from modelrollout.contract.tasks import Batching
-from modelrollout.triton.config import BatchingImpossible, parse, pb, render
+from modelrollout.triton.config import (
+    BatchingImpossible,
+    Warmup,
+    parse,
+    pb,
+    printed,
+    render,
+    with_serving,
+    with_warmup,
+)
 from modelrollout.triton.tensors import NUMPY, TensorSpec
 
 X = TensorSpec("x", "FP32", (-1, 1, 28, 28))
@@ -44,6 +56,11 @@ def test_not_batched() -> None:
     assert not config.HasField("dynamic_batching")
 
 
+def test_a_scalar_without_batching_is_one_number() -> None:
+    config = parse(render([TensorSpec("rate", "FP32", ())], [SCORES], Batching(), "KIND_AUTO"))
+    assert list(config.input[0].dims) == [1] and not config.input[0].HasField("reshape")
+
+
 @pytest.mark.parametrize("shape", [(1, 4), (8, 4), ()])
 def test_fixed_first_dimension_cannot_be_batched(shape: tuple[int, ...]) -> None:
     with pytest.raises(BatchingImpossible, match="x"):
@@ -63,6 +80,41 @@ def test_every_type_is_known_to_triton(datatype: str) -> None:
 def test_unknown_field_is_refused() -> None:
     with pytest.raises(text_format.ParseError):
         parse(render([X], [SCORES], Batching(), "KIND_CPU") + "no_such_field: 1\n")
+
+
+def warm(config: Any) -> list[tuple[int, dict[str, tuple[int, list[int], bool]]]]:
+    return [
+        (
+            sample.batch_size,
+            {name: (t.data_type, list(t.dims), t.zero_data) for name, t in sample.inputs.items()},
+        )
+        for sample in config.model_warmup
+    ]
+
+
+def test_warm_up_counts_dimensions_as_requests_do() -> None:
+    words, number = TensorSpec("words", "BYTES", (-1, -1)), TensorSpec("number", "INT64", (-1,))
+    shapes = {"words": (1, 12), "number": (1,)}
+    batched = parse(render([words, number], [SCORES], Batching(max_batch_size=8), "KIND_AUTO"))
+    one = {"words": (pb.TYPE_STRING, [12], True), "number": (pb.TYPE_INT64, [1], True)}
+    config = parse(printed(with_warmup(batched, Warmup(shapes, (1, 8)))))
+    assert warm(config) == [(1, one), (8, one)]
+    single = parse(render([words, number], [SCORES], Batching(), "KIND_AUTO"))
+    whole = {"words": (pb.TYPE_STRING, [1, 12], True), "number": (pb.TYPE_INT64, [1], True)}
+    assert warm(with_warmup(single, Warmup(shapes, (1,)))) == [(1, whole)]
+
+
+def test_a_tuned_batch_is_warmed_up_for_where_the_warm_up_is_ours() -> None:
+    config = parse(render([X], [SCORES], Batching(max_batch_size=8), "KIND_AUTO"))
+    ours = with_warmup(config, Warmup({"x": (1, 1, 28, 28)}, (1, 8)))
+
+    def sizes(config: Any, batch: int) -> list[int]:
+        return [sample.batch_size for sample in with_serving(config, ServingConfig(batch=batch)).model_warmup]
+
+    assert [sizes(ours, batch) for batch in (0, 1, 4, 8)] == [[1, 8], [1, 8], [1, 8, 4], [1, 8]]
+    assert sizes(config, 4) == []
+    config.model_warmup.add(name="theirs", batch_size=2)
+    assert sizes(config, 4) == [2]
 
 
 def test_text_is_deterministic() -> None:

@@ -9,6 +9,7 @@ from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.base import CountedBy, Doubt, MetricsProvider
 from modelrollout.analysis.providers.prometheus.provider import PrometheusProvider
 from modelrollout.analysis.providers.prometheus.scrape_rights import doubt
+from modelrollout.analysis.providers.prometheus.sources import custom
 from modelrollout.api.v1alpha1 import Analysis
 from modelrollout.config import OperatorConfig, PrometheusConfig, ProviderConfig
 from modelrollout.problem import Problem
@@ -41,6 +42,12 @@ def connect(
     seconds that a read waits for a namespace's own queries; None: the provider's default.
     """
     return PROVIDERS[type(provider)](provider, config, patience)
+
+
+def check_config(config: OperatorConfig) -> None:
+    """Raises ConfigError for queries of the configuration that no provider could answer."""
+    if config.gateway_metrics.custom is not None:
+        custom.check(config.gateway_metrics.custom)
 
 
 def unknown_provider(analysis: Analysis, config: OperatorConfig) -> Problem | None:

@@ -21,6 +21,7 @@ from modelrollout.api.v1alpha1.evidence import (
     StepEvidence,
     TuningEvidence,
     TuningTrial,
+    VerbRecord,
     VerdictName,
 )
 from modelrollout.api.v1alpha1.model import Credentials, Data, Model, ModelFile, SecretKey, Signature
@@ -87,7 +88,16 @@ from modelrollout.api.v1alpha1.schema import (
     plain_uri,
     seconds,
 )
-from modelrollout.api.v1alpha1.serving import Backend, Batching, DataType, Serving, Tensor, Triton, Tune
+from modelrollout.api.v1alpha1.serving import (
+    Backend,
+    Batching,
+    DataType,
+    Drain,
+    Serving,
+    Tensor,
+    Triton,
+    Tune,
+)
 from modelrollout.api.v1alpha1.status import (
     Address,
     Condition,
@@ -110,7 +120,7 @@ from modelrollout.api.v1alpha1.status import (
     Strategy,
     UserPause,
 )
-from modelrollout.api.v1alpha1.traffic import GatewayRef, Hostnames, Traffic
+from modelrollout.api.v1alpha1.traffic import Filters, GatewayRef, Hostnames, Traffic
 
 __all__ = [
     "ANSWER_METRICS",
@@ -141,9 +151,11 @@ __all__ = [
     "Data",
     "DataType",
     "Distill",
+    "Drain",
     "Draining",
     "Duration",
     "EvaluationEvidence",
+    "Filters",
     "Gate",
     "GateBudget",
     "GateMetric",
@@ -220,6 +232,7 @@ __all__ = [
     "TuningTrial",
     "Uri",
     "UserPause",
+    "VerbRecord",
     "VerdictName",
     "as_today",
     "plain_uri",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
 
+from modelrollout.api import names
 from modelrollout.api.v1alpha1.model import Model
 from modelrollout.api.v1alpha1.optimization import NO_PART, Optimization
 from modelrollout.api.v1alpha1.rollout import Rollout
@@ -47,6 +50,16 @@ class ModelDeploymentSpec(ApiModel):
             f"!({_BACKEND}) || !has(self.model.format)",
             "serving.triton.backend serves the file as it is, model.format converts it to ONNX: leave one of"
             " them out",
+        ),
+        Rule(
+            "!has(self.model.rounds) || (has(self.model.format) && self.model.format == 'XGBoost') ||"
+            f" ({_BACKEND} && self.serving.triton.backend == 'FIL')",
+            "model.rounds belongs to model.format: XGBoost and to backend: FIL: other files say themselves"
+            " which rounds count",
+        ),
+        Rule(
+            "!has(self.model.missing) || (has(self.model.format) && self.model.format == 'XGBoost')",
+            "model.missing belongs to model.format: XGBoost: other files hold what is missing",
         ),
         Rule(
             f"!({_BACKEND}) || !has(self.optimization) || (size(self.optimization.steps) == 0 &&"
@@ -108,7 +121,10 @@ def user_input(model: Model, optimization: Optimization, serving: Serving) -> di
             exclude={**dict.fromkeys(NO_PART, True), "steps": {"__all__": {"container": {"resources"}}}},
         ),
         "serving": serving.model_dump(
-            mode="json", by_alias=True, exclude_none=True, exclude={"replicas", "surge", "floor", "tune"}
+            mode="json",
+            by_alias=True,
+            exclude_none=True,
+            exclude={"replicas", "surge", "floor", "tune", "drain"},
         ),
     }
 
@@ -124,4 +140,10 @@ def as_today(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def same_version(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether two canonical inputs mean the same version."""
-    return as_today(a) == as_today(b)
+    return a == b or _as_today(names.canonical_json(a)) == _as_today(names.canonical_json(b))
+
+
+@functools.lru_cache(maxsize=256)
+def _as_today(canonical: str) -> dict[str, Any]:
+    """Remembered: a pass compares the same two versions several times."""
+    return as_today(json.loads(canonical))

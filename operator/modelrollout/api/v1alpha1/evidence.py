@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from modelrollout.api.v1alpha1.schema import StatusModel
+from modelrollout.reasons import Reason
 
 VerdictName = Literal["Successful", "Failed", "Inconclusive", "Error"]
 
@@ -84,6 +85,13 @@ class MetricStatus(StatusModel):
     )
     slice: str | None = Field(None, description="The slice that this is about; it decides only by failing.")
     dry_run: bool | None = Field(None, description="It decides nothing.")
+    source: str | None = Field(
+        None,
+        description=(
+            "Who counted: the profile of the gateway, triton or feedback. Counts of two sources are never"
+            " added up."
+        ),
+    )
 
 
 class GateMetricEvidence(StatusModel):
@@ -169,6 +177,13 @@ class ArtifactEvidence(StatusModel):
         None, description="Inputs and outputs; absent where an older operator prepared it."
     )
     search: SearchEvidence | None = Field(None, description="The frontier that the step auto found.")
+    decoupled: bool | None = Field(
+        None,
+        description=(
+            "It streams its answers: several responses to one request; absent where it does not, or an"
+            " older operator prepared it."
+        ),
+    )
 
 
 class TuningTrial(StatusModel):
@@ -213,7 +228,7 @@ class SliceEvidence(StatusModel):
 
 
 class EvaluationEvidence(StatusModel):
-    """The result on golden data."""
+    """The result on golden data; without it, whether the served model answers made-up inputs."""
 
     verdict: VerdictName
     reason: str
@@ -227,6 +242,11 @@ class EvaluationEvidence(StatusModel):
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None
     slices: list[SliceEvidence] | None = Field(None, description="The slices that lost most.")
+
+    @property
+    def is_of_made_up_inputs(self) -> bool:
+        """Whether there was no golden data, and the model was only asked whether it answers."""
+        return self.reason in (Reason.ANSWERED, Reason.ANSWERS_UNKNOWN)
 
 
 class ServerEnds(StatusModel):
@@ -251,6 +271,18 @@ class RestartEvidence(StatusModel):
     accepted: int = Field(
         0, description="How many beyond stable's a person has let pass by promoting the revision."
     )
+
+
+class VerbRecord(StatusModel):
+    """A verb that was carried out."""
+
+    verb: str
+    at: str
+    by: str | None = Field(
+        None, description="User name of who requested it, stamped by the API server; absent: it stamps none."
+    )
+    reason: str | None = Field(None, description="Why, in his words.")
+    step: str | None = Field(None, description="The step that it named.")
 
 
 class StepEvidence(StatusModel):

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 
 from modelrollout.api.uris import FORMS
 from modelrollout.api.v1alpha1.schema import KEYS, ApiModel, LocalName, Name, Sha256, Uri
-from modelrollout.contract.formats import FLAVOUR_BY_FORMAT, Flavour, SourceFormat
+from modelrollout.contract.formats import FLAVOUR_BY_FORMAT, Flavour, Rounds, SourceFormat
 
 Lineage = Annotated[dict[str, Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=32), KEYS]
 ArrayName = Annotated[str, StringConstraints(max_length=128)]
@@ -67,6 +67,21 @@ class Model(ApiModel):
             " are never read."
         ),
     )
+    rounds: Rounds | None = Field(
+        None,
+        description=(
+            "Of XGBoost: which rounds of a model that was trained with early stopping are served. Best: those"
+            " up to the best one, as XGBClassifier and XGBRegressor predict; All: every round of the file."
+            " Left out: Best."
+        ),
+    )
+    missing: float | None = Field(
+        None,
+        description=(
+            "Of XGBoost: the value that meant missing in training, as in XGBClassifier(missing=0); its file"
+            " does not hold it. Left out: only NaN is missing."
+        ),
+    )
     credentials: Credentials | None = Field(
         None, description="How to read the file; left out: the store's default Secret, or anonymous."
     )
@@ -95,18 +110,21 @@ class Model(ApiModel):
 
 
 class Data(ApiModel):
-    """A data set: an .npz archive with one array for each model input and one with the labels."""
+    """A data set: an .npz archive with one array for each model input and one with the labels, or
+    a table (Parquet, CSV) with such columns.
+    """
 
-    uri: Uri = Field(description=f"The .npz archive: {FORMS}.")
+    uri: Uri = Field(description=f"The .npz, .parquet or .csv file: {FORMS}.")
     labels: str = Field(
         "labels",
         description=(
-            "Name of the array with the labels, shape [n]: integer classes, or numbers for mae and mse."
+            "Name of the array or column with the labels, shape [n]: integer classes, or numbers for mae and"
+            " mse."
         ),
         max_length=128,
     )
     slices: Annotated[list[ArrayName], Field(max_length=16)] | None = Field(
-        None, description="Names of arrays that divide the data into slices."
+        None, description="Names of arrays or columns that divide the data into slices."
     )
     credentials: Credentials | None = Field(
         None, description="How to read it; left out: those of spec.model."

@@ -11,6 +11,8 @@ from pydantic.alias_generators import to_camel
 from modelrollout.api.v1alpha1.model import Data, ModelFile
 from modelrollout.api.v1alpha1.schema import ApiModel, Argument, Duration, ListMapKey, Resources, Rule
 
+AUTO_TIME_LIMIT = "20m"
+
 
 class Training(ApiModel):
     """Training on labelled data in the Job, with Adam and a learning rate that falls to zero."""
@@ -54,15 +56,17 @@ class Int8(ApiModel):
     )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.method != 'Static' || has(self.calibration)",
+            "!has(self.method) || self.method != 'Static' || has(self.calibration)",
             "int8 with method Static needs calibration: {uri: ...}; or use method Dynamic",
         ),
         Rule(
-            "self.method == 'Static' || self.calibrationMethod == 'MinMax'",
+            "(has(self.method) && self.method == 'Static') || !has(self.calibrationMethod) ||"
+            " self.calibrationMethod == 'MinMax'",
             "calibrationMethod belongs to method Static",
         ),
         Rule(
-            "self.method == 'Static' || self.leaveOut == 'Never'",
+            "(has(self.method) && self.method == 'Static') || !has(self.leaveOut) ||"
+            " self.leaveOut == 'Never'",
             "leaveOut: BySensitivity measures on calibration data: it belongs to method Static",
         ),
     )
@@ -94,7 +98,7 @@ class Prune(ApiModel):
     )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.importance != 'Activation' || has(self.training)",
+            "!has(self.importance) || self.importance != 'Activation' || has(self.training)",
             "importance: Activation measures on the training data: give training",
         ),
     )
@@ -235,7 +239,7 @@ class Auto(ApiModel):
         ),
     )
     time_limit: Duration = Field(
-        "20m",
+        AUTO_TIME_LIMIT,
         description=(
             "How long to search; the best one found by then is taken. Less than the timeout of the Job, which"
             " also fetches and gates."
@@ -295,22 +299,26 @@ def _sources(value: ApiModel, prefix: str) -> Iterator[tuple[str, Data | ModelFi
             yield from _sources(inner, f"{path}.")
 
 
+_SMALLER = "['mae', 'mse', 'relativeError']"  # where more is worse
+_NUMBERS = "['relativeError', 'cosine', 'closeness', 'boxIou']"  # against the original, without labels
+
+
 def _errors_and_scores(of: str, at: str) -> tuple[Rule, ...]:
-    """mae and mse grow when they get worse, others fall: each has its own words. ``of``: CEL of the
+    """Errors grow when they get worse, others fall: each has its own words. ``of``: CEL of the
     budget, ``at``: what messages put first.
     """
     return (
         Rule(
-            f"self.name in ['mae', 'mse'] || !(has({of}.maxIncrease) || has({of}.maxIncreaseRelative) ||"
+            f"self.name in {_SMALLER} || !(has({of}.maxIncrease) || has({of}.maxIncreaseRelative) ||"
             f" has({of}.max))",
-            f"{at}maxIncrease, maxIncreaseRelative and max belong to mae and mse; other metrics have maxDrop,"
-            " maxDropRelative and min",
+            f"{at}maxIncrease, maxIncreaseRelative and max belong to mae, mse and relativeError; other"
+            " metrics have maxDrop, maxDropRelative and min",
         ),
         Rule(
-            f"!(self.name in ['mae', 'mse']) || !(has({of}.maxDrop) || has({of}.maxDropRelative) ||"
+            f"!(self.name in {_SMALLER}) || !(has({of}.maxDrop) || has({of}.maxDropRelative) ||"
             f" has({of}.min))",
-            f"{at}maxDrop, maxDropRelative and min do not belong to mae and mse, where more is worse: use"
-            " maxIncrease, maxIncreaseRelative or max",
+            f"{at}maxDrop, maxDropRelative and min do not belong to mae, mse and relativeError, where more is"
+            " worse: use maxIncrease, maxIncreaseRelative or max",
         ),
     )
 
@@ -338,12 +346,14 @@ class GateBudget(ApiModel):
     )
     min: float | None = Field(None, ge=0, le=1, description="Smallest value allowed.")
     max_increase: float | None = Field(
-        None, ge=0, description="mae, mse: largest increase against the original model, in their own units."
+        None,
+        ge=0,
+        description="mae, mse, relativeError: largest increase against the original model, in own units.",
     )
     max_increase_relative: float | None = Field(
         None, ge=0, description="mae, mse: largest increase as a share of the original model's value."
     )
-    max: float | None = Field(None, ge=0, description="mae, mse: largest value allowed.")
+    max: float | None = Field(None, ge=0, description="mae, mse, relativeError: largest value allowed.")
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(_any_budget("self"), "name a budget, for example maxDrop: 0.01"),
     )
@@ -357,13 +367,53 @@ class GateMetric(GateBudget):
     how many samples are missing.
     """
 
-    name: Literal["accuracy", "topK", "precision", "recall", "f1", "auc", "agreement", "mae", "mse"] = Field(
+    name: Literal[
+        "accuracy",
+        "topK",
+        "precision",
+        "recall",
+        "f1",
+        "auc",
+        "agreement",
+        "mae",
+        "mse",
+        "relativeError",
+        "cosine",
+        "closeness",
+        "boxIou",
+    ] = Field(
         description=(
             "accuracy; topK (the label is among the k highest scores); precision, recall, f1; auc (area under"
             " the ROC curve; with several classes the mean of one against the rest); agreement (same class as"
             " the original model, needs no labels); mae, mse (mean absolute and squared error of a"
-            " regression)."
+            " regression). Against the original model's numbers, for models of any kind and without labels:"
+            " relativeError (norm of the difference by the norm), cosine (of the angle between the two),"
+            " closeness (share of numbers within the tolerances), boxIou (how far boxes overlap); each is"
+            " the mean over the samples."
         )
+    )
+    output: str | None = Field(
+        None,
+        min_length=1,
+        max_length=256,
+        description=(
+            "The output that is judged. Left out: the only one that fits; several are refused"
+            " (OutputAmbiguous). relativeError, cosine and closeness then judge all outputs of numbers, and"
+            " the worst counts; boxIou needs it."
+        ),
+    )
+    abs_tolerance: float | None = Field(
+        None, ge=0, description="closeness: |a - b| <= absTolerance + relTolerance * |b|; default 0.001."
+    )
+    rel_tolerance: float | None = Field(
+        None, ge=0, le=1, description="closeness: b is the original's number; default 0.01."
+    )
+    box_format: Literal["Corners", "Center"] | None = Field(
+        None,
+        description=(
+            "boxIou: what the four numbers of a box are. Corners: x1, y1, x2, y2; Center: x, y, width,"
+            " height. Left out: Corners."
+        ),
     )
     k: int | None = Field(None, ge=2, le=1000, description="topK: how many classes count.")
     average: Literal["Macro", "Weighted", "Binary"] | None = Field(
@@ -383,7 +433,8 @@ class GateMetric(GateBudget):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             f"{_any_budget('self')} || has(self.slices)",
-            "a gate metric needs maxDrop, maxDropRelative or min; mae and mse: maxIncrease or max",
+            "a gate metric needs maxDrop, maxDropRelative or min; mae, mse and relativeError: maxIncrease or"
+            " max",
         ),
         *_errors_and_scores("self", ""),
         *(
@@ -398,6 +449,12 @@ class GateMetric(GateBudget):
             "!has(self.average) || self.name in ['precision', 'recall', 'f1']",
             "average belongs to precision, recall and f1",
         ),
+        Rule(
+            "(!has(self.absTolerance) && !has(self.relTolerance)) || self.name == 'closeness'",
+            "absTolerance and relTolerance belong to closeness",
+        ),
+        Rule("!has(self.boxFormat) || self.name == 'boxIou'", "boxFormat belongs to boxIou"),
+        Rule("self.name != 'boxIou' || has(self.output)", "boxIou needs output: the output of boxes"),
     )
 
 
@@ -414,10 +471,10 @@ class Gate(ApiModel):
             "a metric with slices needs data: {slices: [...]}, the arrays that divide the data",
         ),
         Rule(
-            "self.metrics.all(m, m.name in ['mae', 'mse']) || !self.metrics.exists(m, m.name in ['mae',"
-            " 'mse'])",
-            "mae and mse are for models that give numbers, the other metrics for classifiers: a gate has one"
-            " or the other",
+            f"self.metrics.all(m, m.name in ['mae', 'mse'] || m.name in {_NUMBERS}) ||"
+            " !self.metrics.exists(m, m.name in ['mae', 'mse'])",
+            "mae and mse are for models that give numbers, accuracy and its like for classifiers: a gate has"
+            " one or the other",
         ),
     )
 
@@ -482,7 +539,8 @@ class Optimization(ApiModel):
             " too well; give it samples of its own",
         ),
         Rule(
-            "self.steps.all(s, !has(s.auto) || duration(s.auto.timeLimit) < duration(self.timeout))",
+            "self.steps.all(s, !has(s.auto) || duration(has(s.auto.timeLimit) ? s.auto.timeLimit :"
+            f" '{AUTO_TIME_LIMIT}') < duration(self.timeout))",
             "auto.timeLimit must be less than timeout: the Job also fetches the data and runs the gate",
         ),
     )

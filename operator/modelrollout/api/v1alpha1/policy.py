@@ -198,6 +198,13 @@ class PolicyGates(ApiModel):
             "No progressDeadline is shorter, whatever a spec says: evidence has that much time to come."
         ),
     )
+    filters: Literal["Allow", "Forbid"] | None = Field(
+        None,
+        description=(
+            "Whether a spec may have traffic.filters. Left out: Allow. Where several policies say it, Forbid"
+            " holds."
+        ),
+    )
     dead_stable: DeadStable | None = Field(
         None,
         description=(
@@ -309,6 +316,15 @@ class PolicyLimits(ApiModel):
             " revisions have. Replicas that are requested later wait until there is room."
         ),
     )
+    jobs: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description=(
+            "Jobs that may resolve and prepare models at one time. Others wait in the order they came; no"
+            " deadline counts meanwhile."
+        ),
+    )
     max_hold: Duration | None = Field(
         None,
         description=(
@@ -356,6 +372,14 @@ class RolloutPolicySpec(ApiModel):
             "Host names that ModelDeployments may claim: a name, or *.example.com for all names below it and"
             " wildcards among them, or * for every name; {{namespace}} stands for the namespace. Left out:"
             " any name, but no wildcard."
+        ),
+    )
+    shared_hostnames: Annotated[list[HostnamePattern], Field(min_length=1, max_length=64)] | None = Field(
+        None,
+        description=(
+            "Host names of HTTP that ModelDeployments may share with those of other namespaces: patterns as"
+            " in allowedHostnames. Each has the paths of its own model; the first to claim the name has"
+            " those that name no model. Left out: a host name is shared within one namespace only."
         ),
     )
     allowed_service_accounts: Annotated[list[NamePattern], Field(min_length=1, max_length=64)] | None = Field(

@@ -13,6 +13,7 @@ from modelrollout.api.v1alpha1.evidence import (
     RestartEvidence,
     StepEvidence,
     TuningEvidence,
+    VerbRecord,
 )
 from modelrollout.api.v1alpha1.model import Lineage, Model
 from modelrollout.api.v1alpha1.optimization import Optimization
@@ -32,7 +33,13 @@ class ModelRevisionStatus(StatusModel):
     evaluation: EvaluationEvidence | None = None
     shadow: MetricStatus | None = Field(None, description="Agreement with stable on mirrored requests.")
     restarts: RestartEvidence | None = Field(None, description="Servers that ended during the trial.")
+    step: str | None = Field(
+        None, description="Step of its trial that is under way, as the verbs promote and pause name it."
+    )
     steps: list[StepEvidence] = Field(default_factory=list)
+    verbs: list[VerbRecord] = Field(
+        default_factory=list, description="Verbs of people that concerned this revision."
+    )
     stages: dict[str, float] = Field(default_factory=dict)
     started: str | None = None
     finished: str | None = None

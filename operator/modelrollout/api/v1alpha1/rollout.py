@@ -173,10 +173,13 @@ _ANSWERS, _REQUESTS, _BUILT_IN = (
 )  # lists in CEL
 
 
+LatencyOf = Literal["FirstResponse", "WholeAnswer"]
+
+
 class Metric(ApiModel):
     """One metric of the analysis. Built in: accuracy, errors, clientErrors, refusedRequests,
-    latency; any other name needs a query. Without a gateway only accuracy and errors are measured:
-    Triton does not count what it refuses, and has no histogram.
+    latency; any other name needs a query. Without a gateway accuracy, errors and latency are
+    measured: Triton does not count what it refuses.
     """
 
     name: Annotated[
@@ -203,8 +206,17 @@ class Metric(ApiModel):
     objective: Duration | None = Field(
         None,
         description=(
-            "latency: a request slower than this counts as slow. Must be a bucket bound of the gateway's"
-            " histogram."
+            "latency: a request slower than this counts as slow. Must be a bucket bound of the histogram of"
+            " who counts; of Triton's own, whole milliseconds."
+        ),
+    )
+    of: LatencyOf | None = Field(
+        None,
+        description=(
+            "latency: what takes that long. FirstResponse: from a request to the first response to it,"
+            " counted by Triton. WholeAnswer: until all of the answer is there, counted by the gateway, and"
+            " by Triton without one. Left out: FirstResponse of a model that streams its answers"
+            " (decoupled), where the length of an answer says nothing about speed; else WholeAnswer."
         ),
     )
     share: float | None = Field(
@@ -267,8 +279,8 @@ class Metric(ApiModel):
         Rule("!has(self.query) || has(self.min) || has(self.max)", "a query needs min or max"),
         Rule("self.name != 'latency' || has(self.objective)", "latency needs objective, for example 50ms"),
         Rule(
-            "self.name == 'latency' || (!has(self.objective) && !has(self.share))",
-            "objective and share belong to latency",
+            "self.name == 'latency' || (!has(self.objective) && !has(self.share) && !has(self.of))",
+            "objective, share and of belong to latency",
         ),
         Rule(
             "self.name == 'accuracy' || !has(self.maxDrop)",
@@ -323,6 +335,15 @@ class Golden(Data):
         ge=0,
         le=1,
         description="Smallest accuracy allowed; the only criterion where there is no stable.",
+    )
+    output: str | None = Field(
+        None,
+        min_length=1,
+        max_length=256,
+        description=(
+            "The output whose classes or scores are judged. Left out: the only one that fits; several are"
+            " refused (OutputAmbiguous)."
+        ),
     )
 
 

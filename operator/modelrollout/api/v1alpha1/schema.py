@@ -4,6 +4,7 @@ patterns.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -125,6 +126,7 @@ _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST_SECONDS = 100 * 365.25 * 86400
 
 
+@functools.lru_cache(maxsize=1024)
 def seconds(duration: str) -> float:
     """Seconds of a duration such as ``90s``, ``1h30m`` or ``2ms``; a hundred years at most, so that
     it can be added to any time.

@@ -23,7 +23,7 @@ DataType = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64",
     "BF16", "BYTES"
 ]  # fmt: skip
-Backend = Literal["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "Python", "VLLM"]
+Backend = Literal["TensorRT", "TorchScript", "SavedModel", "OpenVINO", "Python", "VLLM", "FIL"]
 
 
 class Tensor(ApiModel):
@@ -50,9 +50,9 @@ class Triton(ApiModel):
     backend: Backend | None = Field(
         None,
         description=(
-            "The file is served as it is by this backend of Triton: TensorRT (.plan), TorchScript (.pt), and,"
-            " as archives, SavedModel, OpenVINO, Python (model.py) and VLLM (model.json with the weights)."
-            " Left out: ONNX Runtime."
+            "The file is served as it is by this backend of Triton: TensorRT (.plan), TorchScript (.pt), FIL"
+            " (trees of XGBoost, LightGBM and Treelite), and, as archives, SavedModel, OpenVINO, Python"
+            " (model.py) and VLLM (model.json with the weights). Left out: ONNX Runtime."
         ),
     )
     inputs: Annotated[list[Tensor], Field(min_length=1, max_length=64), ListMapKey("name")] | None = Field(
@@ -96,8 +96,8 @@ class Triton(ApiModel):
             "code belongs to the backends Python and VLLM; the others run none from a model",
         ),
         Rule(
-            "!has(self.backend) || self.backend != 'VLLM' || !has(self.inputs)",
-            "backend: VLLM has inputs and outputs of its own: leave them out",
+            "!has(self.backend) || !(self.backend in ['VLLM', 'FIL']) || !has(self.inputs)",
+            "backend: VLLM and FIL have inputs and outputs of their own: leave them out",
         ),
     )
 
@@ -138,6 +138,38 @@ class Tune(ApiModel):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "duration(self.objective) > duration('0s')", "objective must be longer than 0, for example 50ms"
+        ),
+    )
+
+
+class Drain(ApiModel):
+    """How a pod ends without losing a request. A pod that runs keeps what it was rendered with."""
+
+    pre_stop: Duration | None = Field(
+        None,
+        description=(
+            "How long a pod that is to end answers on, while the data plane takes its address away; left out:"
+            " as the operator is configured."
+        ),
+    )
+    exit_timeout: Duration | None = Field(
+        None,
+        description=(
+            "How long it then may take to end what it is answering, streams among them; it ends sooner once"
+            " nothing is open. Left out: 15m for a model that streams its answers (decoupled), else as the"
+            " operator is configured."
+        ),
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.preStop) || (duration(self.preStop) >= duration('1s') && duration(self.preStop) <="
+            " duration('10m'))",
+            "preStop is from 1s to 10m: a pod that nothing is sent to holds its place for that long",
+        ),
+        Rule(
+            "!has(self.exitTimeout) || (duration(self.exitTimeout) >= duration('1s') &&"
+            " duration(self.exitTimeout) <= duration('4h'))",
+            "exitTimeout is from 1s to 4h: a pod that ends holds its GPU for that long",
         ),
     )
 
@@ -184,6 +216,13 @@ class Serving(ApiModel):
             "With surge InPlace: pods that may carry all traffic for a while. Stable keeps that many until"
             " the new revision has all traffic, which it gets once as many of its own are ready. Left out:"
             " half of replicas, at least 1. No part of the version."
+        ),
+    )
+    drain: Drain | None = Field(
+        None,
+        description=(
+            "How its pods end. No part of the version: the next revision has it, and a running one keeps its"
+            " own (condition DrainCurrent)."
         ),
     )
     startup_timeout: Duration = Field(

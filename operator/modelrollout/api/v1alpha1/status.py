@@ -13,6 +13,7 @@ from modelrollout.api.v1alpha1.evidence import (
     RestartEvidence,
     StepEvidence,
     TuningEvidence,
+    VerbRecord,
 )
 from modelrollout.api.v1alpha1.schema import ListMapKey, ShapeOf, StatusModel
 
@@ -215,6 +216,9 @@ class RolloutStatus(StatusModel):
     )
     history: list[StepEvidence] = Field(
         default_factory=list, description="Verdicts of the steps that have ended."
+    )
+    verbs: list[VerbRecord] = Field(
+        default_factory=list, description="Verbs that were carried out during the rollout, or begun it."
     )
     stages: dict[str, float] = Field(
         default_factory=dict, description="Seconds spent in each stage that has ended."

@@ -10,6 +10,7 @@ from typing import Any
 
 from modelrollout.analysis.metrics import NO_CLIENT_ERRORS
 from modelrollout.api.v1alpha1 import (
+    REQUEST_METRICS,
     ArtifactEvidence,
     Counter,
     EvaluationEvidence,
@@ -17,6 +18,7 @@ from modelrollout.api.v1alpha1 import (
     Metric,
     MetricStatus,
     ModelDeploymentSpec,
+    RolloutStatus,
     SearchEvidence,
     StepEvidence,
     TuningEvidence,
@@ -24,7 +26,7 @@ from modelrollout.api.v1alpha1 import (
 )
 from modelrollout.cli.cluster import Revision, Rollout
 from modelrollout.cli.errors import Refused
-from modelrollout.cli.verbs import find_revision, in_flight
+from modelrollout.cli.verbs import by_hand, find_revision, in_flight
 from modelrollout.reasons import Reason
 from modelrollout.rollout.server_crashes import describe
 from modelrollout.rollout.stages.tune import settings
@@ -180,6 +182,12 @@ def of(rollout: Rollout, revision: Revision) -> Report:
             "Margins of canary metrics and golden data are those of the present spec; the verdicts were given"
             " under the one of their time."
         )
+    if evaluation and evaluation.is_of_made_up_inputs:
+        notes.append(f"Before any traffic, without golden data: {evaluation.message}.")
+    if counted_by := _counted_by(
+        (now.history if now else status.steps) or status.steps, now if flying else None
+    ):
+        notes.append(f"Requests were counted by {', then by '.join(counted_by)}.")
     if steps and spec is not None and spec.traffic.gateway is None:
         notes.append(f"{NO_CLIENT_ERRORS[0].upper()}{NO_CLIENT_ERRORS[1:]}.")
     if any(s.reason == Reason.STABLE_DEAD for s in steps):
@@ -201,7 +209,7 @@ def of(rollout: Rollout, revision: Revision) -> Report:
         ),
         search=_search(artifact.search) if artifact and artifact.search else None,
         gate=gate,
-        golden=_golden(evaluation, spec) if evaluation else None,
+        golden=_golden(evaluation, spec) if evaluation and not evaluation.is_of_made_up_inputs else None,
         steps=tuple(steps),
         stages=tuple(stages.items()),
         notes=tuple(notes),
@@ -279,6 +287,7 @@ def _facts(
         )
         if at
     ]
+    facts += [(f"by hand, {verb.at}", by_hand(verb)) for verb in status.verbs]
     return facts
 
 
@@ -406,6 +415,13 @@ def _metric(m: MetricStatus, spec: ModelDeploymentSpec | None) -> Judged:
         margin=(metric.max_drop or metric.max_increase) if metric else None,
         message=f"decides nothing (dryRun): {m.message}" if m.dry_run else m.message,
     )
+
+
+def _counted_by(ended: Sequence[StepEvidence], now: RolloutStatus | None) -> list[str]:
+    """Who counted the requests (profiles of gateways, or triton), in the order of the steps."""
+    metrics = [m for step in ended for m in step.metrics]
+    metrics += now.step.metrics if now is not None and now.step is not None else []
+    return list(dict.fromkeys(m.source for m in metrics if m.source and m.name in REQUEST_METRICS))
 
 
 def _share(c: Counter | None) -> float | None:

@@ -78,7 +78,8 @@ def _section(title: str | Text, body: RenderableType) -> list[RenderableType]:
 def _search_table(search: SearchReport) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for header in search_headers(search):
-        table.add_column(header.upper(), overflow="fold")
+        # a name in two halves is none to copy
+        table.add_column(header.upper(), overflow="fold", no_wrap=header == "model")
     for point in search.points:
         table.add_row(*search_row(point), style="bold" if point.chosen else "" if point.within else "dim")
     return table

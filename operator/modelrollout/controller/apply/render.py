@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from modelrollout.analysis.metrics import effective_metrics
+from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import ArtifactEvidence, Model, Optimization, Serving, TuningEvidence
+from modelrollout.api.v1alpha1 import (
+    ArtifactEvidence,
+    Model,
+    Optimization,
+    Serving,
+    TuningEvidence,
+    seconds,
+)
 from modelrollout.config import OperatorConfig
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.controller.observe.revisions import record
@@ -17,7 +26,7 @@ from modelrollout.resources import network_policies, server
 from modelrollout.resources.common import Owner, tenant_uri
 from modelrollout.resources.hardening import VERSION, harden, is_known
 from modelrollout.resources.jobs.common import JobContext
-from modelrollout.resources.jobs.evaluate import evaluate_job
+from modelrollout.resources.jobs.evaluate import ask_job, evaluate_job
 from modelrollout.resources.jobs.prepare import prepare_job
 from modelrollout.resources.jobs.resolve import resolve_job
 from modelrollout.resources.jobs.tune import tune_job
@@ -26,6 +35,7 @@ from modelrollout.rollout.plan import Desired, NewRevision
 from modelrollout.rollout.shared_preparation import recorded
 from modelrollout.rollout.snapshot import Observed, baseline
 from modelrollout.rollout.stages.tune import serving_of
+from modelrollout.triton import histogram
 
 
 def owner_of(o: Object, kind: str) -> Owner:
@@ -39,13 +49,14 @@ def render_revision(observation: Observation, new: NewRevision, config: Operator
     s, spec = observation.observed, observation.observed.spec
     assert spec is not None
     version = server.Version(s.name, new.name, new.number, s.namespace)
+    objectives = _objectives(observation, new, config)
     body: dict[str, Any] = {
         "number": new.number,
         "deployment": s.name,
         "sha256": new.sha256,
         "input": spec.user_input(),
         "builder": server.BUILDER,
-        "template": server.template(version, spec.serving, config),
+        "template": server.template(version, spec.serving, config, objectives),
     }
     if spec.model.lineage:
         body["lineage"] = dict(spec.model.lineage)
@@ -64,6 +75,25 @@ def render_revision(observation: Observation, new: NewRevision, config: Operator
         },
         "spec": body,
     }
+
+
+def _objectives(observation: Observation, new: NewRevision, config: OperatorConfig) -> tuple[int, ...]:
+    """The latencies that the histogram of the new servers is to tell, in milliseconds; none where
+    their Triton is not known to take them: it would load no model.
+    """
+    s, spec = observation.observed, observation.observed.spec
+    assert spec is not None
+    image = server.image(spec.serving, config)
+    reported = {
+        server.image_of(o["spec"]["template"]): new.triton_versions[name]
+        for (kind, name), o in observation.children.items()
+        if kind == MODEL_REVISION.kind and name in new.triton_versions
+    }
+    if not histogram.takes_bounds(image, reported.get(image)):
+        return ()
+    metrics = effective_metrics(spec.rollout.analysis, s.templates, s.mandatory, s.counting.profile)
+    judged = () if isinstance(metrics, MeasurementProblem) else metrics
+    return histogram.objectives(seconds(m.objective) for m in judged if m.objective is not None)
 
 
 def render_children(observation: Observation, desired: Desired, config: OperatorConfig) -> list[Object]:
@@ -93,6 +123,8 @@ def _render_server(
     owner, frozen = owner_of(live, MODEL_REVISION.kind), live["spec"]["template"]
     if name in desired.hardened:
         frozen = harden(frozen, s.name, desired.hardened[name] or VERSION)
+    if artifact.decoupled:
+        frozen = server.for_streams(frozen)
     deployment = server.server_deployment(
         owner,
         server.Version(s.name, name, revision.number, s.namespace),
@@ -183,12 +215,14 @@ def render_job(
         known = recorded(
             map(record, of_same_source(sha256)), sha256, frozen["model"], tenant_uri(config, s.namespace)
         )
-        return prepare_job(context, sha256, optimization, salt=salt, recorded=known)
+        warmup = server.takes_warmup(live["spec"]["builder"])
+        return prepare_job(context, sha256, optimization, salt=salt, recorded=known, warmup=warmup)
     if component == names.COMPONENT_TUNE:
         tune, artifact = spec.serving.tune, s.status.rollout.artifact
         assert tune is not None and artifact is not None
         where = server.Artifact(artifact.uri, artifact.digest)
         return tune_job(context, tune, tuning_data(spec), live["spec"]["template"], where)
     golden, stable = spec.rollout.analysis.golden, baseline(s)
-    assert golden is not None
+    if golden is None:
+        return ask_job(context)
     return evaluate_job(context, golden, (stable.revision, stable.number) if stable else None)

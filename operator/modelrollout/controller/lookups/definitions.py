@@ -7,6 +7,7 @@ server then prunes the new fields of every object in silence.
 from __future__ import annotations
 
 import logging
+import time
 
 from modelrollout.crdgen.served import pruned_fields
 from modelrollout.kube.client import Kube
@@ -17,7 +18,7 @@ from modelrollout.reasons import Reason
 
 log = logging.getLogger(__name__)
 
-# until the next look: often while a definition is outdated, since an upgrade may be under way
+# between looks: often while a definition is outdated, since an upgrade may be under way
 CHECK_SECONDS, OUTDATED_SECONDS = 300.0, 15.0
 _NAMED = 5  # fields that a message names
 
@@ -30,9 +31,11 @@ class Definitions:
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
         self._pruned: dict[str, tuple[str, ...]] = {}
+        self._looked = 0.0
 
     async def compare(self) -> bool:
         """Look again. Returns whether anything changed since the last look."""
+        self._looked = time.monotonic()
         try:
             pruned = pruned_fields(await self._kube.openapi(MODEL_DEPLOYMENT))
         except (KubeError, AttributeError, TypeError) as e:  # the latter two: no OpenAPI document
@@ -66,7 +69,7 @@ class Definitions:
         """For the metric: by kind, how many fields the API server prunes."""
         return {(kind,): len(fields) for kind, fields in self._pruned.items()}
 
-    @property
-    def seconds_to_next(self) -> float:
-        """Seconds until the next look."""
-        return OUTDATED_SECONDS if any(self._pruned.values()) else CHECK_SECONDS
+    def is_due(self) -> bool:
+        """Whether it is time to look again; to be asked every ``OUTDATED_SECONDS``."""
+        period = OUTDATED_SECONDS if any(self._pruned.values()) else CHECK_SECONDS
+        return time.monotonic() - self._looked >= 0.75 * period

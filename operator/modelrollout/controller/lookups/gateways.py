@@ -8,10 +8,11 @@ have many reasons.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
-from modelrollout.kube.cache import Key, ObjectCache, gateway_of
+from modelrollout.kube.cache import Key, ObjectCache, gateways_of
 from modelrollout.kube.errors import KubeError, NotFound, TooManyRequests, Unavailable
 from modelrollout.kube.kinds import GATEWAY, GATEWAY_CLASS, Resource
 from modelrollout.kube.objects import Object
@@ -47,24 +48,31 @@ class Gateways:
         self._logged: dict[str, str] = {}  # what keeps a Gateway from carrying routes, as logged
 
     async def of(self, deployment: Object | None) -> GatewayFacts | None:
-        """The facts on the Gateway that a spec, as it is stored, names; None where it names none,
+        """The facts on the Gateways that a spec, as it is stored, names; None where it names none,
         or the cluster has no Gateway API. Never raises KubeError.
         """
-        at = gateway_of(deployment) if deployment is not None else None
-        if deployment is None or at is None:
+        at = gateways_of(deployment) if deployment is not None else []
+        if deployment is None or not at:
             return None
-        own = at[0] == deployment["metadata"].get("namespace")
-        gateway = await self._object(GATEWAY, *at)
+        own = deployment["metadata"].get("namespace")
+        first, *further = [
+            await self._facts(*place, f"spec.traffic.{field}", own=place[0] == own)
+            for place, field in zip(at, ("gateway", *_further(len(at) - 1)), strict=True)
+        ]
+        return replace(first, further=tuple(further))
+
+    async def _facts(self, namespace: str, name: str, field: str, *, own: bool) -> GatewayFacts:
+        gateway = await self._object(GATEWAY, namespace, name)
         if isinstance(gateway, KubeError):
-            return unread_gateway(*at)
+            return unread_gateway(namespace, name)
         if gateway is None:
-            return missing_gateway(*at, own=own)
-        facts = gateway_facts(gateway, own=own)
+            return missing_gateway(namespace, name, field, own=own)
+        facts = gateway_facts(gateway, field, own=own)
         if facts.gateway_class:
             gateway_class = await self._object(GATEWAY_CLASS, "", facts.gateway_class)
             facts = facts if isinstance(gateway_class, KubeError) else with_class(facts, gateway_class)
         if not own:
-            self._log(gateway_facts(gateway, own=True))
+            self._log(gateway_facts(gateway, field, own=True))
         return facts
 
     async def refresh(self) -> None:
@@ -115,6 +123,10 @@ class Gateways:
         if text != self._logged.get(facts.gateway, ""):
             log.warning("%s", text or f"Gateway {facts.gateway} carries routes again")
             self._logged[facts.gateway] = text
+
+
+def _further(count: int) -> Iterator[str]:
+    return (f"furtherGateways[{i}]" for i in range(count))
 
 
 def _said(answer: Object | KubeError | None) -> object:

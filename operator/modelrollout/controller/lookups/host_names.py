@@ -1,8 +1,10 @@
 """Claims of host names as Leases in the operator's namespace: one for each name, named after its
-hash.
+hash. Models that share a name have their claims in one Lease, so that no two writers can claim the
+same paths: the holder is the first, and an annotation lists the others.
 
 A ModelDeployment holds a name for as long as its spec requests it or its routes carry it. The
 Leases alone make this safe, whatever any process remembers:
+- a leader adds a claim to a Lease only as it has read it: the write fails if it has changed;
 - a leader creates the Lease, and then checks for overlapping claims: of two leaders that claim
   overlapping names at the same time, at least one sees the other's claim and gives its own up;
 - a leader gives a claim up only after a live read of the ModelDeployment, made after it read the
@@ -15,10 +17,12 @@ name that one of our routes carries.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from modelrollout.api import names
 from modelrollout.api.hostnames import WILDCARD, overlap, wildcards_over
@@ -26,18 +30,22 @@ from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import seconds
 from modelrollout.config import OperatorConfig
 from modelrollout.controller.observe.observation import Observation
-from modelrollout.kube.cache import Key, ObjectCache
+from modelrollout.kube.cache import Key, ObjectCache, carrying
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import AlreadyExists, Conflict, Forbidden, NotFound, Unreadable
 from modelrollout.kube.kinds import LEASE, MODEL_DEPLOYMENT, namespaces_to_list
 from modelrollout.kube.objects import Object, annotations_of, controller_of, label, microtime, parse_time
 from modelrollout.kube.projection import route_for_hostnames
+from modelrollout.rollout.policy.rules import Rules
 from modelrollout.traffic.hostnames import (
+    MAX_SHARING,
     Claim,
     Claims,
     ForeignRoutes,
     Known,
     holder_of,
+    key_of,
+    obstacles,
     stored_requested_hosts,
 )
 from modelrollout.traffic.registry import ROUTES, foreign_route, hosts_of
@@ -45,6 +53,12 @@ from modelrollout.traffic.registry import ROUTES, foreign_route, hosts_of
 log = logging.getLogger(__name__)
 _SAME_TIME = timedelta(seconds=2)  # the API server writes whole seconds
 _SELECTOR = f"{names.LABEL_CLAIM}=hostname"
+# what a Lease keeps of a claim, beside its holder
+_KEPT = {
+    "reserved": names.ANNOTATION_RESERVED,
+    "version": names.ANNOTATION_VERSION,
+    "released": names.ANNOTATION_RELEASED,
+}
 
 
 class HostClaims:
@@ -56,9 +70,11 @@ class HostClaims:
         cache: ObjectCache,
         config: OperatorConfig,
         namespace: str,
+        wake: Callable[[Key, float], None],
         may_write: Callable[[], bool],
         now: Callable[[], datetime],
     ) -> None:
+        self._wake = wake
         self._kube, self._cache, self._config, self._namespace = kube, cache, config, namespace
         self._may_write, self._now = may_write, now
         self._claims, self._foreign = Claims(), ForeignRoutes()
@@ -75,7 +91,9 @@ class HostClaims:
         are gone: what a crash has left.
         """
         listed = (await self._kube.list(LEASE, self._namespace, label_selector=_SELECTOR)).items
-        self._claims = Claims(claim for lease in listed if (claim := claim_of(lease)))
+        before, self._claims = self._claims, Claims(claim for lease in listed for claim in claims_of(lease))
+        for host in before.hosts():
+            self._wake_if_first_differs(host, before.first(host))
         await self._look_at_foreign()
         for claim in self._claims.all():
             if claim.until is not None and claim.until > self._now():
@@ -85,20 +103,26 @@ class HostClaims:
                 await self._give_up_if_unneeded(claim)
 
     async def settle(self, observation: Observation) -> bool:
-        """Claim free names, give up unneeded ones, and read again the claims that block a name.
-        True when any claim differs from what was known.
+        """Claim free names, give up unneeded ones, and read again what blocks a name, claims and
+        foreign routes. True when any of it differs from what was known.
         """
         stands, holder, changed = observation.hostnames, holder_of(observation.deployment), False
         self._log_taker(holder, stands.taker)
         former = {claim.host: claim for claim in stands.former}
         for host in stands.free:
+            mine = Claim(host, holder, over_http=host in stands.over_http)
             changed |= await self._take(
-                Claim(host, holder), served=host in stands.live, former=former.get(host)
+                mine, observation.observed.rules, served=host in stands.live, former=former.get(host)
             )
         for claim in stands.rewrite:
             changed |= await self._rewrite(claim)
-        for claim in (*(c for host in stands.stale if (c := self._claims.get(host))), *stands.in_the_way):
+        for claim in (
+            *(c for c in self._claims.of(key_of(holder)) if c.host in stands.stale),
+            *stands.in_the_way,
+        ):
             changed |= await self._give_up_if_unneeded(claim)
+        if stands.taker is not None:
+            changed |= await self._look_again(stands.taker)
         return changed
 
     async def gone(self, key: Key) -> None:
@@ -109,18 +133,18 @@ class HostClaims:
 
     # --- the Leases
 
-    async def _take(self, mine: Claim, *, served: bool, former: Claim | None) -> bool:
+    async def _take(self, mine: Claim, rules: Rules, *, served: bool, former: Claim | None) -> bool:
         """``former``: a reservation for the same version, which stays in force."""
         if not self._may_write():
             return False
         if former is not None:
-            mine = replace(mine, reserved=former.reserved, version=former.version)
+            mine = replace(mine, reserved=former.reserved, version=former.version, since=self._now())
         try:
-            lease = await self._write(mine, former)
+            lease = await self._write(mine, rules, former)
         except (AlreadyExists, Conflict, NotFound):
             self._remember(mine.host, await self._read(mine.host))
             return True
-        self._claims.put(mine)
+        self._remember(mine.host, lease)
         if not served and (other := await self._overlapping(mine)):
             log.info(
                 "%s overlaps %s, which %s claimed at the same time: given back",
@@ -129,38 +153,46 @@ class HostClaims:
                 other.holder,
             )
             await self._give_up(mine, lease)
-            self._claims.put(other)
+            self._remember(other.host, await self._read(other.host))
             return True
         log.info("claimed the host name %s", mine.host)
         return True
 
-    async def _write(self, mine: Claim, former: Claim | None) -> Object:
-        """Create the Lease, or take over one that has no holder (it was emptied) or is
-        ``former``.
+    async def _write(self, mine: Claim, rules: Rules, former: Claim | None) -> Object:
+        """Create the Lease, or add the claim to it, in place of ``former``. Raises AlreadyExists if
+        others keep it from the name.
         """
         metadata = {"name": names.host_lease(mine.host), "namespace": self._namespace}
-        lease = self._lease(mine, {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": metadata})
+        lease = {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": metadata}
         try:
-            return await self._kube.create(LEASE, lease)
+            return await self._kube.create(LEASE, self._lease([mine], lease))
         except AlreadyExists:
             live = await self._read(mine.host)
-            if live is None or claim_of(live) not in (None, former):
+            if live is None:
                 raise
-            return await self._kube.replace(LEASE, self._lease(mine, live))
+            there = claims_of(live)
+            others = [c for c in there if c != former]
+            if obstacles(mine, others, rules) or len(others) >= MAX_SHARING:
+                raise
+            if not there:  # it was emptied
+                mine = replace(mine, since=self._now())
+            listed = [mine if c == former else c for c in there]
+            return await self._kube.replace(
+                LEASE, self._lease(listed if mine in listed else [*listed, mine], live)
+            )
 
-    def _lease(self, claim: Claim, live: Object) -> Object:
-        """``live`` with what the claim says."""
+    def _lease(self, claims: Sequence[Claim], live: Object) -> Object:
+        """``live`` with these claims, which it keeps in their order: those in force first."""
+        first, *further = sorted(claims, key=lambda c: bool(c.released))
         labels = {names.LABEL_CLAIM: "hostname", names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
         values = {
-            names.ANNOTATION_RESERVED: claim.reserved,
-            names.ANNOTATION_VERSION: claim.version,
-            names.ANNOTATION_RELEASED: claim.released,
-        }
-        annotations = {names.ANNOTATION_HOSTNAME: claim.host} | {k: v for k, v in values.items() if v}
-        since = (live.get("spec") or {}).get("acquireTime") if _holder(live) == claim.holder else None
+            names.ANNOTATION_PROTOCOL: "http" if first.over_http else "",
+            names.ANNOTATION_SHARED_WITH: names.canonical_json(list(map(_entry, further))) if further else "",
+        } | {key: getattr(first, part) for part, key in _KEPT.items()}
+        annotations = {names.ANNOTATION_HOSTNAME: first.host} | {k: v for k, v in values.items() if v}
         spec = {
-            "holderIdentity": claim.holder,
-            "acquireTime": since or microtime(self._now()),
+            "holderIdentity": first.holder,
+            "acquireTime": microtime(first.since or _made(live) or self._now()),
         }
         return {
             **live,
@@ -171,19 +203,17 @@ class HostClaims:
     async def _rewrite(self, claim: Claim) -> bool:
         """Write into the Lease what outlives its holder, if the holder still has it."""
         lease = await self._read(claim.host)
-        if (
-            lease is None
-            or _holder(lease) != claim.holder
-            or claim_of(lease) == claim
-            or not self._may_write()
-        ):
+        there = claims_of(lease) if lease else []
+        own = next((c for c in there if c.holder == claim.holder), None)
+        alone = claim.over_http or len(there) == 1
+        if lease is None or own is None or own == claim or not alone or not self._may_write():
             return self._remember(claim.host, lease)
+        written = [replace(claim, since=c.since) if c is own else c for c in there]
         try:
-            await self._kube.replace(LEASE, self._lease(claim, lease))
+            lease = await self._kube.replace(LEASE, self._lease(written, lease))
         except (Conflict, NotFound):
             return self._remember(claim.host, await self._read(claim.host))
-        self._claims.put(claim)
-        return True
+        return self._remember(claim.host, lease)
 
     async def _overlapping(self, mine: Claim) -> Claim | None:
         """Another holder's claim that overlaps this one, as the API server has it now."""
@@ -191,7 +221,7 @@ class HostClaims:
             leases = (await self._kube.list(LEASE, self._namespace, label_selector=_SELECTOR)).items
         else:
             leases = [lease for w in wildcards_over(mine.host) if (lease := await self._read(w))]
-        claims = (claim for lease in leases if (claim := claim_of(lease)))
+        claims = (claim for lease in leases for claim in claims_of(lease))
         return next(
             (
                 c
@@ -206,7 +236,7 @@ class HostClaims:
         holder now.
         """
         lease = await self._read(claim.host)
-        if lease is None or claim_of(lease) != claim:
+        if lease is None or claim not in claims_of(lease):
             return self._remember(claim.host, lease)
         if await self._is_needed(claim) or not await self._give_up(claim, lease):
             return False
@@ -233,15 +263,18 @@ class HostClaims:
         )
 
     async def _give_up(self, claim: Claim, lease: Object) -> bool:
-        """Delete the Lease, if it is unchanged since the read. A reserved one records the release
-        instead, until its time is over.
+        """Delete the claim, and the Lease with the last one, if it is unchanged since the read. A
+        reserved one records the release instead, until its time is over.
         """
         if not self._may_write() or (claim.until is not None and claim.until > self._now()):
             return False
         metadata = lease["metadata"]
         if claim.reserved and claim.version and claim.until is None:
             return await self._rewrite(replace(claim, released=stamp(self._now())))
+        rest = [c for c in claims_of(lease) if c != claim]
         try:
+            if rest:
+                return self._remember(claim.host, await self._kube.replace(LEASE, self._lease(rest, lease)))
             await self._kube.delete(
                 LEASE,
                 self._namespace,
@@ -251,16 +284,22 @@ class HostClaims:
             )
         except (Conflict, NotFound):
             return self._remember(claim.host, await self._read(claim.host))
-        self._claims.drop(claim.host)
+        self._remember(claim.host, None)
         return True
 
     def _remember(self, host: str, lease: Object | None) -> bool:
-        claim, before = claim_of(lease) if lease else None, self._claims.get(host)
-        if claim:
-            self._claims.put(claim)
-        else:
-            self._claims.drop(host)
-        return claim != before
+        before, first = self._claims.at(host), self._claims.first(host)
+        self._claims.put(host, claims_of(lease) if lease else ())
+        self._wake_if_first_differs(host, first)
+        return self._claims.at(host) != before
+
+    def _wake_if_first_differs(self, host: str, former: Claim | None) -> None:
+        """Another ModelDeployment has the paths now that name no model."""
+        first = self._claims.first(host)
+        if former is None or (first is not None and first.holder == former.holder):
+            return
+        for claim in self._claims.at(host):
+            self._wake(claim.key, 0.0)
 
     async def _read(self, host: str) -> Object | None:
         try:
@@ -283,9 +322,17 @@ class HostClaims:
     def _routes(self) -> Iterable[Object]:
         return (o for r in ROUTES for o in self._cache.all(r))
 
-    def _served(self) -> Iterator[tuple[str, str]]:
-        """Namespace/name of every ModelDeployment with each host name that its routes carry."""
-        for route in filter(self._is_ours, self._routes()):
+    def _served(self, host: str) -> Iterator[tuple[str, str]]:
+        """Namespace/name of every ModelDeployment with each host name that its routes carry, where
+        they carry one that overlaps ``host``. Only for a wildcard all routes are looked at.
+        """
+        over = (carrying(h) for h in (host, *wildcards_over(host)))
+        routes = (
+            self._routes()
+            if host.startswith(WILDCARD)
+            else (route for mark in over for route in self._cache.find_marked(mark))
+        )
+        for route in filter(self._is_ours, routes):
             model = f"{route['metadata'].get('namespace')}/{label(route, names.LABEL_NAME)}"
             yield from ((model, host) for host in sorted(hosts_of([route])))
 
@@ -315,6 +362,20 @@ class HostClaims:
         self._blind = unseen
         self._foreign = ForeignRoutes(route for o in foreign if (route := foreign_route(o)))
 
+    async def _look_again(self, title: str) -> bool:
+        """Read a foreign route that takes a name. It may be gone long before the next refresh, as
+        that of a ModelDeployment which was deleted and is made again.
+        """
+        kind, _, key = title.partition(" ")
+        namespace, _, name = key.partition("/")
+        try:
+            live = await self._kube.get(next(r for r in ROUTES if r.kind == kind), namespace, name)
+        except NotFound:
+            return self._foreign.replace(title, None)
+        except (Forbidden, Unreadable):
+            return False
+        return self._foreign.replace(title, None if self._is_ours(live) else foreign_route(live))
+
     def _is_ours(self, route: Object) -> bool:
         owner = self._cache.get(
             MODEL_DEPLOYMENT, route["metadata"].get("namespace"), label(route, names.LABEL_NAME) or ""
@@ -322,33 +383,68 @@ class HostClaims:
         return owner is not None and controller_of(route) == owner["metadata"]["uid"]
 
 
-def claim_of(lease: Object) -> Claim | None:
-    """The claim in a Lease; None without a readable one."""
+def claims_of(lease: Object) -> list[Claim]:
+    """The claims in a Lease that can be read, the first one first; one for each served name."""
     annotations = annotations_of(lease)
     host = str(annotations.get(names.ANNOTATION_HOSTNAME, ""))
-    holder = _holder(lease)
-    if holder.count("/") != 2 or lease["metadata"]["name"] != names.host_lease(host):
-        return None
-    keys = (names.ANNOTATION_RESERVED, names.ANNOTATION_VERSION, names.ANNOTATION_RELEASED)
-    reserved, version, released = (str(annotations.get(key, "")) for key in keys)
-    since = _taken_over(lease)
-    claim = Claim(host, holder, reserved, version, released, since)
+    if lease["metadata"]["name"] != names.host_lease(host):
+        return []
+    first = {part: annotations.get(key) for part, key in _KEPT.items()} | {
+        "holder": _holder(lease),
+        "since": _taken_over(lease),
+    }
+    try:
+        further = json.loads(annotations.get(names.ANNOTATION_SHARED_WITH) or "[]")
+    except (TypeError, ValueError):
+        further = []
+    entries = [first, *(further if isinstance(further, list) else [])]
+    over_http = annotations.get(names.ANNOTATION_PROTOCOL) == "http"
+    claims: dict[str, Claim] = {}
+    for entry in entries:
+        if isinstance(entry, Mapping) and str(entry.get("holder")).count("/") == 2:
+            claim = _claim(host, entry, over_http)
+            claims.setdefault(claim.model, claim)
+    return list(claims.values())
+
+
+def _claim(host: str, entry: Mapping[str, Any], over_http: bool) -> Claim:
+    """One claim; without its reservation where that is damaged."""
+    since = entry.get("since")
+    try:
+        since = parse_time(since) if isinstance(since, str) else since
+    except ValueError:
+        since = None
+    values = {part: str(entry.get(part) or "") for part in _KEPT}
+    claim = Claim(host, str(entry["holder"]), **values, over_http=over_http, since=since)
     try:
         seconds(claim.reserved or "0s")
         is_time = claim.until is None or claim.until.tzinfo is not None
     except (ValueError, OverflowError):
         is_time = False
-    return claim if is_time else Claim(host, holder, since=since)
+    return claim if is_time else Claim(host, claim.holder, over_http=over_http, since=since)
+
+
+def _entry(claim: Claim) -> Object:
+    """A claim after the first, as the Lease lists it."""
+    kept = {"holder": claim.holder} | {part: getattr(claim, part) for part in _KEPT}
+    return {k: v for k, v in kept.items() if v} | ({"since": microtime(claim.since)} if claim.since else {})
 
 
 def _taken_over(lease: Object) -> datetime | None:
     """When its holder took it over from another; None for the first holder."""
+    made = _made(lease)
     try:
         since = parse_time(lease["spec"]["acquireTime"])
-        made = parse_time(lease["metadata"]["creationTimestamp"])
     except (KeyError, TypeError, ValueError):
         return None
-    return since if since - made > _SAME_TIME else None
+    return since if made is not None and since - made > _SAME_TIME else None
+
+
+def _made(lease: Object) -> datetime | None:
+    try:
+        return parse_time(lease["metadata"]["creationTimestamp"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _holder(lease: Object) -> str:

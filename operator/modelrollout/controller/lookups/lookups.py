@@ -16,6 +16,7 @@ from modelrollout.controller.lookups.definitions import Definitions
 from modelrollout.controller.lookups.finished_pods import reread_finished_job
 from modelrollout.controller.lookups.gateways import Gateways
 from modelrollout.controller.lookups.host_names import HostClaims
+from modelrollout.controller.lookups.job_turns import JobTurns
 from modelrollout.controller.lookups.kueue import with_queue_reason
 from modelrollout.controller.lookups.missing_pod import explain_missing_pod
 from modelrollout.controller.lookups.policies import Policies
@@ -69,8 +70,9 @@ class Lookups:
         )
         self.slots = SlotLeases(kube, cache, self.policies, namespace, wake, clock)
         self.gateways = Gateways(kube, cache, wake)
-        self.hostnames = HostClaims(kube, cache, config, namespace, may_write, now)
+        self.hostnames = HostClaims(kube, cache, config, namespace, wake, may_write, now)
         self.shared_preparations = SharedPreparations(cache, wake, clock)
+        self.job_turns = JobTurns(cache, self.policies, config.max_jobs, wake, clock)
         self._versions = ServerVersions(wake, clock)
         self._capacity = Capacity(kube, config, clock)
 
@@ -80,9 +82,10 @@ class Lookups:
         versions = self._versions.look_up((s.namespace, s.name), s.servers, _server_pods(observation))
         shared = self.shared_preparations.lookup(observation)
         work = await reread_finished_job(self._kube, self._cache, observation)
+        work = self.job_turns.lookup(observation, work, shared)
         slots = await self.slots.larger(observation) if waiting_replicas(s) else ()
         gpus = None
-        if work.queued:
+        if work.queued and work.state != "Absent":
             work = await with_queue_reason(self._kube, observation, work, self._now())
         elif work.no_pod_created:
             work = await explain_missing_pod(self._kube, observation, work, self._now())

@@ -12,20 +12,21 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from modelrollout.analysis.eta import counted_seconds
-from modelrollout.analysis.measurement import Counts, Measurement, counts_of
+from modelrollout.analysis.measurement import Counts, Measurement, counts_of, without_stale
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.base import COUNTED_BY, CountedBy, Doubt, MetricsProvider
 from modelrollout.analysis.providers.registry import NO_PROVIDER, connect, doubts_without_provider
 from modelrollout.analysis.reading import Reading
 from modelrollout.analysis.shadow import judge_agreement
-from modelrollout.analysis.target import Target
+from modelrollout.analysis.target import TRITON, Target, counted_by, sources_of
 from modelrollout.analysis.verdict import FALSE_ALARM_BUDGET, parts_of
 from modelrollout.api.times import since
 from modelrollout.api.v1alpha1 import REQUEST_METRICS, Counter, Metric, RevisionRef
 from modelrollout.config import OperatorConfig, ProviderConfig
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
-from modelrollout.rollout.assessment import assess, metrics_due
+from modelrollout.rollout.assessment import assess, is_decoupled, metrics_due
+from modelrollout.rollout.desired.traffic import positions
 from modelrollout.rollout.snapshot import Assessment, Observed, baseline
 from modelrollout.rollout.strategy import with_traffic
 
@@ -116,28 +117,44 @@ class MetricsAssessor:
             or rollout.number is None
         ):
             return None
-        now, profile = self._now(), self._config.gateway_metrics.profile if s.exact_weights else "none"
+        now, profile = self._now(), s.counting.profile
         metrics = metrics_due(s, now, profile)
         if isinstance(metrics, Assessment):
             return metrics
         step = with_traffic(rollout.step)
+        sources = sources_of(metrics, profile)
+        if s.counting.unknown is not None and any(
+            m.name in REQUEST_METRICS and m.of != "FirstResponse" for m in metrics
+        ):
+            why = s.counting.unknown
+            return Assessment("Error", why.reason, why.message, tuple(step.metrics))
+        stable = None if rollout.stage == "Bake" else baseline(s)
         target = Target(
             namespace=s.namespace,
             name=s.name,
             canary=RevisionRef(revision=rollout.revision, number=rollout.number),
-            stable=None if rollout.stage == "Bake" else baseline(s),
+            stable=stable,
+            stable_since=_counts_since(s, stable),
             profile=profile,
             window_seconds=max(MIN_WINDOW_SECONDS, counted_seconds(step, s.spec.rollout, now)),
             weight=step.weight,
             rows_seconds=_rows_seconds(s, now),
             pods=s.server(rollout.revision).replicas,
+            routes=s.counting.routes,
+            positions=positions(s),
             promql=s.rules.promql,
             queries=s.rules.queries(self._config.queries),
+            decoupled=is_decoupled(s),
+            triton_versions=s.triton_versions,
         )
         readings = await self._readings(
-            self._by_provider(metrics, s, target), target, counts_of(step.metrics), now
+            self._by_provider(metrics, s, target),
+            target,
+            counts_of(step.metrics, sources),
+            now,
+            datetime.fromisoformat(step.observed_since).timestamp() if step.observed_since else 0.0,
         )
-        assessment = assess(s, metrics, readings, now, split=target.profile == "traefik")
+        assessment = assess(s, metrics, readings, now, profile=profile)
         return replace(assessment, doubt=self._doubt(_counted_by(metrics, target)))
 
     async def _agreement(self, s: Observed) -> Assessment | None:
@@ -177,8 +194,11 @@ class MetricsAssessor:
         target: Target,
         counts: Mapping[str, Counts],
         now: datetime,
+        began: float,
     ) -> dict[str, Reading]:
-        """From all providers concurrently: together they take no longer than the slowest may."""
+        """From all providers concurrently: together they take no longer than the slowest may.
+        ``began``: since when the step counts, Unix seconds.
+        """
 
         async def read(name: str | None, metrics: list[Metric]) -> dict[str, Reading]:
             readings = await self._within_limit(
@@ -186,7 +206,10 @@ class MetricsAssessor:
             )
             if isinstance(readings, MeasurementProblem):
                 return {part.name: readings for part in parts_of(metrics)}
-            return readings
+            provider = self._config.provider_for(name)
+            who = f"{provider.kind} {provider.name}" if provider is not None else "the provider"
+            at = now.timestamp()
+            return {n: without_stale(n, r, counts.get(n), began, at, who) for n, r in readings.items()}
 
         parts = await asyncio.gather(*(read(name, metrics) for name, metrics in by_provider.items()))
         return {name: reading for readings in parts for name, reading in readings.items()}
@@ -215,12 +238,13 @@ class MetricsAssessor:
         never the spec under judgement.
         """
         assert s.spec is not None
-        gateway = self._config.gateway_metrics.provider if target.profile != "none" else None
+        gateway = self._config.gateway_metrics.provider
         mandatory = {m.name for m in s.mandatory}
         by_provider: dict[str | None, list[Metric]] = {}
         for metric in metrics:
             name = s.rules.provider if metric.name in mandatory else s.spec.rollout.analysis.provider
-            name = name or (gateway if metric.name in REQUEST_METRICS else None)
+            by = counted_by(metric, target.profile)
+            name = name or (gateway if metric.name in REQUEST_METRICS and by != TRITON else None)
             by_provider.setdefault(name, []).append(metric)
         return by_provider
 
@@ -233,6 +257,13 @@ class MetricsAssessor:
         if provider.name not in self._clients:
             self._clients[provider.name] = self._connect(provider, self._config)
         return self._clients[provider.name]
+
+
+def _counts_since(s: Observed, stable: RevisionRef | None) -> float:
+    """Unix seconds since when the version has had servers; 0: unknown."""
+    revision = s.revision(stable.revision) if stable else None
+    started = revision.status.started if revision else None
+    return datetime.fromisoformat(started).timestamp() if started else 0.0
 
 
 def _rows_seconds(s: Observed, now: datetime) -> float:
@@ -248,10 +279,12 @@ def _rows_seconds(s: Observed, now: datetime) -> float:
 
 def _counted_by(metrics: Sequence[Metric], target: Target) -> list[CountedBy]:
     """Who counts for these metrics."""
-    names = {m.name for m in metrics if m.query is None}
+    counting = set(sources_of(metrics, target.profile).values()) - {None}
     sources: list[CountedBy] = []
-    if names.intersection(REQUEST_METRICS):
-        sources.append("gateway" if target.profile != "none" else "pods")
-    if "accuracy" in names:
+    if counting - {TRITON, "feedback"}:
+        sources.append("gateway")
+    if TRITON in counting:
+        sources.append("pods")
+    if "feedback" in counting:
         sources.append("feedback")
     return sources

@@ -16,8 +16,9 @@ from modelrollout.api.v1alpha1 import ArtifactEvidence
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.kube.cache import Key, ObjectCache, rollouts_of
 from modelrollout.kube.kinds import JOB, MODEL_REVISION
-from modelrollout.kube.objects import Object, controller_of, is_deleting, is_true
+from modelrollout.kube.objects import Object, controller_of, is_deleting, is_over
 from modelrollout.problem import Problem
+from modelrollout.resources.server import takes_warmup
 from modelrollout.rollout.shared_preparation import Member, outcome, preparer, work_key
 from modelrollout.rollout.snapshot import SharedPreparation
 
@@ -129,15 +130,10 @@ def _work(cache: ObjectCache, deployment: Object) -> str | None:
     revision = cache.get(MODEL_REVISION, metadata["namespace"], str(rollout.get("revision")))
     if revision is None or is_deleting(deployment):
         return None
-    spec = revision["spec"]
-    return work_key(spec["sha256"], spec["input"], (deployment.get("spec") or {}).get("optimization") or {})
-
-
-def _is_over(job: Object) -> bool:
-    """Whether the Job has finished or is being deleted. One whose owner never collects its result
-    (say its spec cannot be read) must not keep others waiting.
-    """
-    return is_deleting(job) or is_true(job, "Complete") or is_true(job, "Failed")
+    spec, optimization = revision["spec"], (deployment.get("spec") or {}).get("optimization") or {}
+    return work_key(
+        spec["sha256"], spec["input"], optimization, warmup=takes_warmup(str(spec.get("builder")))
+    )
 
 
 def _member(cache: ObjectCache, deployment: Object) -> Member | None:
@@ -167,7 +163,7 @@ def _member(cache: ObjectCache, deployment: Object) -> Member | None:
             works=job is not None
             and revision is not None
             and controller_of(job) == revision["metadata"]["uid"]
-            and not _is_over(job),
+            and not is_over(job),
             artifact=artifact,
             refused=refused if artifact and not artifact.digest else None,
         )

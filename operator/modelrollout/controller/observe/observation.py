@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from modelrollout.analysis.target import NOT_BY_GATEWAY
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import MirrorMethod, ModelDeploymentSpec, ModelDeploymentStatus
 from modelrollout.config import OperatorConfig
@@ -48,6 +49,7 @@ from modelrollout.rollout.transitions import known_version
 from modelrollout.rollout.views import Specified
 from modelrollout.telemetry.redaction import mask_uris
 from modelrollout.traffic.base import Router
+from modelrollout.traffic.counting import counting
 from modelrollout.traffic.gateway_facts import GatewayFacts
 from modelrollout.traffic.hostnames import (
     NO_NAMES,
@@ -69,6 +71,7 @@ from modelrollout.traffic.registry import (
 
 # of a field's path, and of the error in it, since users choose the keys of maps
 _MAX_CHARACTERS = 500
+_MAX_TOLD = 200  # of what a person says of his verb
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def observe(
     known_revisions = revisions(children, folder)
     open_routes = tuple(overly_open_routes(children, key[1]))
     routes = routes_in(children)
+    exact = spec is not None and kind_for(spec.traffic).exact
     stands = standing(
         holder_of(deployment),
         spec,
@@ -143,18 +147,31 @@ def observe(
             sorted(o["metadata"]["uid"] for o in children.values() if is_lasting_child(deployment, o))
         ),
         servers=servers(children, pods),
-        verbs=_verbs(deployment, children),
+        verbs=_verbs(deployment, children, config.stamped_verbs),
         names_since=stands.since,
         live_split=live_split(key[1], children) if spec is not None else (),
         overly_open=tuple(f"{o['kind']} {o['metadata']['name']}" for o in open_routes),
         settle_seconds=config.gateway_metrics.settle_seconds,
-        exact_weights=spec is not None and kind_for(spec.traffic).exact,
+        exact_weights=exact,
+        counting=replace(
+            counting(config.gateway_metrics, gateway),
+            routes=tuple(sorted({o["metadata"]["name"] for o in routes})),
+        )
+        if exact
+        else NOT_BY_GATEWAY,
         rules=rules,
         templates=rules.templates,
         mandatory=rules.mandatory,
     )
     if spec is None:
-        router = router_for(observed, children, config, withheld=stands.lost, gateway=gateway)
+        router = router_for(
+            observed,
+            children,
+            config,
+            withheld=stands.lost,
+            guest_at=stands.guest_at,
+            gateway=gateway,
+        )
         traffic = router.programmed(split(observed), children, observed.servers)
         return Observation(
             deployment, children, observed, router, stands, folder, open_routes, traffic, gateway
@@ -169,7 +186,15 @@ def observe(
     spec_problem = violation or stands.problem or no_mirror
     component_and_name = stage_job(observed)
     job = children.get((JOB.kind, component_and_name[1])) if component_and_name else None
-    router = router_for(observed, children, config, granted=granted, withheld=stands.lost, gateway=gateway)
+    router = router_for(
+        observed,
+        children,
+        config,
+        granted=granted,
+        withheld=stands.lost,
+        guest_at=stands.guest_at,
+        gateway=gateway,
+    )
     traffic = router.programmed(split(observed), children, observed.servers)
     if (
         not traffic.programmed
@@ -261,7 +286,8 @@ def parse_status(deployment: Object) -> ModelDeploymentStatus:
     return sanitize(ModelDeploymentStatus.model_validate(kept))
 
 
-def _verbs(deployment: Object, children: Mapping[tuple[str, str], Object]) -> tuple[Verb, ...]:
+def _verbs(deployment: Object, children: Mapping[tuple[str, str], Object], stamped: bool) -> tuple[Verb, ...]:
+    """``stamped``: the API server says who requested them; otherwise anybody could write it."""
     verbs: list[Verb] = []
     for o in (deployment, *(o for (kind, _), o in children.items() if kind == MODEL_REVISION.kind)):
         annotations = annotations_of(o)
@@ -269,5 +295,14 @@ def _verbs(deployment: Object, children: Mapping[tuple[str, str], Object]) -> tu
         for verb in names.VERBS if revision else ("retry", "abort"):
             words = str(annotations.get(names.verb_annotation(verb), "")).split()
             if words:
-                verbs.append(Verb(verb, revision, words[-1], words[0] if len(words) > 1 else None))
+                step = words[0] if len(words) > 1 else None
+                by = annotations.get(names.author_annotation(verb)) if stamped else None
+                reason = annotations.get(names.reason_annotation(verb))
+                verbs.append(Verb(verb, revision, words[-1], step, _told(by), _told(reason)))
     return tuple(verbs)
+
+
+def _told(value: object) -> str | None:
+    """An annotation's text in one line of bounded length; None where there is none."""
+    text = " ".join(str(value or "").split())
+    return text[:_MAX_TOLD] or None

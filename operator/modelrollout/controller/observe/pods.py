@@ -29,6 +29,7 @@ from modelrollout.resources.hardening import DIED, TRITON
 from modelrollout.resources.jobs.common import CRASHED, FINAL, KILLED, TERMINATED, TRUSTED_CONTAINERS
 from modelrollout.rollout.pod_restarts import TOO_OLD, TOO_OLD_WHY
 from modelrollout.rollout.snapshot import Crash
+from modelrollout.triton.layout import WARMUP
 
 _IMAGE_REASONS = {
     "ErrImagePull",
@@ -206,6 +207,12 @@ def _not_loaded(log: str) -> Problem | None:
     if backend := _NO_BACKEND.search(why):
         remedy = "set spec.serving.triton.image to one that has it"
         return Problem(Reason.BACKEND_MISSING, f"the Triton image has no backend {backend[1]}: {remedy}")
+    if f"failed to run warmup sample '{WARMUP}" in why:
+        return Problem(
+            Reason.MODEL_NOT_LOADED,
+            f"Triton does not load the model: {why}; its prepare Job got an answer to the same requests, on"
+            " the CPU: give the pods more memory, or lower spec.serving.batching.maxBatchSize",
+        )
     return Problem(
         Reason.MODEL_NOT_LOADED,
         f"Triton does not load the model: {why}; is it made for this image and this GPU?",

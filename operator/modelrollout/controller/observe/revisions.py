@@ -12,8 +12,8 @@ from modelrollout.api.uris import lies_below
 from modelrollout.api.v1alpha1 import ArtifactEvidence, ModelRevisionStatus, TuningEvidence
 from modelrollout.kube.kinds import DEPLOYMENT, JOB, MODEL_REVISION, POD
 from modelrollout.kube.objects import Object, annotations_of, controller_of
-from modelrollout.resources.hardening import hardening_version
-from modelrollout.resources.server import fetch_task
+from modelrollout.resources.hardening import hardening_version, is_latest
+from modelrollout.resources.server import fetch_task, streams
 from modelrollout.rollout.shared_preparation import Record
 from modelrollout.rollout.snapshot import Revision, artifact_is_unusable
 from modelrollout.rollout.stages.tune import trial_serving
@@ -72,8 +72,18 @@ def revisions(by_name: Mapping[tuple[str, str], Object], folder: str) -> tuple[R
             continue
         spec = o["spec"]
         status = _revision_status(o, by_name.get((DEPLOYMENT.kind, name)), folder)
-        hardened = hardening_version(spec["template"], spec["deployment"]) is not None
-        read.append(Revision(name, spec["number"], spec["sha256"], spec["input"], status, hardened))
+        version = hardening_version(spec["template"], spec["deployment"])
+        read.append(
+            Revision(
+                name,
+                spec["number"],
+                spec["sha256"],
+                spec["input"],
+                status,
+                hardened=version is not None,
+                outdated=None if is_latest(version) else version,
+            )
+        )
     return tuple(sorted(read, key=lambda r: r.number))
 
 
@@ -120,7 +130,13 @@ def _revision_status(revision: Object, server: Object | None, folder: str) -> Mo
         and (task := fetch_task(server))
         and lies_below(task.artifact.uri, folder)
     ):
-        artifact = ArtifactEvidence(uri=task.artifact.uri, digest=task.digest, size_before=0, size_after=0)
+        artifact = ArtifactEvidence(
+            uri=task.artifact.uri,
+            digest=task.digest,
+            size_before=0,
+            size_after=0,
+            decoupled=streams(server) or None,
+        )
         tuning = TuningEvidence(chosen=trial_serving(task.serving)) if task.serving else None
         status = status.model_copy(update={"artifact": artifact, "tuning": tuning})
     return status

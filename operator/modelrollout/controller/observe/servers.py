@@ -16,7 +16,7 @@ from modelrollout.controller.observe.refused_pods import refused_server
 from modelrollout.kube.kinds import DEPLOYMENT
 from modelrollout.kube.objects import Object, label
 from modelrollout.resources.hardening import hardening_version, overlay_of
-from modelrollout.resources.server import restarted_at
+from modelrollout.resources.server import drain_of, restarted_at
 from modelrollout.rollout.snapshot import Server
 
 
@@ -58,5 +58,6 @@ def servers(by_name: Mapping[tuple[str, str], Object], pods: Iterable[Object]) -
             down=server_down(server_pods),
             crashes=crashes(server_pods),
             newest_ready=newest_ready(server_pods),
+            drain=drain_of(o["spec"]["template"]),
         )
     return observed

@@ -12,12 +12,13 @@ from modelrollout.kube.cache import Key
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.resources.common import NotAllowedError, store_for_field
-from modelrollout.rollout.policy.allowances import allowance_violation
+from modelrollout.rollout.policy.allowances import allowance_violation, filter_violation
 from modelrollout.rollout.policy.requirements import (
     first_violation,
     gpus_of_spec,
     query_violation,
     source_violation,
+    sources,
 )
 from modelrollout.rollout.policy.rules import Rules
 from modelrollout.rollout.snapshot import Observed
@@ -35,14 +36,21 @@ def spec_violation(
     *,
     returns: bool,
 ) -> Problem | None:
-    """Why this spec cannot be rolled out at all. ``returns``: it goes back to a proven version."""
+    """Why this spec cannot be rolled out at all. ``returns``: it goes back to a proven version.
+
+    What concerns routes comes first: no other fault of a spec keeps it from having routes.
+    """
+    if problem := filter_violation(rules, spec, config):
+        return problem
+    if problem := kind_for(spec.traffic).spec_problem(spec, served_routes, gateway):
+        return problem
     try:
-        for field, uri in _uris(spec):
+        for field, uri in sources(spec):
             store_for_field(field, uri, config)
     except NotAllowedError as e:
         return Problem(Reason.STORE_NOT_ALLOWED, str(e))
     if problem := first_violation(
-        rules, spec, _uris(spec), sum(gpus_of_spec(spec).values()), returns=returns
+        rules, spec, sources(spec), sum(gpus_of_spec(spec).values()), returns=returns
     ):
         return problem
     if problem := allowance_violation(rules, spec, key[0], config):
@@ -51,9 +59,7 @@ def spec_violation(
         return problem
     if problem := _image_missing(spec, config):
         return problem
-    if problem := unknown_provider(spec.rollout.analysis, config):
-        return problem
-    return kind_for(spec.traffic).spec_problem(spec, served_routes, gateway)
+    return unknown_provider(spec.rollout.analysis, config)
 
 
 def _image_missing(spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
@@ -78,24 +84,6 @@ def _image_missing(spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem
             " chart's values, or leave it out",
         )
     return None
-
-
-def _uris(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
-    uris = [("spec.model.uri", spec.model.uri)]
-    if spec.model.signature:
-        uris.append(("spec.model.signature.uri", spec.model.signature.uri or f"{spec.model.uri}.sig"))
-    for i, step in enumerate(spec.optimization.steps):
-        uris += [
-            (f"spec.optimization.steps[{i}].{path}.uri", source.uri)
-            for path, source in step.sources().items()
-        ]
-    if spec.optimization.gate:
-        uris.append(("spec.optimization.gate.data.uri", spec.optimization.gate.data.uri))
-    if spec.serving.tune and spec.serving.tune.data:
-        uris.append(("spec.serving.tune.data.uri", spec.serving.tune.data.uri))
-    if spec.rollout.analysis.golden:
-        uris.append(("spec.rollout.analysis.golden.uri", spec.rollout.analysis.golden.uri))
-    return uris
 
 
 def job_violation(s: Observed, component: str, config: OperatorConfig) -> Problem | None:

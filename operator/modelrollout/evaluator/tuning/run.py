@@ -24,10 +24,10 @@ from modelrollout.optimizer.model.data import (
     DATA_LIMIT_BYTES,
     Arrays,
     batch_rows,
-    batches,
     match,
     read_archive,
 )
+from modelrollout.optimizer.model.data import requests as requests_of
 from modelrollout.optimizer.store.object_store import ObjectStore
 from modelrollout.reasons import Reason
 from modelrollout.triton.client import TritonError
@@ -74,18 +74,20 @@ def _arrays(task: TuneTask, specs: Sequence[TensorSpec], rows: int, progress: Pr
         ObjectStore(task.data.location, f"{task.field}.uri").download(
             path, max_bytes=DATA_LIMIT_BYTES, advance=progress.update
         )
-        return match(read_archive(path, task.field), task.data, specs, task.field, labelled=False).inputs
+        return match(
+            read_archive(path, task.field), task.data, specs, task.field, labelled=False, nan=True
+        ).inputs
 
 
 def requests(task: TuneTask, specs: Sequence[TensorSpec], progress: Progress) -> tuple[list[bytes], int]:
     """(encoded requests, samples in each): one sample a request, or as many as the model's fixed
     first dimension requires.
     """
-    rows, fill = batch_rows(specs, 1, FIELD)
+    rows, _ = batch_rows(specs, 1, FIELD)
     arrays = _arrays(task, specs, rows, progress)
     bodies: list[bytes] = []
-    for _, part in batches(arrays, rows, fill):
-        bodies.append(encoded(task.model, part, specs))
+    for request in requests_of(arrays, specs, 1, FIELD):
+        bodies.append(encoded(task.model, request.arrays, specs))
         if len(bodies) >= REQUESTS or sum(map(len, bodies)) >= REQUESTS_BYTES:
             break
     return bodies, rows

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modelrollout.contract.formats import Tensors
+from modelrollout.contract.formats import Declared
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.formats.source_model import FIELD, FileStart, Format, SourceModel, invalid
 from modelrollout.optimizer.formats.tf_graph import no_inputs, served_type, to_onnx
@@ -55,7 +55,7 @@ _PLAIN = frozenset(
 _RESAVE = "save it again with model.save"
 
 
-def load(path: Path, folder: Path, _: Tensors | None) -> SourceModel:
+def load(path: Path, folder: Path, _: Declared) -> SourceModel:
     """Raises JobError: KerasUntrusted, ModelInvalid, TooLarge, TypeUnsupported, and those of
     ``check_members``.
     """

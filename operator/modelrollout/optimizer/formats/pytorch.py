@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 
-from modelrollout.contract.formats import Tensors
+from modelrollout.contract.formats import Declared
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.formats import exported_program, torch_script
 from modelrollout.optimizer.formats.source_model import FIELD, FileStart, Format, SourceModel, invalid
@@ -14,13 +14,13 @@ from modelrollout.optimizer.model.archive import holds
 from modelrollout.reasons import Reason
 
 
-def load(path: Path, folder: Path, tensors: Tensors | None) -> SourceModel:
+def load(path: Path, folder: Path, declared: Declared) -> SourceModel:
     """Raises JobError: PickleRefused, those of ``torch_script.load`` and
     ``exported_program.load``.
     """
     reader = torch_script.load if holds(path, "constants.pkl") else exported_program.load
     try:
-        return reader(path, folder, tensors)
+        return reader(path, folder, declared.tensors)
     except JobError:
         raise
     except UnpicklingError:

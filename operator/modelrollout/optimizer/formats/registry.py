@@ -9,16 +9,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from modelrollout.contract.formats import SourceFormat
-from modelrollout.optimizer.formats import keras, pytorch, saved_model, tflite, trees
+from modelrollout.optimizer.formats import (
+    keras,
+    lightgbm_model,
+    pytorch,
+    saved_model,
+    sklearn_model,
+    tflite,
+    xgboost_model,
+)
 from modelrollout.optimizer.formats.source_model import FileStart, Format
 
 # In the order in which a file is tested.
 FORMATS: tuple[Format, ...] = (
-    trees.LIGHTGBM,
-    trees.XGBOOST,
+    lightgbm_model.FORMAT,
+    xgboost_model.FORMAT,
     tflite.FORMAT,
     keras.FORMAT,
-    trees.SKLEARN,
+    sklearn_model.FORMAT,
     pytorch.FORMAT,
     saved_model.FORMAT,
 )

@@ -16,7 +16,7 @@ import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from modelrollout.contract.formats import Tensors
+from modelrollout.contract.formats import Declared
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.formats.source_model import FIELD, Format, SourceModel, invalid
 from modelrollout.optimizer.formats.tf_graph import check_graph, functions_of, no_inputs, served_type, to_onnx
@@ -30,7 +30,7 @@ TAG = "serve"
 _RESAVE = "save it again with tf.saved_model.save or model.export"
 
 
-def load(path: Path, folder: Path, _: Tensors | None) -> SourceModel:
+def load(path: Path, folder: Path, _: Declared) -> SourceModel:
     """Raises JobError: those of ``unpack_folder`` and ``check_graph``, ModelInvalid,
     ServingSignatureMissing, TypeUnsupported.
     """

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from modelrollout.contract.formats import FLAVOUR_BY_FORMAT, Flavour, SourceFormat, Tensors
+from modelrollout.contract.formats import FLAVOUR_BY_FORMAT, Declared, Flavour, SourceFormat
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.model.data import Arrays
 from modelrollout.reasons import Reason
 
 FIELD = "spec.model"
 REMEDY = "export the model to ONNX where it was trained"
+MAX_FEATURES = 100_000
+INPUT = "x"  # of tables of numbers: [n, features]
+
+
+Wider = Literal["No", "IfUnfaithful", "First"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,19 @@ class SourceModel:
     """A model in its own library.
 
     ``convert``: the ONNX model, with the original's names and shapes of inputs and outputs.
-    ``predict``: answers to one batch, each [n, ...], in the order of the ONNX model's last outputs
-    (before them it may have others, as the labels of a classifier).
+    ``predict``: answers to one batch, each [n, ...], in the order of the ONNX model's last outputs,
+    or of its first ones if the first answer is classes (integers, words).
+    ``probes``: inputs that meet the model's own branches, None where nothing is known of them.
+    ``notes``: of it for the report, ``warnings``: for its owner. ``wider``: whether float64
+    (``Declared.double``) is better: it is tried first, or if float32 answers otherwise.
     """
 
     convert: Callable[[], ModelProto]
     predict: Callable[[Arrays], list[NDArray[Any]]]
+    probes: Callable[[], Arrays] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    wider: Wider = "No"
 
 
 @dataclass(frozen=True)
@@ -56,8 +68,8 @@ class FileStart:
 class Format:
     """A format that is converted to ONNX.
 
-    ``load(path, folder, tensors)`` reads a model in its own library, in a process of its own;
-    ``folder`` is for files of its own, ``tensors`` the inputs and outputs that the owner declares.
+    ``load(path, folder, declared)`` reads a model in its own library, in a process of its own;
+    ``folder`` is for files of its own, ``declared`` what the owner says of the file.
     Raises JobError; any other exception becomes ModelInvalid.
     """
 
@@ -65,7 +77,7 @@ class Format:
     libraries: tuple[str, ...]  # modules that the image must have; their versions shape the result
     saved_as: str  # what is read of it, for messages
     sniff: Callable[[FileStart], bool]
-    load: Callable[[Path, Path, Tensors | None], SourceModel]
+    load: Callable[[Path, Path, Declared], SourceModel]
 
     @property
     def flavour(self) -> Flavour:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from modelrollout.contract.formats import Tensors
+from modelrollout.contract.formats import Declared
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.formats.source_model import FIELD, Format, SourceModel
 from modelrollout.optimizer.formats.tf_graph import OPSET, arranged, no_inputs, operator_refused, served_type
@@ -22,7 +22,7 @@ from modelrollout.reasons import Reason
 _CUSTOM = 32  # BuiltinOperator.CUSTOM of the schema: TensorFlow's operators (Flex...) and custom ones
 
 
-def load(path: Path, folder: Path, _: Tensors | None) -> SourceModel:
+def load(path: Path, folder: Path, _: Declared) -> SourceModel:
     """Raises JobError: OperatorRefused, ServingSignatureMissing, TypeUnsupported."""
     from ai_edge_litert.interpreter import Interpreter
     from tf2onnx.tflite.Model import Model

@@ -4,10 +4,10 @@ every metric, in all and in each slice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,19 @@ from modelrollout.contract.results import MetricResult, Paired, TaskResult
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import Progress
 from modelrollout.optimizer.gate.metrics import ERRORS, Answers, average_of, count_pairs, estimate
-from modelrollout.optimizer.model.data import Data
+from modelrollout.optimizer.gate.numbers import NUMBERS, Numbers
+from modelrollout.optimizer.gate.numbers import joined as joined_numbers
+from modelrollout.optimizer.model.data import Arrays, Data
+from modelrollout.optimizer.model.half import open_judged
 from modelrollout.optimizer.model.inspect import ModelInfo
 from modelrollout.optimizer.model.runtime import (
     Advance,
     check_label_range,
-    open_session,
+    expect_output,
     outputs_of,
     scores_of,
     scores_or_classes,
+    signed,
     values_of,
 )
 from modelrollout.reasons import Reason
@@ -45,9 +49,9 @@ def field_metric(index: int) -> str:
 
 
 def required_labels(gate: Gate) -> str | None:
-    """``numbers``, ``classes``, or None: agreement alone needs no labels."""
+    """``numbers``, ``classes``, or None: agreement, and what compares numbers, need no labels."""
     names = {metric.name for metric in gate.metrics}
-    return "numbers" if names & ERRORS else "classes" if names - {"agreement"} else None
+    return "numbers" if names & ERRORS else "classes" if names - {"agreement"} - NUMBERS else None
 
 
 @dataclass(frozen=True)
@@ -70,59 +74,158 @@ def run_gate(
     identity: only limits of the value count for it.
 
     Raises JobError: OutputNotClasses, OutputNotNumbers, OutputNotScores, OutputNotFinite,
-    LabelsOutOfRange, InferenceFailed, AverageImpossible, TopCountTooLarge, AucUndefined,
-    SliceInvalid.
+    OutputUnknown, OutputAmbiguous, OutputNotBoxes, LabelsOutOfRange, InferenceFailed,
+    AverageImpossible, TopCountTooLarge, AucUndefined, SliceInvalid.
     """
     same = optimized == original
     with progress.stage("gate"):
-        before, classes = compare_answers(
-            gate, held_out, open_session(original, "spec.model.uri"), info, FIELD, progress.update
+        before = compare_answers(
+            gate, held_out, open_judged(original, "spec.model.uri"), info, FIELD, progress.update
         )
-        if held_out.labels is not None:
-            check_label_range(held_out.labels, classes, FIELD)
+        held_out = fitting_labels(held_out, before, FIELD)
         after = (
             before
             if same
             else compare_answers(
-                gate, held_out, open_session(optimized, "the optimized model"), info, FIELD, progress.update
-            )[0]
+                gate, held_out, open_judged(optimized, "the optimized model"), info, FIELD, progress.update
+            )
         )
-    return judge_gate(gate, held_out, before, after, classes, FIELD, same=same)
+    return judge_gate(gate, held_out, before, after, FIELD, same=same)
+
+
+class Answered(NamedTuple):
+    """A model's answers, and the number of classes where scores tell it."""
+
+    answers: Answers
+    classes: int | None
+
+
+# by what the metrics judge: (kind of metric, output that they name)
+ByOutput = dict[tuple[str, str | None], Answered]
+
+
+def _key(metric: GateMetric) -> tuple[str, str | None]:
+    if metric.name in ERRORS:
+        return "values", metric.output
+    return ("numbers" if metric.name in NUMBERS else "classes"), metric.output
+
+
+def fitting_labels(held_out: Data, before: ByOutput, field: str) -> Data:
+    """The data, whose labels -1 and 1 are classes 0 and 1 where scores are judged; raises JobError
+    (LabelsOutOfRange).
+    """
+    labels = held_out.labels
+    if labels is None:
+        return held_out
+    known = [answered.classes for (kind, _), answered in before.items() if kind == "classes"]
+    if signed(labels) and known and all(count == 2 for count in known):
+        labels = (labels + 1) // 2
+    for count in known or [None]:
+        check_label_range(labels, count, field)
+    return replace(held_out, labels=labels)
 
 
 def compare_answers(
     gate: Gate, held_out: Data, session: Any, info: ModelInfo, field: str, advance: Advance
-) -> tuple[Answers, int | None]:
-    """(answers, number of classes where scores tell it); only what the metrics need is kept.
-    ``field`` names the data in messages.
+) -> ByOutput:
+    """What each metric judges; only what the metrics need is kept. ``field`` names the data in
+    messages.
     """
-    names = {metric.name for metric in gate.metrics}
-    parts: list[Answers] = []
-    known: int | None = None
+    wanted: dict[tuple[str, str | None], set[str]] = {}
+    for metric in gate.metrics:
+        wanted.setdefault(_key(metric), set()).add(metric.name)
+    parts: dict[tuple[str, str | None], list[Answers]] = {key: [] for key in wanted}
+    known: dict[tuple[str, str | None], int | None] = dict.fromkeys(wanted)
     for start, count, outputs, named in outputs_of(session, info.inputs, held_out.inputs, field, advance):
-        if names & ERRORS:
-            parts.append(Answers(values=values_of(outputs, named, count, field)))
+        for key, names in wanted.items():
+            kind, output = key
+            if kind == "values":
+                parts[key].append(Answers(values=values_of(outputs, named, count, field, output)))
+                continue
+            if kind == "numbers":
+                numbers = _numbers(outputs, named, count, names, output, field)
+                parts[key].append(Answers(numbers=numbers))
+                continue
+            classes = ranks = scores = None
+            if names - {"auc", "topK"}:
+                classes, known[key] = scores_or_classes(outputs, named, count, field, output)
+            if names & {"auc", "topK"}:
+                class_scores = scores_of(
+                    outputs, named, count, field, least=2 if "topK" in names else 1, output=output
+                )
+                known[key] = max(2, class_scores.shape[1])
+                scores = class_scores if "auc" in names else None
+                if "topK" in names:
+                    assert held_out.labels is not None
+                    ranks = _ranks(class_scores, held_out.labels[start : start + count])
+            parts[key].append(Answers(classes, ranks, scores))
+    return {
+        key: Answered(
+            Answers(
+                classes=_joined([part.classes for part in some]),
+                ranks=_joined([part.ranks for part in some]),
+                scores=_joined([part.scores for part in some]),
+                values=_joined([part.values for part in some]),
+                numbers=joined_numbers([part.numbers for part in some if part.numbers is not None]),
+            ),
+            known[key],
+        )
+        for key, some in parts.items()
+    }
+
+
+def numbers_of(
+    session: Any, metric: GateMetric, info: ModelInfo, inputs: Arrays, field: str, advance: Advance
+) -> Numbers:
+    """What a metric of numbers compares of a model's answers; raises JobError as ``run_gate``."""
+    parts = [
+        _numbers(outputs, named, count, {metric.name}, metric.output, field)
+        for _, count, outputs, named in outputs_of(session, info.inputs, inputs, field, advance)
+    ]
+    return joined_numbers(parts) or {}
+
+
+def _numbers(
+    outputs: Sequence[NDArray[Any]],
+    named: Sequence[str],
+    count: int,
+    metrics: set[str],
+    output: str | None,
+    field: str,
+) -> Numbers:
+    """The outputs of floats (and bytes) sample by sample, or the one that is named. Raises
+    JobError: OutputUnknown, OutputNotNumbers, OutputNotBoxes.
+    """
+    places: Sequence[int] = range(len(outputs))
+    if output is not None:
+        places = [expect_output(named, output, field)]
+    found = {}
+    for at in places:
+        array = outputs[at]
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "f" + ("iu" if output else ""):
             continue
-        classes = ranks = scores = None
-        if names - {"auc", "topK"}:
-            classes, known = scores_or_classes(outputs, named, count, field)
-        if names & {"auc", "topK"}:
-            class_scores = scores_of(outputs, named, count, field, least=2 if "topK" in names else 1)
-            known = max(2, class_scores.shape[1])
-            scores = class_scores if "auc" in names else None
-            if "topK" in names:
-                assert held_out.labels is not None
-                ranks = _ranks(class_scores, held_out.labels[start : start + count])
-        parts.append(Answers(classes, ranks, scores))
-    return (
-        Answers(
-            *(
-                _joined([getattr(part, name) for part in parts])
-                for name in ("classes", "ranks", "scores", "values")
+        if not array.ndim or len(array) < count:
+            raise bad_input(
+                Reason.OUTPUT_NOT_NUMBERS,
+                f"{field}: output {named[at]!r} has shape {list(array.shape)} for {count} samples, so it does"
+                " not say which is whose; give samples as whole requests (one dimension more in front), or"
+                " name another output",
             )
-        ),
-        known,
-    )
+        values = array[:count].astype(np.float64) if array.dtype.kind != "f" else array[:count]
+        if "boxIou" in metrics and (values.ndim < 2 or values.shape[-1] != 4):
+            raise bad_input(
+                Reason.OUTPUT_NOT_BOXES,
+                f"{field}: output {named[at]!r} has shape {list(array.shape)}, and boxIou needs boxes of four"
+                " numbers [..., 4]; name the output of boxes",
+            )
+        found[named[at]] = tuple(values)
+    if not found:
+        raise bad_input(
+            Reason.OUTPUT_NOT_NUMBERS,
+            f"{field}: {', '.join(sorted(metrics))} compare numbers, and the model gives none"
+            f" ({', '.join(named)}); use agreement",
+        )
+    return found
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -141,9 +244,8 @@ def _ranks(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np
 def judge_gate(
     gate: Gate,
     held_out: Data,
-    before: Answers,
-    after: Answers,
-    classes: int | None,
+    before: ByOutput,
+    after: ByOutput,
     data_field: str,
     *,
     same: bool,
@@ -157,6 +259,7 @@ def judge_gate(
     labels = held_out.targets if held_out.targets is not None else held_out.labels
     for index, metric in enumerate(gate.metrics):
         field = field_metric(index)
+        classes = before[_key(metric)].classes
         if metric.name == "topK" and classes is not None and (metric.k or 1) >= classes:
             raise bad_input(
                 Reason.TOP_COUNT_TOO_LARGE,
@@ -168,9 +271,8 @@ def judge_gate(
             if metric.name in ("precision", "recall", "f1") and held_out.labels is not None
             else None
         )
-        judged = list(
-            _judged_parts(metric, average, field, data_field, labels, held_out, before, after, same)
-        )
+        both = before[_key(metric)].answers, after[_key(metric)].answers
+        judged = list(_judged_parts(metric, average, field, data_field, labels, held_out, *both, same))
         # the whole comes first, so it wins among equals
         worst = max(judged, key=lambda part: _ORDER.index(part.decision.verdict))
         results.append(worst.result(metric.name))
@@ -180,14 +282,18 @@ def judge_gate(
                 "name": metric.name,
                 "average": average,
                 "k": metric.k,
+                **({"output": metric.output} if metric.output else {}),
                 "judged": [part.report() for part in judged],
             }
         )
     decision, field = max(decisions, key=lambda d: _ORDER.index(d[0].verdict))
     paired, slices = None, {}
-    if held_out.labels is not None and before.classes is not None and after.classes is not None:
-        paired = count_pairs(held_out.labels, before.classes, after.classes)
-        slices = by_slice(held_out, held_out.labels, before.classes, after.classes)
+    first = next((key for key, a in before.items() if a.answers.classes is not None), None)
+    if held_out.labels is not None and first is not None:
+        one, two = before[first].answers.classes, after[first].answers.classes
+        assert one is not None and two is not None
+        paired = count_pairs(held_out.labels, one, two)
+        slices = by_slice(held_out, held_out.labels, one, two)
     before_after = accuracies(paired) if paired else (None, None)
     report = {
         "accuracyBefore": before_after[0],

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from modelrollout.contract.gate import Average, GateMetric, MetricName
 from modelrollout.contract.results import Paired
 from modelrollout.jobs.errors import bad_input
+from modelrollout.optimizer.gate.numbers import NUMBERS, Numbers, numeric_estimate
 from modelrollout.reasons import Reason
 from modelrollout.statistics.paired import Estimate, share_estimate
 
@@ -25,6 +26,7 @@ Floats = NDArray[np.float64]
 Classes = NDArray[np.int64]
 
 ERRORS: frozenset[MetricName] = frozenset({"mae", "mse"})
+SMALLER = ERRORS | {"relativeError"}  # where less is better
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,14 @@ class Answers:
 
     ``classes``: [n], -1 where a score is NaN; ``ranks``: [n], how many other classes score at least
     as high as the label's (a tie is against the model); ``scores``: [n, k], or [n, 1] of class 1;
-    ``values``: [n] of a regression.
+    ``values``: [n] of a regression; ``numbers``: outputs as they are, for metrics of numbers.
     """
 
     classes: Classes | None = None
     ranks: NDArray[np.int64] | None = None
     scores: Floats | None = None
     values: Floats | None = None
+    numbers: Numbers | None = None
 
     def rows(self, mask: NDArray[np.bool_]) -> Answers:
         """The answers of some samples."""
@@ -47,7 +50,11 @@ class Answers:
         def some(part: NDArray[Any] | None) -> Any:
             return None if part is None else part[mask]
 
-        return Answers(some(self.classes), some(self.ranks), some(self.scores), some(self.values))
+        numbers = self.numbers and {
+            name: tuple(a for a, chosen in zip(answers, mask, strict=True) if chosen)
+            for name, answers in self.numbers.items()
+        }
+        return Answers(some(self.classes), some(self.ranks), some(self.scores), some(self.values), numbers)
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,9 @@ def estimate(
     Raises JobError: AucUndefined, OutputNotFinite.
     """
     name = metric.name
+    if name in NUMBERS:
+        assert before.numbers is not None and after.numbers is not None
+        return numeric_estimate(metric, before.numbers, after.numbers)
     if name == "agreement":
         assert before.classes is not None and after.classes is not None
         return share_estimate(

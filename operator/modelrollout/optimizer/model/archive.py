@@ -28,11 +28,12 @@ from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.model import files
 from modelrollout.optimizer.model.inspect import all_tensors, parse, save_as_external
 from modelrollout.reasons import Reason
-from modelrollout.triton.layout import MODEL_FILE
+from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE
 
 MAX_MEMBERS = 10_000
 # of what is converted to ONNX: the libraries that do it end at 2 GiB, as protobuf does
 UNPACKED_LIMIT_BYTES = 3 << 30
+BESIDE_LIMIT_BYTES = 1 << 20  # of a file beside config.pbtxt, such as names of classes
 _CHUNK = 1 << 20
 _LONG_HEADERS = frozenset(
     {
@@ -95,12 +96,19 @@ def check_members(path: Path, limit: int = UNPACKED_LIMIT_BYTES) -> None:
 
 
 def unpack(
-    path: Path, folder: Path, limit: int, one_file: int = ONE_FILE_BYTES, *, keep: bool = True
+    path: Path,
+    folder: Path,
+    limit: int,
+    one_file: int = ONE_FILE_BYTES,
+    *,
+    keep: bool = True,
+    beside: Path | None = None,
 ) -> Path | None:
     """The model of an archive of at most ``limit`` bytes unpacked, alone in a folder below
     ``folder`` and split where one file would have more than ``one_file`` bytes; None where the
     archive holds no .onnx file. Unless it is to be kept the archive is deleted as soon as it is
-    unpacked.
+    unpacked. In ``beside`` lie afterwards config.pbtxt and the small files beside it, if the
+    model's folder or the one above has it.
 
     Raises JobError: ArchiveBroken, ArchiveUnsafe, ArchiveAmbiguous, TooLarge, and those of
     ``model.parse`` and ``gather``.
@@ -115,8 +123,20 @@ def unpack(
         target = folder / "unpacked" / MODEL_FILE
         target.parent.mkdir()
         gather(parse(model), model.parent, root, target, limit, one_file)
+        if beside is not None:
+            _keep_beside(model, root, beside)
     shutil.rmtree(root)
     return target
+
+
+def _keep_beside(model: Path, root: Path, target: Path) -> None:
+    for place in (model.parent, model.parent.parent):
+        if place.is_relative_to(root) and (place / CONFIG_FILE).is_file():
+            target.mkdir()
+            for file in place.iterdir():
+                if file.is_file() and file != model and file.stat().st_size <= BESIDE_LIMIT_BYTES:
+                    shutil.move(file, target / file.name)
+            return
 
 
 def unpack_folder(path: Path, folder: Path, marker: str) -> Path:

@@ -1,5 +1,5 @@
-"""Data sets: .npz archives whose arrays are matched with a model's inputs. Arrays of objects
-(pickles) are never loaded.
+"""Data sets, .npz archives or tables (``tables``), whose arrays are matched with a model's inputs.
+Arrays of objects (pickles) are never loaded.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from lzma import LZMAError
 from pathlib import Path
 from tokenize import TokenError
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modelrollout.contract.common import DataSet
-from modelrollout.jobs.errors import bad_input
+from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.model.limits import memory_limit
+from modelrollout.optimizer.model.tables import Table, is_table, read_table
 from modelrollout.reasons import Reason
 from modelrollout.triton.tensors import NUMPY, TensorSpec
 
@@ -44,7 +46,8 @@ _REMEDY = "write it with numpy.savez(path, <input>=..., labels=...)"
 
 @dataclass(frozen=True)
 class Data:
-    """``inputs``: by the model's names, each [n, ...] in the model's type; ``labels``: [n] int64,
+    """``inputs``: by the model's names, each [n, ...] in the model's type (rows, or all of them
+    whole requests with one dimension more); ``labels``: [n] int64,
     None if not requested; ``slices``: each [n].
 
     ``targets``: [n] float64, the labels of a regression.
@@ -89,12 +92,15 @@ class Data:
 
 
 def read_archive(path: Path, field: str) -> Arrays:
-    """All arrays of the archive; raises JobError: DataNotNpz, DataPickleRefused, TooLarge.
+    """All arrays of the archive, or columns of the table; raises JobError: DataNotNpz,
+    DataPickleRefused, DataNotTable, TooLarge.
 
     Allocates nothing that the file does not hold: it checks sizes before it unpacks a byte.
     """
     memory = memory_limit()
     limit = min(DATA_LIMIT_BYTES, memory // 2) if memory else DATA_LIMIT_BYTES
+    if is_table(path):
+        return read_table(path, field, limit)
     arrays: Arrays = {}
     what = "the file"
     try:
@@ -121,8 +127,8 @@ def read_archive(path: Path, field: str) -> Arrays:
     except _BROKEN:
         raise bad_input(
             Reason.DATA_NOT_NPZ,
-            f"{field}.uri: {what} is no .npz archive or part of one, is cut off, damaged or encrypted;"
-            f" {_REMEDY}",
+            f"{field}.uri: {what} is no .npz archive or part of one (nor Parquet or CSV), is cut off, damaged"
+            f" or encrypted; {_REMEDY}",
         ) from None
     return arrays
 
@@ -173,12 +179,34 @@ def _shape_text(shape: Sequence[int]) -> str:
     return "[" + ", ".join("n" if d < 0 else str(d) for d in shape) + "]"
 
 
-def _fit(array: NDArray[Any], name: str, spec: TensorSpec, field: str) -> NDArray[Any]:
-    """The array in the model's type and shape; raises JobError: DataShapeMismatch,
-    DataTypeMismatch, DataNotFinite, DataEmpty.
+def is_whole(array: NDArray[Any], spec: TensorSpec) -> bool:
+    """Whether each sample of the array is a whole request: the input's full shape, its first
+    dimension among it. So samples of models without a batch dimension are kept.
+    """
+    if array.ndim == 1 and spec.shape == (1,):  # a scalar, as Triton serves it
+        return True
+    return array.ndim == len(spec.shape) + 1 and all(
+        want in (-1, have) for want, have in zip(spec.shape, array.shape[1:], strict=True)
+    )
+
+
+def are_whole(inputs: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec]) -> bool:
+    """Whether every sample is a whole request."""
+    return all(is_whole(inputs[spec.name], spec) for spec in specs)
+
+
+def _fit(
+    array: NDArray[Any], name: str, spec: TensorSpec, field: str, *, whole: bool, nan: bool
+) -> NDArray[Any]:
+    """The array in the model's type and shape; ``whole``: with the samples' dimension in
+    front; ``nan``: a missing value is data. Whether infinity is, as in an additive mask, only the
+    model's answer shows (``runtime.expect_numbers``).
+    Raises JobError: DataShapeMismatch, DataTypeMismatch, DataNotFinite, DataEmpty.
     """
     where = f"{field}.uri: array {name!r}"
     want = NUMPY[spec.datatype]
+    if whole:
+        spec = TensorSpec(spec.name, spec.datatype, (-1, *spec.shape))
     if array.ndim == 0 or len(array) == 0:
         raise bad_input(
             Reason.DATA_EMPTY,
@@ -192,7 +220,8 @@ def _fit(array: NDArray[Any], name: str, spec: TensorSpec, field: str) -> NDArra
         raise bad_input(
             Reason.DATA_SHAPE_MISMATCH,
             f"{where} has shape {list(array.shape)}, the model's input {spec.name!r} wants"
-            f" {_shape_text((-1, *spec.shape[1:]))}; reshape the data as in training",
+            f" {_shape_text((-1, *spec.shape[1:]))} (or whole requests, {_shape_text((-1, *spec.shape))});"
+            " reshape the data as in training",
         )
     if want == np.object_:
         if array.dtype.kind not in "US":
@@ -202,11 +231,10 @@ def _fit(array: NDArray[Any], name: str, spec: TensorSpec, field: str) -> NDArra
                 " such",
             )
         return array.astype(np.str_).astype(np.object_)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
+    if array.dtype.kind == "f" and not nan and (missing := np.isnan(array)).any():
+        bad = int(np.argmax(missing.reshape(len(array), -1).any(axis=1)))
         raise bad_input(
-            Reason.DATA_NOT_FINITE,
-            f"{where} has NaN or Inf (first in sample {bad}); remove or fill such samples",
+            Reason.DATA_NOT_FINITE, f"{where} has NaN (first in sample {bad}); remove or fill such samples"
         )
     if array.dtype != want:
         # Floats may change width. Integers may when no value changes; they never become floats:
@@ -262,6 +290,48 @@ def _labels(arrays: Arrays, dataset: DataSet, n: int, field: str, *, numbers: bo
     return labels.astype(np.float64 if numbers else np.int64)
 
 
+def _aside(dataset: DataSet, inputs: Sequence[TensorSpec]) -> set[str]:
+    """Names of what is no input; an input may also be a slice."""
+    return {dataset.labels} | (set(dataset.slices) - {spec.name for spec in inputs})
+
+
+def _of_columns(
+    table: Table, dataset: DataSet, inputs: Sequence[TensorSpec], field: str, *, numbers: bool
+) -> Arrays:
+    """The table as an archive would hold it: a column for each input by its name, or all columns
+    side by side, in their order, where the model has one input of that many numbers.
+    """
+    aside = _aside(dataset, inputs)
+    arrays: Arrays = {name: table.words(name) for name in table if name in aside}
+    if dataset.labels in table:
+        column = table[dataset.labels]
+        with suppress(JobError):  # words are refused as labels, with their reason
+            kind = np.dtype(np.float64 if numbers else np.int64)
+            arrays[dataset.labels] = table.numbers(dataset.labels, f"{field}", kind)
+        if column.dtype.kind in "iu":
+            arrays[dataset.labels] = column
+    features = [name for name in table if name not in aside]
+    if len(inputs) == 1 and inputs[0].name not in table and len(inputs[0].shape) == 2:
+        (spec,) = inputs
+        width = spec.shape[1]
+        if width >= 0 and width != len(features):
+            raise bad_input(
+                Reason.DATA_SHAPE_MISMATCH,
+                f"{field}.uri: the table has {len(features)} columns besides labels and slices"
+                f" ({', '.join(features)[:200]}), the model's input {spec.name!r} takes {width}; leave others"
+                " out, and keep the order of training",
+            )
+        columns = [table.numbers(name, field, NUMPY[spec.datatype]) for name in features]
+        return {**arrays, spec.name: np.column_stack(columns) if columns else np.empty((0, 0))}
+    for spec in inputs:
+        if spec.name in features:
+            words = spec.datatype == "BYTES"
+            arrays[spec.name] = (
+                table.words(spec.name) if words else table.numbers(spec.name, field, NUMPY[spec.datatype])
+            )
+    return {name: table[name] for name in features if name not in arrays} | arrays
+
+
 def match(
     arrays: Arrays,
     dataset: DataSet,
@@ -271,14 +341,17 @@ def match(
     labelled: bool,
     numbers: bool = False,
     sliced: bool | None = None,
+    nan: bool = False,
 ) -> Data:
     """Match arrays with model inputs: by name, or the only array that is neither labels nor a slice
     with the only input.
 
     ``numbers``: labels are those of a regression; ``sliced``: whether slices are read, left out:
-    where there are labels.
+    where there are labels; ``nan``: a missing value (NaN) is data for the model.
     """
-    aside = {dataset.labels, *dataset.slices}
+    if isinstance(arrays, Table):
+        arrays = _of_columns(arrays, dataset, inputs, field, numbers=numbers)
+    aside = _aside(dataset, inputs)
     candidates = [name for name in arrays if name not in aside]
     names = {spec.name: spec.name for spec in inputs}
     if len(inputs) == 1 and inputs[0].name not in candidates and len(candidates) == 1:
@@ -290,7 +363,11 @@ def match(
             f"{field}.uri: the archive has no array for the model's inputs {missing}, only"
             f" {sorted(candidates)}; {_REMEDY}, one for each input",
         )
-    fitted = {spec.name: _fit(arrays[names[spec.name]], names[spec.name], spec, field) for spec in inputs}
+    whole = all(is_whole(arrays[names[spec.name]], spec) for spec in inputs)
+    fitted = {
+        spec.name: _fit(arrays[names[spec.name]], names[spec.name], spec, field, whole=whole, nan=nan)
+        for spec in inputs
+    }
     lengths = {name: len(array) for name, array in fitted.items()}
     n = next(iter(lengths.values()))
     if len(set(lengths.values())) > 1:
@@ -321,16 +398,63 @@ def match(
     )
 
 
+def plain(arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+    """Words as fixed-width ones, to be stored: arrays of objects would be pickled."""
+    return {name: a.astype(np.str_) if a.dtype == np.object_ else a for name, a in arrays.items()}
+
+
+def words_as_objects(arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+    """Words as models take them."""
+    return {name: a.astype(np.object_) if a.dtype.kind == "U" else a for name, a in arrays.items()}
+
+
+class Request(NamedTuple):
+    """What is sent at once: ``samples`` of them, as rows or, with ``whole``, one that is all of
+    it.
+    """
+
+    samples: int
+    arrays: Arrays
+    whole: bool
+
+    def rows(self, outputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Its answers with the samples in front."""
+        return [np.asarray(a)[None] if self.whole else a for a in outputs]
+
+
+def requests(inputs: Arrays, specs: Sequence[TensorSpec], preferred: int, field: str) -> Iterator[Request]:
+    """All samples, in order; raises JobError: NoBatchDimension."""
+    if are_whole(inputs, specs):
+        for number in range(len(next(iter(inputs.values())))):
+            # of a scalar's array an element would be no array
+            one = {name: a[number : number + 1].reshape(a.shape[1:]) for name, a in inputs.items()}
+            yield Request(1, one, whole=True)
+        return
+    for count, part in batches(inputs, *batch_rows(specs, preferred, field)):
+        yield Request(count, part, whole=False)
+
+
+def expect_rows(inputs: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec], field: str) -> None:
+    """Raise NoBatchDimension for whole requests, which nothing is trained on."""
+    if are_whole(inputs, specs):
+        raise bad_input(
+            Reason.NO_BATCH_DIMENSION,
+            f"{field}: its samples are whole requests, and training needs rows of a batch; export the model"
+            " with a batch dimension",
+        )
+
+
 def batch_rows(inputs: Sequence[TensorSpec], preferred: int, field: str) -> tuple[int, bool]:
     """Rows of a request and whether the last one must be filled up to it: a fixed first dimension
     leaves no choice.
     """
-    fixed = {spec.shape[0] for spec in inputs if spec.shape[0] >= 0}
-    if len(fixed) > 1:
+    fixed = {spec.shape[0] if spec.shape else 0 for spec in inputs}
+    fixed = {first for first in fixed if first >= 0}
+    if len(fixed) > 1 or 0 in fixed:
         raise bad_input(
             Reason.NO_BATCH_DIMENSION,
-            f"{field}: the model's inputs have different fixed first dimensions {sorted(fixed)}; export it"
-            " with a batch dimension",
+            f"{field}: the model's inputs have different fixed first dimensions {sorted(fixed)}; give samples"
+            " as whole requests (one dimension more in front), or export it with a batch dimension",
         )
     return (fixed.pop(), True) if fixed else (preferred, False)
 

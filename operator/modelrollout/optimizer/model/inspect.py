@@ -17,9 +17,11 @@ from typing import Literal
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx.inliner import inline_local_functions
 
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.model import files
+from modelrollout.optimizer.model.graph import hoist_constants
 from modelrollout.reasons import Reason
 from modelrollout.triton.layout import DATA_FILE
 from modelrollout.triton.tensors import TensorSpec
@@ -96,16 +98,23 @@ _QUANTIZED_OPS = frozenset(
 )
 
 
+# What gives an answer to a missing value (NaN): trees, and what looks for it.
+_MISSING_OPS = frozenset(
+    {"Imputer", "IsNaN", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
+)
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """The inputs and outputs of a checked model, its default opset, and whether it is quantized
-    already.
+    already. ``nan``: a missing value (NaN) is data for it.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     opset: int
     quantized: bool
+    nan: bool = False
 
 
 def _pickle(head: bytes) -> bool:
@@ -273,7 +282,8 @@ def _spec(value: ValueInfoProto, what: str, field: str) -> TensorSpec:
     fixed = math.prod(
         d.dim_value for d in tensor.shape.dim if d.WhichOneof("value") == "dim_value" and d.dim_value > 0
     )
-    if fixed > ELEMENTS_LIMIT or any(d.dim_value < 0 for d in tensor.shape.dim):
+    # some exporters write -1 for a dynamic dimension
+    if fixed > ELEMENTS_LIMIT or any(d.dim_value < -1 for d in tensor.shape.dim):
         raise bad_input(
             Reason.TENSOR_TOO_LARGE,
             f"{field}: {what} {value.name!r} has shape {[d.dim_value for d in tensor.shape.dim][:8]}; at most"
@@ -330,6 +340,7 @@ def check(path: Path, field: str = FIELD) -> ModelInfo:
         outputs=tuple(_spec(value, "output", field) for value in model.graph.output),
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
         quantized=any(node.op_type in _QUANTIZED_OPS for node in model.graph.node),
+        nan=any(node.op_type in _MISSING_OPS for node in model.graph.node),
     )
     if not info.inputs or not info.outputs:
         missing = "outputs" if info.inputs else "inputs"
@@ -337,6 +348,10 @@ def check(path: Path, field: str = FIELD) -> ModelInfo:
             Reason.MODEL_INVALID,
             f"{field}: the model has no {missing}, so no request can be made; export it with what it"
             " takes and gives",
+        )
+    if 0 < model.ir_version < _CONSTANTS_IR:
+        model.ir_version = (
+            _CONSTANTS_IR  # ONNX Runtime reads old files by the new rule: constants are no inputs
         )
     try:
         # only with a path does it find what lies beside
@@ -411,19 +426,29 @@ def sort_nodes(graph: GraphProto) -> None:
 
 
 def constants_inside(path: Path, target: Path) -> Path:
-    """Write the model without the inputs that only repeat its constants to ``target``; returns
-    ``path`` if there are none.
+    """Write the model with its constants where steps look for them to ``target``: initializers of
+    the graph, that are no inputs. Returns ``path`` if they are.
 
     Up to IR version 3 every constant was an input, too, and an option of exporters still does so
     (``keep_initializers_as_inputs``). Steps rewrite constants: the shapes of those inputs would no
-    longer fit, and new constants would lack theirs.
+    longer fit, and new constants would lack theirs. Other exporters write weights as Constant
+    nodes, or in the body of an If, or put the model into functions.
     """
     model = parse(path)
+    inlined = bool(model.functions)
+    if inlined:
+        model = inline_local_functions(model)
+    hoisted = hoist_constants(model)
     names = {t.name for t in model.graph.initializer} | {
         s.values.name for s in model.graph.sparse_initializer
     }
     inputs = [value for value in model.graph.input if value.name not in names]
-    if len(inputs) == len(model.graph.input) and model.ir_version >= _CONSTANTS_IR:
+    if (
+        len(inputs) == len(model.graph.input)
+        and model.ir_version >= _CONSTANTS_IR
+        and not hoisted
+        and not inlined
+    ):
         return path
     del model.graph.input[:]
     model.graph.input.extend(inputs)

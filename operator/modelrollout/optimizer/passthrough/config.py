@@ -9,18 +9,21 @@ refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.text_format import ParseError  # type: ignore[import-untyped]
 
+from modelrollout.contract.common import REPOSITORY
 from modelrollout.contract.formats import Served
 from modelrollout.contract.tasks import Batching
 from modelrollout.jobs.errors import JobError, bad_input
+from modelrollout.optimizer.store.artifact import is_name
 from modelrollout.reasons import Reason
-from modelrollout.triton.backends import KINDS
+from modelrollout.triton.backends import KINDS, ONNX
 from modelrollout.triton.config import BatchingImpossible, message, parse, pb, printed
+from modelrollout.triton.layout import BESIDE, VERSION_LINK
 from modelrollout.triton.tensors import TensorSpec
 
 FIELD = "spec.model.uri"
@@ -73,6 +76,10 @@ _VLLM_OUTPUTS = (
 )
 
 
+_ONNX_PLATFORM = "onnxruntime_onnx"
+_MODEL_DIRECTORY = "$$TRITON_MODEL_DIRECTORY/"
+
+
 @dataclass(frozen=True)
 class Config:
     """The file's text, and what clients have to send and get."""
@@ -82,8 +89,18 @@ class Config:
     outputs: tuple[TensorSpec, ...]
 
 
-def written(served: Served, own: bytes | None, batching: Batching, instance_kind: str) -> Config:
+def written(
+    served: Served,
+    own: bytes | None,
+    batching: Batching,
+    instance_kind: str,
+    *,
+    gpu: bool = True,
+    version: str = "",
+    names: Collection[str] = (),
+) -> Config:
     """The configuration to serve with; ``own``: the author's config.pbtxt, if the archive has one.
+    ``gpu``: pods have one; ``version``: the author's folder of it; ``names``: of the served files.
 
     Raises JobError: ConfigMissing, ConfigAmbiguous, ConfigInvalid, ConfigMismatch,
     ConfigUnsupported, BatchingImpossible.
@@ -97,6 +114,8 @@ def written(served: Served, own: bytes | None, batching: Batching, instance_kind
         )
     if own is not None:
         config = expect_author_fields(_read(own), served)
+        expect_devices(config, gpu=gpu)
+        relocate(config, version, names)
         _batch(config, batching)
     elif served.inputs:
         config = _from_spec(served, batching)
@@ -151,14 +170,19 @@ def _read(own: bytes) -> Any:
         raise _invalid(f"Triton does not read it: {line}") from None
 
 
-def expect_author_fields(config: Any, served: Served) -> Any:
-    """The settings of the author's file; raises JobError for those that an author may not set."""
-    kind = KINDS[served.backend]
+def expect_author_fields(config: Any, served: Served | None) -> Any:
+    """The settings of the author's file; raises JobError for those that an author may not set.
+    ``served`` None: the model goes to ONNX Runtime.
+    """
+    kind = ONNX if served is None else KINDS[served.backend]
+    named = "ONNX Runtime" if served is None else served.backend
     for field, want in (
         ("backend", {kind.backend}),
-        ("platform", {kind.platform}),
+        ("platform", {kind.platform, _ONNX_PLATFORM} if served is None else {kind.platform}),
         ("default_model_filename", {kind.file}),
     ):
+        if served is None and field == "default_model_filename":
+            continue  # whatever it was called, it is served as MODEL_FILE
         value = getattr(config, field)
         if value and value not in want:
             remedy = (
@@ -168,7 +192,7 @@ def expect_author_fields(config: Any, served: Served) -> Any:
             )
             raise bad_input(
                 Reason.CONFIG_MISMATCH,
-                f"spec.serving.triton.backend: {served.backend}, but config.pbtxt says {field}:"
+                f"spec.serving.triton.backend: {named}, but config.pbtxt says {field}:"
                 f" {value[:100]!r}; {remedy}",
             )
     for descriptor, _ in config.ListFields():
@@ -194,18 +218,67 @@ def _unsupported(field: str, why: str) -> JobError:
     return bad_input(Reason.CONFIG_UNSUPPORTED, f"{FIELD}: config.pbtxt: {field}: {why}")
 
 
-def _paths(config: Any, served: Served) -> Iterator[tuple[str, str]]:
+def label_files(config: Any) -> set[str]:
+    """Names of the files with the names of classes, relative to the model's folder."""
+    return {output.label_filename for output in config.output if output.label_filename}
+
+
+def expect_devices(config: Any, *, gpu: bool) -> None:
+    """Raise ConfigMismatch for instances on GPUs in pods that have none: Triton would not load the
+    model.
+    """
+    if not gpu and any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group):
+        raise bad_input(
+            Reason.CONFIG_MISMATCH,
+            "spec.serving.resources: no GPU is requested, but config.pbtxt says instance_group: KIND_GPU;"
+            " request one (limits: {nvidia.com/gpu: 1}), or write KIND_CPU or KIND_AUTO",
+        )
+
+
+def relocate(config: Any, version: str, names: Collection[str]) -> None:
+    """Paths below the model's folder as they are in the server, where the version has another
+    number. ``version``: the author's folder of it; ``names``: of the files that are served. Raises
+    ConfigMismatch for a path that leads to none of them.
+    """
+    for key, parameter in config.parameters.items():
+        value = parameter.string_value
+        if not value.startswith(_MODEL_DIRECTORY):
+            continue
+        path = value.removeprefix(_MODEL_DIRECTORY)
+        inside = path.removeprefix(f"{version}/") if version and path.startswith(f"{version}/") else None
+        name = f"{BESIDE}{path}" if inside is None else inside
+        if name not in names and not any(known.startswith(f"{name}/") for known in names):
+            raise bad_input(
+                Reason.CONFIG_MISMATCH,
+                f"{FIELD}: config.pbtxt: parameters {key[:100]!r} names {path[:200]!r}, which the archive"
+                " does not hold in the model's folder; pack it there",
+            )
+        if inside is not None:
+            parameter.string_value = f"{REPOSITORY}/{VERSION_LINK}/{inside}"
+
+
+def _paths(config: Any, served: Served | None) -> Iterator[tuple[str, str]]:
     """Fields that make Triton read files, each with the reason against it. Only a model that may
     run code may name some.
     """
-    for output in config.output:
-        if output.label_filename:
-            yield "label_filename", "the file is not served; leave it out, and name classes in the client"
+    for label in label_files(config):
+        if not is_name(f"{BESIDE}{label}"):
+            yield (
+                "label_filename",
+                f"{label[:100]!r} is no file of the model's folder; pack it beside config.pbtxt",
+            )
+    accelerators = config.optimization.execution_accelerators
+    for accelerator in (
+        *accelerators.gpu_execution_accelerator,
+        *accelerators.cpu_execution_accelerator,
+    ):
+        if any(c in value for value in accelerator.parameters.values() for c in "/\\"):
+            yield "optimization", "an accelerator's parameter names a path, which is not there; leave it out"
     for warmup in config.model_warmup:
         if any(tensor.input_data_file for tensor in warmup.inputs.values()):
             yield "model_warmup", "input_data_file is not served; use zero_data or random_data"
     for name, parameter in config.parameters.items():
-        if not served.code and any(c in parameter.string_value for c in "/\\"):
+        if not (served and served.code) and any(c in parameter.string_value for c in "/\\"):
             yield (
                 f"parameters {name[:100]!r}",
                 (
@@ -232,6 +305,8 @@ def _batch(config: Any, batching: Batching) -> None:
     config.max_batch_size = batching.max_batch_size
     config.ClearField("dynamic_batching")
     config.dynamic_batching.max_queue_delay_microseconds = batching.max_queue_delay_us
+    for sample in config.model_warmup:  # Triton loads no model whose warm-up has a larger batch
+        sample.batch_size = min(sample.batch_size, batching.max_batch_size)
 
 
 def _complete_vllm(config: Any) -> None:
@@ -271,3 +346,64 @@ def _specs(config: Any, tensors: Any) -> Iterator[TensorSpec]:
         kind = pb.DataType.Name(tensor.data_type).removeprefix("TYPE_")
         batch = (-1,) if config.max_batch_size else ()
         yield TensorSpec(tensor.name, "BYTES" if kind == "STRING" else kind, (*batch, *tensor.dims))
+
+
+def author_of(own: bytes, *, gpu: bool) -> Any:
+    """The settings that come with an ONNX model; raises JobError: ConfigInvalid, ConfigMismatch,
+    ConfigUnsupported.
+    """
+    author = expect_author_fields(_read(own), None)
+    expect_devices(author, gpu=gpu)
+    if author.max_batch_size < 0:
+        raise _invalid(f"max_batch_size: {author.max_batch_size} is negative")
+    for tensors in (author.input, author.output):
+        # [1] with an empty reshape is how [n] is served: ours says the same
+        if any(t.HasField("reshape") and (t.reshape.shape or list(t.dims) != [1]) for t in tensors):
+            raise _unsupported("reshape", "tensors are served in the shapes of the ONNX model; leave it out")
+    return author
+
+
+def batching_of(author: Any, batching: Batching) -> Batching:
+    """What spec says, within the author's limit; the author's where spec says nothing. Raises
+    BatchingImpossible.
+    """
+    if batching.max_batch_size:
+        _batch(author, batching)
+        return batching
+    delay = author.dynamic_batching.max_queue_delay_microseconds
+    return Batching(max_batch_size=author.max_batch_size, max_queue_delay_us=delay)
+
+
+def with_author(text: str, author: Any) -> str:
+    """The configuration of an ONNX model with the author's settings. Tensors stay those of the
+    model. Raises ConfigMismatch for a tensor that the model does not have.
+    """
+    config = parse(text)
+    for what, theirs, ours in (
+        ("input", author.input, config.input),
+        ("output", author.output, config.output),
+    ):
+        by_name = {tensor.name: tensor for tensor in ours}
+        for tensor in theirs:
+            if tensor.name not in by_name:
+                raise bad_input(
+                    Reason.CONFIG_MISMATCH,
+                    f"{FIELD}: config.pbtxt names the {what} {tensor.name[:100]!r}, and the model has"
+                    f" {', '.join(sorted(by_name))[:200]}; correct it",
+                )
+            if what == "output":
+                by_name[tensor.name].label_filename = tensor.label_filename
+    if config.max_batch_size:
+        config.ClearField("dynamic_batching")
+        if author.HasField("dynamic_batching"):
+            config.dynamic_batching.CopyFrom(author.dynamic_batching)
+    for field in ("optimization", "model_transaction_policy", "response_cache", "model_metrics"):
+        if author.HasField(field):
+            getattr(config, field).CopyFrom(getattr(author, field))
+    for field in ("instance_group", "model_warmup", "metric_tags"):
+        if given := getattr(author, field):
+            config.ClearField(field)
+            getattr(config, field).MergeFrom(given)
+    for key, parameter in author.parameters.items():
+        config.parameters[key].CopyFrom(parameter)
+    return printed(config)

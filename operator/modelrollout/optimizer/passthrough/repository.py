@@ -15,26 +15,32 @@ from __future__ import annotations
 import mmap
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from modelrollout.contract.formats import Backend, Served
 from modelrollout.contract.tasks import Batching
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.model.archive import extract, is_archive
 from modelrollout.optimizer.passthrough import openvino, vllm
-from modelrollout.optimizer.passthrough.config import CONFIG_LIMIT_BYTES, Config, written
+from modelrollout.optimizer.passthrough.config import CONFIG_LIMIT_BYTES, Config, label_files, written
 from modelrollout.optimizer.store.artifact import REPORT, is_name
 from modelrollout.reasons import Reason
 from modelrollout.triton.backends import KINDS
-from modelrollout.triton.layout import CONFIG_FILE
+from modelrollout.triton.config import parse
+from modelrollout.triton.layout import BESIDE, CONFIG_FILE
 from modelrollout.triton.tensors import TensorSpec
 
 FIELD = "spec.model.uri"
 MAX_FILES = 2000
 
 _GRAPH_FILE = "saved_model.pb"
-_SINGLE: frozenset[Backend] = frozenset({"TensorRT", "TorchScript", "Python"})
+_SINGLE: frozenset[Backend] = frozenset({"TensorRT", "TorchScript", "Python", "FIL"})
+# What FIL calls its files by itself, and what the libraries are usually told to.
+_FIL_NAMES = frozenset(
+    {"xgboost.json", "xgboost.ubj", "model.json", "model.ubj", "model.txt", "checkpoint.tl", "model.trees"}
+)
 _PLAN_MAGIC = b"ftrt"
 _GRAPH_MAGIC = b"\x08\x01\x12"  # saved_model_schema_version: 1, and the first meta graph
 # Operators of TensorFlow that read or write files of the server, or run Python.
@@ -75,10 +81,17 @@ class PassedThrough:
 
 
 def pass_through(
-    source: Path, served: Served, batching: Batching, instance_kind: str, folder: Path, limit: int
+    source: Path,
+    served: Served,
+    batching: Batching,
+    instance_kind: str,
+    folder: Path,
+    limit: int,
+    *,
+    gpu: bool = True,
 ) -> PassedThrough:
     """Check ``source`` for its backend; what is unpacked of it lies in ``folder``, at most
-    ``limit`` bytes.
+    ``limit`` bytes. ``gpu``: its pods have one.
 
     Raises JobError: those of archives and of the configuration, BackendFileMissing,
     BackendFileInvalid, BackendFileAmbiguous, PickleRefused, CodeRefused, NameRefused,
@@ -90,24 +103,63 @@ def pass_through(
             "spec.serving.triton.backend: Python runs the model's own code; say code: Allowed, or serve"
             " another format",
         )
-    members, own, outside = _archive_files(source, served.backend, folder, limit)
-    files = servable(members, served)
-    left = sorted(outside | members.keys() - files.keys())
-    config = written(served, own, batching, instance_kind)
-    _check(files, served, config, folder)
-    warning = (
-        f"files of the archive that {served.backend} does not read are not served:"
-        f" {', '.join(left[:5])}{', ...' if left[5:] else ''}"
+    found = archive_files(source, served.backend, folder, limit)
+    return checked(found, served, batching, instance_kind, folder, gpu=gpu)
+
+
+def checked(
+    found: Found, served: Served, batching: Batching, instance_kind: str, folder: Path, *, gpu: bool
+) -> PassedThrough:
+    """``pass_through`` of files that were found already."""
+    files = servable(found.version, served)
+    beside = {f"{BESIDE}{name}": path for name, path in found.beside.items()}
+    config = written(
+        served,
+        found.config,
+        batching,
+        instance_kind,
+        gpu=gpu,
+        version=found.number,
+        names=files.keys() | beside.keys(),
     )
-    return PassedThrough(files, config.text, config.inputs, config.outputs, (warning,) if left else ())
+    files |= servable_beside(beside, served, parse(config.text))
+    left = sorted(
+        found.outside
+        | (found.version.keys() - files.keys())
+        | {f"{found.place}{name}" for name in found.beside if f"{BESIDE}{name}" not in files}
+    )
+    _check(files, served, config, folder)
+    warnings = []
+    if left:
+        warnings.append(
+            f"files of the archive that {served.backend} does not read are not served:"
+            f" {', '.join(left[:5])}{', ...' if left[5:] else ''}"
+        )
+    code = files.get(KINDS["Python"].file) if served.backend == "Python" else None
+    if code and found.number and f"/{found.number}/".encode() in code.read_bytes():
+        warnings.append(
+            f"{code.name} names a path with /{found.number}/, and each version has a number of its own: use"
+            " args['model_version'], or paths relative to __file__"
+        )
+    return PassedThrough(files, config.text, config.inputs, config.outputs, tuple(warnings))
 
 
-def _archive_files(
-    source: Path, backend: Backend, folder: Path, limit: int
-) -> tuple[dict[str, Path], bytes | None, set[str]]:
-    """(the files of the version's folder by their names there, config.pbtxt if there is one, names
-    of other files).
+@dataclass(frozen=True)
+class Found:
+    """What an archive holds, or a file that came alone. ``version``: the files of the version's
+    folder by their names there, ``beside`` those of the model's folder, ``outside`` names of
+    others. ``number``: the author's name of the version's folder, if it has one.
     """
+
+    version: dict[str, Path]
+    config: bytes | None = None
+    beside: dict[str, Path] = field(default_factory=dict)
+    outside: frozenset[str] = frozenset()
+    number: str = ""
+    place: str = ""  # of the model's folder in the archive
+
+
+def archive_files(source: Path, backend: Backend, folder: Path, limit: int) -> Found:
     kind = KINDS[backend]
     if source.stat().st_size == 0:
         raise bad_input(Reason.MODEL_TRUNCATED, f"{FIELD}: the file is empty; upload it again")
@@ -118,7 +170,7 @@ def _archive_files(
                 f"{FIELD}: {backend} needs a folder: pack {kind.file} and what belongs to it into a .zip or"
                 " .tar",
             )
-        return {kind.file: source}, None, set()
+        return Found({kind.file: source})
     root = folder / "archive"
     names = [
         n
@@ -134,11 +186,24 @@ def _archive_files(
     files = {
         f"{prefix}{n.removeprefix(top)}": root / n for n in names if n.startswith(top) and n not in configs
     }
+    if backend == "FIL":  # under the name that its configuration will say
+        chosen = next(n for n in sorted(files) if n in _FIL_NAMES)
+        files[kind.file] = files.pop(chosen)
     own = None
     if configs:
         with (root / configs[0]).open("rb") as file:
             own = file.read(CONFIG_LIMIT_BYTES + 1)
-    return files, own, {n for n in names if not n.startswith(top)} - set(configs)
+    # the folder of the model, where the version has one of its own in it
+    number = entry.name if entry.name.isdigit() and entry.parts else ""
+    place = f"{entry.parent.as_posix()}/".removeprefix("./") if number else None
+    others = {n for n in names if not n.startswith(top)} - set(configs)
+    beside = {
+        n.removeprefix(place): root / n
+        for n in others
+        if place is not None and n.startswith(place) and not n.removeprefix(place).split("/")[0].isdigit()
+    }
+    outside = frozenset(n for n in others if place is None or n.removeprefix(place) not in beside)
+    return Found(files, own, beside, outside, number, place or "")
 
 
 def _entry(names: Sequence[str], backend: Backend, model: PurePosixPath | None) -> PurePosixPath:
@@ -146,7 +211,8 @@ def _entry(names: Sequence[str], backend: Backend, model: PurePosixPath | None) 
     which it must be, as in Triton's repository.
     """
     file_name = _GRAPH_FILE if backend == "SavedModel" else KINDS[backend].file
-    folders = [PurePosixPath(n).parent for n in names if PurePosixPath(n).name == file_name]
+    known = _FIL_NAMES if backend == "FIL" else {file_name}
+    folders = [PurePosixPath(n).parent for n in names if PurePosixPath(n).name in known]
     if model is not None:
         versions = [p.parent if p.name == KINDS[backend].file else p for p in folders]
         folders = [p for p, v in zip(folders, versions, strict=True) if v == model or v.parent == model]
@@ -157,8 +223,8 @@ def _entry(names: Sequence[str], backend: Backend, model: PurePosixPath | None) 
         where = f" beside {CONFIG_FILE} or in a folder below it" if model is not None else ""
         raise bad_input(
             Reason.BACKEND_FILE_MISSING,
-            f"{FIELD}: {backend} serves {file_name}, which the archive does not hold{where}; pack it, or"
-            " rename it",
+            f"{FIELD}: {backend} serves {' or '.join(sorted(known))}, which the archive does not"
+            f" hold{where}; pack it, or rename it",
         )
     if len(folders) > 1:
         raise _ambiguous(f"{len(folders)} files {file_name}", [p.as_posix() for p in folders])
@@ -199,6 +265,41 @@ def servable(files: dict[str, Path], served: Served) -> dict[str, Path]:
             " model and its data only",
         )
     return served_files
+
+
+def servable_beside(files: dict[str, Path], served: Served | None, config: Any) -> dict[str, Path]:
+    """What is served of the files beside the version's folder: all of a model that may carry code,
+    else those with the names of classes. Raises JobError: CodeRefused, NameRefused, TooLarge,
+    ConfigMismatch.
+    """
+    labels = {f"{BESIDE}{label}" for label in label_files(config)}
+    if missing := sorted(labels - files.keys()):
+        raise bad_input(
+            Reason.CONFIG_MISMATCH,
+            f"{FIELD}: config.pbtxt: label_filename names {missing[0].removeprefix(BESIDE)[:200]!r}, which is"
+            " not beside it; pack it there",
+        )
+    if code := next(
+        (name for name in sorted(labels) if any(s in _CODE for s in PurePosixPath(name).suffixes)), None
+    ):
+        raise bad_input(
+            Reason.CODE_REFUSED,
+            f"{FIELD}: label_filename {code.removeprefix(BESIDE)!r} is code; name a text file",
+        )
+    chosen = {name: path for name, path in files.items() if name in labels or (served and served.code)}
+    if odd := next((name for name in sorted(chosen) if not is_name(name)), None):
+        raise bad_input(
+            Reason.NAME_REFUSED,
+            f"{FIELD}: {odd.removeprefix(BESIDE)[:250]!r} in the archive: at most 190 letters, digits and"
+            " . _ + - are possible; rename it",
+        )
+    if len(chosen) > MAX_FILES:
+        raise bad_input(
+            Reason.TOO_LARGE,
+            f"{FIELD}: {len(chosen)} files beside the version's folder are more than {MAX_FILES}; pack them"
+            " into one",
+        )
+    return chosen
 
 
 def _reads(name: str, backend: Backend) -> bool:

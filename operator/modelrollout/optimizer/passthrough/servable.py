@@ -14,24 +14,11 @@ from google.protobuf.text_format import ParseError  # type: ignore[import-untype
 
 from modelrollout.contract.formats import Served
 from modelrollout.jobs.errors import JobError, bad_input
-from modelrollout.optimizer.passthrough.config import CONFIG_LIMIT_BYTES, expect_author_fields
+from modelrollout.optimizer.passthrough.config import CONFIG_LIMIT_BYTES, expect_author_fields, label_files
 from modelrollout.reasons import Reason
-from modelrollout.triton.backends import KINDS, Kind
+from modelrollout.triton.backends import KINDS, ONNX
 from modelrollout.triton.config import parse
-from modelrollout.triton.layout import DATA_FILE, MODEL_FILE
-
-_ONNX = Kind("onnxruntime", MODEL_FILE)
-_OURS = frozenset(
-    {
-        "backend",
-        "default_model_filename",
-        "max_batch_size",
-        "input",
-        "output",
-        "dynamic_batching",
-        "instance_group",
-    }
-)
+from modelrollout.triton.layout import BESIDE, DATA_FILE, MODEL_FILE
 
 
 def expect_servable(served: Served | None, names: Collection[str], config: str) -> None:
@@ -42,7 +29,7 @@ def expect_servable(served: Served | None, names: Collection[str], config: str) 
         message = parse(config)
     except (ParseError, RecursionError):
         raise refused("Triton does not read its config.pbtxt") from None
-    kind = _ONNX if served is None else KINDS[served.backend]
+    kind = ONNX if served is None else KINDS[served.backend]
     if (message.backend, message.platform, message.default_model_filename) != (
         kind.backend,
         kind.platform,
@@ -52,22 +39,32 @@ def expect_servable(served: Served | None, names: Collection[str], config: str) 
             f"{message.backend or message.platform or 'no backend'!r} and {message.default_model_filename!r}"
         )
         raise refused(f"its config.pbtxt is for {declared}, not for {kind.backend} and {kind.file}")
-    if served is None:
-        if extra := sorted({field.name for field, _ in message.ListFields()} - _OURS):
-            raise refused(f"its config.pbtxt says {extra[0]}")
-        if MODEL_FILE not in names or not set(names) <= {MODEL_FILE, DATA_FILE}:
-            raise refused(f"its files are {', '.join(sorted(names)[:5])}, not {MODEL_FILE}")
-        return
+    if served is None and any(
+        tensor.input_data_file for sample in message.model_warmup for tensor in sample.inputs.values()
+    ):
+        raise refused("its config.pbtxt has a warm-up request from a file")
     # not needed by a server's fetch of ONNX
-    from modelrollout.optimizer.passthrough.repository import servable
-
+    beside = {name: Path(name) for name in names if name.startswith(BESIDE)}
+    version = {name: Path(name) for name in names if name not in beside}
     try:
         expect_author_fields(message, served)
-        read = servable({name: Path(name) for name in names}, served)
+        if beside or label_files(message):
+            from modelrollout.optimizer.passthrough.repository import servable_beside
+
+            chosen = servable_beside(beside, served, message)
+            if chosen.keys() != beside.keys():
+                raise refused("files lie beside the version that nothing reads")
+        if served is None:
+            if MODEL_FILE not in version or not set(version) <= {MODEL_FILE, DATA_FILE}:
+                raise refused(f"its files are {', '.join(sorted(names)[:5])}, not {MODEL_FILE}")
+            return
+        from modelrollout.optimizer.passthrough.repository import servable
+
+        read = servable(version, served)
     except JobError as error:
-        raise refused(error.message) from None
-    if read.keys() != set(names) or not any(
-        name == kind.file or name.startswith(f"{kind.file}/") for name in names
+        raise error if error.reason == Reason.OUTPUT_REFUSED else refused(error.message) from None
+    if read.keys() != set(version) or not any(
+        name == kind.file or name.startswith(f"{kind.file}/") for name in version
     ):
         raise refused(f"its files are not those that {kind.backend} reads")
 

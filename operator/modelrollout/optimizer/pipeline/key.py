@@ -16,7 +16,7 @@ from modelrollout.api.names import canonical_json
 from modelrollout.contract.common import DataSet, ModelFile
 from modelrollout.contract.steps import Step
 from modelrollout.contract.tasks import PrepareTask
-from modelrollout.optimizer.formats.isolated import versions
+from modelrollout.optimizer.formats.isolated import fil_versions, versions
 from modelrollout.optimizer.gate.gate import FIELD as FIELD_GATE
 from modelrollout.optimizer.steps.distributions import versions_of
 from modelrollout.optimizer.steps.registry import definition_of
@@ -24,7 +24,7 @@ from modelrollout.optimizer.steps.run import field_of
 
 # Part of every artifact's key: raise it when this program makes another artifact from the same
 # inputs.
-RECIPE_VERSION = 4
+RECIPE_VERSION = 5
 
 
 class Source(NamedTuple):
@@ -88,15 +88,21 @@ def inputs_of(task: PrepareTask, data: dict[str, str], signer: str | None = None
             reduce(lambda inside, key: inside[key], outer, options)[last] = content(spec, f"{where}.{name}")
         return options
 
-    own = ({"signer": signer} if signer else {}) | {
-        name: value.model_dump()
-        for name, value in (("served", task.served), ("tensors", task.tensors))
-        if value
-    }
+    own = (
+        ({"signer": signer} if signer else {})
+        | ({"warmup": True} if task.warmup else {})
+        | {
+            name: value.model_dump()
+            for name, value in (("served", task.served), ("tensors", task.tensors))
+            if value
+        }
+    )
     return own | {
         "recipeVersion": RECIPE_VERSION,
         "source": task.sha256,
         "format": task.format or "ONNX",
+        "rounds": task.rounds or "Best",
+        "missing": task.missing,
         "steps": [recipe(index, step) for index, step in enumerate(task.steps)],
         "gate": (
             {
@@ -108,7 +114,9 @@ def inputs_of(task: PrepareTask, data: dict[str, str], signer: str | None = None
         ),
         "batching": task.batching.model_dump(),
         "instanceKind": task.instance_kind,
-        "tools": tools(task.steps) | versions(task.format or "ONNX"),
+        "tools": tools(task.steps)
+        | versions(task.format or "ONNX")
+        | (fil_versions() if task.served and task.served.backend == "FIL" else {}),
         "targetHardware": task.target_hardware,
     }
 

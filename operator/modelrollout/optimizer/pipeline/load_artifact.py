@@ -9,16 +9,17 @@ rename.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from modelrollout.contract.common import SERVES_ENV, ServingConfig
+from modelrollout.contract.common import OBJECTIVES_ENV, SERVES_ENV, ServingConfig
 from modelrollout.contract.formats import Served
 from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import FetchTask
@@ -27,7 +28,7 @@ from modelrollout.jobs.log import Progress
 from modelrollout.optimizer.store import artifact
 from modelrollout.optimizer.store.object_store import ObjectStore
 from modelrollout.reasons import Reason
-from modelrollout.triton.layout import CONFIG_FILE, MODEL_FILE, VERSION_LINK
+from modelrollout.triton.layout import BESIDE, CONFIG_FILE, MODEL_FILE, VERSION_LINK
 
 _FIELD = "artifact"
 _SCRATCH = ".fetch-"
@@ -54,21 +55,25 @@ def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
         link = root / VERSION_LINK
         link.unlink(missing_ok=True)
         link.symlink_to(f"{task.model}/{number}")
-    tuned = _tuned_config(store, config, task.serving) if task.serving else None
-    files = {CONFIG_FILE: config} | {f"{number}/{name}": entry for name, entry in version.items()}
+    objectives = _objectives()
+    changed = _changed_config(store, config, task.serving, objectives) if task.serving or objectives else None
+    files = {CONFIG_FILE: config} | {
+        name.removeprefix(BESIDE) if name.startswith(BESIDE) else f"{number}/{name}": entry
+        for name, entry in version.items()
+    }
     result = TaskResult(
         artifact_digest=task.digest, artifact_size_bytes=sum(entry.size for entry in version.values())
     )
     with progress.stage("verify"):
-        if _is_in_place(root / task.model, files, tuned):
+        if _is_in_place(root / task.model, files, changed):
             return result.model_copy(update={"message": "already in place", "reused": True})
     for left in root.glob(f"{_SCRATCH}*"):  # of a run that was killed
         shutil.rmtree(left)
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=root))
     with progress.stage("fetch"):
         _download(store, files, scratch, progress)
-    if tuned is not None:
-        (scratch / CONFIG_FILE).write_bytes(tuned)
+    if changed is not None:
+        (scratch / CONFIG_FILE).write_bytes(changed)
     _rename(scratch, root / task.model)
     return result
 
@@ -127,12 +132,35 @@ def _read_config(store: ObjectStore, entry: artifact.Entry) -> bytes:
     return content
 
 
-def _tuned_config(store: ObjectStore, entry: artifact.Entry, serving: ServingConfig) -> bytes:
-    """config.pbtxt with the settings that tuning chose; equal inputs give equal bytes."""
-    # not needed by a fetch without them
-    from modelrollout.triton.config import parse, printed, with_serving
+def _objectives() -> tuple[int, ...]:
+    """Milliseconds that the server's histogram of latencies is to tell; raises JobError."""
+    text = os.environ.get(OBJECTIVES_ENV, "[]")
+    try:
+        objectives = tuple(json.loads(text))
+    except (ValueError, TypeError):
+        objectives = (text,)
+    if not all(type(o) is int and o > 0 for o in objectives):
+        raise bad_input(
+            Reason.TASK_INVALID,
+            f"{OBJECTIVES_ENV}: {text[:100]!r} is no list of milliseconds; are operator and image of one"
+            " version?",
+        )
+    return objectives
 
-    return printed(with_serving(parse(_read_config(store, entry).decode()), serving)).encode()
+
+def _changed_config(
+    store: ObjectStore, entry: artifact.Entry, serving: ServingConfig | None, objectives: Sequence[int]
+) -> bytes:
+    """config.pbtxt with the settings that tuning chose and the bounds of latencies; equal inputs
+    give equal bytes.
+    """
+    # not needed by a fetch without them
+    from modelrollout.triton.config import parse, printed, with_objectives, with_serving
+
+    config = parse(_read_config(store, entry).decode())
+    if serving is not None:
+        config = with_serving(config, serving)
+    return printed(with_objectives(config, objectives) if objectives else config).encode()
 
 
 def _expect_served(serves: str, config: bytes, files: Collection[str]) -> None:
@@ -151,12 +179,12 @@ def _expect_served(serves: str, config: bytes, files: Collection[str]) -> None:
     expect_servable(served, files, config.decode(errors="replace"))
 
 
-def _is_in_place(folder: Path, files: Mapping[str, artifact.Entry], tuned: bytes | None) -> bool:
+def _is_in_place(folder: Path, files: Mapping[str, artifact.Entry], changed: bytes | None) -> bool:
     """Whether an earlier run has placed exactly these files."""
     config = folder / CONFIG_FILE
     return all(
-        config.is_file() and config.read_bytes() == tuned
-        if name == CONFIG_FILE and tuned is not None
+        config.is_file() and config.read_bytes() == changed
+        if name == CONFIG_FILE and changed is not None
         else _has_content(folder / name, entry)
         for name, entry in files.items()
     )

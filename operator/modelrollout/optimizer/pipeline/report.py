@@ -13,6 +13,7 @@ from modelrollout.api.names import canonical_json
 from modelrollout.contract.results import Interface, MetricResult, Paired, Search, TaskResult
 from modelrollout.contract.tasks import PrepareTask
 from modelrollout.statistics.paired import drop_interval
+from modelrollout.triton.config import Warmup
 from modelrollout.triton.tensors import TensorSpec
 
 MAX_INTERFACE_BYTES = 700  # of the 2 KiB of the termination message
@@ -28,9 +29,11 @@ def report_of(
     conversion: dict[str, Any] | None = None,
     steps: Sequence[dict[str, Any]] = (),
     gate: dict[str, Any] | None = None,
+    warmup: Warmup | None = None,
+    decoupled: bool = False,
 ) -> dict[str, Any]:
     """The report. ``sizes``: bytes of the source and of what is served; ``opset`` None: of no ONNX
-    model.
+    model; ``decoupled``: it streams its answers.
     """
     tensors = {"inputs": [str(t) for t in inputs], "outputs": [str(t) for t in outputs]}
     return {
@@ -40,7 +43,14 @@ def report_of(
         "conversion": conversion,
         "steps": list(steps),
         "gate": gate,
+        "warmup": (
+            {"batchSizes": list(warmup.batch_sizes), "shapes": {n: list(s) for n, s in warmup.shapes.items()}}
+            if warmup
+            else None
+        ),
         "warnings": list(warnings),
+        # where it does not, the report stays as earlier versions of this program wrote it
+        **({"decoupled": True} if decoupled else {}),
     }
 
 
@@ -68,6 +78,7 @@ def summary_of(
             else None
         ),
         samples=gate["samples"] if gate else None,
+        decoupled=report.get("decoupled"),
         metrics=tuple(MetricResult.model_validate(m) for m in gate["summary"]) if gate else (),
         search=next(
             (Search.model_validate(step["search"]) for step in report["steps"] if step["kind"] == "auto"),

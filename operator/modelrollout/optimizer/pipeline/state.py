@@ -11,12 +11,14 @@ from modelrollout.contract.formats import SourceFormat
 from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import PrepareTask
 from modelrollout.jobs.log import Progress
+from modelrollout.optimizer.formats.isolated import Converted
 from modelrollout.optimizer.gate.gate import Measured
 from modelrollout.optimizer.model.data import Data
 from modelrollout.optimizer.model.inspect import ModelInfo
 from modelrollout.optimizer.pipeline.hand_over import SOURCE
 from modelrollout.optimizer.steps.run import Applied
 from modelrollout.optimizer.store.object_store import Fetched, ObjectStore
+from modelrollout.triton.config import Warmup
 
 FIELD_SOURCE = "spec.model.uri"
 
@@ -54,6 +56,9 @@ class PrepareState:
     # convert_or_unpack
     format: SourceFormat = field(init=False)
     onnx: Path = field(init=False)  # the source model in ONNX
+    converted: Converted | None = None  # of another format
+    author: Any = None  # the configuration that came with an ONNX model, a ModelConfig
+    beside: dict[str, Path] = field(default_factory=dict)  # files that it names
     # check_model
     info: ModelInfo = field(init=False)
     config: str = field(init=False)  # config.pbtxt
@@ -65,6 +70,8 @@ class PrepareState:
     applied: Applied = field(init=False)
     # run_gate
     measured: Measured | None = None
+    # warm_up
+    warmup: Warmup | None = None
     # verify_made
     version: dict[str, Path] = field(init=False)  # what is served, by name
     report: dict[str, Any] = field(init=False)

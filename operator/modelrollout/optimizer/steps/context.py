@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from modelrollout.contract.common import ONE_FILE_BYTES
-from modelrollout.contract.gate import Gate
+from modelrollout.contract.gate import Gate, GateMetric
 from modelrollout.contract.steps import StepBase
-from modelrollout.optimizer.model.data import Data
+from modelrollout.optimizer.model.data import Arrays, Data
 from modelrollout.optimizer.model.inspect import ModelInfo
 from modelrollout.optimizer.model.runtime import Advance
 
@@ -35,14 +35,18 @@ class StepContext:
     warn: Callable[[str], None]
     run_step: Callable[[StepBase, StepContext], dict[str, Any]]  # for a step that tries others
     one_file: int = ONE_FILE_BYTES  # a larger result is split (``files``)
+    # requests that the model answers: the user's inputs where there are any, else made-up ones
+    probe: tuple[Arrays, ...] = ()
+    made_up: bool = True
+    batched: bool = False  # the server joins rows of several requests
 
     @property
-    def max_drop(self) -> float | None:
-        """The smallest loss of accuracy that the gate allows; None without a gate, or where it sets
-        no maxDrop.
-        """
-        return (
-            min((m.max_drop for m in self.gate.metrics if m.max_drop is not None), default=None)
-            if self.gate
-            else None
-        )
+    def output(self) -> str | None:
+        """The output that the gate's metrics judge; None where they name none, or several."""
+        named = {m.output for m in self.gate.metrics} if self.gate else set()
+        return named.pop() if len(named) == 1 else None
+
+    @property
+    def budgets(self) -> tuple[GateMetric, ...]:
+        """The gate's metrics with a maxDrop."""
+        return tuple(m for m in self.gate.metrics if m.max_drop is not None) if self.gate else ()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from modelrollout.contract.steps import DistillStep
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model import files
-from modelrollout.optimizer.model.data import Data, batch_rows, batches
+from modelrollout.optimizer.model.data import Data, batch_rows, batches, expect_rows
 from modelrollout.optimizer.model.inspect import ModelInfo, check
 from modelrollout.optimizer.model.runtime import BATCH_ROWS, open_session, score_output
 from modelrollout.optimizer.steps.channels import Channels
@@ -57,7 +57,7 @@ def distill(step: DistillStep, work: StepContext) -> dict[str, Any]:
         model, done = narrowed(Channels(files.inferred(work.original)), 1 - step.size, work.field, {})
         student = work.target
         files.save(model, student, work.one_file)
-    network = Network(student, data.inputs, work.field)
+    network = Network(student, data.inputs, work.field, work.output)
     soft = Soft(teacher_scores(work.original, teacher, data, work), step.temperature, step.hard_labels)
     training = step.training
     recipe = Recipe(training.epochs, training.learning_rate, training.batch_size)
@@ -72,11 +72,14 @@ def teacher_scores(path: Path, info: ModelInfo, data: Data, work: StepContext) -
     """
     session = open_session(path, work.field)
     names = [output.name for output in session.get_outputs()]
+    expect_rows(data.inputs, info.inputs, f"{work.field}.training.data")
     rows, fill = batch_rows(info.inputs, BATCH_ROWS, work.field)
     parts = []
     for count, part in batches(data.inputs, rows, fill):
         outputs = session.run(None, part)
-        parts.append(outputs[score_output(outputs, names, count, work.field)][:count].reshape(count, -1))
+        parts.append(
+            outputs[score_output(outputs, names, count, work.field, work.output)][:count].reshape(count, -1)
+        )
         work.advance(sum(map(len, parts)), data.n)
     scores = np.concatenate(parts).astype(np.float32)
     if scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-3):

@@ -4,6 +4,7 @@ to read, computed in float.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ from onnx import ModelProto, helper, numpy_helper
 from modelrollout.contract.steps import Int4Step
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model import files
+from modelrollout.optimizer.model.graph import name_nodes
 from modelrollout.optimizer.model.runtime import ORT_ERRORS, refused
 from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.steps.definition import StepDefinition
 from modelrollout.optimizer.steps.distributions import INT4
-from modelrollout.optimizer.steps.quantize import name_nodes
 from modelrollout.reasons import Reason
 
 OPERATOR = "MatMulNBits"
@@ -30,6 +31,8 @@ def int4(step: Int4Step, work: StepContext) -> dict[str, Any]:
     """
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+    # it says two lines for every node, wherever logging was not set up before its import
+    logging.getLogger(MatMulNBitsQuantizer.__module__).setLevel(logging.WARNING)
     if work.info.quantized:
         raise bad_input(
             Reason.ALREADY_QUANTIZED, f"{work.field}: the model is quantized already; remove one of the steps"

@@ -17,7 +17,7 @@ from onnx import ModelProto, numpy_helper
 from modelrollout.contract.steps import PruneStep, Training
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model import files
-from modelrollout.optimizer.model.data import Data, batch_rows, batches
+from modelrollout.optimizer.model.data import Data, requests
 from modelrollout.optimizer.model.runtime import BATCH_ROWS, ORT_ERRORS, ort, refused, session_options
 from modelrollout.optimizer.steps.channels import Channels
 from modelrollout.optimizer.steps.context import StepContext
@@ -79,7 +79,7 @@ def trained(
     from modelrollout.optimizer.training.network import Network
 
     where = f"{work.field}.training"
-    network = Network(path, data.inputs, where)
+    network = Network(path, data.inputs, where, work.output)
     recipe = Recipe(training.epochs, training.learning_rate, training.batch_size)
     weights, losses = fit(network, data, recipe, where, work.advance, masks=masks)
     network.save(weights, target, work.one_file)
@@ -216,13 +216,13 @@ def _activations(channels: Channels, data: Data, work: StepContext) -> Activatio
         raise refused(Reason.PRUNING_FAILED, work.field, error, "use importance: Magnitude") from None
     finally:
         files.remove(watched)
-    rows, fill = batch_rows(work.info.inputs, BATCH_ROWS, work.field)
     sample = {name: array[:ACTIVATION_SAMPLES] for name, array in data.inputs.items()}
     sums: dict[str, Any] = defaultdict(float)
-    for count, part in batches(sample, rows, fill):
+    for count, part, whole in requests(sample, work.info.inputs, BATCH_ROWS, work.field):
         values = dict(zip(tensors, session.run(tensors, part), strict=True)) | part
         for product in channels.products:
-            array = np.abs(values[product.tensor][:count].astype(np.float64))
+            array = values[product.tensor]
+            array = np.abs((array if whole else array[:count]).astype(np.float64))
             others = tuple(a for a in range(array.ndim) if a != product.tensor_axis)
             sums[product.weight] = sums[product.weight] + array.mean(axis=others) * count
     return {name: np.asarray(total) for name, total in sums.items()}

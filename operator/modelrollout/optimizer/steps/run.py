@@ -22,6 +22,7 @@ from modelrollout.optimizer.model.limits import memory_limit
 from modelrollout.optimizer.model.runtime import ORT_ERRORS, Advance, open_session, tell_memory
 from modelrollout.optimizer.steps.context import StepContext
 from modelrollout.optimizer.steps.memory import expect_memory
+from modelrollout.optimizer.steps.proof import Probe, expect_answers, probe_of
 from modelrollout.optimizer.steps.registry import definition_of
 from modelrollout.reasons import Reason
 from modelrollout.triton.layout import MODEL_FILE
@@ -59,7 +60,11 @@ def run_step(step: StepBase, work: StepContext) -> dict[str, Any]:
         try:
             check(work.target, "it")
             open_session(work.target, "it")
+            trained = getattr(step, "training", None) is not None
+            done = done | expect_answers(step.kind, work, trained=trained)
         except JobError as error:
+            if error.reason == Reason.ANSWERS_DIFFER:
+                raise
             raise _step_failed(work.field, f"what it made cannot be run ({error.message[:300]})") from None
     return done
 
@@ -92,6 +97,7 @@ def run_steps(
     advance: Advance,
     one_file: int = ONE_FILE_BYTES,
     earlier: Applied | None = None,
+    batched: bool = False,
 ) -> Applied:
     """Run all steps in order. ``data`` and ``models`` go by their whole field
     (``spec.optimization.steps[0].int8.calibration``). Raises JobError.
@@ -101,6 +107,7 @@ def run_steps(
     applied = earlier or Applied(source, [])
     path = applied.path
     original = _prepare_source(source, folder / "original", one_file) if steps else source
+    probe = probe_of(original, check(original).inputs, data, "spec.model.uri") if steps else Probe((), True)
     for index, step in enumerate(steps[len(applied.done) :], len(applied.done)):
         where, target = field_of(index, step), _place_in(folder / f"step-{index}")
         inner = tuple(step.sources())
@@ -119,6 +126,9 @@ def run_steps(
             symmetric=symmetric,
             hardware=hardware,
             one_file=one_file,
+            batched=batched,
+            probe=probe.requests,
+            made_up=probe.made_up,
             advance=advance,
             warn=applied.warnings.append,
             run_step=run_step,

@@ -22,6 +22,7 @@ from modelrollout.api.names import canonical_json
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.store.object_store import ObjectStore
 from modelrollout.reasons import Reason
+from modelrollout.triton.layout import BESIDE
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
@@ -30,7 +31,8 @@ REPORT_LIMIT_BYTES = 16 << 20
 
 _PATH = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._+-]*"  # no hidden file, and no way out of the folder
-_NAME = re.compile(rf"^{_PART}(/{_PART})*$")
+# Beside the version's folder no other version may lie, and no second configuration.
+_NAME = re.compile(rf"^({BESIDE}(?!\d+(/|$)|config\.pbtxt$))?{_PART}(/{_PART})*$")
 NAME_LIMIT = 200
 
 

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from modelrollout.contract.common import ONE_FILE_BYTES
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.model import files
-from modelrollout.optimizer.model.data import Arrays, batch_rows, batches
+from modelrollout.optimizer.model.data import Arrays, batch_rows, batches, expect_rows
 from modelrollout.optimizer.model.inspect import check
 from modelrollout.optimizer.model.runtime import BATCH_ROWS, open_session, score_output
 from modelrollout.optimizer.training.operators import OPERATORS, UnsupportedError
@@ -51,10 +51,12 @@ class Network:
     initializer's name.
     """
 
-    def __init__(self, path: Path, sample: Arrays, field: str) -> None:
+    def __init__(self, path: Path, sample: Arrays, field: str, output: str | None = None) -> None:
         """``sample``: a few inputs, to find the scores and to compare with ONNX Runtime.
+        ``output``: that holds the scores; None: the only one that can.
 
-        Raises JobError: AlreadyQuantized, TrainingUnsupported, OutputNotClasses.
+        Raises JobError: AlreadyQuantized, TrainingUnsupported, OutputNotClasses, OutputUnknown,
+        OutputAmbiguous.
         """
         self._field = field
         info = check(path)
@@ -63,13 +65,14 @@ class Network:
                 Reason.ALREADY_QUANTIZED,
                 f"{field}: a quantized model cannot be trained; put this step before int8 and int4",
             )
+        expect_rows(sample, info.inputs, f"{field}.data")
         rows, fill = batch_rows(info.inputs, BATCH_ROWS, field)
         self.fixed_rows = rows if fill else None
         self.model = _modern(onnx.load(path), field)
         count, part = next(batches(sample, rows, fill))
         session = open_session(path, field)
         outputs = session.run(None, part)
-        index = score_output(outputs, [o.name for o in session.get_outputs()], count, field)
+        index = score_output(outputs, [o.name for o in session.get_outputs()], count, field, output)
         self.classes = int(outputs[index].size // rows) if fill else int(outputs[index].size // count)
         self.scores = self.model.graph.output[index].name
         graph = self.model.graph

@@ -27,7 +27,7 @@ from modelrollout.api.v1alpha1.optimization import NO_PART
 from modelrollout.config import OperatorConfig
 from modelrollout.contract.common import SIGNER_DIR, TASK_ENV
 from modelrollout.contract.common import ModelFile as StepModelFile
-from modelrollout.contract.formats import Served, Tensor, Tensors
+from modelrollout.contract.formats import FLAVOUR_BY_BACKEND, Backend, Served, Tensor, Tensors
 from modelrollout.contract.gate import Gate, GateMetric
 from modelrollout.contract.steps import Step
 from modelrollout.contract.tasks import MADE_DIR, WORK_DIR, Batching, PrepareTask, Recorded, Signature
@@ -89,9 +89,10 @@ def prepare_job(
     *,
     salt: str,
     recorded: Iterable[tuple[str, str]] = (),
+    warmup: bool = True,
 ) -> Object:
     """Fetch, verify, optimize, gate, publish. ``salt``: random, for this Job; ``recorded``:
-    (URI, digest) of artifacts that it may reuse.
+    (URI, digest) of artifacts that it may reuse; ``warmup``: as of PrepareTask.
     """
     model, serving, config = context.model, context.serving, context.config
     source = locate(
@@ -126,6 +127,8 @@ def prepare_job(
         signature=signature[0] if signature else None,
         format=model.format,
         tensors=None if serving.triton.backend or not serving.triton.inputs else _tensors(serving.triton),
+        rounds=model.rounds,
+        missing=model.missing,
         served=_served(serving.triton),
         steps=tuple(steps),
         gate=gate,
@@ -134,6 +137,7 @@ def prepare_job(
             max_queue_delay_us=round(seconds(serving.batching.max_queue_delay) * 1e6),
         ),
         instance_kind="KIND_AUTO",
+        warmup=warmup,
         artifacts=artifacts.location,
         salt=salt,
         recorded=tuple(Recorded(uri=uri, digest=digest) for uri, digest in recorded),
@@ -148,7 +152,7 @@ def prepare_job(
         located=[*located, artifacts],
         resources=resources,
         timeout=seconds(optimization.timeout),
-        image=_image(model, optimization, config),
+        image=_image(model, serving.triton.backend, optimization, config),
         disk=DISK_STEPS if optimization.steps else _DISK_PLAIN,
         queued=optimization.queue_name is not None,
     )
@@ -270,14 +274,17 @@ def _tensors(triton: Triton) -> Tensors:
     return Tensors(inputs=inputs, outputs=outputs)
 
 
-def _image(model: Model, optimization: Optimization, config: OperatorConfig) -> str | None:
+def _image(
+    model: Model, backend: Backend | None, optimization: Optimization, config: OperatorConfig
+) -> str | None:
     """The image of a prepare Job, None for the default. A spec that needs two images is refused
     earlier (``controller.observe.validation``).
     """
     trainers = {step.trainer for step in optimization.steps}
     if "Needed" in trainers or ("Welcome" in trainers and model.flavour is None):
         return config.images.trainer
-    return config.images.of_flavour(model.flavour) if model.flavour else None
+    flavour = model.flavour or FLAVOUR_BY_BACKEND.get(backend or "")
+    return config.images.of_flavour(flavour) if flavour else None
 
 
 def _signature(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from modelrollout.rollout.desired.jobs import stage_job
+from modelrollout.rollout.desired.jobs import stage_job, waits_for_turn
 from modelrollout.rollout.desired.pods import replicas
 from modelrollout.rollout.desired.revisions import beyond_history, new_revision, revision_status
 from modelrollout.rollout.desired.traffic import header_revision, preview_revision, service_selector, split
@@ -24,7 +24,7 @@ def desired(s: SpecifiedSnapshot, now: datetime) -> Desired:
     servers = replicas(s, now)
     return Desired(
         new_revision=new_revision(s),
-        work=None if s.shared.by else stage_job(s),
+        work=None if s.shared.by or waits_for_turn(s.work) else stage_job(s),
         recreate_work=s.work.state == "Absent",
         servers=servers,
         restarts={name: at for name in servers if (at := restart_requested_at(s, name))},

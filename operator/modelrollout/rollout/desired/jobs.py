@@ -3,7 +3,25 @@
 from __future__ import annotations
 
 from modelrollout.api import names
-from modelrollout.rollout.snapshot import Observed, rollout_id
+from modelrollout.rollout.snapshot import JobState, Observed, rollout_id
+
+
+def waits_for_turn(work: JobState) -> bool:
+    """Whether the Job is not to be created yet: others have their turn."""
+    return work.state == "Absent" and work.queued is not None
+
+
+def asks_made_up(s: Observed) -> bool:
+    """Whether Evaluate sends made-up inputs to the revision, so that what gets traffic has
+    answered: a backend serves the file that the prepare Job could not run. Golden data asks it
+    better. vLLM only streams.
+    """
+    if s.spec is None or s.spec.rollout.analysis.golden is not None or s.status.rollout is None:
+        return False
+    # of a revision that a person went back to, spec may say another
+    revision = s.revision(s.status.rollout.revision)
+    user_input = revision.input if revision else s.spec.user_input()
+    return user_input.get("serving", {}).get("triton", {}).get("backend") not in (None, "VLLM")
 
 
 def stage_job(s: Observed) -> tuple[str, str] | None:
@@ -28,11 +46,11 @@ def stage_job(s: Observed) -> tuple[str, str] | None:
             rollout.revision, "tune", names.short_hash([rollout_id(rollout), tune.wire()], 4)
         )
     golden = s.spec.rollout.analysis.golden if s.spec else None
-    if rollout.stage == "Evaluate" and golden:
+    if rollout.stage == "Evaluate" and (golden or asks_made_up(s)):
         # Edited golden data needs another Job. Edited budgets do not: the verdict reads the present
         # ones.
-        data: object = golden.model_dump(mode="json", exclude={"max_drop", "min"})
-        if rollout.uncompared_since is not None:
+        data: object = golden.model_dump(mode="json", exclude={"max_drop", "min"}) if golden else "made up"
+        if golden and rollout.uncompared_since is not None:
             data = [data, "without stable"]
         return names.COMPONENT_EVALUATE, names.stage_job_name(
             rollout.revision, "evaluate", names.short_hash([rollout_id(rollout), data], 4)

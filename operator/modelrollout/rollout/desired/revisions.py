@@ -21,6 +21,7 @@ from modelrollout.rollout.snapshot import (
     in_flight,
     still_draining,
 )
+from modelrollout.rollout.transitions import MAX_VERBS
 from modelrollout.rollout.views import Specified
 
 
@@ -34,7 +35,7 @@ def new_revision(s: Snapshot) -> NewRevision | None:
     ):
         return None
     assert rollout.number is not None and rollout.sha256 is not None
-    return NewRevision(rollout.revision, rollout.number, rollout.sha256)
+    return NewRevision(rollout.revision, rollout.number, rollout.sha256, s.triton_versions)
 
 
 # Stages that add no evidence, or end at once: the write of the next stage covers them.
@@ -53,7 +54,8 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
         if rollout and rollout.revision == revision.name and rollout.stage in _PASSING:
             continue
         if rollout and rollout.revision == revision.name and rollout.reason != Reason.QUARANTINED:
-            desired = _of_rollout(revision, rollout)
+            step = s.status.step if in_flight(rollout) else None
+            desired = _of_rollout(revision, rollout).model_copy(update={"step": step})
         elif revision.name == stable and revision.status.outcome not in SERVED:
             # Recovered from the route after status was lost during its promotion: without this
             # record neither recovery nor a rollback would find it again.
@@ -103,6 +105,7 @@ def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStat
             ),
             "restarts": without_pods(rollout.restarts) if rollout.restarts else old.restarts,
             "steps": rollout.history or old.steps,
+            "verbs": [*old.verbs, *(v for v in rollout.verbs if v not in old.verbs)][-MAX_VERBS:],
             # Proven worse, it no longer counts as a version that has served.
             "retired": None if outcome in ("RolledBack", "Rejected") else old.retired,
             "stages": dict(rollout.stages) if ended else old.stages,

@@ -61,6 +61,18 @@ def split(s: Observed) -> Split:
     return ((new, 100),) if weight == 100 else ((stable, 100 - weight), (new, weight))
 
 
+def positions(s: Observed) -> tuple[str, ...]:
+    """Stable, then the revision on trial, whatever their weights: the order of backends for a
+    gateway that counts by position. The trial ends with the rollout, and the promoted revision then
+    is the first.
+    """
+    stable, rollout = s.status.stable, s.status.rollout
+    first = (stable.revision,) if stable else ()
+    if rollout is None or rollout.revision is None or rollout.revision in first:
+        return first
+    return (*first, rollout.revision) if rollout.stage in ("Canary", "Promote", "Bake") else first
+
+
 def is_confirmed(s: Snapshot) -> bool:
     """Whether the data plane carries the split, so that nothing is sent elsewhere any more. Of a
     Service its selector says so, whether or not all pods of stable are ready.

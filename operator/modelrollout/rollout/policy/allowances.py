@@ -11,9 +11,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from pydantic.alias_generators import to_camel
-
-from modelrollout.api.v1alpha1 import ApiModel, LocalName, ModelDeploymentSpec, SecretKey
+from modelrollout.api.v1alpha1 import ApiModel, Filters, LocalName, ModelDeploymentSpec, SecretKey
 from modelrollout.config import OperatorConfig
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
@@ -41,6 +39,67 @@ def allowance_violation(
         or _secret(rules, spec, config)
         or keeps_others_off(spec, namespace)
     )
+
+
+def filter_violation(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
+    """The first filter of the spec's routes that may not be."""
+    filters = spec.traffic.filters
+    if filters is None:
+        return None
+    for name, gates in rules.gates:
+        if gates.filters == "Forbid":
+            return _filter(
+                f"spec.traffic.filters: RolloutPolicy {name} (gates.filters) forbids filters; leave them out"
+            )
+    for i, ref in enumerate(filters.extension_refs or ()):
+        if not config.routes.names(ref.group, ref.kind):
+            return _filter(
+                f"spec.traffic.filters.extensionRefs[{i}]: the operator's configuration does not name"
+                f" {ref.kind} of {ref.group} (routes.extensionRefs); leave it out, or have the platform team"
+                " add the kind"
+            )
+    test = spec.rollout.ab_test.headers if spec.rollout.ab_test else []
+    chosen_by = {h.name.lower() for h in test}
+    for field, header in _changed_headers(filters):
+        name = header.lower()
+        if name in chosen_by:
+            why = "spec.rollout.abTest chooses the version by it"
+        elif name in _PROTOCOL or name.startswith(_PROTECTED):
+            why = "it belongs to the operator or to the protocol"
+        else:
+            continue
+        return _filter(f"{field}: {header}: {why}; leave it out")
+    return None
+
+
+# Headers that say to whom a request goes, where a message ends, and what became of a call: the
+# gateway counts by the last.
+_PROTOCOL = frozenset(
+    {
+        "connection", "content-length", "host", "keep-alive", "proxy-connection", "te", "trailer",
+        "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
+# The servers' key is one of the operator's; Triton reads it from metadata of gRPC by the second.
+_PROTECTED = ("x-modelrollout-", "triton-grpc-protocol-", "grpc-")
+
+
+def _changed_headers(filters: Filters) -> Iterator[tuple[str, str]]:
+    """Every header that the filters change, with its field."""
+    for part, modifier in (
+        ("requestHeaderModifier", filters.request_header_modifier),
+        ("responseHeaderModifier", filters.response_header_modifier),
+    ):
+        if modifier is None:
+            continue
+        where = f"spec.traffic.filters.{part}"
+        for way, headers in (("set", modifier.set_), ("add", modifier.add)):
+            yield from ((f"{where}.{way}[{i}]", h.name) for i, h in enumerate(headers or ()))
+        yield from ((f"{where}.remove[{i}]", name) for i, name in enumerate(modifier.remove or ()))
+
+
+def _filter(text: str) -> Problem:
+    return Problem(Reason.FILTER_NOT_ALLOWED, text)
 
 
 def secrets(spec: ModelDeploymentSpec) -> Iterator[NamedSecret]:
@@ -106,6 +165,8 @@ def _account(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) ->
 
 def _secret(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
     """A store's own Secret is always allowed: the platform configured it."""
+    if not rules.secrets and not config.workloads.only_by_policy:
+        return None  # the spec is not searched for what every pass would allow
     for field, secret, uri in secrets(spec):
         store = config.store_for(uri) if uri else None
         if store is not None and store.secret_name == secret:
@@ -147,8 +208,10 @@ def _secrets(value: object, path: str, uri: str | None) -> Iterator[NamedSecret]
             yield NamedSecret(f"{path}.name", value.name, uri)
         case ApiModel():
             opened = getattr(value, "uri", uri)
-            for name in type(value).model_fields:
-                yield from _secrets(getattr(value, name), f"{path}.{to_camel(name)}", opened)
+            for name, field in type(value).model_fields.items():
+                inner = getattr(value, name)
+                if isinstance(inner, ApiModel | list | tuple):
+                    yield from _secrets(inner, f"{path}.{field.alias}", opened)
         case list() | tuple():
             for index, item in enumerate(value):
                 yield from _secrets(item, f"{path}[{index}]", uri)

@@ -50,6 +50,25 @@ def first_violation(
     return None
 
 
+def sources(spec: ModelDeploymentSpec) -> list[tuple[str, str]]:
+    """Every URI that Jobs would fetch, each with its field."""
+    uris = [("spec.model.uri", spec.model.uri)]
+    if spec.model.signature:
+        uris.append(("spec.model.signature.uri", spec.model.signature.uri or f"{spec.model.uri}.sig"))
+    for i, step in enumerate(spec.optimization.steps):
+        uris += [
+            (f"spec.optimization.steps[{i}].{path}.uri", source.uri)
+            for path, source in step.sources().items()
+        ]
+    if spec.optimization.gate:
+        uris.append(("spec.optimization.gate.data.uri", spec.optimization.gate.data.uri))
+    if spec.serving.tune and spec.serving.tune.data:
+        uris.append(("spec.serving.tune.data.uri", spec.serving.tune.data.uri))
+    if spec.rollout.analysis.golden:
+        uris.append(("spec.rollout.analysis.golden.uri", spec.rollout.analysis.golden.uri))
+    return uris
+
+
 def source_violation(rules: Rules, uris: Sequence[tuple[str, str]]) -> Problem | None:
     """The first URI outside the sources that a policy allows."""
     for name, sources in rules.sources:

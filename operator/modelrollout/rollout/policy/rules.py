@@ -105,11 +105,15 @@ class Rules:
     gates: tuple[tuple[str, PolicyGates], ...] = ()
     sources: tuple[tuple[str, AllowedSources], ...] = ()
     hostnames: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (policy, patterns)
+    # (policy, patterns); none: host names are shared within a namespace only
+    shared_hostnames: tuple[tuple[str, tuple[str, ...]], ...] = ()
     accounts: tuple[tuple[str, tuple[str, ...]], ...] = ()
     secrets: tuple[tuple[str, tuple[str, ...]], ...] = ()
     freezes: tuple[tuple[str, FreezeWindow], ...] = ()
     # by policy name: slots are taken in this order, so that two rollouts cannot deadlock
     limits: tuple[Limit, ...] = ()
+    # (policy, most Jobs that resolve and prepare at one time)
+    job_limits: tuple[tuple[str, int], ...] = ()
     templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
     mandatory: tuple[Metric, ...] = ()
     # how long a released name stays reserved for the version that served last; None: not at all
@@ -235,6 +239,9 @@ def combine(policies: Iterable[Policy]) -> Rules:
         hostnames=tuple(
             (p.name, tuple(p.spec.allowed_hostnames)) for p in matching if p.spec.allowed_hostnames
         ),
+        shared_hostnames=tuple(
+            (p.name, tuple(p.spec.shared_hostnames)) for p in matching if p.spec.shared_hostnames
+        ),
         accounts=tuple(
             (p.name, tuple(p.spec.allowed_service_accounts))
             for p in matching
@@ -250,6 +257,9 @@ def combine(policies: Iterable[Policy]) -> Rules:
             )
             for p in matching
             if p.spec.limits and (p.spec.limits.concurrent_rollouts or p.spec.limits.gpus)
+        ),
+        job_limits=tuple(
+            (p.name, p.spec.limits.jobs) for p in matching if p.spec.limits and p.spec.limits.jobs
         ),
         templates=templates,
         mandatory=mandatory,

@@ -45,9 +45,14 @@ def begin_bake(s: InFlight, now: datetime) -> ModelDeploymentStatus:
     """
     reference = [
         MetricStatus(
-            name=name, verdict="Inconclusive", reason=Reason.NO_DATA, message="bake begins", stable=counter
+            name=name,
+            verdict="Inconclusive",
+            reason=Reason.NO_DATA,
+            message="bake begins",
+            stable=counter,
+            source=source,
         )
-        for name, counter in _stable_counts(s.rollout.history).items()
+        for name, (counter, source) in _stable_counts(s.rollout.history).items()
     ]
     step = StepStatus(
         index=len(steps_of(s)),
@@ -62,19 +67,19 @@ def begin_bake(s: InFlight, now: datetime) -> ModelDeploymentStatus:
     return enter(s.status, "Bake", now, step=step)
 
 
-def _stable_counts(history: Sequence[StepEvidence]) -> dict[str, Counter]:
-    """Stable's counts at the last weight, by metric. A pause records its own, possibly seconds-long
-    evidence, so the record with the most requests wins.
+def _stable_counts(history: Sequence[StepEvidence]) -> dict[str, tuple[Counter, str | None]]:
+    """Stable's counts at the last weight and who counted them, by metric. A pause records its own,
+    possibly seconds-long evidence, so the record with the most requests wins.
     """
-    counts: dict[str, Counter] = {}
+    counts: dict[str, tuple[Counter, str | None]] = {}
     for evidence in history:
         for m in evidence.metrics:
             if (
                 evidence.weight == history[-1].weight
                 and m.stable is not None
-                and m.stable.total >= counts.get(m.name, m.stable).total
+                and (m.name not in counts or m.stable.total >= counts[m.name][0].total)
             ):
-                counts[m.name] = m.stable
+                counts[m.name] = m.stable, m.source
     return counts
 
 

@@ -1,15 +1,19 @@
 """evaluate: sends golden data through the served model at 0 % traffic, paired with stable; this is
-the authoritative gate.
+the authoritative gate. Without golden data a model that prepare could not run is asked made-up
+inputs, so that none gets traffic that fails every request.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Literal
 
 from modelrollout.api.v1alpha1 import EvaluationEvidence
+from modelrollout.contract.results import TaskResult
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.dead_stable import is_down
+from modelrollout.rollout.desired.jobs import asks_made_up
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.requirements import golden_violation
 from modelrollout.rollout.stages.job import RESULT_LOST, SOON_SECONDS, failed_job, job_in_progress, retry_job
@@ -32,7 +36,8 @@ def evaluate(s: InFlight, now: datetime) -> Transition:
         and (problem := golden_violation(s.rules, s.spec))
     ):
         return wait_or_fail(s, now, problem, "golden data")
-    if s.spec.rollout.analysis.golden is None:
+    golden = s.spec.rollout.analysis.golden
+    if golden is None and not asks_made_up(s):
         return Transition(after_evaluate(s, s.status, now))
     work, evidence = s.work, s.evaluation
     if work.state == "Failed" and work.result and work.result.reason in _STABLE_TROUBLE:
@@ -43,6 +48,10 @@ def evaluate(s: InFlight, now: datetime) -> Transition:
         return failed_job(s, work, now)
     if work.state != "Succeeded":
         return job_in_progress(s, now, "the evaluate Job")
+    if golden is None and work.result is not None:
+        answers, severity = _answers(work.result)
+        event = Event(answers.reason, answers.message, severity)
+        return Transition(change(after_evaluate(s, s.status, now), evaluation=answers), (event,))
     if evidence is None:
         return retry_job(s, now, RESULT_LOST)
     if evidence.verdict != "Successful":
@@ -51,6 +60,17 @@ def evaluate(s: InFlight, now: datetime) -> Transition:
             change(rejected, evaluation=evidence), (Event(evidence.reason, evidence.message, "Warning"),)
         )
     return Transition(change(after_evaluate(s, s.status, now), evaluation=evidence), (_event(evidence),))
+
+
+def _answers(result: TaskResult) -> tuple[EvaluationEvidence, Literal["Normal", "Warning"]]:
+    """Evidence of made-up inputs: that it answers, or why that is not known."""
+    if result.message:
+        unknown = EvaluationEvidence(
+            verdict="Inconclusive", reason=Reason.ANSWERS_UNKNOWN, message=result.message
+        )
+        return unknown, "Warning"
+    text = "the served model answers made-up inputs"
+    return EvaluationEvidence(verdict="Successful", reason=Reason.ANSWERED, message=text), "Normal"
 
 
 def _event(evidence: EvaluationEvidence) -> Event:
@@ -66,7 +86,7 @@ EVALUATE = StageSpec(
     evaluate,
     InFlight,
     phase="Evaluating",
-    doing="golden data is being sent through the served model",
+    doing="golden data, or a few made-up inputs, are being sent through the served model",
     then="the canary begins",
     condition="Evaluated",
     watched=True,

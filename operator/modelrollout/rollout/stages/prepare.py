@@ -139,6 +139,7 @@ def _evidence(result: TaskResult, now: datetime) -> ArtifactEvidence:
         prepared=stamp(now),
         interface=Interface.model_validate(result.interface.model_dump()) if result.interface else None,
         search=_search(result.search) if result.search else None,
+        decoupled=result.decoupled,
     )
 
 

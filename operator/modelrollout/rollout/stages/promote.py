@@ -102,16 +102,16 @@ def _wait_or_give_up(s: InFlight, problem: Problem | None, now: datetime) -> Tra
 
 
 def _give_up(s: InFlight, why: Problem, now: datetime) -> Transition:
-    """Back to the last step, where spec says what follows; without steps back to stable, unless
-    that has no ready pod; and without a stable revision the rollout has failed.
+    """Back to the last step, where spec says what follows; without steps back to stable. Neither
+    happens while stable has no ready pod. Without a stable revision the rollout has failed.
     """
     text = f"not promoted within progressDeadline {s.spec.rollout.progress_deadline}: {why.message}"
     event = (Event(why.reason, text, "Warning"),)
     if s.status.stable is None:
         return Transition(fail_first(s, now, "Failed", why.reason, text), event)
+    if is_all_that_serves(s):  # in the last step it would have less, and stable has no pod for the rest
+        return wait(s, why, 5.0)
     if s.rollout.step is None:
-        if is_all_that_serves(s):
-            return wait(s, why, 5.0)
         return Transition(revert(s.status, now, "Failed", why.reason, text), event)
     back = _in_last_step(s, now)
     return handle_inconclusive(back, back.step, why.reason, text, now, may_promote=False)

@@ -40,7 +40,7 @@ from modelrollout.rollout.stages.judging import (
 from modelrollout.rollout.stages.next_stage import begin_trial
 from modelrollout.rollout.stages.waiting import remaining
 from modelrollout.rollout.strategy import previous_step
-from modelrollout.rollout.transitions import at_step, change, enter, record, succeed
+from modelrollout.rollout.transitions import at_step, change, enter, record, succeed, weight
 from modelrollout.rollout.views import AtStep, SpecifiedSnapshot
 
 _REASON = Reason.STABLE_DEAD
@@ -63,6 +63,8 @@ def follow_stable(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
     status = change(s.status, uncompared_since=None)
     if rollout.stage == "Canary" and (has_taken_over(rollout) or rollout.reason == _REASON):
         again = begin_trial(s, status, now)
+        if rollout.paused_by_user is not None and weight(again) > weight(s.status):
+            return None  # it starts over once the person resumes it
         pause = rollout.paused_by_user if rollout_of(again).stage == "Canary" else None
         status = change(again, paused_by_user=pause)
     text = f"stable {stable.revision} is ready again: {rollout.revision} is compared with it"

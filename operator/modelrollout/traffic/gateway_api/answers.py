@@ -39,9 +39,13 @@ def _parent(ref: Mapping[str, Any], namespace: str) -> _Parent:
     )
 
 
-def _is(gateway: GatewayFacts | None, parent: _Parent) -> bool:
+def _facts_on(gateway: GatewayFacts | None, parent: _Parent) -> GatewayFacts | None:
+    """Those of the parent, if it is one of the Gateways that are known."""
     group, kind, namespace, name = parent[:4]
-    return (group, kind, gateway and gateway.gateway) == (GROUP, "Gateway", f"{namespace}/{name}")
+    known = (gateway, *gateway.further) if gateway is not None else ()
+    if (group, kind) != (GROUP, "Gateway"):
+        return None
+    return next((facts for facts in known if facts.gateway == f"{namespace}/{name}"), None)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def carried(route: Object, gateway: GatewayFacts | None) -> Traffic:
 
 
 def _carried_by(route: Object, parent: _Parent, gateway: GatewayFacts | None) -> Traffic:
-    facts, namespace = gateway if _is(gateway, parent) else None, route["metadata"].get("namespace")
+    facts, namespace = _facts_on(gateway, parent), route["metadata"].get("namespace")
     if facts is not None and facts.problem is not None:
         return _refused(facts.problem)
     answer = _answer(route, parent, facts.controller if facts else None)
@@ -97,11 +101,15 @@ def _carried_by(route: Object, parent: _Parent, gateway: GatewayFacts | None) ->
     if answer.refusal is not None:
         text = f"{at} refuses {title}: {answer.refusal.quoted(whole=True)}"
         return _refused(Problem(Reason.ROUTE_NOT_ACCEPTED, text))
-    listeners = [x for x in (facts and facts.listeners) or () if x.takes(route["kind"], _hosts(route))]
+    listeners = [
+        x
+        for x in (facts and facts.listeners) or ()
+        if parent[4] in ("", x.name) and x.takes(route["kind"], _hosts(route))
+    ]
     if not answer.accepted:
         if facts is not None and facts.listeners is not None and not listeners:
             text = (
-                f"no listener of {at} takes {title} of namespace {namespace}: correct spec.traffic,"
+                f"{_which(parent)} of {at} takes {title} of namespace {namespace}: correct spec.traffic,"
                 " or have a listener allow its kind, namespace and host name"
             )
             return _refused(Problem(Reason.NO_MATCHING_LISTENER, text))
@@ -130,6 +138,10 @@ def _listened(at: str, listeners: list[Listener]) -> Traffic:
         return Traffic(False, f"listener {name} of {at} is not programmed yet")
     text = f"listener {name} of {at} is not programmed: {state.reason}; ask who runs the gateway"
     return _refused(Problem(Reason.GATEWAY_NOT_PROGRAMMED, text))
+
+
+def _which(parent: _Parent) -> str:
+    return f"no listener {parent[4]}" if parent[4] else "no listener"
 
 
 def _refused(problem: Problem) -> Traffic:

@@ -4,7 +4,7 @@ problem that names it; it is never skipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.problem import Problem
@@ -16,8 +16,20 @@ REQUEST_MIRROR = "HTTPRouteRequestMirror"
 PERCENTAGE_MIRROR = "HTTPRouteRequestPercentageMirror"
 # without it a route would open what manages the servers
 METHOD_MATCHING = "HTTPRouteMethodMatching"
+REQUEST_TIMEOUT = "HTTPRouteRequestTimeout"
+BACKEND_TIMEOUT = "HTTPRouteBackendTimeout"
+RESPONSE_HEADERS = "HTTPRouteResponseHeaderModification"
+CORS = "HTTPRouteCORS"
 _CORE = frozenset({"Gateway", "HTTPRoute", "GRPCRoute"})
 TRAEFIK_CONTROLLER = "traefik.io/gateway-controller"
+ENVOY_GATEWAY_CONTROLLER = "gateway.envoyproxy.io/gatewayclass-controller"
+# Of controllers that report no features of any class, and of which they are known all the same.
+# Envoy Gateway 1.9 leaves the field empty (internal/gatewayapi/status/gatewayclass.go).
+UNREPORTED: Mapping[str, frozenset[str]] = {
+    ENVOY_GATEWAY_CONTROLLER: _CORE
+    | {METHOD_MATCHING, REQUEST_MIRROR, PERCENTAGE_MIRROR, REQUEST_TIMEOUT, BACKEND_TIMEOUT}
+    | {RESPONSE_HEADERS, CORS}
+}
 
 
 def needed_features(spec: ModelDeploymentSpec) -> dict[str, str]:

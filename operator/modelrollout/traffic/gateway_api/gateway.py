@@ -14,6 +14,7 @@ from typing import Any
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.resources.common import Object
+from modelrollout.traffic.gateway_api.features import UNREPORTED
 from modelrollout.traffic.gateway_facts import GatewayFacts, Listener, Statement
 
 _BY_PROTOCOL = {
@@ -58,18 +59,20 @@ def unread_gateway(namespace: str, name: str) -> GatewayFacts:
     return GatewayFacts(f"{namespace}/{name}")
 
 
-def missing_gateway(namespace: str, name: str, *, own: bool) -> GatewayFacts:
+def missing_gateway(
+    namespace: str, name: str, field: str = "spec.traffic.gateway", *, own: bool
+) -> GatewayFacts:
     """The facts of a Gateway that does not exist, or that takes no routes of this namespace: the
     two read alike, so that a tenant does not learn which Gateways exist.
 
-    ``own``: it would be of the namespace of the routes.
+    ``field``: where spec names it; ``own``: it would be of the namespace of the routes.
     """
     what = "does not exist" if own else "does not exist, or takes no routes of this namespace"
-    text = f"spec.traffic.gateway: Gateway {namespace}/{name} {what}; correct the name, or have it created"
+    text = f"{field}: Gateway {namespace}/{name} {what}; correct the name, or have it created"
     return GatewayFacts(f"{namespace}/{name}", problem=Problem(Reason.GATEWAY_MISSING, text))
 
 
-def gateway_facts(gateway: Object, *, own: bool) -> GatewayFacts:
+def gateway_facts(gateway: Object, field: str = "spec.traffic.gateway", *, own: bool) -> GatewayFacts:
     """The facts without those of the class (``with_class``)."""
     metadata, spec, status = gateway["metadata"], gateway.get("spec") or {}, gateway.get("status") or {}
     title = f"{metadata.get('namespace')}/{metadata['name']}"
@@ -86,7 +89,7 @@ def gateway_facts(gateway: Object, *, own: bool) -> GatewayFacts:
         if own or _takes_others(x)
     )
     if not listeners and not own:
-        return missing_gateway(metadata.get("namespace") or "", metadata["name"], own=own)
+        return missing_gateway(metadata.get("namespace") or "", metadata["name"], field, own=own)
     programmed = statement(status.get("conditions"), "Programmed", generation, undated=True)
     accepted = statement(status.get("conditions"), "Accepted", generation, undated=True)
     problem: Problem | None = None
@@ -107,7 +110,9 @@ def gateway_facts(gateway: Object, *, own: bool) -> GatewayFacts:
 
 
 def with_class(facts: GatewayFacts, gateway_class: Object | None) -> GatewayFacts:
-    """The facts with those of the Gateway's class; None: it does not exist."""
+    """The facts with those of the Gateway's class; None: it does not exist. Features are those that
+    it reports, or else those known of its controller.
+    """
     title = f"GatewayClass {facts.gateway_class} of Gateway {facts.gateway}"
     if gateway_class is None:
         return replace(facts, problem=_not_programmed(f"{title} does not exist"))
@@ -117,10 +122,12 @@ def with_class(facts: GatewayFacts, gateway_class: Object | None) -> GatewayFact
     problem = facts.problem
     if problem is None and facts.pending and accepted is not None and accepted.truth == "False":
         problem = _not_programmed(f"{title} is not accepted: {accepted.quoted(whole=False)}")
+    controller = str(spec.get("controllerName") or "") or None
+    reported = supported_features(gateway_class)
     return replace(
         facts,
-        controller=str(spec.get("controllerName") or "") or None,
-        features=supported_features(gateway_class),
+        controller=controller,
+        features=UNREPORTED.get(controller or "") if reported is None else reported,
         problem=problem,
     )
 

@@ -11,20 +11,24 @@ from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.resources.common import Object
-from modelrollout.rollout.desired.traffic import header_revision, preview_host_revision
+from modelrollout.rollout.desired.traffic import header_revision, positions, preview_host_revision
 from modelrollout.rollout.snapshot import Observed, Split
-from modelrollout.traffic.base import LiveObjects, Router, RouterKind
+from modelrollout.traffic.base import LiveObjects, Router, RouterKind, SplitWriter
+from modelrollout.traffic.counting import COUNTED_BY_POSITION
 from modelrollout.traffic.gateway_api.answers import carried
+from modelrollout.traffic.gateway_api.extras import extras_of, extras_problem
 from modelrollout.traffic.gateway_api.features import route_problem
 from modelrollout.traffic.gateway_api.foreign_routes import foreign_route
 from modelrollout.traffic.gateway_api.mirror import MirrorRouter, is_mirrored, mirror_method, mirror_of
 from modelrollout.traffic.gateway_api.router import (
     FrozenRoutes,
     GatewayRouter,
+    is_counted_apart,
     overly_open_routes,
     weights,
 )
 from modelrollout.traffic.gateway_api.routes import ROUTE_KINDS, backends_of, is_of_clients
+from modelrollout.traffic.gateway_api.staging import StagedRoutes
 from modelrollout.traffic.gateway_facts import GatewayFacts
 from modelrollout.traffic.hostnames import ForeignRoute
 
@@ -46,7 +50,9 @@ class GatewayApi(RouterKind):
                     f"spec.traffic.gateway: this cluster has no {kind} (Gateway API CRDs); install them, or"
                     " leave spec.traffic out: the weights are then approximated by replica counts",
                 )
-        return route_problem(spec, gateway)
+        return (
+            _several_classes(gateway) or route_problem(spec, gateway) or extras_problem(spec.traffic, gateway)
+        )
 
     def mirror_method(
         self, spec: ModelDeploymentSpec, gateway: GatewayFacts | None, config: OperatorConfig
@@ -96,17 +102,29 @@ class GatewayApi(RouterKind):
         *,
         granted: bool,
         withheld: frozenset[str],
+        guest_at: frozenset[str],
         gateway: GatewayFacts | None,
     ) -> Router:
         """Routes with the mirror of a shadow; frozen ones where spec is not ``granted``."""
         assert s.spec is not None
         aim = (s.spec.rollout, header_revision(s), preview_host_revision(s))
+        at = positions(s) if s.counting.profile in COUNTED_BY_POSITION else ()
         inner = (
-            GatewayRouter(s.name, s.spec.traffic, *aim, gateway=gateway)
+            GatewayRouter(
+                s.name,
+                s.spec.traffic,
+                *aim,
+                guest_at=guest_at,
+                gateway=gateway,
+                positions=at,
+                extras=extras_of(s.spec.traffic, gateway),
+            )
             if granted
-            else FrozenRoutes(s.name, live, *aim, withheld=withheld, gateway=gateway)
+            else FrozenRoutes(
+                s.name, live, *aim, withheld=withheld, guest_at=guest_at, gateway=gateway, positions=at
+            )
         )
-        return MirrorRouter(inner, s.name, s.spec, mirror_of(s), config, gateway)
+        return MirrorRouter(_staged(inner, at, live, gateway), s.name, s.spec, mirror_of(s), config, gateway)
 
     def frozen(
         self,
@@ -114,13 +132,38 @@ class GatewayApi(RouterKind):
         live: LiveObjects,
         config: OperatorConfig,
         withheld: frozenset[str],
+        guest_at: frozenset[str],
         gateway: GatewayFacts | None,
     ) -> Router | None:
         """The present routes without a mirror; None where there are none."""
-        if not any((kind, s.name) in live for kind in ROUTE_KINDS):
+        routes = [live[kind, s.name] for kind in ROUTE_KINDS if (kind, s.name) in live]
+        if not routes:
             return None
-        inner = FrozenRoutes(s.name, live, withheld=withheld, gateway=gateway)
-        return MirrorRouter(inner, s.name, None, None, config, gateway)
+        at = positions(s) if any(map(is_counted_apart, routes)) else ()
+        inner = FrozenRoutes(
+            s.name, live, withheld=withheld, guest_at=guest_at, gateway=gateway, positions=at
+        )
+        return MirrorRouter(_staged(inner, at, live, gateway), s.name, None, None, config, gateway)
+
+
+def _staged(
+    inner: SplitWriter, positions: Sequence[str], live: LiveObjects, gateway: GatewayFacts | None
+) -> SplitWriter:
+    """Written in stages where the gateway counts by ``positions``."""
+    return StagedRoutes(inner, live, gateway) if positions else inner
+
+
+def _several_classes(first: GatewayFacts | None) -> Problem | None:
+    """A class that cannot be read counts as the same: the gateway's answers decide."""
+    for i, facts in enumerate(first.further if first else ()):
+        classes = first.gateway_class if first else "", facts.gateway_class
+        if all(classes) and len(set(classes)) == 2:
+            return Problem(
+                Reason.GATEWAY_CLASSES_DIFFER,
+                f"spec.traffic.furtherGateways[{i}]: Gateway {facts.gateway} is of GatewayClass {classes[1]},"
+                f" and that in spec.traffic.gateway of {classes[0]}; name Gateways of one class",
+            )
+    return None
 
 
 GATEWAY_API = GatewayApi()

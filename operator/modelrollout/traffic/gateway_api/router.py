@@ -7,7 +7,7 @@ decision adds a delay before it counts requests, and the canary's own counters a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from modelrollout.api.v1alpha1 import Rollout
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
@@ -16,6 +16,7 @@ from modelrollout.resources.endpoints import narrowed
 from modelrollout.rollout.snapshot import Server, Split, Traffic
 from modelrollout.traffic.base import LiveObjects
 from modelrollout.traffic.gateway_api.answers import carried, parents
+from modelrollout.traffic.gateway_api.extras import NO_EXTRAS, Extras, extras_in
 from modelrollout.traffic.gateway_api.routes import (
     ROUTE_KINDS,
     Rule,
@@ -27,12 +28,15 @@ from modelrollout.traffic.gateway_api.routes import (
     rendered_rules,
     routes,
 )
+from modelrollout.traffic.gateway_api.staging import split_of
 from modelrollout.traffic.gateway_facts import GatewayFacts
 
 
 class GatewayRouter:
     """HTTPRoutes and GRPCRoutes with weights over Services of revisions. Requests with a test's
     headers, and those for a preview's host names, go to one revision.
+
+    ``guest_at``: host names of which another ModelDeployment has the paths that name no model.
     """
 
     def __init__(
@@ -42,9 +46,13 @@ class GatewayRouter:
         rollout: Rollout | None = None,
         matched: str | None = None,
         preview: str | None = None,
+        guest_at: frozenset[str] = frozenset(),
         gateway: GatewayFacts | None = None,
+        positions: Sequence[str] = (),
+        extras: Extras = NO_EXTRAS,
     ) -> None:
-        self._name, self._spec, self._gateway = name, spec, gateway
+        self._name, self._spec, self._gateway, self._positions = name, spec, gateway, positions
+        self._guest_at, self._extras = guest_at, extras
         self._unsplit = _UnsplitRequests(rollout, matched, preview)
         self._preview = rollout.blue_green.preview if rollout and rollout.blue_green else None
 
@@ -52,13 +60,14 @@ class GatewayRouter:
         """The routes; none while nothing serves."""
         if not split:
             return []
-        shown, gateway = self._unsplit.preview, self._spec.gateway
+        shown, gateways = self._unsplit.preview, self._spec.gateways
+        common = (self._positions, self._guest_at, self._extras)
         aside = (
-            preview_routes(owner, gateway, self._preview, shown)
-            if gateway and self._preview and shown
+            preview_routes(owner, gateways, self._preview, shown, *common)
+            if gateways and self._preview and shown
             else []
         )
-        return routes(owner, self._spec, self._unsplit.rules(split)) + aside
+        return routes(owner, self._spec, self._unsplit.rules(split), *common) + aside
 
     def programmed(self, split: Split, live: LiveObjects, servers: Mapping[str, Server]) -> Traffic:
         """Every route is as desired, and its gateway carries it (``answers.carried``).
@@ -79,7 +88,8 @@ class FrozenRoutes:
     """The present routes, where spec is unreadable or its host names are not granted: only weights
     change, and matches become as narrow as those of ``GatewayRouter``.
 
-    ``withheld``: host names that belong to another ModelDeployment.
+    ``withheld``: host names that belong to another ModelDeployment; ``guest_at`` as of
+    ``GatewayRouter``.
     """
 
     def __init__(
@@ -90,9 +100,12 @@ class FrozenRoutes:
         matched: str | None = None,
         preview: str | None = None,
         withheld: frozenset[str] = frozenset(),
+        guest_at: frozenset[str] = frozenset(),
         gateway: GatewayFacts | None = None,
+        positions: Sequence[str] = (),
     ) -> None:
         self._name, self._withheld, self._gateway = name, withheld, gateway
+        self._guest_at, self._positions = guest_at, positions
         self._unsplit = _UnsplitRequests(rollout, matched, preview)
         self._routes = [o for (kind, n), o in live.items() if kind in ROUTE_KINDS and self._is_desired(n)]
 
@@ -114,11 +127,11 @@ class FrozenRoutes:
             return None
         shown = self._unsplit.preview if is_of_preview(route["metadata"]["name"], self._name) else None
         rules = preview_rules(shown) if shown else self._unsplit.rules(split)
-        return route | {
-            "spec": (
-                route["spec"] | {"hostnames": left, "rules": rendered_rules(route["kind"], self._name, rules)}
-            )
-        }
+        server = self._guest_at.isdisjoint(left)
+        rendered = rendered_rules(
+            route["kind"], self._name, rules, self._positions, server=server, extras=extras_in(route)
+        )
+        return route | {"spec": route["spec"] | {"hostnames": left, "rules": rendered}}
 
     def programmed(self, split: Split, live: LiveObjects, servers: Mapping[str, Server]) -> Traffic:
         """As of ``GatewayRouter``."""
@@ -211,10 +224,14 @@ def _programmed(desired: Object, live: Object | None, gateway: GatewayFacts | No
 
 
 def _is_written(live: Object, desired: Object) -> bool:
-    """Whether the route ``live`` has the rules, host names and parents of the desired one."""
+    """Whether the route ``live`` has the rules, host names and parents of the desired one, and what
+    spec asks for beside.
+    """
     namespace = live["metadata"].get("namespace") or ""
     return (
         _rules(live) == _rules(desired)
+        and extras_in(live) == extras_in(desired)
+        and (not any(_counted_apart(desired)) or _counted_apart(live) == _counted_apart(desired))
         and (live["spec"].get("hostnames") or []) == (desired["spec"].get("hostnames") or [])
         and parents(live, namespace) == parents(desired, namespace)
     )
@@ -224,6 +241,19 @@ def _rules(route: Object) -> list[_ComparableRule]:
     return [
         (_opens(route["kind"], rule), _weights(rule)) for rule in (route.get("spec") or {}).get("rules") or []
     ]
+
+
+def _counted_apart(route: Object) -> list[list[tuple[str, int]]]:
+    """By rule the backends, in order, that have a filter and so are counted by their position."""
+    return [
+        [(ref["name"], ref.get("weight", 1)) for ref in rule.get("backendRefs") or [] if ref.get("filters")]
+        for rule in (route.get("spec") or {}).get("rules") or []
+    ]
+
+
+def is_counted_apart(route: Object) -> bool:
+    """Whether backends of the live route have the filter by which a gateway counts each apart."""
+    return any(_counted_apart(route))
 
 
 # Without matches a rule lets everything through: the API server fills this in for an HTTPRoute, and
@@ -261,6 +291,7 @@ def _weights(rule: Object) -> dict[str, int]:
 
 
 def weights(route: Object) -> dict[str, int]:
-    """Weights above 0 by Service for requests without a test's headers: the last rule."""
+    """Weights above 0 by Service, for requests without a test's headers."""
     rules = route["spec"].get("rules") or []
-    return _weights(rules[-1]) if rules else {}
+    of_all = (rule for rule in rules if not any(m.get("headers") for m in rule.get("matches") or []))
+    return split_of(next(of_all, rules[-1])) if rules else {}

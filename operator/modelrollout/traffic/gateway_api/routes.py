@@ -11,13 +11,14 @@ did not write.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import GatewayRef, HeaderMatch, Hostnames, Preview, Traffic
 from modelrollout.resources.common import Object, Owner, labels, metadata
 from modelrollout.resources.endpoints import matches
 from modelrollout.rollout.snapshot import Split
+from modelrollout.traffic.gateway_api.extras import NO_EXTRAS, Extras
 
 ROUTE_KINDS = ("HTTPRoute", "GRPCRoute")
 _DIGITS = 8  # of the hash of a host name in the name of a further route
@@ -41,36 +42,80 @@ def preview_rules(revision: str) -> list[Rule]:
     return [([], ((revision, 100),))]
 
 
-def routes(owner: Owner, traffic: Traffic, rules: list[Rule]) -> list[Object]:
-    """The routes that the spec asks for; none without a gateway."""
+def routes(
+    owner: Owner,
+    traffic: Traffic,
+    rules: list[Rule],
+    positions: Sequence[str] = (),
+    guest_at: frozenset[str] = frozenset(),
+    extras: Extras = NO_EXTRAS,
+) -> list[Object]:
+    """The routes that the spec asks for; none without a gateway. ``positions`` as of
+    ``rendered_rules``; ``guest_at``: host names of which another ModelDeployment has the paths that
+    name no model.
+    """
     return (
-        _routes(owner, owner.name, traffic.gateway, traffic.http, traffic.grpc, rules)
-        if traffic.gateway
+        _routes(
+            owner,
+            owner.name,
+            traffic.gateways,
+            traffic.http,
+            traffic.grpc,
+            rules,
+            positions,
+            guest_at,
+            extras,
+        )
+        if traffic.gateways
         else []
     )
 
 
-def preview_routes(owner: Owner, gateway: GatewayRef, preview: Preview, revision: str) -> list[Object]:
+def preview_routes(
+    owner: Owner,
+    gateways: Sequence[GatewayRef],
+    preview: Preview,
+    revision: str,
+    positions: Sequence[str] = (),
+    guest_at: frozenset[str] = frozenset(),
+    extras: Extras = NO_EXTRAS,
+) -> list[Object]:
     """Routes NAME-preview of the preview's own host names to one revision."""
     return _routes(
-        owner, names.preview_name(owner.name), gateway, preview.http, preview.grpc, preview_rules(revision)
+        owner,
+        names.preview_name(owner.name),
+        gateways,
+        preview.http,
+        preview.grpc,
+        preview_rules(revision),
+        positions,
+        guest_at,
+        extras,
     )
 
 
 def _routes(
     owner: Owner,
     name: str,
-    gateway: GatewayRef,
+    gateways: Sequence[GatewayRef],
     http: Hostnames | None,
     grpc: Hostnames | None,
     rules: list[Rule],
+    positions: Sequence[str],
+    guest_at: frozenset[str],
+    extras: Extras,
 ) -> list[Object]:
     """Further routes before the first: when another name becomes the first, the former first name
     already has a route of its own.
     """
     return [
         _route(
-            kind, owner, name if i == 0 else f"{name}-{names.short_hash(host, _DIGITS)}", gateway, host, rules
+            kind,
+            owner,
+            name if i == 0 else f"{name}-{names.short_hash(host, _DIGITS)}",
+            gateways,
+            host,
+            rendered_rules(kind, owner.name, rules, positions, server=host not in guest_at, extras=extras),
         )
         for kind, listed in (("HTTPRoute", http), ("GRPCRoute", grpc))
         for i, host in reversed(list(enumerate(listed.hostnames if listed else ())))
@@ -103,7 +148,9 @@ def _is_of(first: str, name: str) -> bool:
     return name == first or re.fullmatch(f"-[0-9a-f]{{{_DIGITS}}}", name.removeprefix(first)) is not None
 
 
-def _route(kind: str, owner: Owner, name: str, gateway: GatewayRef, host: str, rules: list[Rule]) -> Object:
+def _route(
+    kind: str, owner: Owner, name: str, gateways: Sequence[GatewayRef], host: str, rules: list[Object]
+) -> Object:
     return {
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": kind,
@@ -115,29 +162,70 @@ def _route(kind: str, owner: Owner, name: str, gateway: GatewayRef, host: str, r
                     "kind": "Gateway",
                     "name": gateway.name,
                     "namespace": gateway.namespace or owner.namespace,
+                    **({"sectionName": gateway.section_name} if gateway.section_name else {}),
                 }
+                for gateway in gateways
             ],
             "hostnames": [host],
-            "rules": rendered_rules(kind, owner.name, rules),
+            "rules": rules,
         },
     }
 
 
-def rendered_rules(kind: str, model: str, rules: list[Rule]) -> list[Object]:
-    """The rules as a route of that kind has them."""
+def rendered_rules(
+    kind: str,
+    model: str,
+    rules: list[Rule],
+    positions: Sequence[str] = (),
+    *,
+    server: bool = True,
+    extras: Extras = NO_EXTRAS,
+) -> list[Object]:
+    """The rules as a route of that kind has them. ``server``: with the paths that name no model.
+
+    ``positions``: revisions that every rule has, in this order and also with weight 0, for a
+    gateway that counts a backend by its position in the rule. Such a gateway counts it only where
+    a backend has a filter, so each gets one that changes nothing. It counts by the position of the
+    rule as well, so the rule that is always there comes first: which rule a request fits does not
+    depend on their order, for that with headers is the narrower one.
+    """
+    if positions:
+        rules = sorted(rules, key=lambda rule: bool(rule[0]))
     port = names.PORT_HTTP if kind == "HTTPRoute" else names.PORT_GRPC
     return [
-        {"matches": matches(kind, model, headers), "backendRefs": _backends(split, port)}
+        {
+            "matches": matches(
+                kind, model, headers, server=server, streamed=streamed, cors=extras.opens_options
+            ),
+            **further,
+            "backendRefs": [
+                _backend(revision, weight, port) | ({"filters": [_NO_CHANGE]} if positions else {})
+                for revision, weight in _at_positions(split, positions)
+            ],
+        }
         for headers, split in rules
+        for streamed, further in extras.parts(kind)
     ]
 
 
-def _backends(split: Split, port: int) -> list[Object]:
-    """References to the Services of revisions."""
-    return [
-        {"group": "", "kind": "Service", "name": revision, "port": port, "weight": weight}
-        for revision, weight in split
-    ]
+# Removes a header that no client sends.
+_NO_CHANGE: Object = {
+    "type": "RequestHeaderModifier",
+    "requestHeaderModifier": {"remove": ["x-modelrollout-counted-apart"]},
+}
+
+
+def _at_positions(split: Split, positions: Sequence[str]) -> Split:
+    weights = dict(split)
+    return (
+        *((revision, weights.get(revision, 0)) for revision in positions),
+        *((revision, weight) for revision, weight in split if revision not in positions),
+    )
+
+
+def _backend(revision: str, weight: int, port: int) -> Object:
+    """A reference to the Service of a revision."""
+    return {"group": "", "kind": "Service", "name": revision, "port": port, "weight": weight}
 
 
 def with_rules(route: Object, change: Callable[[Object], Object]) -> Object:

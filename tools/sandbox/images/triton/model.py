@@ -118,9 +118,11 @@ def _check(config, session):
                     f"{kind} '{value.name}' is {_type(value)} in the model, {declared['data_type']} in the"
                     " configuration"
                 )
-            dims = [int(d) for d in declared.get("reshape", {}).get("shape") or declared["dims"]]
+            # an empty reshape is one: [n, 1] of the client is [n] of the model
+            reshaped = declared.get("reshape")
+            dims = [int(d) for d in (declared["dims"] if reshaped is None else reshaped.get("shape", []))]
             want = ([-1] if config["max_batch_size"] > 0 else []) + dims
-            have = _dims(value.shape)
+            have = _dims(value.shape) or [1]  # a scalar is served as [1]
             if len(want) != len(have) or any(
                 w != h and -1 not in (w, h) for w, h in zip(want, have, strict=True)
             ):
@@ -166,6 +168,7 @@ class TritonPythonModel:
         _check(self.config, self.session)
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.outputs = [o["name"] for o in self.config["output"]]
+        self.scalars = {i.name for i in self.session.get_inputs() if not i.shape}
         self.batching = self.config["max_batch_size"] > 0
 
     def execute(self, requests):
@@ -183,9 +186,11 @@ class TritonPythonModel:
         return responses
 
     def _feed(self, request):
-        return {
-            name: _decode(pb_utils.get_input_tensor_by_name(request, name).as_numpy()) for name in self.inputs
-        }
+        feed = {}
+        for name in self.inputs:
+            array = _decode(pb_utils.get_input_tensor_by_name(request, name).as_numpy())
+            feed[name] = array.reshape(()) if name in self.scalars else array
+        return feed
 
     def _groups(self, feeds):
         if not self.batching:
@@ -205,7 +210,7 @@ class TritonPythonModel:
         asked = [[n for n in self.outputs if n in set(requests[i].requested_output_names())] for i in group]
         output_names = [n for n in self.outputs if any(n in a for a in asked)] or self.outputs
         results = dict(
-            zip(output_names, map(np.asarray, self.session.run(output_names, merged)), strict=True)
+            zip(output_names, map(np.atleast_1d, self.session.run(output_names, merged)), strict=True)
         )
         start = 0
         for i, names in zip(group, asked, strict=True):

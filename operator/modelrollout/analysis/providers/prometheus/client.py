@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,12 +45,19 @@ _BROKEN = "connection broken"
 _STATUS = re.compile(r"HTTP Status Code (\d+)")
 _JOB = re.compile(r"- job_name: (?:\"(.*)\"|'(.*)'|(.*))")
 _HONORS = "  honor_labels: true"
+_HEADER_VALUE = re.compile(r"[\x20-\x7e]+")
 
 
 class _Credentials(NamedTuple):
     token: str | None
     username: str | None
     password: str | None
+    headers: tuple[tuple[str, str], ...]
+    ca: str | None
+
+
+class _UnusableError(Exception):
+    """What a file holds cannot be used; the message names the file and shows nothing of it."""
 
 
 class _TooLargeError(Exception):
@@ -237,6 +245,8 @@ class PrometheusReader:
                 Reason.PROVIDER_DENIED,
                 f"cannot be asked: its credentials in {e.filename} cannot be read ({e.strerror})",
             )
+        except _UnusableError as e:
+            return self._problem(Reason.PROVIDER_DENIED, f"cannot be asked: {e}")
         try:
             return send(self._connect(credentials))
         except requests.exceptions.ConnectTimeout:
@@ -288,7 +298,9 @@ class PrometheusReader:
         status = int(match[1]) if match else 0
         if status in (401, 403):
             return self._problem(
-                Reason.PROVIDER_DENIED, f"refuses the operator's credentials (HTTP {status})"
+                Reason.PROVIDER_DENIED,
+                f"refuses the operator's credentials (HTTP {status}): it was sent {self._sent()}; give what"
+                " it wants in tokenSecret, basicAuthSecret or headerSecrets of the chart's prometheus",
             )
         if status in (400, 422):
             return self._problem(
@@ -309,14 +321,24 @@ class PrometheusReader:
             "does not answer in its own format: is the URL that of a Prometheus, or of a page before it?",
         )
 
-    def _credentials(self) -> _Credentials:
-        """From the files as they are now: a mounted Secret may change. Raises OSError."""
+    def _sent(self) -> str:
+        """The names of the headers that say who asks."""
         p = self._provider
+        by_token = ["Authorization"] if p.token_file or p.username_file else []
+        return " and ".join([*by_token, *p.header_files]) or "no header that says who asks"
+
+    def _credentials(self) -> _Credentials:
+        """From the files as they are now: a mounted Secret may change. Raises OSError and
+        _UnusableError.
+        """
+        p = self._provider
+        token, username, password = (
+            Path(f).read_text().strip() if f else None
+            for f in (p.token_file, p.username_file, p.password_file)
+        )
+        headers = tuple((name, _header_value(name, file)) for name, file in p.header_files.items())
         return _Credentials(
-            *(
-                Path(f).read_text().strip() if f else None
-                for f in (p.token_file, p.username_file, p.password_file)
-            )
+            token, username, password, headers, _certificates(p.ca_file) if p.ca_file is not None else None
         )
 
     def _connect(self, credentials: _Credentials) -> PrometheusConnect:
@@ -329,7 +351,11 @@ class PrometheusReader:
         session = requests.Session()
         session.stream = True  # so that _bounded reads the body, not the library
         session.hooks["response"].append(_bounded(self._provider.timeout_seconds))
-        headers = {"Authorization": f"Bearer {credentials.token}"} if credentials.token else None
+        if credentials.ca is not None:
+            session.verify = self._provider.ca_file
+        headers = dict(credentials.headers)
+        if credentials.token:
+            headers["Authorization"] = f"Bearer {credentials.token}"
         auth = (
             (credentials.username, credentials.password or "")
             if credentials.username and not credentials.token
@@ -337,7 +363,7 @@ class PrometheusReader:
         )
         return PrometheusConnect(
             url=self._provider.url.rstrip("/"),
-            headers=headers,
+            headers=headers or None,
             auth=auth,
             session=session,
             timeout=(CONNECT_SHARE * self._provider.timeout_seconds, self._provider.timeout_seconds),
@@ -350,6 +376,29 @@ class PrometheusReader:
 
     def _problem(self, reason: MeasurementReason, what: str) -> MeasurementProblem:
         return MeasurementProblem(reason, f"Prometheus {self._provider.name} {what}")
+
+
+def _header_value(name: str, file: str) -> str:
+    """Raises OSError and _UnusableError."""
+    value = Path(file).read_bytes().decode("latin-1").strip()
+    if not _HEADER_VALUE.fullmatch(value):
+        raise _UnusableError(
+            f"the value of the header {name} in {file} is empty, or has characters that no header may have;"
+            " correct it in the Secret"
+        )
+    return value
+
+
+def _certificates(file: str) -> str:
+    """The text of a file with certificates; raises OSError and _UnusableError."""
+    text = Path(file).read_bytes().decode("latin-1")
+    try:
+        ssl.create_default_context(cadata=text)
+    except (ssl.SSLError, ValueError):
+        raise _UnusableError(
+            f"{file} has no certificates in the form PEM; correct it in the Secret or ConfigMap"
+        ) from None
+    return text
 
 
 def _configuration(client: PrometheusConnect) -> str:
@@ -411,7 +460,10 @@ def _cause(error: requests.exceptions.RequestException) -> str:
     known = {
         "NameResolutionError": "its host name is not known",
         "refused": "connection refused",
-        "CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted",
+        "CERTIFICATE_VERIFY_FAILED": (
+            "its certificate is not trusted; give the certificate of its authority in caSecret or caConfigMap"
+            " of the chart's prometheus"
+        ),
         "SSLError": "TLS failed",
         "ProxyError": "the proxy failed",
         "MissingSchema": "the URL lacks http:// or https://",

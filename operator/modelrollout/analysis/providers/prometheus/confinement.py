@@ -98,16 +98,39 @@ def confine(query: str, namespace: str, label: str = NAMESPACE_LABEL) -> str | M
 
 def _parsed(query: str) -> promql.Expr:
     try:
+        return _parse(query)
+    except ValueError as e:
+        raise _RefusedError(f"{e}: correct it, or {USE_A_TEMPLATE}") from None
+
+
+def _parse(query: str) -> promql.Expr:
+    """Raises ValueError with the fact."""
+    try:
         return promql.parse(query)
     except ValueError as e:
-        raise _RefusedError(
-            f"it is no PromQL that can be read ({str(e)[:200]}): correct it, or {USE_A_TEMPLATE}"
-        ) from None
+        raise ValueError(f"it is no PromQL that can be read ({str(e)[:200]})") from None
     except BaseException as e:
         # of the parser: no Exception, and nowhere to be imported from
         if type(e).__name__ != "PanicException":
             raise
-        raise _RefusedError(f"it has a number that cannot be read: correct it, or {USE_A_TEMPLATE}") from None
+        raise ValueError("it has a number that cannot be read") from None
+
+
+def vector_fault(query: str) -> str | None:
+    """Why a query of the platform's gives no instant vector; None: it does, as far as its syntax
+    shows.
+    """
+    if len(query) > MAX_CHARS or len(_SIGN.findall(query)) > MAX_SIGNS:
+        return f"it is longer than {MAX_CHARS} characters or {MAX_SIGNS} operators and brackets"
+    try:
+        parsed = _parse(query)
+    except ValueError as e:
+        return str(e)
+    while isinstance(parsed, promql.ParenExpr):
+        parsed = parsed.expr
+    ranged = isinstance(parsed, promql.MatrixSelector | promql.SubqueryExpr)
+    constant = isinstance(parsed, promql.NumberLiteral | promql.StringLiteral)
+    return "it gives no instant vector, but a range or a constant" if ranged or constant else None
 
 
 @dataclass

@@ -20,9 +20,10 @@ HISTORY_SECONDS, LOOK_SECONDS = 3600, 60
 _OUTAGE = 100.0
 
 
-def times_before(now: float) -> list[int]:
-    """One time a minute of the last hour, Unix seconds."""
-    return list(range(int(now) - HISTORY_SECONDS, int(now) + 1, LOOK_SECONDS))
+def times_before(now: float, since: float = 0.0) -> list[int]:
+    """One time a minute of the last hour, Unix seconds; none before ``since``."""
+    times = range(int(now) - HISTORY_SECONDS, int(now) + 1, LOOK_SECONDS)
+    return [t for t in times if t >= since]
 
 
 def baseline_spread(

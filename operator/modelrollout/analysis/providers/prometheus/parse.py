@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 from modelrollout.analysis.counters import Raw, Sample
 from modelrollout.analysis.plausibility import impossible_counts
@@ -58,12 +59,12 @@ def read_counters(query: Query, answer: Answer, target: ScrapedTarget) -> Counte
             by_side[side][_process(series, part)].append(series)
     try:
         raw = {
-            side: Raw({p: _sample(source, query, series) for p, series in processes.items()})
+            side: Raw({p: _sample_of(p, source, query, series) for p, series in processes.items()})
             for side, processes in by_side.items()
         }
     except NoBoundError:
         return MeasurementProblem(
-            Reason.NOT_A_BUCKET_BOUND, f"{query.objective:g} s is no bucket bound of the gateway's histogram"
+            Reason.NOT_A_BUCKET_BOUND, f"{query.objective:g} s is no bucket bound of {query.histogram}"
         )
     except ValueError as e:
         return impossible_counts(f"{query.metric}: {e}")
@@ -95,6 +96,14 @@ def read_value(query: Query, answer: Answer) -> float | MeasurementProblem:
 def _process(series: Series, part: str) -> str:
     instance = series.labels.get("instance", "")
     return f"{instance}/{part}" if part else instance
+
+
+def _sample_of(process: str, source: EvidenceSource, query: Query, series: Sequence[Series]) -> Sample:
+    """Without ``instance``, as a recording rule may leave it, the counters are a sum of processes:
+    when it is smaller, one of them has restarted, and the others have not counted all that again.
+    """
+    sample = _sample(source, query, series)
+    return sample if process.partition("/")[0] else replace(sample, primed=True)
 
 
 def _sample(source: EvidenceSource, query: Query, series: Sequence[Series]) -> Sample:

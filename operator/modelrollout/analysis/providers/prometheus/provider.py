@@ -21,7 +21,7 @@ from modelrollout.analysis.providers.prometheus.queries import build
 from modelrollout.analysis.providers.prometheus.scrape_rights import doubt
 from modelrollout.analysis.providers.prometheus.sources.base import Query
 from modelrollout.analysis.providers.prometheus.sources.comparer import agreement_query
-from modelrollout.analysis.providers.prometheus.sources.traefik import name_bounds
+from modelrollout.analysis.providers.prometheus.sources.gateway import name_bounds
 from modelrollout.analysis.providers.prometheus.sources.triton import rows_query
 from modelrollout.analysis.providers.prometheus.target import ScrapedTarget, ScrapeMatchers
 from modelrollout.analysis.reading import CounterReading, Reading
@@ -125,11 +125,7 @@ async def read_metrics(
             if whole.reason == Reason.NOT_A_BUCKET_BOUND:
                 of_metric = {metric.name: await _with_bounds(reader, plan, whole)}
         elif metric in fresh and isinstance(whole, CounterReading) and _is_unscraped(plan, whole, target):
-            text = (
-                f"{metric.name}: Prometheus has not scraped those that count requests yet; counting begins"
-                " when it has"
-            )
-            of_metric = {metric.name: MeasurementProblem(Reason.NO_DATA, text)}
+            of_metric = {metric.name: await _unscraped(reader, plan)}
         readings |= of_metric
     return {name: _with_usual(reading, usual.get(name)) for name, reading in readings.items()}
 
@@ -167,10 +163,28 @@ async def read_past(
 
 
 async def _with_bounds(reader: Reader, query: Query, problem: MeasurementProblem) -> MeasurementProblem:
-    """The problem with the bounds that the histogram has."""
-    assert query.bounds is not None
+    """The problem with the bounds that the histogram has, where they can be asked for."""
+    if query.bounds is None:  # a query of the platform's own
+        return problem
     [bounds] = await reader.query([query.bounds])
-    return bounds if isinstance(bounds, MeasurementProblem) else name_bounds(problem, bounds)
+    return bounds if isinstance(bounds, MeasurementProblem) else name_bounds(problem, bounds, query)
+
+
+async def _unscraped(reader: Reader, query: Query) -> MeasurementProblem:
+    """Why there is no baseline: those that count were not scraped yet, or do not count this."""
+    if query.absent is not None and query.why_absent is not None:
+        [answer] = await reader.query([query.absent])
+        if isinstance(answer, MeasurementProblem):
+            return answer
+        assert query.source is not None
+        sides = sorted({s.labels.get(query.source.side_label, "") for s in answer.series})
+        if sides:
+            return MeasurementProblem(Reason.NO_SOURCE, query.why_absent(sides))
+    return MeasurementProblem(
+        Reason.NO_DATA,
+        f"{query.metric}: Prometheus has not scraped those that count requests yet; counting begins when it"
+        " has",
+    )
 
 
 def _is_unscraped(query: Query, reading: CounterReading, target: ScrapedTarget) -> bool:
@@ -241,9 +255,12 @@ async def baseline_before(
         return {}
     stable = replace(target, canary=target.stable, stable=None)
     plans = [build(m, stable, baseline=False) for m in metrics]
-    queries = [p for p in plans if isinstance(p, Query) and p.source is not None]
+    queries = [p for p in plans if isinstance(p, Query) and p.source is not None and p.has_past]
     promql = list(dict.fromkeys(q.promql for q in queries))
-    past = await asyncio.gather(*(reader.history(text, times_before(now)) for text in promql))
+    times = times_before(now, target.stable_since)
+    if len(times) < 2:
+        return {}
+    past = await asyncio.gather(*(reader.history(text, times) for text in promql))
     answers = dict(zip(promql, past, strict=True))
     usual: dict[str, Spread[float]] = {}
     for query in queries:

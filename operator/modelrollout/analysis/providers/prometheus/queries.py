@@ -19,7 +19,7 @@ def build(metric: Metric, target: ScrapedTarget, *, baseline: bool) -> Query | M
     """
     if metric.query is not None:
         return custom_query(metric.name, metric.query, target)
-    source = source_of(metric.name, target.profile)
+    source = source_of(metric, target.profile)
     if source is None:
         return MeasurementProblem(
             Reason.NO_SOURCE,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from modelrollout.analysis.target import Target
 from modelrollout.api.selectors import promql
-from modelrollout.config import OperatorConfig
+from modelrollout.config import GatewayQueries, OperatorConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class ScrapeMatchers:
     namespace: str = "namespace"
     pod: str = "pod"
     labels_per_row: float = 0.0  # the most that one row of an answer may get; 0: not checked
+    queries: GatewayQueries | None = None  # of the profile custom
 
     @classmethod
     def of(cls, config: OperatorConfig) -> ScrapeMatchers:
@@ -37,6 +38,7 @@ class ScrapeMatchers:
             config.scrape.namespace_label,
             config.scrape.pod_label,
             config.feedback_metrics.labels_per_row,
+            config.gateway_metrics.custom,
         )
 
 

@@ -9,6 +9,7 @@ partly the luckiest of many.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -22,12 +23,13 @@ from modelrollout.contract.results import Search, SearchPoint
 from modelrollout.contract.steps import AutoStep
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.jobs.log import say
-from modelrollout.optimizer.gate.gate import Measured, compare_answers, judge_gate
-from modelrollout.optimizer.gate.metrics import ERRORS, Answers
+from modelrollout.optimizer.gate.gate import ByOutput, Measured, compare_answers, fitting_labels, judge_gate
+from modelrollout.optimizer.gate.metrics import SMALLER
 from modelrollout.optimizer.model import files
-from modelrollout.optimizer.model.data import Data, batch_rows, batches
+from modelrollout.optimizer.model.data import Data, requests
+from modelrollout.optimizer.model.half import open_judged
 from modelrollout.optimizer.model.inspect import check
-from modelrollout.optimizer.model.runtime import Advance, check_label_range, open_session
+from modelrollout.optimizer.model.runtime import Advance
 from modelrollout.optimizer.model.timing import in_turns, open_single
 from modelrollout.optimizer.steps.auto.plan import SOURCE, Candidate, Means, Outcome, next_candidate
 from modelrollout.optimizer.steps.context import StepContext
@@ -93,11 +95,10 @@ class _Judge:
     def __init__(self, gate: Gate, data: Data, work: StepContext) -> None:
         """Raises JobError: SelectionUnfit, and those of reading answers."""
         self._gate, self._data, self._work, self._field = gate, data, work, f"{work.field}.data"
-        self._before, self._classes = compare_answers(
-            gate, data, open_session(work.original, self._field), work.info, self._field, work.advance
+        self._before = compare_answers(
+            gate, data, open_judged(work.original, self._field), work.info, self._field, work.advance
         )
-        if data.labels is not None:
-            check_label_range(data.labels, self._classes, self._field)
+        self._data = data = fitting_labels(data, self._before, self._field)
         untouched = self._judged(self._before)
         if untouched.decision.verdict != "Successful":
             raise bad_input(
@@ -111,16 +112,15 @@ class _Judge:
             first["judged"][0]["before"],
             first["judged"][0]["allowed"],
         )
-        rows, fill = batch_rows(work.info.inputs, 1, self._field)
-        some = data.rows(np.arange(min(data.n, rows * REQUESTS)))
-        self._requests = [part for count, part in batches(some.inputs, rows, fill)]
+        asked = requests(data.inputs, work.info.inputs, 1, self._field)
+        self._requests = [request.arrays for request in islice(asked, REQUESTS)]
         self._session = open_single(work.source)
         once = float(np.median(in_turns([self._session], self._requests, LEAST_RUNS)))
         self._runs = max(LEAST_RUNS, min(MOST_RUNS, int(TIMING_SECONDS / max(2 * once, 1e-6))))
         self._milliseconds = 1e3 * float(np.median(in_turns([self._session], self._requests, self._runs)))
 
-    def _judged(self, after: Answers) -> Measured:
-        return judge_gate(self._gate, self._data, self._before, after, self._classes, self._field, same=False)
+    def _judged(self, after: ByOutput) -> Measured:
+        return judge_gate(self._gate, self._data, self._before, after, self._field, same=False)
 
     def made(
         self, name: str, path: Path, done: list[dict[str, Any]], warnings: list[str], advance: Advance
@@ -129,8 +129,8 @@ class _Judge:
         after = self._before
         if path != self._work.original:
             after = compare_answers(
-                self._gate, self._data, open_session(path, self._field), self._work.info, self._field, advance
-            )[0]
+                self._gate, self._data, open_judged(path, self._field), self._work.info, self._field, advance
+            )
         measured = self._judged(after)
         # the whole of the data, by the gate's first metric
         first = measured.report["metrics"][0]["judged"][0]
@@ -147,7 +147,7 @@ class _Judge:
             name=name,
             size=files.size_of(path),
             milliseconds=float(f"{milliseconds:.4g}"),
-            loss=value - before if self.metric in ERRORS else before - value,
+            loss=value - before if self.metric in SMALLER else before - value,
             within=within,
         )
         return _Made(point, path, value, tuple(first["interval"]), done, warnings)
@@ -313,7 +313,7 @@ def _means(step: AutoStep, work: StepContext) -> Means:
         calibration=step.calibration or step.data,
         training=step.training if trains else None,
         int4=installed(*INT4),
-        sensitivity=work.max_drop is not None,
+        sensitivity=bool(work.budgets),
     )
 
 

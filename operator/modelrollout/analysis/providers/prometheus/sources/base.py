@@ -62,6 +62,16 @@ class Query:
     bounds: str | None = None  # the query for the existing bounds, if ``objective`` is not one of them
     slices: tuple[str, ...] = ()  # also read apart
     own: bool = False  # written by the namespace, and run apart from all others
+    unit: float = 1.0  # seconds of one unit of ``bounds``
+    cut: float = 0.0  # seconds by which a bound is below the latency that it tells
+    histogram: str = "the gateway's histogram"
+    rebound: str = "configure the gateway's buckets"  # the way out where no bound will do
+    # Where nothing was scraped that counts: the query for the revisions whose servers were scraped
+    # and do not count this, and why, for them.
+    absent: str | None = None
+    why_absent: Callable[[Sequence[str]], str] | None = None
+    # whether its series were of the same revision an hour ago, if they were there
+    has_past: bool = True
 
 
 class NoBoundError(Exception):

@@ -15,11 +15,13 @@ from pydantic import BaseModel, ValidationError
 
 from modelrollout.analysis.metrics import effective_metrics
 from modelrollout.analysis.problem import MeasurementProblem
-from modelrollout.analysis.target import Profile
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec
 from modelrollout.cli.cluster import Rollout
 from modelrollout.cli.errors import Refused
+from modelrollout.cli.manifests.documents import labels_of_namespaces
+from modelrollout.cli.manifests.documents import read as read_files
+from modelrollout.config import Profile
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT, ROLLOUT_POLICY
 from modelrollout.kube.objects import Object
 from modelrollout.rollout.policy.rules import NO_RULES, Rules, combine, read, spec_in_force
@@ -41,33 +43,23 @@ def from_file(path: Path) -> Manifest:
     """The one ModelDeployment in a YAML file, with those RolloutPolicies in it that match; raises
     Refused.
     """
-    try:
-        documents = [d for d in yaml.safe_load_all(path.read_text()) if isinstance(d, dict)]
-    except (OSError, yaml.YAMLError) as e:
-        raise Refused(f"{path}: {e}") from e
-    ours = [d for d in documents if str(d.get("apiVersion", "")).startswith(names.GROUP)]
-    deployments = [d for d in ours if d.get("kind") == MODEL_DEPLOYMENT.kind]
+    documents, others = read_files([path])
+    deployments = [d for d in documents if d.kind == MODEL_DEPLOYMENT.kind]
     if len(deployments) != 1:
         raise Refused(
             f"{path}: {len(deployments)} objects of kind ModelDeployment ({names.GROUP}): give a"
             " file with one"
         )
-    metadata = deployments[0].get("metadata") or {}
+    metadata = deployments[0].metadata
     namespace, name = str(metadata.get("namespace") or "default"), str(metadata.get("name") or "")
     policies = [
-        {**d, "metadata": {"name": "?", **(d.get("metadata") or {})}}
-        for d in ours
-        if d.get("kind") == ROLLOUT_POLICY.kind
+        {**d.raw, "metadata": {"name": "?", **d.metadata}} for d in documents if d.kind == ROLLOUT_POLICY.kind
     ]
-    spaces = {
-        (d.get("metadata") or {}).get("name"): (d.get("metadata") or {}).get("labels") or {}
-        for d in documents
-        if d.get("kind") == "Namespace"
-    }
-    rules = _rules(policies, namespace, metadata.get("labels") or {}, spaces.get(namespace))
-    raw = deployments[0].get("spec")
+    labels = labels_of_namespaces(others).get(namespace)
+    rules = _rules(policies, namespace, metadata.get("labels") or {}, labels)
+    raw = deployments[0].raw.get("spec")
     raw = spec_in_force(raw, rules.defaults) if isinstance(raw, dict) else raw
-    return Manifest(namespace, name, _validate(ModelDeploymentSpec, raw, f"{path}: spec"), rules)
+    return Manifest(namespace, name, checked(ModelDeploymentSpec, raw, f"{path}: spec"), rules)
 
 
 def from_cluster(
@@ -128,9 +120,9 @@ def with_changes(
         for strategy in ("blueGreen", "abTest"):
             rollout.pop(strategy, None)
         rollout["canary"] = {"steps": [{"weight": int(w)} for w in weights]}
-    spec = _validate(ModelDeploymentSpec, wire, "with --set and --steps: spec")
+    spec = checked(ModelDeploymentSpec, wire, "with --set and --steps: spec")
     # With those of policies there may be more metrics than one spec may have.
-    judged = [_validate(Metric, metric, f"with --set: {name}") for name, metric in metrics.items()]
+    judged = [checked(Metric, metric, f"with --set: {name}") for name, metric in metrics.items()]
     analysis = spec.rollout.analysis.model_copy(update={"metrics": judged})
     return spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"analysis": analysis})})
 
@@ -153,7 +145,8 @@ def _set(setting: str, rollout: dict[str, Any], metrics: dict[str, dict[str, Any
     target[field] = yaml.safe_load(text)
 
 
-def _validate(kind: type[M], raw: object, where: str) -> M:
+def checked(kind: type[M], raw: object, where: str) -> M:
+    """The object of that type; raises Refused with every field that is wrong."""
     try:
         return kind.model_validate(raw)
     except ValidationError as e:

@@ -1,0 +1,4 @@
+local os = require("os")
+obj.metadata.annotations = obj.metadata.annotations or {}
+obj.metadata.annotations["modelrollout.dev/rollback"] = os.date("!%H%M%S") .. os.time()
+return obj

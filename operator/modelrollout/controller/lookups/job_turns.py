@@ -1,0 +1,123 @@
+"""Whose turn it is to have a Job that resolves or prepares a model, where a RolloutPolicy
+(``limits.jobs``) or the configuration (``maxJobs``) limits how many run at a time.
+
+Jobs are counted in the cache; only the leader makes any, and it knows of those that it has just
+made. Who waits is remembered in memory: a new leader looks at every ModelDeployment once, and the
+order is that of the stages' beginnings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from modelrollout.api import names
+from modelrollout.controller.lookups.policies import Policies
+from modelrollout.controller.observe.observation import Observation
+from modelrollout.kube.cache import UNFINISHED, Key, ObjectCache
+from modelrollout.kube.kinds import MODEL_DEPLOYMENT
+from modelrollout.kube.objects import Object, label
+from modelrollout.problem import Problem
+from modelrollout.reasons import Reason
+from modelrollout.rollout.desired.jobs import stage_job
+from modelrollout.rollout.policy.rules import NO_RULES
+from modelrollout.rollout.snapshot import JobState, SharedPreparation
+
+COMPONENTS = (names.COMPONENT_RESOLVE, names.COMPONENT_PREPARE)
+IDLE_SECONDS = 60.0  # whoever has had a turn for so long without a Job is passed over: it is refused
+_TOLD = 10  # places in line that status shows
+_WOKEN = 8  # of those that wait, when a Job has ended
+
+
+@dataclass
+class _Waiting:
+    since: str  # the stage's beginning
+    limits: frozenset[str]  # names of the policies; empty: the configuration's alone
+    turn: float | None = None  # since when it has been its turn
+
+
+class JobTurns:
+    """``most``: of all Jobs together, None: no limit; ``clock`` is monotonic, in seconds."""
+
+    def __init__(
+        self,
+        cache: ObjectCache,
+        policies: Policies,
+        most: int | None,
+        wake: Callable[[Key, float], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._cache, self._policies, self._most = cache, policies, most
+        self._wake, self._clock = wake, clock
+        self._waiting: dict[Key, _Waiting] = {}
+        self._working: set[Key] = set()
+
+    def lookup(self, observation: Observation, work: JobState, shared: SharedPreparation) -> JobState:
+        """``work``, queued if it is not this one's turn."""
+        s = observation.observed
+        key, rollout, job = (s.namespace, s.name), s.status.rollout, stage_job(s)
+        limits = [*s.rules.job_limits, *([("", self._most)] if self._most is not None else [])]
+        wants = job is not None and job[0] in COMPONENTS and work.state == "Absent"
+        if not limits or rollout is None or not wants or shared.by or shared.artifact:
+            works = job is not None and job[0] in COMPONENTS and work.state == "Running"
+            self._note(key, works=works)
+            return work
+        mine = self._waiting.setdefault(key, _Waiting(rollout.since, frozenset()))
+        mine.since, mine.limits = rollout.since, frozenset(name for name, _ in limits if name)
+        for policy, most in limits:
+            running, ahead = self._running(policy), self._ahead(key, policy)
+            if running + ahead >= most:
+                mine.turn = None
+                who = f"RolloutPolicy {policy} (limits.jobs)" if policy else "the operator (maxJobs)"
+                # far from its turn the place is no news: each change of it would be a write
+                place = (
+                    f"number {ahead + 1} in line" if ahead < _TOLD else f"more than {_TOLD} come before it"
+                )
+                text = f"{who} allows {most} Jobs that resolve or prepare models at a time; {place}"
+                return replace(work, queued=Problem(Reason.WAITING_FOR_JOB, text))
+        mine.turn = self._clock() if mine.turn is None else mine.turn
+        return work
+
+    def forget(self, key: Key) -> None:
+        """The ModelDeployment is gone."""
+        self._note(key, works=False)
+
+    def _note(self, key: Key, *, works: bool) -> None:
+        """It does not wait, and has a Job or none; when one has ended, the next ones are woken."""
+        left = self._waiting.pop(key, None) is not None and not works
+        if works:
+            self._working.add(key)
+        elif key in self._working or left:
+            self._working.discard(key)
+            for waiting in sorted(self._waiting, key=self._place)[:_WOKEN]:
+                self._wake(waiting, 0.0)
+
+    def _place(self, key: Key) -> tuple[str, Key]:
+        return self._waiting[key].since, key
+
+    def _ahead(self, key: Key, policy: str) -> int:
+        """Those that wait for the same limit and came before."""
+        now, mine = self._clock(), self._place(key)
+        return sum(
+            1
+            for other, waiting in self._waiting.items()
+            if self._place(other) < mine
+            and (not policy or policy in waiting.limits)
+            and (waiting.turn is None or now - waiting.turn < IDLE_SECONDS)
+        )
+
+    def _running(self, policy: str) -> int:
+        unfinished = self._cache.find_marked(UNFINISHED)
+        return sum(1 for job in unfinished if _counts(job) and self._is_for(policy, job))
+
+    def _is_for(self, policy: str, job: Object) -> bool:
+        if not policy:
+            return True
+        owner = label(job, names.LABEL_NAME)
+        deployment = self._cache.get(MODEL_DEPLOYMENT, job["metadata"]["namespace"], owner) if owner else None
+        rules = self._policies.rules(deployment) if deployment is not None else NO_RULES
+        return policy in dict(rules.job_limits)
+
+
+def _counts(job: Object) -> bool:
+    return label(job, names.LABEL_COMPONENT) in COMPONENTS

@@ -1,0 +1,170 @@
+"""Writes in stages, for a gateway that has a cluster for each backend of each rule (positions).
+
+Envoy applies a new route at once, but a new cluster only when it knows its endpoints, and drops a
+cluster before the route that no longer names it. Requests in between are answered with 500. So a
+backend that is to get requests first gets a share that keeps its cluster and is worth no request,
+and one that has requests keeps such a share when it loses them. A rule appears and leaves with a
+header that no client sends. Each stage waits until the gateway has accepted the one before.
+
+What is live says which stage comes next, so nothing is remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import zip_longest
+from typing import Any
+
+from modelrollout.resources.common import Object, Owner
+from modelrollout.rollout.snapshot import Server, Split, Traffic
+from modelrollout.traffic.base import LiveObjects, SplitWriter
+from modelrollout.traffic.gateway_api.answers import carried
+from modelrollout.traffic.gateway_api.extras import FILTERS
+from modelrollout.traffic.gateway_api.routes import ROUTE_KINDS
+from modelrollout.traffic.gateway_facts import GatewayFacts
+
+WHOLE = 1_000_000  # weights of a rule in a stage, and the most that the Gateway API allows for one
+_KEPT = 1  # of WHOLE: the share that keeps a cluster
+# A match that no request fits: its value is long, and named nowhere else.
+_NO_REQUEST: Object = {
+    "type": "Exact",
+    "name": "x-modelrollout-counted-apart",
+    "value": "a rule that is not in use",
+}
+
+
+class StagedRoutes:
+    """Routes on their way from what is live to what ``inner`` wants."""
+
+    def __init__(self, inner: SplitWriter, live: LiveObjects, gateway: GatewayFacts | None) -> None:
+        self._inner, self._live, self._gateway = inner, live, gateway
+
+    def children(self, owner: Owner, split: Split) -> list[Object]:
+        """The next stage of each."""
+        return [self._next(o) for o in self._inner.children(owner, split)]
+
+    def _next(self, desired: Object) -> Object:
+        live = self._live.get((desired["kind"], desired["metadata"]["name"]))
+        if desired["kind"] not in ROUTE_KINDS or live is None:
+            return desired
+        return next_stage(desired, live, accepted=carried(live, self._gateway).programmed)
+
+    def programmed(self, split: Split, live: LiveObjects, servers: Mapping[str, Server]) -> Traffic:
+        """As ``inner`` says: once the last stage is carried."""
+        return self._inner.programmed(split, live, servers)
+
+
+def next_stage(desired: Object, live: Object, *, accepted: bool) -> Object:
+    """The route to write now; ``desired`` itself where no request can be lost by it. ``accepted``:
+    the gateway carries what is live.
+    """
+    wanted, present = desired["spec"]["rules"], (live.get("spec") or {}).get("rules") or []
+    if any("filters" not in ref for rule in present for ref in rule.get("backendRefs") or []):
+        return desired  # its clusters have other names
+    rules = [_stage(rule, _at(present, i), accepted) for i, rule in enumerate(wanted)]
+    if any(map(_is_hidden, rules)):
+        # requests of a rule that is not in use yet stay where they are
+        rules = [_as_before(rule, _at(present, i)) for i, rule in enumerate(rules)]
+    others_done = rules == wanted
+    for rule in present[len(wanted) :]:
+        # requests that fit a rule that leaves are not moved twice
+        if not others_done:
+            rules.append(_only(rule))
+        elif not (_is_hidden(rule) and accepted):
+            rules.append(_hidden(rule))
+    return desired | {"spec": desired["spec"] | {"rules": rules}}
+
+
+def _at(rules: list[Object], i: int) -> Object | None:
+    return rules[i] if i < len(rules) else None
+
+
+def _stage(wanted: Object, present: Object | None, accepted: bool) -> Object:
+    if present is None:
+        return _hidden(wanted)
+    if _is_hidden(present):
+        return wanted if accepted and _backends(present) == _backends(wanted) else _hidden(wanted)
+    return _shifted(wanted, present, accepted)
+
+
+def _as_before(rule: Object, present: Object | None) -> Object:
+    """The rule for the requests that fit it now."""
+    in_use = present is not None and not _is_hidden(rule) and not _is_hidden(present)
+    return rule | {"matches": present.get("matches") or [{}]} if present and in_use else rule
+
+
+def _shifted(wanted: Object, present: Object, accepted: bool) -> Object:
+    """One rule from its present weights to those that are wanted."""
+    old, new, weights = present.get("backendRefs") or [], wanted["backendRefs"], _weights(present)
+    kept = {m for m, w in enumerate(weights) if w == _KEPT and sum(weights) == WHOLE}
+    loaded = {m for m, w in enumerate(weights) if w > 0} - kept
+    needed = {m for m, ref in enumerate(new) if ref["weight"] > 0}
+    if not loaded or not needed:
+        return wanted
+    if missing := needed - loaded - (kept if accepted else set()):
+        refs = [n if m in missing or o is None else o for m, (o, n) in _pairs(old, new)]
+        return _with_shares(wanted, refs, {m: weights[m] for m in loaded}, missing | kept)
+    if leaving := (loaded if accepted else loaded | kept) - needed:
+        refs = [o if m in leaving or n is None else n for m, (o, n) in _pairs(old, new)]
+        return _with_shares(wanted, refs, {m: new[m]["weight"] for m in needed}, leaving)
+    return wanted
+
+
+def _pairs(old: list[Object], new: list[Object]) -> Iterator[tuple[int, tuple[Any, Any]]]:
+    return enumerate(zip_longest(old, new))
+
+
+def _with_shares(rule: Object, refs: list[Object], weights: dict[int, int], kept: set[int]) -> Object:
+    """The rule with these backends: ``weights`` of nearly all requests, and of none worth speaking
+    of those ``kept``.
+    """
+    rest, total = WHOLE - _KEPT * len(kept), sum(weights.values())
+    shares = {m: rest * w // total for m, w in weights.items()}
+    largest = max(shares, key=lambda m: shares[m])
+    shares[largest] += rest - sum(shares.values())
+    shares |= dict.fromkeys(kept, _KEPT)
+    return rule | {"backendRefs": [ref | {"weight": shares.get(m, 0)} for m, ref in enumerate(refs)]}
+
+
+def _weights(rule: Object) -> list[int]:
+    return [ref.get("weight", 1) for ref in rule.get("backendRefs") or []]
+
+
+def _backends(rule: Object) -> list[tuple[str, int]]:
+    return [(ref["name"], ref.get("weight", 1)) for ref in rule.get("backendRefs") or []]
+
+
+def _hidden(rule: Object) -> Object:
+    """The rule, which no request fits."""
+    matches = [
+        m if _NO_REQUEST in m.get("headers", []) else m | {"headers": [*m.get("headers", []), _NO_REQUEST]}
+        for m in rule.get("matches") or [{}]
+    ]
+    return _only(rule | {"matches": matches})
+
+
+def _only(rule: Object) -> Object:
+    """A live rule without what others add to it, a mirror included."""
+    filters = [f for f in rule.get("filters") or [] if f.get("type") in FILTERS]
+    beside = {"filters": filters, "timeouts": rule.get("timeouts")}
+    return {
+        "matches": rule.get("matches") or [{}],
+        **{k: v for k, v in beside.items() if v},
+        "backendRefs": rule.get("backendRefs") or [],
+    }
+
+
+def _is_hidden(rule: Object) -> bool:
+    return all(_NO_REQUEST in (m.get("headers") or []) for m in rule.get("matches") or [{}])
+
+
+def split_of(rule: Object) -> dict[str, int]:
+    """Weights above 0 by Service, those of a stage in percent."""
+    weights = _weights(rule)
+    staged = sum(weights) == WHOLE and _KEPT in weights
+    split: dict[str, int] = {}
+    for ref, weight in zip(rule.get("backendRefs") or [], weights, strict=True):
+        share = round(100 * weight / WHOLE) if staged else weight
+        if share:
+            split[ref["name"]] = split.get(ref["name"], 0) + share
+    return split

@@ -1,0 +1,203 @@
+"""Behind Envoy no request is lost while clusters come and go: every write changes either which
+clusters there are or where requests go.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from modelrollout.api.v1alpha1 import Rollout, Traffic
+from modelrollout.resources.common import Owner
+from modelrollout.rollout.snapshot import Split
+from modelrollout.testing import builders as b
+from modelrollout.traffic.gateway_api.extras import Extras
+from modelrollout.traffic.gateway_api.router import GatewayRouter, weights
+from modelrollout.traffic.gateway_api.staging import WHOLE, StagedRoutes, next_stage
+
+Object = dict[str, Any]
+OWNER = Owner("uid", "digits", "ml", "digits")
+SPEC = Traffic.model_validate(
+    {"gateway": {"name": "public", "namespace": "gateways"}, "http": {"hostnames": ["digits.x"]}}
+)
+TEST = Rollout.model_validate({"abTest": {"headers": [{"name": "x-beta", "value": "1"}]}})
+STABLE: Split = (("v1", 100),)
+
+
+def route(split: Split, *positions: str, matched: str | None = None) -> Object:
+    router = GatewayRouter("digits", SPEC, TEST if matched else None, matched, positions=positions)
+    [made] = router.children(OWNER, split)
+    return made
+
+
+def backends(made: Object, rule: int = 0) -> list[tuple[str, int]]:
+    return [(ref["name"], ref["weight"]) for ref in made["spec"]["rules"][rule]["backendRefs"]]
+
+
+def stages(live: Object, desired: Object) -> list[Object]:
+    """All that is written, where the gateway accepts each at once."""
+    written: list[Object] = []
+    while (following := next_stage(desired, live, accepted=True)) != live:
+        written.append(following)
+        live = following
+        assert len(written) < 6, "it never ends"
+    assert live == desired
+    return written
+
+
+def clusters(made: Object) -> set[tuple[int, int]]:
+    """Positions of backends that Envoy Gateway makes a cluster for."""
+    return {
+        (i, m)
+        for i, rule in enumerate(made["spec"]["rules"])
+        for m, ref in enumerate(rule["backendRefs"])
+        if ref["weight"] > 0
+    }
+
+
+def loaded(made: Object) -> set[tuple[int, int]]:
+    """Those that get requests."""
+    return {
+        (i, m)
+        for i, rule in enumerate(made["spec"]["rules"])
+        for m, ref in enumerate(rule["backendRefs"])
+        if ref["weight"] > 1
+        and not all("is not in use" in str(match.get("headers")) for match in rule["matches"])
+    }
+
+
+AT = ("v1", "v2")
+CHANGES = {
+    "a canary begins": (route(STABLE, *AT), route((("v1", 95), ("v2", 5)), *AT)),
+    "a canary goes on": (route((("v1", 95), ("v2", 5)), *AT), route((("v1", 50), ("v2", 50)), *AT)),
+    "a canary is rolled back": (route((("v1", 50), ("v2", 50)), *AT), route(STABLE, *AT)),
+    "all at once": (route(STABLE, *AT), route((("v2", 100),), *AT)),
+    "the promoted one moves to the first position": (
+        route((("v2", 100),), *AT),
+        route((("v2", 100),), "v2"),
+    ),
+    "a test begins": (route(STABLE, *AT), route(STABLE, *AT, matched="v2")),
+    "a test ends": (route(STABLE, *AT, matched="v2"), route(STABLE, *AT)),
+    "a test is promoted": (route(STABLE, *AT, matched="v2"), route((("v2", 100),), *AT)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_cluster_comes_or_goes_while_it_has_requests(change: str) -> None:
+    live, desired = CHANGES[change]
+    for following in stages(live, desired):
+        came, went = clusters(following) - clusters(live), clusters(live) - clusters(following)
+        assert not came & loaded(following), f"{backends(live)} -> {backends(following)}"
+        assert not went & loaded(live), f"{backends(live)} -> {backends(following)}"
+        live = following
+
+
+def test_a_canary_is_first_announced_by_a_share_that_is_worth_no_request() -> None:
+    live, desired = CHANGES["a canary begins"]
+    [announced, final] = stages(live, desired)
+    assert backends(announced) == [("v1", WHOLE - 1), ("v2", 1)] and final == desired
+
+
+def test_a_change_of_weights_alone_is_one_write() -> None:
+    assert len(stages(*CHANGES["a canary goes on"])) == 1
+
+
+def test_the_promoted_revision_has_both_positions_for_a_moment() -> None:
+    moved = stages(*CHANGES["the promoted one moves to the first position"])
+    assert [backends(r) for r in moved] == [
+        [("v2", 1), ("v2", WHOLE - 1)],
+        [("v2", WHOLE - 1), ("v2", 1)],
+        [("v2", 100)],
+    ]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_stage_waits_until_the_gateway_has_accepted_the_one_before(change: str) -> None:
+    live, desired = CHANGES[change]
+    for following in stages(live, desired)[:-1]:
+        assert next_stage(desired, following, accepted=False) == following
+        live = following
+
+
+def test_a_rollback_does_not_wait_for_the_announcement_of_a_canary() -> None:
+    live, begun = CHANGES["a canary begins"]
+    announced = next_stage(begun, live, accepted=True)
+    back = next_stage(live, announced, accepted=False)
+    assert backends(back) == [("v1", WHOLE - 1), ("v2", 1)], "it may have been taken up meanwhile"
+    assert next_stage(live, announced, accepted=True) == live
+
+
+def test_whose_test_is_promoted_is_not_sent_back_meanwhile() -> None:
+    live, desired = CHANGES["a test is promoted"]
+    for following in stages(live, desired):
+        test = following["spec"]["rules"][1:]
+        moved = backends(following) == [("v1", 0), ("v2", 100)]
+        assert moved or test == live["spec"]["rules"][1:], following
+
+
+def test_the_rule_for_headers_comes_after_the_one_that_is_always_there() -> None:
+    [_, test] = route(STABLE, *AT, matched="v2")["spec"]["rules"]
+    assert all(match["headers"] for match in test["matches"])
+
+
+def test_routes_that_are_not_counted_by_position_are_written_at_once() -> None:
+    plain = GatewayRouter("digits", SPEC).children(OWNER, STABLE)[0]
+    desired = route((("v1", 95), ("v2", 5)), *AT)
+    assert next_stage(desired, plain, accepted=True) == desired
+
+
+def test_the_live_split_of_a_stage_is_that_of_the_requests() -> None:
+    announced = next_stage(route((("v1", 5), ("v2", 95)), *AT), route(STABLE, *AT), accepted=True)
+    assert weights(announced) == {"v1": 100}
+    live, moved = CHANGES["the promoted one moves to the first position"]
+    assert weights(next_stage(moved, live, accepted=True)) == {"v2": 100}
+    assert weights(route(STABLE, *AT, matched="v2")) == {"v1": 100}, "without the test's headers"
+
+
+def test_only_the_last_stage_counts_as_programmed() -> None:
+    inner = GatewayRouter("digits", SPEC, positions=AT)
+    live: dict[tuple[str, str], Object] = {}
+    for split in (STABLE, (("v1", 95), ("v2", 5))):
+        for last in range(5):
+            router = StagedRoutes(inner, live, None)
+            [following] = router.children(OWNER, split)
+            if router.programmed(split, live, {}).programmed:
+                break
+            following["metadata"]["generation"] = last
+            following["status"] = b.answered(following, b.ACCEPTED)
+            live = {("HTTPRoute", "digits"): following}
+        assert last == (1 if split == STABLE else 2)
+    assert backends(live["HTTPRoute", "digits"]) == [("v1", 95), ("v2", 5)]
+
+
+def test_a_rule_that_leaves_keeps_its_filters_and_no_mirror() -> None:
+    """Without the login in front of them its requests would be let in for one stage."""
+    with_test = route(STABLE, "v1", "v2", matched="v2")
+    login = {
+        "type": "ExtensionRef",
+        "extensionRef": {"group": "traefik.io", "kind": "Middleware", "name": "x"},
+    }
+    mirror = {"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "x", "port": 1}}}
+    for rule in with_test["spec"]["rules"]:
+        rule |= {"filters": [login, mirror], "timeouts": {"request": "30s"}}
+    desired = route((("v1", 50), ("v2", 50)), "v1", "v2")
+    leaving = next_stage(desired, with_test, accepted=True)["spec"]["rules"][1]
+    assert (leaving["filters"], leaving["timeouts"]) == ([login], {"request": "30s"})
+
+
+def test_paths_that_get_a_rule_of_their_own_are_always_in_use() -> None:
+    """Those of streams, which have timeouts of their own (``extras``)."""
+    live = route(STABLE, "v1", "v2")
+    timed = GatewayRouter("digits", SPEC, positions=("v1", "v2"), extras=Extras({}, {"request": "0s"}))
+    [desired] = timed.children(OWNER, STABLE)
+    written = stages(live, desired)
+    assert len(written) == 2
+    for made in (live, *written):
+        in_use = [
+            m["path"]["value"]
+            for rule in made["spec"]["rules"]
+            for m in rule["matches"]
+            if not m.get("headers")
+        ]
+        assert "/v2/models/digits/generate_stream" in in_use and "/v2/models/digits/infer" in in_use

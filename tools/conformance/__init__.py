@@ -1,0 +1,1 @@
+"""The models of the ONNX project's own tests, through every step that reads ONNX."""

@@ -1,0 +1,41 @@
+"""The operator's requests, from the API server's audit log."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from demo.audit import events
+from fleet.control_plane import OPERATOR
+from modelrollout.controller.process import LEASE_NAME
+
+WRITES = frozenset({"create", "update", "patch", "delete"})
+
+
+class Requests:
+    """Counts by verb and resource (``"create jobs"``, ``"update modeldeployments/status"``),
+    without watches and without what the leader's Lease costs, which go on whatever happens.
+    """
+
+    def __init__(self, audit: Path) -> None:
+        self._audit, self._seen = audit, 0
+
+    def since_last(self) -> Counter[str]:
+        """Those that were answered since the last call, or since the start."""
+        kinds: Counter[str] = Counter()
+        for n, event in enumerate(events(self._audit, OPERATOR)):
+            if n < self._seen:
+                continue
+            self._seen = n + 1
+            about = event.get("objectRef") or {}
+            if event["verb"] == "watch" or about.get("name") == LEASE_NAME:
+                continue
+            resource = "/".join(filter(None, (about.get("resource"), about.get("subresource"))))
+            kinds[f"{event['verb']} {resource or event['requestURI'].partition('?')[0]}"] += 1
+        return kinds
+
+
+def writes(kinds: Mapping[str, int]) -> dict[str, int]:
+    """Those that change something."""
+    return {kind: n for kind, n in kinds.items() if kind.partition(" ")[0] in WRITES}
