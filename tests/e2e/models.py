@@ -71,12 +71,18 @@ def python_model(weights: NDArray[np.float32] | None, *, streams: bool = False) 
     """
     policy = "model_transaction_policy { decoupled: true }" if streams else ""
     buffer, array = io.BytesIO(), io.BytesIO()
+    files: dict[str, str | bytes] = {
+        "model/config.pbtxt": _CONFIG + policy,
+        "model/1/model.py": _STREAM_PY if streams else _MODEL_PY,
+    }
+    if weights is not None:
+        np.save(array, weights)
+        files["model/1/weights.npy"] = array.getvalue()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("model/config.pbtxt", _CONFIG + policy)
-        archive.writestr("model/1/model.py", _STREAM_PY if streams else _MODEL_PY)
-        if weights is not None:
-            np.save(array, weights)
-            archive.writestr("model/1/weights.npy", array.getvalue())
+        for name, content in files.items():
+            # a date of its own: by name alone each holds the time, so that a model which one of two
+            # workers has pinned is another one once the second has written it
+            archive.writestr(zipfile.ZipInfo(name), content)
     return buffer.getvalue()
 
 

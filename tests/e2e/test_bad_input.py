@@ -142,8 +142,10 @@ def test_each_bad_input_has_its_own_answer(neighbour: Stage) -> None:
 
 
 def test_a_host_name_belongs_to_the_older_one(neighbour: Stage) -> None:
+    """Over gRPC, where the path names no model; over HTTP the two share it (test_host_names)."""
     stage = neighbour
-    stage.apply(stage.deployment("latecomer", traffic=stage.traffic("neighbour.e2e.example")))
+    traffic = stage.traffic("latecomer.e2e.example", grpc="neighbour.e2e.example")
+    stage.apply(stage.deployment("latecomer", traffic=traffic))
     message = stage.until_stalled("latecomer", "HostnameTaken")
     assert "neighbour.e2e.example" in message
     assert "neighbour" in message

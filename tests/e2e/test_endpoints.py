@@ -284,15 +284,20 @@ def test_a_route_that_is_opened_by_hand_is_shut_again(stage: Stage, pod: dict[st
     def opened() -> None:
         stage.cluster.kubectl("patch", "httproute", NAME, "-n", stage.namespace, "--type=json", "-p", wide)
 
-    def shut() -> bool:
+    def let_through() -> set[tuple[str, str]]:
         route = json.loads(
             stage.cluster.kubectl("get", "httproute", NAME, "-n", stage.namespace, "-o", "json")
         )
-        return (
-            len(route["spec"]["rules"][0]["matches"]) == len(http_endpoints(NAME))
-            and outside(stage, gate).by_gateway
-        )
+        return {
+            (match.get("method", "*"), match["path"]["value"])
+            for rule in route["spec"]["rules"]
+            for match in rule["matches"]
+        }
 
+    def shut() -> bool:
+        return let_through() == set(http_endpoints(NAME)) and outside(stage, gate).by_gateway
+
+    assert shut()
     opened()
     stage.until("it is shut", shut, 30)
     assert "RoutesNarrowed" in stage.events(NAME)

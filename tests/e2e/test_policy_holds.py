@@ -54,11 +54,11 @@ def slow_to_judge(stage: Stage, name: str, file: str, **rollout: Any) -> dict[st
     )
 
 
-def is_wrong(stage: Stage, name: str) -> bool | None:
-    """Whether the wrong model answers; None while nobody does."""
+def is_wrong(stage: Stage, name: str, at: str = "") -> bool | None:
+    """Whether the wrong model answers, at another host name than its own if given; None: no model does."""
     body = {"inputs": [{"name": "x", "shape": list(X.shape), "datatype": "FP32", "data": X.ravel().tolist()}]}
     url = f"http://{stage.cluster.target.gateway.http}/v2/models/{name}/infer"
-    answer = requests.post(url, json=body, headers={"Host": host(name)}, timeout=10)
+    answer = requests.post(url, json=body, headers={"Host": at or host(name)}, timeout=10)
     return (
         None
         if answer.status_code != 200
@@ -155,10 +155,14 @@ def test_deleted_and_created_anew_it_keeps_the_name_for_what_has_served(stage: S
         f"modeldeployment/{stage.namespace}/preview stays with the version that served last under it" in told
     )
     thief = slow_to_judge(stage, "thief", "wrong.onnx")
-    thief["spec"]["traffic"]["http"]["hostnames"] = [host("preview")]
+    thief["spec"]["traffic"] = stage.traffic(host("thief"), grpc=host("preview"))
     stage.apply(thief)
     assert f"{host('preview')} stays with the version" in stage.until_stalled("thief", "NameReserved")
-    stage.until("nobody answers", lambda: is_wrong(stage, "preview") is None)
+    thief["spec"]["traffic"] = stage.traffic(host("preview"))
+    stage.apply(thief)
+    stage.until_ready("thief")
+    stage.until("it answers as itself", lambda: is_wrong(stage, "thief", host("preview")))
+    assert is_wrong(stage, "preview") is None, "over HTTP its path is not the reserved one"
 
 
 def test_replicas_beyond_the_limit_wait_until_the_rollout_is_over(stage: Stage, policy: None) -> None:

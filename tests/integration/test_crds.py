@@ -304,7 +304,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "objective of another metric": (
         metric(name="errors", objective="50ms", maxIncrease=0.1),
-        "objective and share belong to latency",
+        "objective, share and of belong to latency",
     ),
     "built in, with a query": (
         metric(name="errors", query="up", max=1, maxIncrease=0.1),
