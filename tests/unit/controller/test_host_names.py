@@ -474,6 +474,23 @@ class TestModelsShareAHostName:
 
         run(main())
 
+    def test_a_guest_of_another_namespace_is_first_only_after_the_last_of_the_hosts(self) -> None:
+        async def main() -> None:
+            cluster, operator = await with_another()
+            lease = cluster.objects[LEASE, "operators", names.host_lease(HOST)]
+            shared = json.loads(lease["metadata"]["annotations"][names.ANNOTATION_SHARED_WITH])
+            shared.insert(0, {"holder": "audit/guest/u-7"})
+            lease["metadata"]["annotations"][names.ANNOTATION_SHARED_WITH] = json.dumps(shared)
+            cluster.user(b.spec(1, traffic=traffic(OTHER)))
+            await both(operator, cluster)
+            assert claimants(cluster) == [f"ml/{BESIDE}", "audit/guest"]
+            cluster.user(b.spec(1, traffic=traffic(HOST)))
+            await both(operator, cluster)
+            assert condition_of(cluster, "digits")[0] == "True", "it needs no policy for its own name"
+            assert claimants(cluster)[0] == f"ml/{BESIDE}"
+
+        run(main())
+
     def test_of_a_name_for_grpc_that_others_share_over_http_nothing_is_given(self) -> None:
         async def main() -> None:
             cluster, operator = await with_another()

@@ -182,8 +182,11 @@ class HostClaims:
             )
 
     def _lease(self, claims: Sequence[Claim], live: Object) -> Object:
-        """``live`` with these claims, which it keeps in their order: those in force first."""
-        first, *further = sorted(claims, key=lambda c: bool(c.released))
+        """``live`` with these claims, which it keeps in their order: those in force first, and among
+        them those of the namespace that has the name, so that it goes to a guest only with the last.
+        """
+        host = next((c.key[0] for c in claims_of(live)), "")
+        first, *further = sorted(claims, key=lambda c: (bool(c.released), c.key[0] != host))
         labels = {names.LABEL_CLAIM: "hostname", names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
         values = {
             names.ANNOTATION_PROTOCOL: "http" if first.over_http else "",
