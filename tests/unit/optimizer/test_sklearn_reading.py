@@ -177,6 +177,15 @@ def test_categories_of_histograms_lead_where_predict_sends_them(tmp_path: Path) 
     asked = np.array([[a, 0.0, c] for a in (-1, 1) for c in (0, 1, 2, 3, 4, 77, np.nan)], np.float32)
     source = loaded(fitted, tmp_path)
     expect_equal(answers(session_of(source), {"x": asked}), users(fitted, asked))
+    assert source.probes is not None
+    probes = source.probes()["x"]
+    assert {0, 1, 2, 3, 4, 5} <= set(probes[:, 2])  # 5 is unknown
+    assert sorted(set(source.predict({"x": probes})[0])) == [0, 1]
+    compares = nodes[(nodes["is_leaf"] == 0) & (nodes["is_categorical"] == 0)]
+    assert len(compares)
+    for node in compares:  # trees number the category first
+        column = probes[:, node["feature_idx"] - 1]
+        assert np.float32(node["num_threshold"]) in column
 
 
 def test_xgboost_inside_keeps_its_own_missing_value(tmp_path: Path) -> None:

@@ -241,10 +241,19 @@ class _Reader:
                 self._columns[position].values += (c + w * np.linspace(-3, 3, 61)).tolist()
 
     def _thresholds(self, estimator: Any, positions: Sequence[int]) -> None:
-        for feature, values in tree_thresholds(estimator).items():
+        order, categories = tree_features(estimator, len(positions))
+        found = {
+            int(order[at]): values for at, values in tree_thresholds(estimator).items() if at < len(order)
+        }
+        for feature, values in found.items():
             if feature < len(positions):
                 finite = values[np.isfinite(values)]
                 self._columns[positions[feature]].values += near(finite, np.dtype(np.float32)).tolist()
+        for feature, learned in categories.items():
+            if feature < len(positions) and learned.dtype.kind in "fiu":
+                known = learned[np.isfinite(learned)].tolist()
+                unknown = max(known, default=0) + 1
+                self._columns[positions[feature]].values += [*known, unknown]
 
 
 def _inside(estimator: Any) -> Iterator[Any]:
@@ -261,6 +270,21 @@ def _inside(estimator: Any) -> Iterator[Any]:
         if isinstance(parts, list) and not hasattr(estimator, "estimators_samples_"):
             yield from (p for p in parts if hasattr(p, "get_params") or hasattr(p, "estimator"))
             return
+
+
+def tree_features(estimator: Any, features: int) -> tuple[NDArray[np.int64], dict[int, NDArray[Any]]]:
+    """(an estimator's features in the order in which its trees number them, the categories of some
+    by feature): histograms number features that are categories first.
+    """
+    preprocessor = getattr(estimator, "_preprocessor", None)
+    if preprocessor is None:
+        return np.arange(features), {}
+    categorical = np.asarray(estimator.is_categorical_)
+    learned = preprocessor.named_transformers_["encoder"].categories_
+    return (
+        np.argsort(~categorical, kind="stable"),
+        dict(zip(np.flatnonzero(categorical).tolist(), learned, strict=True)),
+    )
 
 
 def tree_thresholds(estimator: Any) -> dict[int, NDArray[np.float64]]:

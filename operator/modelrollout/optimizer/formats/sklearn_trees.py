@@ -27,6 +27,7 @@ from modelrollout.optimizer.formats.boosted import (
     unsupported,
 )
 from modelrollout.optimizer.formats.forest import Forest, Members, Tree, bits_of
+from modelrollout.optimizer.formats.sklearn_columns import tree_features
 
 _XGBOOST = ("XGBClassifier", "XGBRegressor", "XGBRanker", "XGBRFClassifier", "XGBRFRegressor")
 _LIGHTGBM = ("LGBMClassifier", "LGBMRegressor", "LGBMRanker")
@@ -95,18 +96,12 @@ def _tree(tree: Any, weight: float, width: int) -> Tree:
 
 
 def _histograms(model: Any, *, double: bool) -> Boosted:
-    """Trees of histograms compare in float64, and add up. Categories are numbered, and come first
-    in the order of the trees' features.
-    """
+    """Trees of histograms compare in float64, and add up. Categories are numbered."""
     features = int(model.n_features_in_)
-    order, categories = np.arange(features), {}
-    if (preprocessor := getattr(model, "_preprocessor", None)) is not None:
-        categorical = np.asarray(model.is_categorical_)
-        order = np.concatenate([np.flatnonzero(categorical), np.flatnonzero(~categorical)])
-        learned = preprocessor.named_transformers_["encoder"].categories_
-        if any(values.dtype.kind not in "fiu" for values in learned):
-            raise unsupported("scikit-learn", f"{type(model).__name__} of categories that are words")
-        categories = {place: np.asarray(values, np.float64) for place, values in enumerate(learned)}
+    order, learned = tree_features(model, features)
+    if any(values.dtype.kind not in "fiu" for values in learned.values()):
+        raise unsupported("scikit-learn", f"{type(model).__name__} of categories that are words")
+    categories = {place: np.asarray(learned[int(order[place])], np.float64) for place in range(len(learned))}
     base = tuple(np.ravel(model._baseline_prediction).astype(np.float64).tolist())
     trees = tuple(
         _histogram_tree(predictor, target, order, categories)
