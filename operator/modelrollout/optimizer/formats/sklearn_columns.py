@@ -242,13 +242,11 @@ class _Reader:
 
     def _thresholds(self, estimator: Any, positions: Sequence[int]) -> None:
         order, categories = tree_features(estimator, len(positions))
-        found = {
-            int(order[at]): values for at, values in tree_thresholds(estimator).items() if at < len(order)
-        }
-        for feature, values in found.items():
-            if feature < len(positions):
+        for number, values in tree_thresholds(estimator).items():
+            if number < len(order) and order[number] < len(positions):
                 finite = values[np.isfinite(values)]
-                self._columns[positions[feature]].values += near(finite, np.dtype(np.float32)).tolist()
+                column = self._columns[positions[order[number]]]
+                column.values += near(finite, np.dtype(np.float32)).tolist()
         for feature, learned in categories.items():
             if feature < len(positions) and learned.dtype.kind in "fiu":
                 known = learned[np.isfinite(learned)].tolist()
