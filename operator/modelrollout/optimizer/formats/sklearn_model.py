@@ -40,6 +40,7 @@ from modelrollout.optimizer.formats.source_model import (
     MAX_FEATURES,
     Format,
     SourceModel,
+    expect_features,
     invalid,
 )
 from modelrollout.optimizer.model.data import Arrays
@@ -99,10 +100,7 @@ def load(path: Path, _folder: Path, declared: Declared) -> SourceModel:
     # a pipeline that begins with texts counts no features
     texts = not hasattr(model, "n_features_in_")
     features = 1 if texts else int(model.n_features_in_)
-    if not 0 < features <= MAX_FEATURES:
-        raise invalid(
-            f"scikit-learn says that the model takes {features} features; 1 to {MAX_FEATURES} are possible"
-        )
+    expect_features("scikit-learn", features)
     table = read_table(model, features, texts=texts)
     double = declared.double or any(is_coarse(values) for values in tree_thresholds(model).values())
     original = _Original(model, table, double=double)
