@@ -1,6 +1,6 @@
-"""Trees inside scikit-learn: its own, and models of XGBoost and LightGBM. skl2onnx is told to
-convert them by ``forest``: its own converters lose missing values, categories, and the last bit of
-thresholds, and do not know the libraries.
+"""Trees inside scikit-learn: its own, and models of XGBoost and LightGBM. skl2onnx converts them by
+``forest``: its own converters lose missing values, categories, and the last bit of thresholds, and
+do not know the libraries.
 """
 
 from __future__ import annotations
@@ -169,7 +169,9 @@ def _gradient_boosting(model: Any) -> Boosted:
 
 
 def register() -> None:
-    """Tell skl2onnx; of other libraries where a model in the file has loaded them."""
+    """Replace skl2onnx's converters; those of other libraries where a model in the file has loaded
+    them.
+    """
     for module, names in (
         ("sklearn.tree", _TREES),
         ("sklearn.ensemble", (*_FORESTS, *_HISTOGRAMS, *_BOOSTED)),
