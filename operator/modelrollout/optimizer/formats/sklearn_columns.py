@@ -304,7 +304,7 @@ def computes_before_trees(model: Any) -> bool:
     """Whether trees compare what a scaler or the like has computed: the last bit of it decides, and
     float32 has another one than the float64 of scikit-learn.
     """
-    parts = list(_estimators(model, set()))
+    parts = list(estimators_in(model, set()))
     names = [type(part).__name__ for part in parts]
     return any(
         hasattr(part, "transform") and not hasattr(part, "predict") and name not in _KEEPS_VALUES
@@ -314,7 +314,7 @@ def computes_before_trees(model: Any) -> bool:
     )
 
 
-def _estimators(value: Any, seen: set[int]) -> Iterator[Any]:
+def estimators_in(value: Any, seen: set[int]) -> Iterator[Any]:
     """Every estimator that one holds, and itself."""
     if id(value) in seen:
         return
@@ -324,7 +324,7 @@ def _estimators(value: Any, seen: set[int]) -> Iterator[Any]:
     parts = value if isinstance(value, (list, tuple)) else getattr(value, "__dict__", {}).values()
     for part in parts:
         if isinstance(part, (list, tuple)) or hasattr(part, "get_params") or hasattr(part, "estimator"):
-            yield from _estimators(part, seen)
+            yield from estimators_in(part, seen)
 
 
 TREE = "sklearn.tree._tree.Tree"
