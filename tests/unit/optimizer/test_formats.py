@@ -179,26 +179,3 @@ def test_an_image_without_the_libraries(
     monkeypatch.setattr(isolated, "packages_distributions", lambda: {"onnxmltools": ["onnxmltools"]})
     error = refusal(store, models["lightgbm, regression"], "LightGBM")
     assert (error.reason, "images.trees" in error.message) == ("FlavourMissing", True)
-
-
-@pytest.mark.parametrize(
-    ("ends", "reason", "says"),
-    [
-        ("kill -SEGV $$", "ModelInvalid", "signal 11"),
-        ("sleep 20", "ModelTimeout", "does not get done"),
-        ("kill -KILL $$", None, ""),
-        ("exit 137", None, ""),
-    ],
-)
-def test_a_process_that_does_not_survive_the_file_leaves_a_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str, reason: str | None, says: str
-) -> None:
-    program = tmp_path / "python"
-    program.write_text(f"#!/bin/sh\n{ends}\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
-    monkeypatch.setattr(isolated, "SECONDS", 1.0 if reason == "ModelTimeout" else 60.0)
-    with pytest.raises(JobError if reason else MemoryError) as error:
-        isolated.run_isolated("convert", tmp_path / "m", "LightGBM", tmp_path)
-    if isinstance(error.value, JobError):
-        assert (error.value.reason, says in error.value.message) == (reason, True)

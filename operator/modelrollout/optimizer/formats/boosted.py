@@ -24,6 +24,11 @@ from modelrollout.reasons import Reason
 OPSET, IR_VERSION = 15, 8
 ML_OPSET = 3  # of ai.onnx.ml: the first with float64, and what every Triton in use knows
 ZERO = 1e-35  # LightGBM's kZeroThreshold: what is no larger is 0
+# A served model has no data frame: it gets what the library numbered them by.
+CATEGORY_CODES = (
+    "features that were categories of a data frame take their numbers, in the order of the data frame's"
+    " categories in training"
+)
 
 Answer = Literal["Probabilities", "Labels", "Scores", "Numbers"]
 Link = Literal["Identity", "Sigmoid", "Exp", "Softmax", "Log1pExp", "SignedSquare"]

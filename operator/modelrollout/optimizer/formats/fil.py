@@ -21,10 +21,10 @@ from modelrollout.optimizer.formats.boosted import unsupported
 from modelrollout.optimizer.formats.source_model import (
     FIELD,
     INPUT,
-    MAX_FEATURES,
+    FileStart,
     SourceModel,
     describe_failure,
-    invalid,
+    expect_features,
 )
 from modelrollout.reasons import Reason
 
@@ -51,13 +51,12 @@ class Facts(NamedTuple):
 
 def type_of(path: Path) -> FilType | None:
     """By the first bytes; None: FIL does not read it."""
-    with path.open("rb") as file:
-        head = file.read(4096)
-    if head.startswith(b"tree\nversion="):
+    start = FileStart.read(path)
+    if lightgbm_model.FORMAT.sniff(start):
         return "lightgbm"
-    if head.startswith(b"{") and b"learner" in head:
-        return "xgboost_json" if head[1:2] in (b'"', b" ", b"\n") else "xgboost_ubj"
-    version = np.frombuffer(head[:12].ljust(12, b"\0"), "<i4")
+    if xgboost_model.FORMAT.sniff(start):
+        return "xgboost_json" if xgboost_model.is_json(start) else "xgboost_ubj"
+    version = np.frombuffer(start.head[:12].ljust(12, b"\0"), "<i4")
     if version[0] in (3, 4) and 0 <= version[1] < 100 and 0 <= version[2] < 100:
         return "treelite_checkpoint"
     return None
@@ -86,8 +85,7 @@ def describe(path: Path, folder: Path, target: Path, declared: Declared) -> Fact
             served = _cut(path, folder, target, kind, original.notes["rounds"]["served"])
     model = _read(served, kind)
     features = int(model.num_feature)
-    if not 0 < features <= MAX_FEATURES:
-        raise invalid(f"the model takes {features} features; 1 to {MAX_FEATURES} are possible")
+    expect_features("Treelite", features)
     header = model.get_header_accessor()
     targets, classes = (int(np.max(header.get_field(name))) for name in ("num_target", "num_class"))
     if targets > 1:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -38,6 +37,7 @@ from modelrollout.optimizer.formats.fil import FACTS, SERVED, Facts
 from modelrollout.optimizer.formats.registry import BY_NAME, sniff
 from modelrollout.optimizer.formats.source_model import FIELD, REMEDY
 from modelrollout.optimizer.model import inspect
+from modelrollout.optimizer.model.child import bare_environment
 from modelrollout.optimizer.model.data import Arrays, batch_rows, batches, plain, words_as_objects
 from modelrollout.optimizer.model.runtime import BATCH_ROWS, open_session, outputs_of
 from modelrollout.reasons import Reason
@@ -168,13 +168,7 @@ def run_isolated(task: str, path: Path, kind: SourceFormat, folder: Path) -> Non
             str(path),
             str(folder),
         ]
-        inherited = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS") if name in os.environ}
-        environment = inherited | {
-            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-            "HOME": home,
-            "TMPDIR": home,
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        }
+        environment = bare_environment(home) | {"TF_CPP_MIN_LOG_LEVEL": "3"}
         try:
             done = subprocess.run(
                 command, cwd=home, env=environment, capture_output=True, timeout=SECONDS, check=False

@@ -15,9 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelrollout.contract.formats import Declared
-from modelrollout.optimizer.formats.boosted import Boosted, Objective, of_class_one, to_onnx, unsupported
+from modelrollout.optimizer.formats.boosted import (
+    CATEGORY_CODES,
+    Boosted,
+    Objective,
+    of_class_one,
+    to_onnx,
+    unsupported,
+)
 from modelrollout.optimizer.formats.forest import Forest, Members, Tree, bits_of
-from modelrollout.optimizer.formats.source_model import INPUT, MAX_FEATURES, Format, SourceModel, invalid
+from modelrollout.optimizer.formats.source_model import INPUT, Format, SourceModel, expect_features
 
 _NUMBERS = Objective("Numbers", "Identity")
 _POSITIVE = Objective("Numbers", "Exp")
@@ -48,14 +55,7 @@ def load(path: Path, _folder: Path, _: Declared) -> SourceModel:
     booster = lightgbm.Booster(model_file=path)
     # -1: all that the file holds, as predict does where the file does not say a best one
     model = read(booster.model_to_string(num_iteration=-1))
-    warnings = (
-        (
-            "features that were categories of a data frame take their numbers, in the order of the data"
-            " frame's categories in training",
-        )
-        if booster.pandas_categorical
-        else ()
-    )
+    warnings = (CATEGORY_CODES,) if booster.pandas_categorical else ()
     return SourceModel(
         lambda: to_onnx(model),
         lambda arrays: _predict(booster, model, arrays[INPUT]),
@@ -87,10 +87,7 @@ def read(text: str, *, double: bool = False) -> Boosted:
     head, *blocks = text.partition("\nend of trees")[0].split("\nTree=")
     header = _fields(head)
     features = int(header["max_feature_idx"]) + 1
-    if not 0 < features <= MAX_FEATURES:
-        raise invalid(
-            f"LightGBM says that the model takes {features} features; 1 to {MAX_FEATURES} are possible"
-        )
+    expect_features("LightGBM", features)
     objective = _objective(header.get("objective", "none"))
     targets = int(header["num_tree_per_iteration"])
     average = "average_output" in head.splitlines()

@@ -241,10 +241,17 @@ class _Reader:
                 self._columns[position].values += (c + w * np.linspace(-3, 3, 61)).tolist()
 
     def _thresholds(self, estimator: Any, positions: Sequence[int]) -> None:
-        for feature, values in tree_thresholds(estimator).items():
-            if feature < len(positions):
+        order, categories = tree_features(estimator, len(positions))
+        for number, values in tree_thresholds(estimator).items():
+            if number < len(order) and order[number] < len(positions):
                 finite = values[np.isfinite(values)]
-                self._columns[positions[feature]].values += near(finite, np.dtype(np.float32)).tolist()
+                column = self._columns[positions[order[number]]]
+                column.values += near(finite, np.dtype(np.float32)).tolist()
+        for feature, learned in categories.items():
+            if feature < len(positions) and learned.dtype.kind in "fiu":
+                known = learned[np.isfinite(learned)].tolist()
+                unknown = max(known, default=0) + 1
+                self._columns[positions[feature]].values += [*known, unknown]
 
 
 def _inside(estimator: Any) -> Iterator[Any]:
@@ -261,6 +268,21 @@ def _inside(estimator: Any) -> Iterator[Any]:
         if isinstance(parts, list) and not hasattr(estimator, "estimators_samples_"):
             yield from (p for p in parts if hasattr(p, "get_params") or hasattr(p, "estimator"))
             return
+
+
+def tree_features(estimator: Any, features: int) -> tuple[NDArray[np.int64], dict[int, NDArray[Any]]]:
+    """(an estimator's features in the order in which its trees number them, the categories of some
+    by feature): histograms number features that are categories first.
+    """
+    preprocessor = getattr(estimator, "_preprocessor", None)
+    if preprocessor is None:
+        return np.arange(features), {}
+    categorical = np.asarray(estimator.is_categorical_)
+    learned = preprocessor.named_transformers_["encoder"].categories_
+    return (
+        np.argsort(~categorical, kind="stable"),
+        dict(zip(np.flatnonzero(categorical).tolist(), learned, strict=True)),
+    )
 
 
 def tree_thresholds(estimator: Any) -> dict[int, NDArray[np.float64]]:
@@ -282,7 +304,7 @@ def computes_before_trees(model: Any) -> bool:
     """Whether trees compare what a scaler or the like has computed: the last bit of it decides, and
     float32 has another one than the float64 of scikit-learn.
     """
-    parts = list(_estimators(model, set()))
+    parts = list(estimators_in(model, set()))
     names = [type(part).__name__ for part in parts]
     return any(
         hasattr(part, "transform") and not hasattr(part, "predict") and name not in _KEEPS_VALUES
@@ -292,7 +314,7 @@ def computes_before_trees(model: Any) -> bool:
     )
 
 
-def _estimators(value: Any, seen: set[int]) -> Iterator[Any]:
+def estimators_in(value: Any, seen: set[int]) -> Iterator[Any]:
     """Every estimator that one holds, and itself."""
     if id(value) in seen:
         return
@@ -302,7 +324,7 @@ def _estimators(value: Any, seen: set[int]) -> Iterator[Any]:
     parts = value if isinstance(value, (list, tuple)) else getattr(value, "__dict__", {}).values()
     for part in parts:
         if isinstance(part, (list, tuple)) or hasattr(part, "get_params") or hasattr(part, "estimator"):
-            yield from _estimators(part, seen)
+            yield from estimators_in(part, seen)
 
 
 TREE = "sklearn.tree._tree.Tree"

@@ -9,7 +9,6 @@ thresholds of its trees.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from modelrollout.optimizer.formats.sklearn_columns import (
     Column,
     Table,
     computes_before_trees,
+    estimators_in,
     read_table,
     tree_thresholds,
     trees_in,
@@ -40,6 +40,7 @@ from modelrollout.optimizer.formats.source_model import (
     MAX_FEATURES,
     Format,
     SourceModel,
+    expect_features,
     invalid,
 )
 from modelrollout.optimizer.model.data import Arrays
@@ -99,10 +100,7 @@ def load(path: Path, _folder: Path, declared: Declared) -> SourceModel:
     # a pipeline that begins with texts counts no features
     texts = not hasattr(model, "n_features_in_")
     features = 1 if texts else int(model.n_features_in_)
-    if not 0 < features <= MAX_FEATURES:
-        raise invalid(
-            f"scikit-learn says that the model takes {features} features; 1 to {MAX_FEATURES} are possible"
-        )
+    expect_features("scikit-learn", features)
     table = read_table(model, features, texts=texts)
     double = declared.double or any(is_coarse(values) for values in tree_thresholds(model).values())
     original = _Original(model, table, double=double)
@@ -143,9 +141,7 @@ class _Original:
 
     def convert(self) -> ModelProto:
         """In float32, or in float64."""
-        if self._double:
-            return _to_onnx(self._model, self._table, double=True)
-        return _to_onnx(self._model, self._table, double=False)
+        return _to_onnx(self._model, self._table, double=self._double)
 
     def probes(self) -> Arrays:
         """Rows of values that the model distinguishes, with gaps and unknown words where it takes
@@ -232,8 +228,6 @@ def _to_onnx(model: Any, table: Table, *, double: bool) -> ModelProto:
             " into the pipeline, behind the ColumnTransformer, and train it there",
         )
     sklearn_trees.register()
-    for part in _parts(model, "VotingClassifier"):
-        part.flatten_transform = False  # skl2onnx refuses the other; only transform asks for it
     number = types.DoubleTensorType if double else types.FloatTensorType
     kinds = {"Text": types.StringTensorType, "Whole": types.Int64TensorType, "Number": number}
     inputs = (
@@ -244,28 +238,17 @@ def _to_onnx(model: Any, table: Table, *, double: bool) -> ModelProto:
     options: dict[Any, dict[str, Any]] = {}
     if hasattr(model, "predict_proba"):
         options[id(model)] = {"zipmap": False}
-    for kind in ("TfidfVectorizer", "CountVectorizer"):
-        for part in _parts(model, kind):
-            options[id(part)] = LOCALE
+    for part in estimators_in(model, set()):
+        match type(part).__name__:
+            case "TfidfVectorizer" | "CountVectorizer":
+                options[id(part)] = LOCALE
+            case "VotingClassifier":
+                part.flatten_transform = False  # skl2onnx refuses the other; only transform asks for it
     converted: ModelProto = skl2onnx.to_onnx(
         model, initial_types=inputs, options=options, target_opset={"": OPSET, "ai.onnx.ml": ML_OPSET}
     )
     _tidy(converted, {column.name for column in table.inputs} if table.apart else {INPUT})
     return converted
-
-
-def _parts(value: Any, kind: str, seen: set[int] | None = None) -> Iterator[Any]:
-    """Every estimator of this class in another."""
-    seen = set() if seen is None else seen
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if type(value).__name__ == kind:
-        yield value
-    parts = value if isinstance(value, (list, tuple)) else getattr(value, "__dict__", {}).values()
-    for part in parts:
-        if isinstance(part, (list, tuple)) or hasattr(part, "get_params"):
-            yield from _parts(part, kind, seen)
 
 
 def _tidy(converted: ModelProto, used: set[str]) -> None:

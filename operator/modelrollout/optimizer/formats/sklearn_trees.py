@@ -1,6 +1,6 @@
-"""Trees inside scikit-learn: its own, and models of XGBoost and LightGBM. skl2onnx is told to
-convert them by ``forest``: its own converters lose missing values, categories, and the last bit of
-thresholds, and do not know the libraries.
+"""Trees inside scikit-learn: its own, and models of XGBoost and LightGBM. skl2onnx converts them by
+``forest``: its own converters lose missing values, categories, and the last bit of thresholds, and
+do not know the libraries.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from modelrollout.optimizer.formats.boosted import (
     unsupported,
 )
 from modelrollout.optimizer.formats.forest import Forest, Members, Tree, bits_of
+from modelrollout.optimizer.formats.sklearn_columns import tree_features
 
 _XGBOOST = ("XGBClassifier", "XGBRegressor", "XGBRanker", "XGBRFClassifier", "XGBRFRegressor")
 _LIGHTGBM = ("LGBMClassifier", "LGBMRegressor", "LGBMRanker")
@@ -45,9 +46,9 @@ TYPES = (
 _OWN_OPTIONS = ("decision_path", "decision_leaf", "raw_scores", "output_class_labels")
 
 
-def read(model: Any, *, double: bool) -> Boosted | None:
-    """The parts of a fitted estimator, with the rounds that its predict uses; None where skl2onnx
-    has to do it. ``double``: its inputs are float64. Raises JobError.
+def read(model: Any, *, double: bool) -> Boosted:
+    """The parts of a fitted estimator, with the rounds that its predict uses. ``double``: its
+    inputs are float64. Raises JobError.
     """
     kind = type(model).__name__
     if kind in _XGBOOST:
@@ -95,18 +96,12 @@ def _tree(tree: Any, weight: float, width: int) -> Tree:
 
 
 def _histograms(model: Any, *, double: bool) -> Boosted:
-    """Trees of histograms compare in float64, and add up. Categories are numbered, and come first
-    in the order of the trees' features.
-    """
+    """Trees of histograms compare in float64, and add up. Categories are numbered."""
     features = int(model.n_features_in_)
-    order, categories = np.arange(features), {}
-    if (preprocessor := getattr(model, "_preprocessor", None)) is not None:
-        categorical = np.asarray(model.is_categorical_)
-        order = np.concatenate([np.flatnonzero(categorical), np.flatnonzero(~categorical)])
-        learned = preprocessor.named_transformers_["encoder"].categories_
-        if any(values.dtype.kind not in "fiu" for values in learned):
-            raise unsupported("scikit-learn", f"{type(model).__name__} of categories that are words")
-        categories = {place: np.asarray(values, np.float64) for place, values in enumerate(learned)}
+    order, learned = tree_features(model, features)
+    if any(values.dtype.kind not in "fiu" for values in learned.values()):
+        raise unsupported("scikit-learn", f"{type(model).__name__} of categories that are words")
+    categories = {place: np.asarray(learned[int(order[place])], np.float64) for place in range(len(learned))}
     base = tuple(np.ravel(model._baseline_prediction).astype(np.float64).tolist())
     trees = tuple(
         _histogram_tree(predictor, target, order, categories)
@@ -150,10 +145,12 @@ def _histogram_tree(
     )
 
 
-def _gradient_boosting(model: Any) -> Boosted | None:
-    """Its trees, weighted by the learning rate; None where it begins with a model of its own."""
+def _gradient_boosting(model: Any) -> Boosted:
+    """Its trees, weighted by the learning rate."""
     if model.init_ != "zero" and not type(model.init_).__name__.startswith("Dummy"):
-        return None
+        raise unsupported(
+            "scikit-learn", f"{type(model).__name__} that begins with a model of its own (init)"
+        )
     features = int(model.n_features_in_)
     base = np.ravel(model._raw_predict_init(np.zeros((1, features), np.float32))).astype(np.float64)
     trees = tuple(
@@ -172,7 +169,9 @@ def _gradient_boosting(model: Any) -> Boosted | None:
 
 
 def register() -> None:
-    """Tell skl2onnx; of other libraries where a model in the file has loaded them."""
+    """Replace skl2onnx's converters; those of other libraries where a model in the file has loaded
+    them.
+    """
     for module, names in (
         ("sklearn.tree", _TREES),
         ("sklearn.ensemble", (*_FORESTS, *_HISTOGRAMS, *_BOOSTED)),
@@ -203,7 +202,7 @@ def _register(cls: Any, name: str) -> None:
         model = operator.raw_operator
         kind = types.guess_tensor_type(operator.inputs[0].type)
         if not classifies:
-            columns = getattr(model, "n_outputs_", 1) if name in (*_TREES, *_FORESTS) else _columns(model)
+            columns = model.n_outputs_ if name in (*_TREES, *_FORESTS) else read(model, double=False).targets
             operator.outputs[0].type = kind.__class__([None, columns])
             return
         classes, outputs = _classes_of(model)
@@ -219,12 +218,10 @@ def _register(cls: Any, name: str) -> None:
         known = {option: None for option in _OWN_OPTIONS if option in (options or {})}
         asked = container.get_options(model, known) if known else {}
         wide = isinstance(operator.inputs[0].type, types.DoubleTensorType)
-        parts = read(model, double=wide)
-        if replaced is not None and (parts is None or any(asked.get(option) for option in known)):
+        if replaced is not None and any(asked.get(option) for option in known):
             replaced(scope, operator, container)
         else:
-            assert parts is not None  # of the kinds that are converted here alone
-            _convert(parts, scope, operator, container)
+            _convert(read(model, double=wide), scope, operator, container)
 
     convert.replaced = replaced  # type: ignore[attr-defined]
     skl2onnx.update_registered_converter(cls, alias, shapes, convert, options=options)
@@ -287,11 +284,6 @@ def _append(nodes: Nodes, container: Any) -> None:
         container.nodes.append(node)
         version = ML_OPSET if node.domain else container.target_opset_any_domain("")
         container.node_domain_version_pair_sets.add((node.domain, version))
-
-
-def _columns(model: Any) -> int:
-    parts = read(model, double=False)
-    return parts.targets if parts else 1
 
 
 def _classes_of(model: Any) -> tuple[list[NDArray[Any]], int]:

@@ -90,6 +90,14 @@ def invalid(message: str, remedy: str = REMEDY) -> JobError:
     return bad_input(Reason.MODEL_INVALID, f"{FIELD}.uri: {message}; {remedy}")
 
 
+def expect_features(library: str, features: int) -> None:
+    """Raise JobError (ModelInvalid) for a number that no table of numbers can have."""
+    if not 0 < features <= MAX_FEATURES:
+        raise invalid(
+            f"{library} says that the model takes {features} features; 1 to {MAX_FEATURES} are possible"
+        )
+
+
 def describe_failure(kind: str, what: str, error: Exception, remedy: str) -> str:
     """A library's refusal as a message: the first line of its text that is no heading."""
     if isinstance(error, MemoryError):

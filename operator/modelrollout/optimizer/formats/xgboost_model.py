@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from modelrollout.contract.formats import Declared
 from modelrollout.optimizer.formats.boosted import (
+    CATEGORY_CODES,
     Boosted,
     Linear,
     Objective,
@@ -27,7 +28,14 @@ from modelrollout.optimizer.formats.boosted import (
     unsupported,
 )
 from modelrollout.optimizer.formats.forest import Forest, Members, Tree
-from modelrollout.optimizer.formats.source_model import INPUT, MAX_FEATURES, Format, SourceModel, invalid
+from modelrollout.optimizer.formats.source_model import (
+    INPUT,
+    FileStart,
+    Format,
+    SourceModel,
+    expect_features,
+    invalid,
+)
 from modelrollout.optimizer.model.data import Arrays
 
 _NUMBERS = Objective("Numbers", "Identity")
@@ -60,9 +68,9 @@ def load(path: Path, folder: Path, declared: Declared) -> SourceModel:
     """Raises JobError: ObjectiveUnsupported, ModelInvalid."""
     import xgboost
 
-    with path.open("rb") as file:
-        named = folder / ("source.json" if file.read(2)[1:] in (b'"', b" ", b"\n") else "source.ubj")
-    named.symlink_to(path)  # XGBoost recognizes its formats by the suffix
+    # XGBoost recognizes its formats by the suffix
+    named = folder / ("source.json" if is_json(FileStart.read(path)) else "source.ubj")
+    named.symlink_to(path)
     booster = xgboost.Booster()
     booster.load_model(named)
     learner = json.loads(bytes(booster.save_raw("json")))["learner"]
@@ -75,6 +83,11 @@ def load(path: Path, folder: Path, declared: Declared) -> SourceModel:
         {**_notes(learner, kept), "missing": declared.missing},
         (*_category_codes(learner), *_other_rounds(learner, kept)),
     )
+
+
+def is_json(start: FileStart) -> bool:
+    """Of the library's two forms, which both begin with a brace."""
+    return start.head[1:2] in (b'"', b" ", b"\n")
 
 
 def rounds_of(learner: Mapping[str, Any]) -> int:
@@ -122,24 +135,15 @@ def _other_rounds(learner: Mapping[str, Any], kept: int) -> tuple[str, ...]:
 
 
 def _category_codes(learner: Mapping[str, Any]) -> tuple[str, ...]:
-    """XGBoost numbers the categories of a data frame, and a served model gets those numbers."""
     known = _trees_of(learner).get("cats") or {}
-    if not known.get("enc"):
-        return ()
-    return (
-        "features that were categories of a data frame take their numbers, in the order of the data frame's"
-        " categories in training",
-    )
+    return (CATEGORY_CODES,) if known.get("enc") else ()
 
 
 def read(learner: Mapping[str, Any], kept: int, missing: float | None) -> Boosted:
     """The model's parts; ``kept``: rounds that count, 0: all. Raises JobError."""
     parameters, booster = learner["learner_model_param"], learner["gradient_booster"]["name"]
     features = int(parameters["num_feature"])
-    if not 0 < features <= MAX_FEATURES:
-        raise invalid(
-            f"XGBoost says that the model takes {features} features; 1 to {MAX_FEATURES} are possible"
-        )
+    expect_features("XGBoost", features)
     name = learner["objective"]["name"]
     objective = _OBJECTIVES.get(name)
     if objective is None:

@@ -1,6 +1,6 @@
-"""Inputs for a model that nobody gave data for, made from its own structure: indices that its
-tables have, categories that its encoders know, numbers near the thresholds of its trees and in the
-range that it normalizes from.
+"""Inputs for a model without data, made from its own structure: indices that its tables have,
+categories that its encoders know, numbers near the thresholds of its trees and in the range that it
+normalizes from.
 
 They show that a model answers, and whether two models answer alike. They say nothing of accuracy.
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from modelrollout.optimizer.model.child import bare_environment
 from modelrollout.optimizer.model.data import Arrays
 from modelrollout.optimizer.model.files import data_of, is_split
 from modelrollout.optimizer.model.limits import memory_limit
@@ -103,16 +103,11 @@ def _tried(
         seconds=LIMIT_SECONDS,
     )
     with tempfile.TemporaryDirectory() as home:
-        environment = {
-            "PATH": os.environ.get("PATH", ""),
-            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-            "HOME": home,
-            "TMPDIR": home,
-            "MALLOC_ARENA_MAX": "2",  # each takes addresses, which are limited
-        }
+        # each arena takes addresses, which are limited
+        environment = bare_environment(home) | {"MALLOC_ARENA_MAX": "2"}
         command = [sys.executable, "-m", "modelrollout.optimizer.model.warmup_worker"]
         try:
-            told = subprocess.run(
+            output = subprocess.run(
                 command,
                 cwd=home,
                 env=environment,
@@ -123,8 +118,8 @@ def _tried(
                 check=False,
             ).stdout
         except subprocess.TimeoutExpired as late:
-            told = late.stdout or b""
-    return [Tried(*json.loads(line)) for line in told.splitlines() if line.endswith(b"]")]
+            output = late.stdout or b""
+    return [Tried(*json.loads(line)) for line in output.splitlines() if line.endswith(b"]")]
 
 
 def _memory_left(path: Path) -> int | None:

@@ -104,11 +104,11 @@ def run(trial: Trial, tell: Callable[[Tried], object]) -> None:
 
 def main() -> None:
     trial: Trial = json.load(sys.stdin)
-    told = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    results = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # ONNX Runtime prints there, too
     if trial["bytes"] is not None:
         _limit_memory(trial["bytes"])
-    run(trial, lambda tried: told.write(f"{json.dumps(tried)}\n"))
+    run(trial, lambda tried: results.write(f"{json.dumps(tried)}\n"))
 
 
 if __name__ == "__main__":

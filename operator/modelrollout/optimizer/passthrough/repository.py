@@ -37,7 +37,7 @@ MAX_FILES = 2000
 
 _GRAPH_FILE = "saved_model.pb"
 _SINGLE: frozenset[Backend] = frozenset({"TensorRT", "TorchScript", "Python", "FIL"})
-# What FIL calls its files by itself, and what the libraries are usually told to.
+# FIL's own names of its files, and those that people usually give them.
 _FIL_NAMES = frozenset(
     {"xgboost.json", "xgboost.ubj", "model.json", "model.ubj", "model.txt", "checkpoint.tl", "model.trees"}
 )
