@@ -235,6 +235,78 @@ def test_pages_of_an_origin_may_call_and_others_may_not(stage: Stage) -> None:
     assert (answer.status_code, answer.headers.get("access-control-allow-origin")) == (200, page)
 
 
+class Sessions:
+    """Sessions of five requests, one after the other, by the versions that answered each."""
+
+    def __init__(self, stage: Stage, name: str, host: str) -> None:
+        self._stage, self._name, self._http = stage, name, requests.Session()
+        self._http.headers["Host"] = host
+        self._url = f"http://{stage.cluster.target.gateway.http}/v2/models/{name}/infer"
+        self.seen: list[set[str]] = []
+        self._failures: list[Failed] = []
+
+    def send(self, count: int) -> list[set[str]]:
+        """So many new ones."""
+        for _ in range(count):
+            self.seen.append(versions := set())
+            headers = {"X-Session": f"user-{len(self.seen)}"}
+            for _ in range(5):
+                at = time.time()
+                answer, error = answer_to(
+                    lambda headers=headers: self._http.post(  # type: ignore[misc]
+                        self._url, json=BODY, headers=headers, timeout=10
+                    )
+                )
+                if answer is not None and error is None:
+                    versions.add(answer.json()["model_version"])
+                else:
+                    self._failures.append(Failed(at, time.time() - at, str(error)))
+        return self.seen[-count:]
+
+    def close(self) -> None:
+        self._http.close()
+        left = self._stage.unexplained(self._failures, self._stage.crash_log(self._name))
+        assert not left, f"{len(left)} requests failed: {left[:3]}"
+
+
+def test_sessions_stay_at_their_revision_through_a_canary(stage: Stage) -> None:
+    """A thousand of five requests each; only one that goes on while the weight rises may change."""
+    name, host = "sticky", "sticky.e2e.example"
+
+    def wanted(file: str) -> dict[str, Any]:
+        errors = {"name": "errors", "maxIncrease": 0.5, "minSamples": 1_000_000}
+        made = deployment(stage, file, *({"weight": w} for w in WEIGHTS), metrics=[errors])
+        made["metadata"]["name"] = name
+        made["spec"]["traffic"] = stage.traffic(host) | {"sessionAffinity": {"header": "x-session"}}
+        return made
+
+    stage.apply(wanted("good.onnx"))
+    if profile(stage) == "traefik":
+        message = stage.until_stalled(name, "SessionAffinityUnsupported")
+        assert "spec.traffic.sessionAffinity" in message and "traefik.io/gateway-controller" in message
+        return
+    stage.until_ready(name)
+    sessions = Sessions(stage, name, host)
+
+    def at(weight: int) -> bool:
+        step = (stage.get(name)["status"].get("rollout") or {}).get("step") or {}
+        return step.get("weight") == weight and step.get("phase") not in (None, "Shifting")
+
+    stage.apply(wanted("better.onnx"))
+    for w in WEIGHTS:
+        stage.until(f"weight {w}", lambda w=w: sessions.send(2) and at(w))  # type: ignore[misc]
+        seen = sessions.send(200)
+        share = sum(versions == {"2"} for versions in seen) / len(seen)
+        assert abs(share - w / 100) < STANDARD_ERRORS * (w * (100 - w) / 1e4 / len(seen)) ** 0.5, (w, share)
+        stage.cluster.modelrollout("promote", name, "-n", stage.namespace)
+    stage.until(
+        "it is promoted", lambda: sessions.send(2) and stage.get(name)["status"]["stable"]["number"] == 2
+    )
+    sessions.close()
+    changed = sum(len(versions) > 1 for versions in sessions.seen)
+    assert len(sessions.seen) >= 1000 and changed <= len(sessions.seen) / 100, (changed, len(sessions.seen))
+
+
 def test_one_listener_carries_the_routes_where_spec_names_it(stage: Stage) -> None:
     gateway = stage.cluster.target.gateway
     live = json.loads(

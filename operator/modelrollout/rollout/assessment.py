@@ -86,9 +86,11 @@ def assess(
     ``profile``: who counts the requests; None: unknown, as for a replay.
     """
     sources = sources_of(metrics, profile) if profile is not None else None
-    # those of the gateway, which splits what it counts by the weight
-    split = [n for n, by in (sources or {}).items() if n in REQUEST_METRICS and by != TRITON]
     trial, rollout = Specified.of(s), rollout_of(s.status)
+    # Those of the gateway, which splits what it counts by the weight. Sessions differ in how much
+    # they ask.
+    one_by_one = trial.spec.traffic.session_affinity is None
+    split = [n for n, by in (sources or {}).items() if one_by_one and n in REQUEST_METRICS and by != TRITON]
     step, steps = strategy.with_traffic(step_of(s.status)), steps_of(trial)
     bakes = rollout.stage == "Bake"
     counted, cold = counts_of(step.metrics, sources), cold_of(s)

@@ -427,9 +427,9 @@ async def held_by_weight(bench: Bench, s: Callable[[Sequence[MetricStatus]], Sna
     return await bench.look(s(first.metrics))
 
 
-def at_25(metrics: Sequence[MetricStatus], *, grpc: bool = False, **server: Any) -> Snapshot:
+def at_25(metrics: Sequence[MetricStatus], *, traffic: Any = None, **server: Any) -> Snapshot:
     wanted = b.spec(2, steps=b.STEPS)
-    traffic = HTTP_ONLY | ({"grpc": {"hostnames": ["grpc.x"]}} if grpc else {})
+    traffic = HTTP_ONLY | (traffic or {})
     wanted = wanted.model_copy(update={"traffic": Traffic.model_validate(traffic)})
     s = b.in_canary(wanted=wanted, at_step=b.step(1, 25, metrics=list(metrics)))
     return replace(s, servers={name: replace(x, **server) for name, x in s.servers.items()})
@@ -446,12 +446,13 @@ async def test_a_gateway_that_ignores_the_weight_holds_the_step_and_rolls_nothin
 @pytest.mark.parametrize(
     "facts",
     [
-        {"grpc": True},
+        {"traffic": {"grpc": {"hostnames": ["grpc.x"]}}},
+        {"traffic": {"sessionAffinity": {"header": "x-session"}}},
         {"newest_ready": b.ago(1)},
         {"crashes": (Crash(b.ago(1), "Crashed", "exit code 1"),)},
         {"ready": 0},
     ],
-    ids=["connections may be split", "a pod that came", "a pod that crashed", "no pod"],
+    ids=["connections may be split", "sessions are split", "a pod that came", "a pod that crashed", "no pod"],
 )
 async def test_a_share_that_pods_or_connections_explain_is_no_ground(facts: dict[str, Any]) -> None:
     found = await held_by_weight(Bench(), lambda metrics: at_25(metrics, **facts))
@@ -465,6 +466,18 @@ async def test_what_is_proven_worse_is_taken_back_although_the_weight_is_ignored
     bench.main.requests, bench.main.scraped = {V1: (14_000, 14), V2: (60, 60)}, 160.0
     judged = await bench.look(at_25(after_an_hour(first.metrics)))
     assert judged.verdict == "Failed", judged.message
+
+
+async def test_sessions_that_ask_for_much_are_counted() -> None:
+    """A few of them may have most of the requests."""
+    bench, sticks = Bench(), {"sessionAffinity": {"header": "x-session"}}
+    bench.main.requests, bench.main.scraped = {V1: (10_000, 10), V2: (0, 0)}, 100.0
+    first = await bench.look(at_25((), traffic=sticks))
+    bench.main.requests, bench.main.scraped = {V1: (10_060, 10), V2: (600, 0)}, 160.0
+    assert (await bench.look(at_25(first.metrics))).reason == "EvidenceImplausible"
+    seen = await bench.look(at_25(first.metrics, traffic=sticks))
+    assert seen.reason != "EvidenceImplausible"
+    assert seen.metrics[0].canary is not None and seen.metrics[0].canary.total == 600
 
 
 async def test_more_requests_than_the_weight_gives_are_no_ground_to_roll_back() -> None:

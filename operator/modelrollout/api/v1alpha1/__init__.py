@@ -120,7 +120,7 @@ from modelrollout.api.v1alpha1.status import (
     Strategy,
     UserPause,
 )
-from modelrollout.api.v1alpha1.traffic import Filters, GatewayRef, Hostnames, Traffic
+from modelrollout.api.v1alpha1.traffic import Filters, GatewayRef, Hostnames, SessionAffinity, Traffic
 
 __all__ = [
     "ANSWER_METRICS",
@@ -207,6 +207,7 @@ __all__ = [
     "SecretKey",
     "ServerEnds",
     "Serving",
+    "SessionAffinity",
     "Sha256",
     "Shadow",
     "ShadowOutput",

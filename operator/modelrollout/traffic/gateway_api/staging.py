@@ -159,9 +159,9 @@ def _is_hidden(rule: Object) -> bool:
 
 
 def split_of(rule: Object) -> dict[str, int]:
-    """Weights above 0 by Service, those of a stage in percent."""
+    """Weights above 0 by Service, those that are parts of WHOLE in percent."""
     weights = _weights(rule)
-    staged = sum(weights) == WHOLE and _KEPT in weights
+    staged = sum(weights) == WHOLE
     split: dict[str, int] = {}
     for ref, weight in zip(rule.get("backendRefs") or [], weights, strict=True):
         share = round(100 * weight / WHOLE) if staged else weight
