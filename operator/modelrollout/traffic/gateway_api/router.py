@@ -7,12 +7,12 @@ decision adds a delay before it counts requests, and the canary's own counters a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from modelrollout.api.v1alpha1 import Rollout
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
 from modelrollout.resources.common import Object, Owner
-from modelrollout.resources.endpoints import narrowed
+from modelrollout.resources.endpoints import conditions, narrowed
 from modelrollout.rollout.snapshot import Server, Split, Traffic
 from modelrollout.traffic.base import LiveObjects
 from modelrollout.traffic.gateway_api.answers import carried, parents
@@ -218,9 +218,9 @@ def _to_apply(live: Object, desired: Object) -> Object:
     return {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata, "spec": spec}
 
 
-# A rule of a live or rendered route in a form that compares: what it lets through, each match as
-# sorted (field, type, name, value); weights by Service.
-_ComparableRule = tuple[frozenset[tuple[tuple[str, str, str, str], ...]], dict[str, int]]
+# A rule of a live or rendered route in a form that compares: what it lets through; weights by
+# Service.
+_ComparableRule = tuple[frozenset[frozenset[tuple[str, str, str, str]]], dict[str, int]]
 
 
 def _programmed(desired: Object, live: Object | None, gateway: GatewayFacts | None) -> Traffic:
@@ -270,24 +270,11 @@ _EVERYTHING: dict[str, list[Object]] = {
 }
 
 
-def _opens(kind: str, rule: Object) -> frozenset[tuple[tuple[str, str, str, str], ...]]:
+def _opens(kind: str, rule: Object) -> frozenset[frozenset[tuple[str, str, str, str]]]:
     """What the rule lets through: its matches, regardless of their order and of defaults that are
     written out.
     """
-    return frozenset(tuple(sorted(_match(kind, m))) for m in rule.get("matches") or _EVERYTHING[kind])
-
-
-def _match(kind: str, match: Object) -> Iterator[tuple[str, str, str, str]]:
-    for field in ("headers", "queryParams"):
-        for condition in match.get(field) or []:
-            yield field, condition.get("type", "Exact"), condition["name"], condition["value"]
-    if kind == "HTTPRoute":
-        path = match.get("path") or {}
-        yield "path", path.get("type", "PathPrefix"), "", path.get("value", "/")
-        yield "method", "Exact", "", match.get("method") or "*"
-    else:
-        call = match.get("method") or {}
-        yield "method", call.get("type", "Exact"), call.get("service") or "*", call.get("method") or "*"
+    return frozenset(conditions(kind, m) for m in rule.get("matches") or _EVERYTHING[kind])
 
 
 def _weights(rule: Object) -> dict[str, int]:
