@@ -382,8 +382,8 @@ class RoutesConfig(_Config):
     backend_traffic_policies: bool = Field(
         False,
         description=(
-            "The operator may write BackendTrafficPolicies of Envoy Gateway, which"
-            " spec.traffic.sessionAffinity needs."
+            "The operator may write BackendTrafficPolicies of Envoy Gateway 1.9 or later, which"
+            " spec.traffic.sessionAffinity needs; earlier ones choose the backend by chance all the same."
         ),
     )
 
