@@ -379,6 +379,13 @@ class RoutesConfig(_Config):
             " an object may redirect, rewrite, or hide a canary's failures by retries."
         ),
     )
+    backend_traffic_policies: bool = Field(
+        False,
+        description=(
+            "The operator may write BackendTrafficPolicies of Envoy Gateway 1.9 or later, which"
+            " spec.traffic.sessionAffinity needs; earlier ones choose the backend by chance all the same."
+        ),
+    )
 
     def names(self, group: str, kind: str) -> bool:
         """Whether that kind is listed."""

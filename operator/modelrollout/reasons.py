@@ -1003,6 +1003,19 @@ class Reason(StrEnum):
         "the GatewayClass does not list, or cannot be read to list, the feature that"
         " `spec.traffic.timeouts` needs (the message names it): its gateway may ignore them in silence",
     )
+    SESSION_AFFINITY_UNSUPPORTED = (
+        "SessionAffinityUnsupported",
+        ROLLOUT,
+        "the gateway of `spec.traffic.sessionAffinity` is not known to keep a session at one revision while"
+        " weights divide requests, or the operator may not write the policy that does (the message says"
+        " which)",
+    )
+    SESSION_AFFINITY_REFUSED = (
+        "SessionAffinityRefused",
+        ROLLOUT,
+        "Envoy Gateway refuses the BackendTrafficPolicy of `spec.traffic.sessionAffinity`, mostly because"
+        " the routes have another one; the message quotes its reason",
+    )
     FILTER_UNSUPPORTED = (
         "FilterUnsupported",
         ROLLOUT,

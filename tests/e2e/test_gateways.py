@@ -235,6 +235,78 @@ def test_pages_of_an_origin_may_call_and_others_may_not(stage: Stage) -> None:
     assert (answer.status_code, answer.headers.get("access-control-allow-origin")) == (200, page)
 
 
+class Sessions:
+    """Sessions of five requests, one after the other, by the versions that answered each."""
+
+    def __init__(self, stage: Stage, name: str, host: str) -> None:
+        self._stage, self._name, self._http = stage, name, requests.Session()
+        self._http.headers["Host"] = host
+        self._url = f"http://{stage.cluster.target.gateway.http}/v2/models/{name}/infer"
+        self.seen: list[set[str]] = []
+        self._failures: list[Failed] = []
+
+    def send(self, count: int) -> list[set[str]]:
+        """So many new ones."""
+        for _ in range(count):
+            self.seen.append(versions := set())
+            headers = {"X-Session": f"user-{len(self.seen)}"}
+            for _ in range(5):
+                at = time.time()
+                answer, error = answer_to(
+                    lambda headers=headers: self._http.post(  # type: ignore[misc]
+                        self._url, json=BODY, headers=headers, timeout=10
+                    )
+                )
+                if answer is not None and error is None:
+                    versions.add(answer.json()["model_version"])
+                else:
+                    self._failures.append(Failed(at, time.time() - at, str(error)))
+        return self.seen[-count:]
+
+    def close(self) -> None:
+        self._http.close()
+        left = self._stage.unexplained(self._failures, self._stage.crash_log(self._name))
+        assert not left, f"{len(left)} requests failed: {left[:3]}"
+
+
+def test_sessions_stay_at_their_revision_through_a_canary(stage: Stage) -> None:
+    """A thousand of five requests each; only one that goes on while the weight rises may change."""
+    name, host = "sticky", "sticky.e2e.example"
+
+    def wanted(file: str) -> dict[str, Any]:
+        errors = {"name": "errors", "maxIncrease": 0.5, "minSamples": 1_000_000}
+        made = deployment(stage, file, *({"weight": w} for w in WEIGHTS), metrics=[errors])
+        made["metadata"]["name"] = name
+        made["spec"]["traffic"] = stage.traffic(host) | {"sessionAffinity": {"header": "x-session"}}
+        return made
+
+    stage.apply(wanted("good.onnx"))
+    if profile(stage) == "traefik":
+        message = stage.until_stalled(name, "SessionAffinityUnsupported")
+        assert "spec.traffic.sessionAffinity" in message and "traefik.io/gateway-controller" in message
+        return
+    stage.until_ready(name)
+    sessions = Sessions(stage, name, host)
+
+    def at(weight: int) -> bool:
+        step = (stage.get(name)["status"].get("rollout") or {}).get("step") or {}
+        return step.get("weight") == weight and step.get("phase") not in (None, "Shifting")
+
+    stage.apply(wanted("better.onnx"))
+    for w in WEIGHTS:
+        stage.until(f"weight {w}", lambda w=w: sessions.send(2) and at(w))  # type: ignore[misc]
+        seen = sessions.send(200)
+        share = sum(versions == {"2"} for versions in seen) / len(seen)
+        assert abs(share - w / 100) < STANDARD_ERRORS * (w * (100 - w) / 1e4 / len(seen)) ** 0.5, (w, share)
+        stage.cluster.modelrollout("promote", name, "-n", stage.namespace)
+    stage.until(
+        "it is promoted", lambda: sessions.send(2) and stage.get(name)["status"]["stable"]["number"] == 2
+    )
+    sessions.close()
+    changed = sum(len(versions) > 1 for versions in sessions.seen)
+    assert len(sessions.seen) >= 1000 and changed <= len(sessions.seen) / 100, (changed, len(sessions.seen))
+
+
 def test_one_listener_carries_the_routes_where_spec_names_it(stage: Stage) -> None:
     gateway = stage.cluster.target.gateway
     live = json.loads(
@@ -259,6 +331,102 @@ def test_one_listener_carries_the_routes_where_spec_names_it(stage: Stage) -> No
     # a gateway that answers before the operator has looked says it in its own words
     said = stage.condition("section", "Available")["message"]
     assert "no listener elsewhere of Gateway" in said or "NoMatchingParent" in said
+
+
+@pytest.fixture
+def further(stage: Stage) -> Iterator[tuple[str, str]]:
+    """Name of a second Gateway like the target's, and where it takes requests. Envoy Gateway gives
+    it proxies of its own; with Traefik one process serves both.
+    """
+    gateway, name = stage.cluster.target.gateway, f"{stage.namespace}-further"
+    get = ("get", "gateway", "-n", gateway.namespace, "-o", "json")
+    spec = json.loads(stage.cluster.kubectl(*get, gateway.name))["spec"]
+    made = {k: spec[k] for k in ("gatewayClassName", "listeners")}
+    stage.apply(
+        {
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "Gateway",
+            "metadata": {"name": name, "namespace": gateway.namespace},
+            "spec": made,
+        }
+    )
+    try:
+        if profile(stage) == "traefik":
+            yield name, gateway.http
+            return
+
+        def address() -> str | None:
+            status = json.loads(stage.cluster.kubectl(*get, name)).get("status") or {}
+            programmed = any(
+                (c["type"], c["status"]) == ("Programmed", "True") for c in status.get("conditions") or []
+            )
+            addresses = status.get("addresses") if programmed else None
+            return f"{addresses[0]['value']}:{made['listeners'][0]['port']}" if addresses else None
+
+        yield name, stage.until("the further Gateway has a proxy", address)
+    finally:
+        stage.cluster.kubectl("delete", "gateway", name, "-n", gateway.namespace, "--ignore-not-found")
+
+
+def test_further_gateways_carry_the_routes_and_their_counts_are_summed(
+    stage: Stage, further: tuple[str, str]
+) -> None:
+    name, host, each = "twice", "twice.e2e.example", 100
+    gateway = stage.cluster.target.gateway
+    errors = {"name": "errors", "maxIncrease": 0.5, "minSamples": 1_000_000}
+
+    def wanted(file: str) -> dict[str, Any]:
+        made = deployment(stage, file, {"weight": 50}, metrics=[errors])
+        made["metadata"]["name"] = name
+        more = {"furtherGateways": [{"name": further[0], "namespace": gateway.namespace}]}
+        made["spec"]["traffic"] = stage.traffic(host) | more
+        return made
+
+    def versions(at: str, count: int) -> Counter[str]:
+        """That answered through the gateway at that address; without an answer its error."""
+        seen: Counter[str] = Counter()
+        for _ in range(count):
+            answer, error = answer_to(
+                lambda: requests.post(
+                    f"http://{at}/v2/models/{name}/infer", json=BODY, headers={"Host": host}, timeout=10
+                )
+            )
+            seen[
+                str(answer.json()["model_version"]) if answer is not None and error is None else str(error)
+            ] += 1
+        return seen
+
+    def step() -> dict[str, Any]:
+        return (stage.get(name)["status"].get("rollout") or {}).get("step") or {}
+
+    def total() -> float:
+        measured = metrics(step()).get("errors") or {}
+        return sum((measured.get(side) or {}).get("total", 0) for side in ("canary", "stable"))
+
+    stage.apply(wanted("good.onnx"))
+    stage.until_ready(name)
+    for at in (gateway.http, further[1]):
+        stage.until(f"{at} serves", lambda at=at: set(versions(at, 5)) == {"1"}, 30)  # type: ignore[misc]
+    stage.apply(wanted("better.onnx"))
+    stage.until("weight 50", lambda: step().get("weight") == 50 and step().get("phase") == "Observing")
+    stage.until("counting has begun", lambda: (metrics(step()).get("errors") or {}).get("canary"))
+    sent = {at: versions(at, each) for at in (gateway.http, further[1])}
+    for at, seen in sent.items():
+        assert set(seen) == {"1", "2"}, (at, seen)
+        assert abs(seen["2"] / each - 0.5) < STANDARD_ERRORS * (0.25 / each) ** 0.5, (at, seen)
+    stage.until("both gateways' counters have them", lambda: total() >= 2 * each)
+    assert metrics(step())["errors"]["source"] == profile(stage)
+    stage.cluster.kubectl("delete", "gateway", further[0], "-n", gateway.namespace)
+    stage.until(
+        "a Gateway that is gone is said",
+        lambda: stage.condition(name, "Available")["reason"] == "GatewayMissing",
+        60,
+    )
+    assert (
+        f"furtherGateways[0]: Gateway {gateway.namespace}/{further[0]}"
+        in (stage.condition(name, "Available")["message"])
+    )
+    assert set(versions(gateway.http, 20)) == {"1", "2"}, "the first one goes on"
 
 
 def profile(stage: Stage) -> str:

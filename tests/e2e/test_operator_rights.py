@@ -20,6 +20,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import RevisionRef, Shadow
 from modelrollout.kube.client import MERGE_PATCH
 from modelrollout.kube.kinds import (
+    BACKEND_TRAFFIC_POLICY,
     DEPLOYMENT,
     EVENT,
     GATEWAY,
@@ -56,7 +57,7 @@ BOUND = Resource(
 )
 LABELLED = {names.LABEL_NAME: "theirs", names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
 BY_KIND = {
-    **{r.kind: r for r in (JOB, DEPLOYMENT, SERVICE, MODEL_REVISION)},
+    **{r.kind: r for r in (JOB, DEPLOYMENT, SERVICE, MODEL_REVISION, BACKEND_TRAFFIC_POLICY)},
     "PodDisruptionBudget": Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget"),
     "HTTPRoute": Resource("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute"),
     "GRPCRoute": Resource("gateway.networking.k8s.io", "v1", "grpcroutes", "GRPCRoute"),
@@ -357,6 +358,35 @@ def test_no_service_and_no_route_leads_elsewhere(thief: Thief, owner: Owner) -> 
         assert f"ValidatingAdmissionPolicy '{RELEASE}-traffic'" in (refused := thief.creates(asked)), (
             f"{what}: {refused}"
         )
+
+
+def test_a_policy_of_envoy_gateway_says_how_sessions_stick_and_nothing_else(
+    stage: Stage, thief: Thief, owner: Owner
+) -> None:
+    if not stage.cluster.target.gateway.envoy_gateway:
+        pytest.skip("the operator has no right to them behind another gateway")
+    spec: dict[str, Any] = {
+        "targetRefs": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "m"}],
+        "mergeType": "StrategicMerge",
+        "loadBalancer": {
+            "type": "ConsistentHash",
+            "consistentHash": {"type": "Headers", "headers": [{"name": "x-session"}]},
+        },
+    }
+    made = owned(
+        {
+            "apiVersion": BACKEND_TRAFFIC_POLICY.api_version,
+            "kind": BACKEND_TRAFFIC_POLICY.kind,
+            "metadata": {"name": "m", "namespace": owner.namespace},
+            "spec": spec,
+        },
+        owner,
+    )
+    assert thief.creates(made) == ""
+    gateway = [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "public"}]
+    for change in ({"retry": {"numRetries": 3}}, {"targetRefs": gateway}):
+        refused = thief.creates(made | {"spec": spec | change})
+        assert f"ValidatingAdmissionPolicy '{RELEASE}-traffic'" in refused, f"{change}: {refused}"
 
 
 def test_nothing_is_made_without_an_owner_nor_where_the_cluster_runs(thief: Thief, owner: Owner) -> None:

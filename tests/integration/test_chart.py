@@ -433,6 +433,14 @@ class TestRendered:
             ["traefikservices"] in [r["resources"] for r in role["rules"]] for role in roles
         )
 
+    def test_policies_of_envoy_gateway_are_written_only_when_asked_for(self) -> None:
+        (without,) = pick("default", "ClusterRole", FULLNAME)
+        roles = [r for r in pick("full", "Role", FULLNAME) if r["metadata"]["namespace"].startswith("models")]
+        assert not [r for r in without["rules"] if "gateway.envoyproxy.io" in r["apiGroups"]]
+        assert len(roles) == 2 and all(
+            ["backendtrafficpolicies"] in [r["resources"] for r in role["rules"]] for role in roles
+        )
+
     def test_routes_have_filters_of_the_kinds_in_the_values_only(self) -> None:
         listed = ("routes.extensionRefs[0].group=traefik.io", "routes.extensionRefs[0].kind=Middleware")
         for changes in ((), listed):

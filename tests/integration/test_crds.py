@@ -382,6 +382,10 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         put("spec.traffic.timeouts", {"request": "10s", "backendRequest": "11s"}),
         "backendRequest is part of request",
     ),
+    "a session by two names": (
+        put("spec.traffic.sessionAffinity", {"header": "x-session", "cookie": "sid"}),
+        "by a header or by a cookie: set exactly one",
+    ),
     "timeout in fractions": (
         put("spec.traffic.timeouts", {"request": "1.5s"}),
         "spec.traffic.timeouts.request",

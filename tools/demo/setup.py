@@ -50,6 +50,7 @@ def chart_values(target: Target) -> dict[str, Any]:
             "namespaces": target.gateway.metrics_namespaces,
         },
         "shadow": {"traefik": target.gateway.traefik_services},
+        "routes": {"backendTrafficPolicies": target.gateway.envoy_gateway},
         # An image that changed under the same name must restart the pods.
         "podAnnotations": {"demo/images": target.revision},
     }

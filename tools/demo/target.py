@@ -48,6 +48,9 @@ class Gateway(_Part):
     traefik_services: bool = Field(
         False, description="it is Traefik with providers.kubernetesCRD: it mirrors by its own TraefikService"
     )
+    envoy_gateway: bool = Field(
+        False, description="it is Envoy Gateway: sessions stick by its BackendTrafficPolicies"
+    )
 
 
 class Store(_Part):
@@ -156,11 +159,15 @@ def sandbox_gateway(status: dict[str, Any], which: str) -> Gateway:
     if which == "traefik":
         at: dict[str, Any] | None = status["gateway"]
         # a job of its own, and no pod's label becomes job
-        counted = {"metrics_selector": 'job="traefik"', "traefik_services": True}
+        counted: dict[str, Any] = {"metrics_selector": 'job="traefik"', "traefik_services": True}
     elif which == "envoy":
         at = status["envoy"]
         proxies = at["proxies"] if at else ""
-        counted = {"metrics_selector": f'namespace="{proxies}"', "metrics_namespaces": [proxies]}
+        counted = {
+            "metrics_selector": f'namespace="{proxies}"',
+            "metrics_namespaces": [proxies],
+            "envoy_gateway": True,
+        }
     else:
         raise DemoError(f"GATEWAY is {which!r}: set it to traefik or envoy, or unset it")
     if at is None:

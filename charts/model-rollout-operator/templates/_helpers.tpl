@@ -205,6 +205,13 @@ capabilities: {drop: [ALL]}
   verbs: [get, list, watch, create, patch, delete]
 {{- end -}}
 
+{{/* And with Envoy Gateway, where sessions stick by a policy of its own. */}}
+{{- define "modelrollout.backendTrafficPolicyRules" -}}
+- apiGroups: [gateway.envoyproxy.io]
+  resources: [backendtrafficpolicies]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end -}}
+
 {{/* Whose requests the admission policies are about: nobody else's are looked at. */}}
 {{- define "modelrollout.isOperator" -}}
 - name: operator

@@ -21,7 +21,15 @@ from modelrollout.analysis.process_groups import (
 from modelrollout.analysis.reading import CounterReading, Reading
 from modelrollout.analysis.verdict import Part
 from modelrollout.api.times import since, stamp
-from modelrollout.api.v1alpha1 import Counter, Metric, MetricStatus, StepEvidence, StepStatus, seconds
+from modelrollout.api.v1alpha1 import (
+    Counter,
+    Metric,
+    MetricStatus,
+    ServerCounts,
+    StepEvidence,
+    StepStatus,
+    seconds,
+)
 from modelrollout.reasons import Reason
 
 BEYOND = Reason.BEYOND_LIMITS
@@ -85,6 +93,13 @@ def is_counted_by(m: MetricStatus, sources: Mapping[str, str | None] | None) -> 
     source only, recorded none.
     """
     return m.source is None or sources is None or m.source == sources.get(m.name.partition("/")[0])
+
+
+def counted_by_servers(metrics: Iterable[MetricStatus], sources: Mapping[str, str | None] | None) -> Counts:
+    """What the servers have counted of a step's errors beside the gateway that counts now."""
+    beside = (m.servers for m in metrics if m.servers is not None and is_counted_by(m, sources))
+    counts = next(beside, ServerCounts())
+    return Counts(counts.canary, counts.stable)
 
 
 def fold_in(

@@ -27,6 +27,7 @@ class Counting:
 
 
 NOT_BY_GATEWAY = Counting()
+ERRORS = "errors"  # the metric that servers count beside the gateway
 TRITON = "triton"  # who counts, where it is the servers
 
 

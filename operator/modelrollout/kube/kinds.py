@@ -146,6 +146,20 @@ TRAEFIK_SERVICE = Resource(
     guarded=True,
     configured=lambda config: config.shadow.traefik,
 )
+# Envoy Gateway's own; of it only how sessions stick
+BACKEND_TRAFFIC_POLICY = Resource(
+    "gateway.envoyproxy.io",
+    "v1alpha1",
+    "backendtrafficpolicies",
+    "BackendTrafficPolicy",
+    verbs=_WRITE,
+    watched=True,
+    optional=True,
+    child=True,
+    pruned=True,
+    guarded=True,
+    configured=lambda config: config.routes.backend_traffic_policies,
+)
 # Not pruned with the rest: they are written and removed before the pods that they are for.
 NETWORK_POLICY = Resource(
     "networking.k8s.io",
@@ -184,7 +198,7 @@ EVENT = Resource("", "v1", "events", "Event", verbs="create patch list")
 
 KINDS = (
     ROLLOUT_POLICY, MODEL_DEPLOYMENT, MODEL_REVISION, JOB, POD, DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET,
-    HTTP_ROUTE, GRPC_ROUTE, TRAEFIK_SERVICE, NETWORK_POLICY,
+    HTTP_ROUTE, GRPC_ROUTE, TRAEFIK_SERVICE, BACKEND_TRAFFIC_POLICY, NETWORK_POLICY,
     GATEWAY, GATEWAY_CLASS, WORKLOAD, WORKLOAD_BEFORE, LEASE, NAMESPACE, NODE, EVENT,
 )  # fmt: skip
 WATCHED = tuple(r for r in KINDS if r.watched)

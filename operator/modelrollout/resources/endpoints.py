@@ -11,7 +11,6 @@ list.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from modelrollout.resources.common import Object
 
@@ -98,7 +97,8 @@ def narrowed(route: Object, model: str) -> Object:
         headers = next((m["headers"] for m in present if m.get("headers")), ())
         cors = any(f.get("type") == "CORS" for f in live.get("filters") or [])
         allowed = matches(kind, model, headers, cors=cors)
-        if present and {_asked(kind, m) for m in present} <= {_asked(kind, m) for m in allowed}:
+        within = [conditions(kind, m) for m in allowed]
+        if present and all(any(few <= conditions(kind, m) for few in within) for m in present):
             return live
         return live | {"matches": allowed}
 
@@ -106,13 +106,20 @@ def narrowed(route: Object, model: str) -> Object:
     return route | {"spec": spec | {"rules": [rule(r) for r in spec.get("rules") or []]}}
 
 
-def _asked(kind: str, match: Object) -> tuple[Any, ...]:
-    """What a match lets through, with the API's defaults."""
-    headers = tuple(
-        sorted((h.get("type", "Exact"), h["name"], h["value"]) for h in match.get("headers") or [])
-    )
+def conditions(kind: str, match: Object) -> frozenset[tuple[str, str, str, str]]:
+    """What a match asks of a request, as (field, type, name, value), with the API's defaults. A
+    match with all conditions of another lets through no more than that.
+    """
+    asked = {
+        (field, c.get("type", "Exact"), c["name"], c["value"])
+        for field in ("headers", "queryParams")
+        for c in match.get(field) or []
+    }
     if kind == "HTTPRoute":
         path = match.get("path") or {}
-        return path.get("type", "PathPrefix"), path.get("value", "/"), match.get("method"), headers
-    call = match.get("method") or {}
-    return call.get("type", "Exact"), call.get("service"), call.get("method"), headers
+        asked.add(("path", path.get("type", "PathPrefix"), "", path.get("value", "/")))
+        if method := match.get("method"):
+            asked.add(("method", "Exact", "", method))
+    elif call := match.get("method"):
+        asked.add(("call", call.get("type", "Exact"), call.get("service") or "", call.get("method") or ""))
+    return frozenset(asked)

@@ -13,6 +13,7 @@ from modelrollout.analysis.measurement import (
     Counts,
     Measurement,
     carried_of,
+    counted_by_servers,
     counts_of,
     fold_in,
     is_counted_by,
@@ -22,10 +23,10 @@ from modelrollout.analysis.metrics import effective_metrics, with_latency_of
 from modelrollout.analysis.plausibility import share_off_weight, weight_ignored
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.reading import Reading
-from modelrollout.analysis.target import TRITON, sources_of
+from modelrollout.analysis.target import ERRORS, TRITON, sources_of
 from modelrollout.analysis.verdict import combine, parts_of
 from modelrollout.api.times import since
-from modelrollout.api.v1alpha1 import REQUEST_METRICS, Metric, MetricStatus, StepStatus
+from modelrollout.api.v1alpha1 import REQUEST_METRICS, Metric, MetricStatus, ServerCounts, StepStatus
 from modelrollout.config import Profile
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
@@ -80,15 +81,19 @@ def assess(
     now: datetime,
     *,
     profile: Profile | None = None,
+    beside: Reading | None = None,
 ) -> Assessment:
     """The verdict after adding these readings to the counts in the step's status.
 
-    ``profile``: who counts the requests; None: unknown, as for a replay.
+    ``profile``: who counts the requests; None: unknown, as for a replay. ``beside``: what the
+    servers counted of the errors that a gateway counts.
     """
     sources = sources_of(metrics, profile) if profile is not None else None
-    # those of the gateway, which splits what it counts by the weight
-    split = [n for n, by in (sources or {}).items() if n in REQUEST_METRICS and by != TRITON]
     trial, rollout = Specified.of(s), rollout_of(s.status)
+    # Those of the gateway, which splits what it counts by the weight. Sessions differ in how much
+    # they ask.
+    one_by_one = trial.spec.traffic.session_affinity is None
+    split = [n for n, by in (sources or {}).items() if one_by_one and n in REQUEST_METRICS and by != TRITON]
     step, steps = strategy.with_traffic(step_of(s.status)), steps_of(trial)
     bakes = rollout.stage == "Bake"
     counted, cold = counts_of(step.metrics, sources), cold_of(s)
@@ -114,6 +119,10 @@ def assess(
     verdict = combine(statuses)
     ignored = _weight_ignored(s, [m for name, m in measured.items() if name in split], step)
     statuses = [_with_age(m, now) for m in statuses]
+    if beside is not None:
+        compared = baseline(s) is not None and not bakes
+        counts = _of_servers(counted_by_servers(step.metrics, sources), beside, cold, stable=compared)
+        statuses = [m.model_copy(update={"servers": counts}) if m.name == ERRORS else m for m in statuses]
     waits = {
         p.metric: round(p.seconds) for p in paces(statuses, counted_seconds(step, trial.spec.rollout, now))
     }
@@ -130,6 +139,13 @@ def assess(
         message,
         tuple(_annotated(m, waits.get(m.name), onward, sources) for m in statuses),
     )
+
+
+def _of_servers(before: Counts, reading: Reading, cold: Cold | None, *, stable: bool) -> ServerCounts:
+    """The counts with the reading; a problem of it changes nothing, since nothing rests on them."""
+    m = fold_in({ERRORS: reading}, {ERRORS: before}, stable=stable, cold=cold)[ERRORS]
+    canary, of_stable = (c and c.model_copy(update={"spread": []}) for c in (m.canary, m.stable))
+    return ServerCounts(canary=canary, stable=of_stable)
 
 
 def _weight_ignored(s: Observed, measured: Sequence[Measurement], step: StepStatus) -> Problem | None:

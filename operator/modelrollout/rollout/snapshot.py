@@ -46,6 +46,8 @@ TRAFFIC_REFUSALS = frozenset(
         Reason.HOSTNAME_NOT_ALLOWED,
         Reason.HOSTNAME_TAKEN,
         Reason.NAME_RESERVED,
+        Reason.SESSION_AFFINITY_REFUSED,
+        Reason.SESSION_AFFINITY_UNSUPPORTED,
         Reason.TIMEOUTS_UNSUPPORTED,
     }
 )  # they concern routes, also those of a version that serves already

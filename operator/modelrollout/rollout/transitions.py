@@ -18,6 +18,7 @@ from modelrollout.api.v1alpha1 import (
     Pinned,
     RevisionRef,
     RolloutStatus,
+    ServerCounts,
     Stage,
     StepEvidence,
     StepStatus,
@@ -323,11 +324,18 @@ def record(
     """
     rollout, step = rollout_of(status), step_of(status)
     without_counters: dict[str, Any] = {"last": {}, "scraped": None}
+    without_any = without_counters | {"spread": []}
+
+    def of_servers(counts: ServerCounts) -> ServerCounts:
+        sides = ((name, getattr(counts, name)) for name in ("canary", "stable"))
+        return counts.model_copy(update={n: c and c.model_copy(update=without_any) for n, c in sides})
+
     metrics = [
         m.model_copy(
             update={
-                "canary": m.canary.model_copy(update=without_counters | {"spread": []}) if m.canary else None,
+                "canary": m.canary.model_copy(update=without_any) if m.canary else None,
                 "stable": m.stable.model_copy(update=without_counters) if m.stable else None,
+                "servers": of_servers(m.servers) if m.servers else None,
             }
         )
         for m in step.metrics

@@ -53,10 +53,20 @@ class RouterKind(Protocol):
         return ()
 
     def spec_problem(
-        self, spec: ModelDeploymentSpec, served: Collection[str], gateway: GatewayFacts | None
+        self,
+        spec: ModelDeploymentSpec,
+        served: Collection[str],
+        gateway: GatewayFacts | None,
+        config: OperatorConfig,
     ) -> Problem | None:
         """Why such a spec cannot be carried out here. ``served``: kinds of ``routes`` that the
         cluster has; ``gateway``: what is known of the gateway that spec names.
+        """
+        return None
+
+    def refusal(self, spec: ModelDeploymentSpec, name: str, live: LiveObjects) -> Problem | None:
+        """What the data plane has against a ``live`` object that such a spec needs beside its
+        routes; ``name``: of the ModelDeployment.
         """
         return None
 

@@ -56,7 +56,11 @@ class Replicas(RouterKind):
     exact = False
 
     def spec_problem(
-        self, spec: ModelDeploymentSpec, served: Collection[str], gateway: GatewayFacts | None
+        self,
+        spec: ModelDeploymentSpec,
+        served: Collection[str],
+        gateway: GatewayFacts | None,
+        config: OperatorConfig,
     ) -> Problem | None:
         """A Service cannot look at headers."""
         if spec.rollout.ab_test is None:

@@ -159,6 +159,26 @@ def test_it_says_who_counted_the_requests(cli: Cli, kube: FakeKube) -> None:
     assert "Requests were counted by istio, then by triton." in notes
 
 
+def test_what_gateway_and_servers_counted_stands_side_by_side(cli: Cli, kube: FakeKube) -> None:
+    counted = {
+        "name": "errors", "verdict": "Successful", "reason": "RegressionRuledOut", "source": "envoy-gateway",
+        "canary": {"total": 500, "bad": 2}, "stable": {"total": 9500, "bad": 10},
+        "servers": {"canary": {"total": 490, "bad": 1}, "stable": {"total": 9400, "bad": 4}},
+    }  # fmt: skip
+    steps = [STEPS[0] | {"metrics": [counted]}]
+    kube.add(MODEL_REVISION, revision("digits-8d1b", 3, "Promoted", artifact=ARTIFACT, steps=steps))
+    kube.add(MODEL_DEPLOYMENT, deployment(phase="Stable", stable=STABLE))
+    [step] = json.loads(ran(cli, "digits/3", "-o", "json"))["steps"]
+    judged, beside = step["metrics"]
+    assert (judged["candidate"], judged["verdict"]) == ("2 bad of 500 (0.40%)", "Successful")
+    assert (beside["name"], beside["verdict"], beside["interval"]) == ("errors, by triton", "-", None)
+    assert (beside["candidate"], beside["reference"]) == ("1 bad of 490 (0.20%)", "4 bad of 9400 (0.04%)")
+    for form in ("text", "markdown", "html"):
+        shown = " ".join(ran(cli, "digits/3", "-o", form).split())
+        assert "where envoy-gateway decides" in shown
+    assert "<span class='tag wait'>-</span>" not in ran(cli, "digits/3", "-o", "html")
+
+
 def test_servers_that_ended_are_told(cli: Cli, kube: FakeKube) -> None:
     canary = {"counts": {"ServerCrashed": 1, "OutOfMemory": 2}, "at": "2026-11-22T12:00:00Z"}
     restarts = {"canary": canary | {"message": "pod p was killed"}, "stable": {"counts": {"OutOfMemory": 1}}}

@@ -38,7 +38,8 @@ from modelrollout.problem import Problem
 from modelrollout.rollout import assessment
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.policy.rules import combine, read
-from modelrollout.rollout.snapshot import Assessment, Crash, Server, Snapshot
+from modelrollout.rollout.snapshot import Assessment, Crash, Server, Snapshot, rollout_of
+from modelrollout.rollout.transitions import record
 from modelrollout.testing import builders as b
 from modelrollout.testing.provider_check import check_provider
 
@@ -57,11 +58,17 @@ class Prometheus(PrometheusReader):
         self.hangs = False
         self.scraped = 0.0  # seconds after BEGAN
         self.requests = {V1: (0, 0), V2: (0, 0)}  # total, bad
+        self.servers: dict[str, tuple[int, int]] = {}  # as Triton counts
         self.bad = "500"  # status code
         self.labels: dict[tuple[int, str], tuple[int, int]] = {}  # by version and slice
         self.value = 1.0
         self.closed = False
         self.scraped_now: Scrape | MeasurementProblem = Scrape((), frozenset())
+
+    @property
+    def decisive(self) -> list[str]:
+        """What was asked but for what the servers counted beside a gateway."""
+        return [q for q in self.asked if "nv_inference_request" not in q]
 
     async def scrape(self) -> Scrape | MeasurementProblem:
         return self.scraped_now
@@ -91,6 +98,8 @@ class Prometheus(PrometheusReader):
         if "nv_inference_first_response" in query:
             lacking = "unless on (revision, instance) nv" in query
             return Answer((Series({"revision": V2}, 1, 0),) if lacking else ())
+        if "nv_inference_request_success" in query and self.servers:
+            return Answer(tuple(self._servers()))
         if "traefik" not in query:
             return Answer((Series({}, self.value, 0),))
         actual = []
@@ -102,6 +111,16 @@ class Prometheus(PrometheusReader):
             ]
             actual.append(Series({**service, "reading": "scraped"}, BEGAN + self.scraped, 0))
         return Answer(tuple(actual))
+
+    def _servers(self) -> list[Series]:
+        actual = []
+        for revision, (total, bad) in self.servers.items():
+            labels = {"revision": revision, "instance": f"{revision}-pod"}
+            actual += [
+                Series({**labels, "reading": r}, n, 0) for r, n in (("good", total - bad), ("bad", bad))
+            ]
+            actual.append(Series({**labels, "reading": "scraped"}, BEGAN + self.scraped, 0))
+        return actual
 
     def _feedback(self) -> list[Series]:
         actual = [
@@ -285,7 +304,8 @@ SLOW = {"metrics": [{"name": "latency", "objective": "50ms", "maxIncrease": 0.01
 async def test_the_first_response_is_asked_of_who_scrapes_the_servers_and_not_the_gateway() -> None:
     bench = Bench(gatewayMetrics={"provider": "edge"})
     await bench.look(canary({"metrics": [*SLOW["metrics"], {"name": "errors", "max": 0.1}]}))
-    assert all("nv_inference_first_response" in q for q in bench.main.asked) and bench.main.asked
+    assert any("nv_inference_first_response" in q for q in bench.main.asked)
+    assert not any("traefik" in q for q in bench.main.asked)
     assert all("traefik" in q for q in bench.providers["edge"].asked) and bench.providers["edge"].asked
 
 
@@ -427,9 +447,9 @@ async def held_by_weight(bench: Bench, s: Callable[[Sequence[MetricStatus]], Sna
     return await bench.look(s(first.metrics))
 
 
-def at_25(metrics: Sequence[MetricStatus], *, grpc: bool = False, **server: Any) -> Snapshot:
+def at_25(metrics: Sequence[MetricStatus], *, traffic: Any = None, **server: Any) -> Snapshot:
     wanted = b.spec(2, steps=b.STEPS)
-    traffic = HTTP_ONLY | ({"grpc": {"hostnames": ["grpc.x"]}} if grpc else {})
+    traffic = HTTP_ONLY | (traffic or {})
     wanted = wanted.model_copy(update={"traffic": Traffic.model_validate(traffic)})
     s = b.in_canary(wanted=wanted, at_step=b.step(1, 25, metrics=list(metrics)))
     return replace(s, servers={name: replace(x, **server) for name, x in s.servers.items()})
@@ -446,12 +466,13 @@ async def test_a_gateway_that_ignores_the_weight_holds_the_step_and_rolls_nothin
 @pytest.mark.parametrize(
     "facts",
     [
-        {"grpc": True},
+        {"traffic": {"grpc": {"hostnames": ["grpc.x"]}}},
+        {"traffic": {"sessionAffinity": {"header": "x-session"}}},
         {"newest_ready": b.ago(1)},
         {"crashes": (Crash(b.ago(1), "Crashed", "exit code 1"),)},
         {"ready": 0},
     ],
-    ids=["connections may be split", "a pod that came", "a pod that crashed", "no pod"],
+    ids=["connections may be split", "sessions are split", "a pod that came", "a pod that crashed", "no pod"],
 )
 async def test_a_share_that_pods_or_connections_explain_is_no_ground(facts: dict[str, Any]) -> None:
     found = await held_by_weight(Bench(), lambda metrics: at_25(metrics, **facts))
@@ -465,6 +486,18 @@ async def test_what_is_proven_worse_is_taken_back_although_the_weight_is_ignored
     bench.main.requests, bench.main.scraped = {V1: (14_000, 14), V2: (60, 60)}, 160.0
     judged = await bench.look(at_25(after_an_hour(first.metrics)))
     assert judged.verdict == "Failed", judged.message
+
+
+async def test_sessions_that_ask_for_much_are_counted() -> None:
+    """A few of them may have most of the requests."""
+    bench, sticks = Bench(), {"sessionAffinity": {"header": "x-session"}}
+    bench.main.requests, bench.main.scraped = {V1: (10_000, 10), V2: (0, 0)}, 100.0
+    first = await bench.look(at_25((), traffic=sticks))
+    bench.main.requests, bench.main.scraped = {V1: (10_060, 10), V2: (600, 0)}, 160.0
+    assert (await bench.look(at_25(first.metrics))).reason == "EvidenceImplausible"
+    seen = await bench.look(at_25(first.metrics, traffic=sticks))
+    assert seen.reason != "EvidenceImplausible"
+    assert seen.metrics[0].canary is not None and seen.metrics[0].canary.total == 600
 
 
 async def test_more_requests_than_the_weight_gives_are_no_ground_to_roll_back() -> None:
@@ -525,7 +558,7 @@ async def test_own_queries_are_asked_apart_where_they_are_allowed_and_are_an_err
         "Error",
         "QueryNotAllowed",
     ) and "use a template" in reading.message
-    assert len(bench.main.asked) == 1 and not bench.main.own, "the others are measured"
+    assert len(bench.main.decisive) == 1 and not bench.main.own, "the others are measured"
     allowed = await bench.look(canary(analysis, **ruled(gates={"queries": "Own"})))
     assert bench.main.own == ['max(x{namespace="ml"})'] and allowed.verdict == "Inconclusive"
     by_default = Bench(queries="Own")
@@ -543,10 +576,10 @@ async def test_the_spec_does_not_choose_who_answers_what_a_policy_demands() -> N
     }
     bench = Bench()
     await bench.look(canary(analysis, **ruled(gates=gates)))
-    assert sorted(q == "gpu" for q in bench.main.asked) == [False, True] and not any(
+    assert sorted(q == "gpu" for q in bench.main.decisive) == [False, True] and not any(
         "traefik" in q for q in bench.main.asked
     )
-    assert [("traefik" in q) for q in bench.providers["edge"].asked] == [True]
+    assert [("traefik" in q) for q in bench.providers["edge"].decisive] == [True]
     named = Bench()
     await named.look(
         canary(
@@ -554,7 +587,7 @@ async def test_the_spec_does_not_choose_who_answers_what_a_policy_demands() -> N
             **ruled(gates=gates, defaults={"analysis": {"prometheus": "edge"}}),
         )
     )
-    assert len(named.providers["edge"].asked) == 2 and len(named.main.asked) == 1
+    assert len(named.providers["edge"].asked) == 2 and len(named.main.decisive) == 1
 
 
 async def test_the_gateways_counters_come_from_the_prometheus_that_scrapes_it() -> None:
@@ -562,10 +595,48 @@ async def test_the_gateways_counters_come_from_the_prometheus_that_scrapes_it() 
     bench = Bench(gatewayMetrics={"provider": "edge"})
     await bench.look(canary(analysis))
     assert [("traefik" in q) for q in bench.providers["edge"].asked] == [True]
-    assert [("feedback" in q) for q in bench.main.asked] == [True]
+    assert [("feedback" in q) for q in bench.main.decisive] == [True]
     named = Bench(gatewayMetrics={"provider": "edge"})
     await named.look(canary(analysis | {"prometheus": "main"}))
-    assert len(named.main.asked) == 2 and not named.providers["edge"].asked
+    assert len(named.main.decisive) == 2 and not named.providers["edge"].asked
+
+
+async def test_what_the_servers_counted_stands_beside_the_gateways_counts_and_decides_nothing() -> None:
+    analysis = {"metrics": [{"name": "errors", "maxIncrease": 0.1}]}
+    bench = Bench()
+    bench.main.requests, bench.main.servers = {V1: (10_000, 10), V2: (0, 0)}, {V1: (9_000, 5), V2: (3, 3)}
+    first = await bench.look(canary(analysis))
+    bench.main.requests, bench.main.scraped = {V1: (19_500, 20), V2: (500, 1)}, 1.0
+    bench.main.servers = {V1: (18_400, 9), V2: (493, 493)}
+    [errors] = (await bench.look(canary(analysis, metrics=first.metrics))).metrics
+    assert errors.verdict != "Failed" and errors.canary is not None and errors.canary.total == 500
+    assert errors.source == "traefik" and errors.servers is not None
+    assert [(c and c.total, c and c.bad) for c in (errors.servers.canary, errors.servers.stable)] == [
+        (490, 490),
+        (9400, 4),
+    ]
+    bench.main.servers = {}
+    [later] = (await bench.look(canary(analysis, metrics=(errors,)))).metrics
+    assert later.verdict == errors.verdict and later.servers == errors.servers, (
+        "what cannot be read changes nothing"
+    )
+    to_triton = replace(canary(analysis, metrics=(errors,)), counting=NOT_BY_GATEWAY)
+    [by_servers] = (await bench.look(to_triton)).metrics
+    assert by_servers.servers is None, "they decide themselves"
+
+
+async def test_of_a_step_that_has_ended_the_counts_of_the_servers_are_kept_without_raw_counters() -> None:
+    bench = Bench()
+    analysis = {"metrics": [{"name": "errors", "maxIncrease": 0.1}]}
+    bench.main.servers = {V1: (9_000, 5), V2: (3, 3)}
+    first = await bench.look(canary(analysis))
+    s = canary(analysis, metrics=first.metrics)
+    assert s.status.rollout is not None and s.status.rollout.step is not None
+    [kept] = rollout_of(record(s.status, "Successful", "RegressionRuledOut", b.START)).history[-1].metrics
+    assert kept.servers is not None and kept.servers.canary is not None
+    assert (kept.servers.canary.last, kept.servers.canary.spread) == ({}, [])
+    [raw] = s.status.rollout.step.metrics
+    assert raw.servers is not None and raw.servers.canary is not None and raw.servers.canary.last
 
 
 GATEWAY = {"provider": "edge", "selector": 'job="traefik"', "namespaces": ["gateways"]}

@@ -104,6 +104,7 @@ def test_the_sandbox_has_two_gateways_each_with_its_own_counters() -> None:
     traefik, envoy = (sandbox_gateway(STATUS, which) for which in ("traefik", "envoy"))
     assert (traefik.name, traefik.http, traefik.traefik_services) == ("public", "10.0.0.1:8080", True)
     assert (envoy.name, envoy.grpc, envoy.traefik_services) == ("envoy", "10.96.0.7:8080", False)
+    assert (traefik.envoy_gateway, envoy.envoy_gateway) == (False, True)
     assert traefik.metrics_selector == 'job="traefik"' and traefik.metrics_namespaces == []
     assert envoy.metrics_selector == 'namespace="envoy-gateway-system"'
     assert envoy.metrics_namespaces == ["envoy-gateway-system"]

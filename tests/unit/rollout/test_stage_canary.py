@@ -191,6 +191,20 @@ def test_what_clients_may_have_caused_holds_and_takes_nothing_back(
         )
 
 
+@pytest.mark.parametrize(
+    ("actual", "then"),
+    [(failed(errors="ErrorsHigh"), "Canary"), (failed(latency="LatencyHigh"), "Revert")],
+)
+def test_clients_that_name_their_sessions_choose_the_revision(actual: Assessment, then: str) -> None:
+    traffic = {
+        "gateway": {"name": "public"},
+        "http": {"hostnames": ["digits.x"]},
+        "sessionAffinity": {"cookie": "sid"},
+    }
+    s = b.in_canary(wanted=b.spec(2, traffic=traffic, steps=b.STEPS), assessment=actual)
+    assert b.moved(decide(s, b.START)).stage == then
+
+
 def test_on_failure_pause_holds_for_a_person() -> None:
     s = b.in_canary(wanted=policy(onFailure="Pause"), assessment=b.judged("Failed"))
     plan = decide(s, b.START)

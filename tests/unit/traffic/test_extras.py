@@ -12,6 +12,7 @@ from modelrollout.api.v1alpha1 import Rollout, Traffic
 from modelrollout.cli.manifests.rules import broken_rules, schema_of
 from modelrollout.resources.common import Owner
 from modelrollout.testing import builders as b
+from modelrollout.testing.fake_cluster import CONFIG
 from modelrollout.traffic.gateway_api.extras import NO_EXTRAS, Extras, extras_in, extras_of, extras_problem
 from modelrollout.traffic.gateway_api.features import (
     BACKEND_TIMEOUT,
@@ -142,11 +143,11 @@ class TestTimeouts:
     def test_a_spec_with_them_is_refused_with_the_reason(self) -> None:
         spec = b.spec(1, traffic=traffic(request="30s").wire())
         served = {"HTTPRoute", "GRPCRoute"}
-        assert GATEWAY_API.spec_problem(spec, served, facts(METHOD_MATCHING, "GRPCRoute")) is not None
+        assert GATEWAY_API.spec_problem(spec, served, facts(METHOD_MATCHING, "GRPCRoute"), CONFIG) is not None
         every = facts(METHOD_MATCHING, "GRPCRoute", REQUEST_TIMEOUT, BACKEND_TIMEOUT)
-        assert GATEWAY_API.spec_problem(spec, served, every) is None
+        assert GATEWAY_API.spec_problem(spec, served, every, CONFIG) is None
         plain = b.spec(1, traffic=traffic().wire())
-        assert GATEWAY_API.spec_problem(plain, served, facts(METHOD_MATCHING, "GRPCRoute")) is None
+        assert GATEWAY_API.spec_problem(plain, served, facts(METHOD_MATCHING, "GRPCRoute"), CONFIG) is None
 
     @pytest.mark.parametrize(
         ("change", "words"),
@@ -304,7 +305,7 @@ class TestSeveralGateways:
         spec = b.spec(1, traffic=self.BOTH)
         first = facts(METHOD_MATCHING, "GRPCRoute")
         known = replace(first, further=(GatewayFacts("ml/inside", other),))
-        problem = GATEWAY_API.spec_problem(spec, {"HTTPRoute", "GRPCRoute"}, known)
+        problem = GATEWAY_API.spec_problem(spec, {"HTTPRoute", "GRPCRoute"}, known, CONFIG)
         assert (problem is not None) == refused
         if problem is not None:
             assert problem.reason == "GatewayClassesDiffer"

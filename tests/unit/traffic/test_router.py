@@ -228,6 +228,46 @@ def test_at_a_host_name_where_another_was_first_only_the_models_own_paths_are_op
     assert not any("/v2/health/ready" in paths for paths in opened(preview))
 
 
+INFER: dict[str, Any] = {"path": {"type": "Exact", "value": "/v2/models/digits/infer"}, "method": "POST"}
+CALL: dict[str, Any] = {"method": {"service": "inference.GRPCInferenceService", "method": "ModelInfer"}}
+ASKED = {"queryParams": [{"name": "debug", "value": "1"}]}
+BETA = {"headers": [{"name": "x-beta", "value": "1"}]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "match", "kept"),
+    [
+        ("HTTPRoute", INFER, True),
+        ("HTTPRoute", INFER | ASKED, True),
+        ("HTTPRoute", INFER | BETA | ASKED, True),
+        ("HTTPRoute", INFER | {"method": "DELETE"}, False),
+        ("HTTPRoute", {"path": INFER["path"]}, False),
+        ("HTTPRoute", INFER | {"path": {"value": "/v2/models/digits/infer"}}, False),
+        ("HTTPRoute", {}, False),
+        ("GRPCRoute", CALL, True),
+        ("GRPCRoute", {"method": CALL["method"] | {"type": "Exact"}} | BETA, True),
+        ("GRPCRoute", {"method": {"service": "inference.GRPCInferenceService"}}, False),
+        ("GRPCRoute", {"method": CALL["method"] | {"type": "RegularExpression"}}, False),
+        ("GRPCRoute", {}, False),
+    ],
+)
+def test_a_match_lets_through_the_same_for_whoever_reads_it(kind: str, match: Any, kept: bool) -> None:
+    """What is too wide is narrowed at once; what is narrower than it should be is no fault of that
+    kind, but neither is it what is desired.
+    """
+    routes = {
+        (r["kind"], r["metadata"]["name"]): r for r in GatewayRouter(NAME, BOTH).children(OWNER, STABLE)
+    }
+    rule = routes[kind, NAME]["spec"]["rules"][0] | {"matches": [match]}
+    live = routes[kind, NAME] | {"spec": routes[kind, NAME]["spec"] | {"rules": [rule]}}
+    assert (overly_open_routes({(kind, NAME): live}, NAME) == []) == kept
+    assert (
+        not GatewayRouter(NAME, BOTH)
+        .programmed(STABLE, answered([*(r for r in routes.values() if r["kind"] != kind), live]), {})
+        .programmed
+    )
+
+
 # --- requests with headers, and previews
 
 ROLLOUT = {

@@ -141,10 +141,83 @@ def test_the_rule_for_headers_comes_after_the_one_that_is_always_there() -> None
     assert all(match["headers"] for match in test["matches"])
 
 
-def test_routes_that_are_not_counted_by_position_are_written_at_once() -> None:
-    plain = GatewayRouter("digits", SPEC).children(OWNER, STABLE)[0]
-    desired = route((("v1", 95), ("v2", 5)), *AT)
-    assert next_stage(desired, plain, accepted=True) == desired
+def plain(split: Split = STABLE, *rules: Object) -> Object:
+    """A route whose rules have one cluster each, as a person writes them."""
+    [made] = GatewayRouter("digits", SPEC).children(OWNER, split)
+    return made | {"spec": made["spec"] | {"rules": [*made["spec"]["rules"], *rules]}}
+
+
+def of_envoy(made: Object) -> dict[str, bool]:
+    """Names of clusters that Envoy Gateway makes (ir.RouteDestination.NeedsClusterPerSetting), and
+    whether they get requests.
+    """
+    named: dict[str, bool] = {}
+    for i, rule in enumerate(made["spec"]["rules"]):
+        refs = {m: ref for m, ref in enumerate(rule["backendRefs"]) if ref["weight"] > 0}
+        used = not all("is not in use" in str(match.get("headers")) for match in rule["matches"])
+        if any(ref.get("filters") for ref in refs.values()):
+            named |= {f"rule/{i}/backend/{m}": used and ref["weight"] > 1 for m, ref in refs.items()}
+        elif refs:
+            named[f"rule/{i}"] = used
+    return named
+
+
+FURTHER = {
+    "matches": [{"path": {"type": "Exact", "value": "/v2/models/digits"}}],
+    "backendRefs": [{"group": "", "kind": "Service", "name": "v1", "port": 8000, "weight": 100}],
+}
+
+
+@pytest.mark.parametrize(
+    ("live", "desired"),
+    [
+        (plain(), route((("v1", 95), ("v2", 5)), *AT)),
+        (plain((("v1", 50), ("v2", 50))), route(STABLE, *AT)),
+        (plain(STABLE, FURTHER), route((("v1", 50), ("v2", 50)), *AT)),
+        (plain(), route(STABLE, *AT, matched="v2")),
+    ],
+    ids=["edited in a canary", "written for another gateway", "with more rules", "with fewer"],
+)
+def test_rules_that_get_clusters_by_position_take_a_detour(live: Object, desired: Object) -> None:
+    for following in stages(live, desired):
+        before, after = of_envoy(live), of_envoy(following)
+        in_use = [before[n] for n in before.keys() - after.keys()] + [
+            after[n] for n in after.keys() - before.keys()
+        ]
+        assert not any(in_use), f"{before} -> {after}"
+        assert any(after.values())
+        live = following
+
+
+def test_a_stage_of_the_detour_waits_too_and_a_mirror_comes_once() -> None:
+    """Every rule that is written gets the mirror, so what is live must not bring one along."""
+    live, desired = plain(), route(STABLE, *AT)
+    mirror = {"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "x", "port": 1}}}
+    for following in stages(live, desired)[:-1]:
+        rules = [rule | {"filters": [mirror]} for rule in following["spec"]["rules"]]
+        mirrored = following | {"spec": following["spec"] | {"rules": rules}}
+        again = next_stage(desired, mirrored, accepted=False)
+        assert of_envoy(again) == of_envoy(following) and "RequestMirror" not in str(again)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        {"kind": "TraefikService", "group": "traefik.io"},
+        {"namespace": "shop"},
+        {"name": "v1", "filters": [{"type": "URLRewrite"}], "weight": 0},
+    ],
+)
+def test_what_the_operator_may_not_write_is_replaced_at_once(backend: Object) -> None:
+    refs = [*FURTHER["backendRefs"], {"name": "s", "weight": 1} | backend]
+    desired = route(STABLE, *AT)
+    assert next_stage(desired, plain(STABLE, FURTHER | {"backendRefs": refs}), accepted=True) == desired
+
+
+def test_what_the_gateway_refuses_or_would_not_fit_is_replaced_at_once() -> None:
+    desired = route(STABLE, *AT)
+    assert next_stage(desired, plain(), accepted=False, refused=True) == desired
+    assert next_stage(desired, plain(STABLE, *[FURTHER] * 8), accepted=True) == desired
 
 
 def test_the_live_split_of_a_stage_is_that_of_the_requests() -> None:

@@ -16,6 +16,7 @@ from modelrollout.api.v1alpha1.evidence import (
     RestartEvidence,
     SearchEvidence,
     SearchPoint,
+    ServerCounts,
     ServerEnds,
     SliceEvidence,
     StepEvidence,
@@ -120,7 +121,7 @@ from modelrollout.api.v1alpha1.status import (
     Strategy,
     UserPause,
 )
-from modelrollout.api.v1alpha1.traffic import Filters, GatewayRef, Hostnames, Traffic
+from modelrollout.api.v1alpha1.traffic import Filters, GatewayRef, Hostnames, SessionAffinity, Traffic
 
 __all__ = [
     "ANSWER_METRICS",
@@ -205,8 +206,10 @@ __all__ = [
     "SearchEvidence",
     "SearchPoint",
     "SecretKey",
+    "ServerCounts",
     "ServerEnds",
     "Serving",
+    "SessionAffinity",
     "Sha256",
     "Shadow",
     "ShadowOutput",

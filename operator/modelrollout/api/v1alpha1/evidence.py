@@ -42,6 +42,15 @@ class Counter(StatusModel):
     )
 
 
+class ServerCounts(StatusModel):
+    """What the servers themselves counted of both revisions in the step, from a baseline of their
+    own.
+    """
+
+    canary: Counter | None = None
+    stable: Counter | None = None
+
+
 class MetricStatus(StatusModel):
     """One metric in the current step, as ``modelrollout status`` shows it."""
 
@@ -90,6 +99,13 @@ class MetricStatus(StatusModel):
         description=(
             "Who counted: the profile of the gateway, triton or feedback. Counts of two sources are never"
             " added up."
+        ),
+    )
+    servers: ServerCounts | None = Field(
+        None,
+        description=(
+            "Of errors that a gateway counts: what Triton counted in the same step, to compare. It decides"
+            " nothing."
         ),
     )
 

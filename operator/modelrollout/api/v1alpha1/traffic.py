@@ -162,6 +162,31 @@ class Filters(ApiModel):
     cors: Cors | None = None
 
 
+class SessionAffinity(ApiModel):
+    """Requests of a session go to the same revision, however traffic is split: those with the same
+    value of a header or of a cookie. A session changes its revision when weights say so, at most
+    once on the way from 0 to 100. Requests without it are split one by one.
+    """
+
+    header: HeaderName | None = Field(
+        None, description="Name of the header whose value names the session, over HTTP and gRPC."
+    )
+    cookie: (
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9!#$%&'*+\-.^_`|~]+$", max_length=256)] | None
+    ) = Field(
+        None,
+        description=(
+            "Name of the cookie whose value names the session. Clients bring it: the gateway makes none."
+        ),
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.header) != has(self.cookie)",
+            "a session is named by a header or by a cookie: set exactly one",
+        ),
+    )
+
+
 class Clients(ApiModel):
     """Clients that call the servers without the gateway."""
 
@@ -189,6 +214,7 @@ class Traffic(ApiModel):
     )
     timeouts: Timeouts | None = None
     filters: Filters | None = None
+    session_affinity: SessionAffinity | None = None
     clients: Clients | None = Field(
         None, description="Further clients that the operator's NetworkPolicies let in, where it writes them."
     )
@@ -213,6 +239,10 @@ class Traffic(ApiModel):
         Rule(
             "!has(self.filters) || has(self.gateway)",
             "filters are the gateway's: set gateway, or leave them out",
+        ),
+        Rule(
+            "!has(self.sessionAffinity) || has(self.gateway)",
+            "sessionAffinity is the gateway's: set gateway, or leave it out",
         ),
         *(
             Rule(

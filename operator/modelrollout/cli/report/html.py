@@ -8,7 +8,15 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from modelrollout.cli.report.model import Judged, Report, SearchPoint, SearchReport, StepReport, size
+from modelrollout.cli.report.model import (
+    NOT_JUDGED,
+    Judged,
+    Report,
+    SearchPoint,
+    SearchReport,
+    StepReport,
+    size,
+)
 from modelrollout.cli.report.text import scale_of, search_headers, search_row
 from modelrollout.cli.view import duration
 from modelrollout.statistics.frontier import OBJECTIVES, Objective, Point, cost_of, frontier
@@ -98,6 +106,8 @@ def _class(verdict: str) -> str:
 
 
 def _tag(verdict: str) -> str:
+    if verdict == NOT_JUDGED:
+        return verdict
     return f"<span class='tag {_class(verdict)}'>{escape(verdict)}</span>"
 
 

@@ -4,11 +4,12 @@ in ``text`` and ``html``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from modelrollout.analysis.metrics import NO_CLIENT_ERRORS
+from modelrollout.analysis.target import TRITON
 from modelrollout.api.v1alpha1 import (
     REQUEST_METRICS,
     ArtifactEvidence,
@@ -32,6 +33,7 @@ from modelrollout.rollout.server_crashes import describe
 from modelrollout.rollout.stages.tune import settings
 from modelrollout.statistics.paired import drop_interval
 
+NOT_JUDGED = "-"  # in place of a verdict
 SOURCE = "source"  # what a search calls the model that it begins from
 
 
@@ -168,7 +170,7 @@ def of(rollout: Rollout, revision: Revision) -> Report:
         and now.step
         and now.step.index not in {s.number - 1 for s in steps}
     ):
-        metrics = tuple(_metric(m, spec) for m in now.step.metrics)
+        metrics = tuple(_metrics(now.step.metrics, spec))
         steps.append(
             StepReport(
                 now.step.index + 1, now.step.weight, "in progress", now.step.phase, None, metrics, ended=False
@@ -394,9 +396,23 @@ def _golden(e: EvaluationEvidence, spec: ModelDeploymentSpec | None) -> Judged:
 
 
 def _step(s: StepEvidence, spec: ModelDeploymentSpec | None) -> StepReport:
-    return StepReport(
-        s.index + 1, s.weight, s.verdict, s.reason, s.seconds, tuple(_metric(m, spec) for m in s.metrics)
-    )
+    return StepReport(s.index + 1, s.weight, s.verdict, s.reason, s.seconds, tuple(_metrics(s.metrics, spec)))
+
+
+def _metrics(metrics: Iterable[MetricStatus], spec: ModelDeploymentSpec | None) -> Iterator[Judged]:
+    """Each as it was judged; after errors that a gateway counted what the servers counted."""
+    for m in metrics:
+        yield _metric(m, spec)
+        if m.servers is not None and m.servers.canary is not None:
+            yield Judged(
+                name=f"{m.name}, by {TRITON}",
+                verdict=NOT_JUDGED,
+                reason="decides nothing",
+                candidate=_count(m.servers.canary),
+                reference=_count(m.servers.stable) if m.servers.stable else "-",
+                samples=f"{m.servers.canary.total:g}",
+                message=f"what the servers counted in the same step, where {m.source} decides",
+            )
 
 
 def _metric(m: MetricStatus, spec: ModelDeploymentSpec | None) -> Judged:

@@ -12,13 +12,19 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from modelrollout.analysis.eta import counted_seconds
-from modelrollout.analysis.measurement import Counts, Measurement, counts_of, without_stale
+from modelrollout.analysis.measurement import (
+    Counts,
+    Measurement,
+    counted_by_servers,
+    counts_of,
+    without_stale,
+)
 from modelrollout.analysis.problem import MeasurementProblem
 from modelrollout.analysis.providers.base import COUNTED_BY, CountedBy, Doubt, MetricsProvider
 from modelrollout.analysis.providers.registry import NO_PROVIDER, connect, doubts_without_provider
 from modelrollout.analysis.reading import Reading
 from modelrollout.analysis.shadow import judge_agreement
-from modelrollout.analysis.target import TRITON, Target, counted_by, sources_of
+from modelrollout.analysis.target import ERRORS, TRITON, Target, counted_by, sources_of
 from modelrollout.analysis.verdict import FALSE_ALARM_BUDGET, parts_of
 from modelrollout.api.times import since
 from modelrollout.api.v1alpha1 import REQUEST_METRICS, Counter, Metric, RevisionRef
@@ -147,15 +153,28 @@ class MetricsAssessor:
             decoupled=is_decoupled(s),
             triton_versions=s.triton_versions,
         )
-        readings = await self._readings(
-            self._by_provider(metrics, s, target),
-            target,
-            counts_of(step.metrics, sources),
-            now,
-            datetime.fromisoformat(step.observed_since).timestamp() if step.observed_since else 0.0,
+        began = datetime.fromisoformat(step.observed_since).timestamp() if step.observed_since else 0.0
+        readings, beside = await asyncio.gather(
+            self._readings(
+                self._by_provider(metrics, s, target), target, counts_of(step.metrics, sources), now, began
+            ),
+            self._beside(metrics, s, target, now, began),
         )
-        assessment = assess(s, metrics, readings, now, profile=profile)
+        assessment = assess(s, metrics, readings, now, profile=profile, beside=beside)
         return replace(assessment, doubt=self._doubt(_counted_by(metrics, target)))
+
+    async def _beside(
+        self, metrics: Sequence[Metric], s: Observed, target: Target, now: datetime, began: float
+    ) -> Reading | None:
+        """What the servers counted of the errors that a gateway counts; None where none does."""
+        errors = [m for m in metrics if m.name == ERRORS and counted_by(m, target.profile) != TRITON]
+        if not errors or s.status.rollout is None or s.status.rollout.step is None:
+            return None
+        step = with_traffic(s.status.rollout.step)
+        counts = {ERRORS: counted_by_servers(step.metrics, sources_of(metrics, target.profile))}
+        by_servers = replace(target, profile="none")
+        read = await self._readings(self._by_provider(errors, s, by_servers), by_servers, counts, now, began)
+        return read[ERRORS]
 
     async def _agreement(self, s: Observed) -> Assessment | None:
         """The verdict on the shadow, from what the comparer counted."""

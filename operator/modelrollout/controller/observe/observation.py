@@ -178,6 +178,8 @@ def observe(
         )
     returns = now is not None and is_return(observed, known_version(Specified.of(observed)), now)
     violation = spec_violation(key, spec, config, served_routes, gateway, rules, returns=returns)
+    if violation is None or violation.reason not in TRAFFIC_REFUSALS:
+        violation = kind_for(spec.traffic).refusal(spec, key[1], children) or violation
     granted = stands.settled and (violation is None or violation.reason not in TRAFFIC_REFUSALS)
     # only an accepted spec claims names, except for the one that no other ModelDeployment can have
     if violation is not None:

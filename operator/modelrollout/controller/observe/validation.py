@@ -42,7 +42,7 @@ def spec_violation(
     """
     if problem := filter_violation(rules, spec, config):
         return problem
-    if problem := kind_for(spec.traffic).spec_problem(spec, served_routes, gateway):
+    if problem := kind_for(spec.traffic).spec_problem(spec, served_routes, gateway, config):
         return problem
     try:
         for field, uri in sources(spec):

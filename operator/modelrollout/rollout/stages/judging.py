@@ -134,14 +134,15 @@ def _caused_by_clients(s: AtStep, assessment: Assessment) -> str | None:
     requests with 400 or 500, and a request can end a server.
 
     Where a weight divides the requests, they fail on both sides. Where clients choose the revision,
-    or all requests go there, any client could end the rollout.
+    also by the name of a session, or all requests go there, any client could end the rollout.
     """
     if assessment.reason == Reason.REPEATED_CRASHES:
         caused = clients_may_have_ended_them(s, assessment.metrics)
         return "a request may have ended them, so this alone reverts nothing" if caused else None
     stage = s.rollout.stage
     failed = [m for m in assessment.metrics if m.verdict == "Failed" and not m.dry_run]
-    chosen = stage == "Bake" or s.step.strategy in ("ABTest", "BlueGreen")
+    sticks = s.spec.traffic.session_affinity is not None
+    chosen = stage == "Bake" or s.step.strategy in ("ABTest", "BlueGreen") or sticks
     if not failed or not all(
         m.reason == LIMIT_EXCEEDED or (chosen and m.name in ANSWER_METRICS) for m in failed
     ):

@@ -28,7 +28,13 @@ from modelrollout.traffic.gateway_api.router import (
     weights,
 )
 from modelrollout.traffic.gateway_api.routes import ROUTE_KINDS, backends_of, is_of_clients
-from modelrollout.traffic.gateway_api.staging import StagedRoutes
+from modelrollout.traffic.gateway_api.sessions import (
+    SessionRoutes,
+    session_problem,
+    session_refusal,
+    sessions_are_kept,
+)
+from modelrollout.traffic.gateway_api.staging import WHOLE, StagedRoutes
 from modelrollout.traffic.gateway_facts import GatewayFacts
 from modelrollout.traffic.hostnames import ForeignRoute
 
@@ -40,7 +46,11 @@ class GatewayApi(RouterKind):
     routes = (HTTP_ROUTE, GRPC_ROUTE)
 
     def spec_problem(
-        self, spec: ModelDeploymentSpec, served: Collection[str], gateway: GatewayFacts | None
+        self,
+        spec: ModelDeploymentSpec,
+        served: Collection[str],
+        gateway: GatewayFacts | None,
+        config: OperatorConfig,
     ) -> Problem | None:
         """A kind of route that the cluster lacks, or a feature that the gateway lacks."""
         for kind, part in ((HTTP_ROUTE.kind, spec.traffic.http), (GRPC_ROUTE.kind, spec.traffic.grpc)):
@@ -51,8 +61,15 @@ class GatewayApi(RouterKind):
                     " leave spec.traffic out: the weights are then approximated by replica counts",
                 )
         return (
-            _several_classes(gateway) or route_problem(spec, gateway) or extras_problem(spec.traffic, gateway)
+            _several_classes(gateway)
+            or route_problem(spec, gateway)
+            or extras_problem(spec.traffic, gateway)
+            or session_problem(spec.traffic, gateway, config)
         )
+
+    def refusal(self, spec: ModelDeploymentSpec, name: str, live: LiveObjects) -> Problem | None:
+        """Of the policy by which sessions stick."""
+        return session_refusal(spec.traffic, name, live)
 
     def mirror_method(
         self, spec: ModelDeploymentSpec, gateway: GatewayFacts | None, config: OperatorConfig
@@ -108,7 +125,9 @@ class GatewayApi(RouterKind):
         """Routes with the mirror of a shadow; frozen ones where spec is not ``granted``."""
         assert s.spec is not None
         aim = (s.spec.rollout, header_revision(s), preview_host_revision(s))
-        at = positions(s) if s.counting.profile in COUNTED_BY_POSITION else ()
+        affinity = s.spec.traffic.session_affinity if granted else None
+        sticks = affinity is not None or (not granted and sessions_are_kept(s.name, live))
+        at = positions(s) if sticks or s.counting.profile in COUNTED_BY_POSITION else ()
         inner = (
             GatewayRouter(
                 s.name,
@@ -118,13 +137,23 @@ class GatewayApi(RouterKind):
                 gateway=gateway,
                 positions=at,
                 extras=extras_of(s.spec.traffic, gateway),
+                whole=_whole(sticks=sticks),
             )
             if granted
             else FrozenRoutes(
-                s.name, live, *aim, withheld=withheld, guest_at=guest_at, gateway=gateway, positions=at
+                s.name,
+                live,
+                *aim,
+                withheld=withheld,
+                guest_at=guest_at,
+                gateway=gateway,
+                positions=at,
+                whole=_whole(sticks=sticks),
             )
         )
-        return MirrorRouter(_staged(inner, at, live, gateway), s.name, s.spec, mirror_of(s), config, gateway)
+        staged = _staged(inner, at, live, gateway)
+        writer = SessionRoutes(staged, s.name, affinity, live) if sticks else staged
+        return MirrorRouter(writer, s.name, s.spec, mirror_of(s), config, gateway)
 
     def frozen(
         self,
@@ -140,10 +169,19 @@ class GatewayApi(RouterKind):
         if not routes:
             return None
         at = positions(s) if any(map(is_counted_apart, routes)) else ()
+        sticks = sessions_are_kept(s.name, live)
         inner = FrozenRoutes(
-            s.name, live, withheld=withheld, guest_at=guest_at, gateway=gateway, positions=at
+            s.name,
+            live,
+            withheld=withheld,
+            guest_at=guest_at,
+            gateway=gateway,
+            positions=at,
+            whole=_whole(sticks=sticks),
         )
-        return MirrorRouter(_staged(inner, at, live, gateway), s.name, None, None, config, gateway)
+        staged = _staged(inner, at, live, gateway)
+        writer = SessionRoutes(staged, s.name, None, live) if sticks else staged
+        return MirrorRouter(writer, s.name, None, None, config, gateway)
 
 
 def _staged(
@@ -151,6 +189,11 @@ def _staged(
 ) -> SplitWriter:
     """Written in stages where the gateway counts by ``positions``."""
     return StagedRoutes(inner, live, gateway) if positions else inner
+
+
+def _whole(*, sticks: bool) -> int:
+    """The sum of weights: the same in all stages where sessions stick by it."""
+    return WHOLE if sticks else 100
 
 
 def _several_classes(first: GatewayFacts | None) -> Problem | None:

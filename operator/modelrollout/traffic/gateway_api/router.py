@@ -7,12 +7,12 @@ decision adds a delay before it counts requests, and the canary's own counters a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from modelrollout.api.v1alpha1 import Rollout
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
 from modelrollout.resources.common import Object, Owner
-from modelrollout.resources.endpoints import narrowed
+from modelrollout.resources.endpoints import conditions, narrowed
 from modelrollout.rollout.snapshot import Server, Split, Traffic
 from modelrollout.traffic.base import LiveObjects
 from modelrollout.traffic.gateway_api.answers import carried, parents
@@ -37,6 +37,7 @@ class GatewayRouter:
     headers, and those for a preview's host names, go to one revision.
 
     ``guest_at``: host names of which another ModelDeployment has the paths that name no model.
+    ``whole``: the sum of weights.
     """
 
     def __init__(
@@ -50,10 +51,11 @@ class GatewayRouter:
         gateway: GatewayFacts | None = None,
         positions: Sequence[str] = (),
         extras: Extras = NO_EXTRAS,
+        whole: int = 100,
     ) -> None:
         self._name, self._spec, self._gateway, self._positions = name, spec, gateway, positions
         self._guest_at, self._extras = guest_at, extras
-        self._unsplit = _UnsplitRequests(rollout, matched, preview)
+        self._unsplit = _UnsplitRequests(rollout, matched, preview, whole)
         self._preview = rollout.blue_green.preview if rollout and rollout.blue_green else None
 
     def children(self, owner: Owner, split: Split) -> list[Object]:
@@ -103,10 +105,11 @@ class FrozenRoutes:
         guest_at: frozenset[str] = frozenset(),
         gateway: GatewayFacts | None = None,
         positions: Sequence[str] = (),
+        whole: int = 100,
     ) -> None:
         self._name, self._withheld, self._gateway = name, withheld, gateway
         self._guest_at, self._positions = guest_at, positions
-        self._unsplit = _UnsplitRequests(rollout, matched, preview)
+        self._unsplit = _UnsplitRequests(rollout, matched, preview, whole)
         self._routes = [o for (kind, n), o in live.items() if kind in ROUTE_KINDS and self._is_desired(n)]
 
     def _is_desired(self, route: str) -> bool:
@@ -146,15 +149,18 @@ class FrozenRoutes:
 
 class _UnsplitRequests:
     """Requests that the split does not divide: those with the headers of a test go to the revision
-    ``matched``, and those to a preview's host names to the revision ``preview``.
+    ``matched``, and those to a preview's host names to the revision ``preview``. ``whole``: the sum
+    of the weights of the others.
     """
 
-    def __init__(self, rollout: Rollout | None, matched: str | None, preview: str | None) -> None:
+    def __init__(self, rollout: Rollout | None, matched: str | None, preview: str | None, whole: int) -> None:
+        self._whole = whole
         self._headers = rollout.ab_test.headers if rollout and rollout.ab_test else []
         self._matched, self.preview = matched if self._headers else None, preview
 
     def rules(self, split: Split) -> list[Rule]:
-        return client_rules(split, self._headers, self._matched)
+        shares = tuple((revision, weight * self._whole // 100) for revision, weight in split)
+        return client_rules(shares, self._headers, self._matched)
 
     def only_previewed(self, split: Split) -> bool:
         """Whether the preview's revision gets no other traffic, so that its trial waits for the
@@ -265,24 +271,11 @@ _EVERYTHING: dict[str, list[Object]] = {
 }
 
 
-def _opens(kind: str, rule: Object) -> frozenset[tuple[tuple[str, str, str, str], ...]]:
-    """What the rule lets through: its matches, each as sorted (field, type, name, value),
-    regardless of their order and of defaults that are written out.
+def _opens(kind: str, rule: Object) -> frozenset[frozenset[tuple[str, str, str, str]]]:
+    """What the rule lets through: its matches, regardless of their order and of defaults that are
+    written out.
     """
-    return frozenset(tuple(sorted(_match(kind, m))) for m in rule.get("matches") or _EVERYTHING[kind])
-
-
-def _match(kind: str, match: Object) -> Iterator[tuple[str, str, str, str]]:
-    for field in ("headers", "queryParams"):
-        for condition in match.get(field) or []:
-            yield field, condition.get("type", "Exact"), condition["name"], condition["value"]
-    if kind == "HTTPRoute":
-        path = match.get("path") or {}
-        yield "path", path.get("type", "PathPrefix"), "", path.get("value", "/")
-        yield "method", "Exact", "", match.get("method") or "*"
-    else:
-        call = match.get("method") or {}
-        yield "method", call.get("type", "Exact"), call.get("service") or "*", call.get("method") or "*"
+    return frozenset(conditions(kind, m) for m in rule.get("matches") or _EVERYTHING[kind])
 
 
 def _weights(rule: Object) -> dict[str, int]:

@@ -199,7 +199,7 @@ def rendered_rules(
             ),
             **further,
             "backendRefs": [
-                _backend(revision, weight, port) | ({"filters": [_NO_CHANGE]} if positions else {})
+                _backend(revision, weight, port) | ({"filters": [NO_CHANGE]} if positions else {})
                 for revision, weight in _at_positions(split, positions)
             ],
         }
@@ -209,7 +209,7 @@ def rendered_rules(
 
 
 # Removes a header that no client sends.
-_NO_CHANGE: Object = {
+NO_CHANGE: Object = {
     "type": "RequestHeaderModifier",
     "requestHeaderModifier": {"remove": ["x-modelrollout-counted-apart"]},
 }

@@ -6,6 +6,15 @@ backend that is to get requests first gets a share that keeps its cluster and is
 and one that has requests keeps such a share when it loses them. A rule appears and leaves with a
 header that no client sends. Each stage waits until the gateway has accepted the one before.
 
+A rule whose backends have no filter has one cluster for all of them, of another name. Such a rule,
+which a person wrote or an operator that did not know the gateway, takes a detour: its requests go
+to a copy further down that has clusters by position, while the rule itself changes.
+
+A mirror's cluster needs no stage: Envoy skips a mirror whose cluster is not there
+(router/shadow_writer_impl.cc), and Envoy Gateway leaves one out whose Service has no endpoints. It
+answers 500 only while the Service is missing (internal/gatewayapi/filters.go), so that comes before
+the route that mirrors and goes after it (``mirror``, ``controller.apply.prune``).
+
 What is live says which stage comes next, so nothing is remembered.
 """
 
@@ -20,9 +29,10 @@ from modelrollout.rollout.snapshot import Server, Split, Traffic
 from modelrollout.traffic.base import LiveObjects, SplitWriter
 from modelrollout.traffic.gateway_api.answers import carried
 from modelrollout.traffic.gateway_api.extras import FILTERS
-from modelrollout.traffic.gateway_api.routes import ROUTE_KINDS
+from modelrollout.traffic.gateway_api.routes import NO_CHANGE, ROUTE_KINDS
 from modelrollout.traffic.gateway_facts import GatewayFacts
 
+MAX_RULES, MAX_MATCHES = 16, 128  # of a route, as the Gateway API allows
 WHOLE = 1_000_000  # weights of a rule in a stage, and the most that the Gateway API allows for one
 _KEPT = 1  # of WHOLE: the share that keeps a cluster
 # A match that no request fits: its value is long, and named nowhere else.
@@ -47,32 +57,82 @@ class StagedRoutes:
         live = self._live.get((desired["kind"], desired["metadata"]["name"]))
         if desired["kind"] not in ROUTE_KINDS or live is None:
             return desired
-        return next_stage(desired, live, accepted=carried(live, self._gateway).programmed)
+        answer = carried(live, self._gateway)
+        return next_stage(desired, live, accepted=answer.programmed, refused=answer.problem is not None)
 
     def programmed(self, split: Split, live: LiveObjects, servers: Mapping[str, Server]) -> Traffic:
         """As ``inner`` says: once the last stage is carried."""
         return self._inner.programmed(split, live, servers)
 
 
-def next_stage(desired: Object, live: Object, *, accepted: bool) -> Object:
+def next_stage(desired: Object, live: Object, *, accepted: bool, refused: bool = False) -> Object:
     """The route to write now; ``desired`` itself where no request can be lost by it. ``accepted``:
-    the gateway carries what is live.
+    the gateway carries what is live; ``refused``: it says that it does not.
     """
     wanted, present = desired["spec"]["rules"], (live.get("spec") or {}).get("rules") or []
-    if any("filters" not in ref for rule in present for ref in rule.get("backendRefs") or []):
-        return desired  # its clusters have other names
+    if not all(map(_is_apart, present)):
+        detour = None if refused else _detour(wanted, present, accepted)
+        return desired if detour is None else desired | {"spec": desired["spec"] | {"rules": detour}}
     rules = [_stage(rule, _at(present, i), accepted) for i, rule in enumerate(wanted)]
     if any(map(_is_hidden, rules)):
         # requests of a rule that is not in use yet stay where they are
         rules = [_as_before(rule, _at(present, i)) for i, rule in enumerate(rules)]
-    others_done = rules == wanted
-    for rule in present[len(wanted) :]:
-        # requests that fit a rule that leaves are not moved twice
-        if not others_done:
-            rules.append(_only(rule))
-        elif not (_is_hidden(rule) and accepted):
-            rules.append(_hidden(rule))
+    leaving = present[len(wanted) :]
+    if rules != wanted:  # requests that fit a rule that leaves are not moved twice
+        rules += map(_only, leaving)
+    else:
+        while accepted and leaving and _is_hidden(leaving[-1]):  # one before it would shift it
+            leaving.pop()
+        rules += map(_hidden, leaving)
     return desired | {"spec": desired["spec"] | {"rules": rules}}
+
+
+def _is_apart(rule: Object) -> bool:
+    """Whether each of its backends has a cluster of its own, or none has any."""
+    refs = [ref for ref in rule.get("backendRefs") or [] if ref.get("weight", 1) > 0]
+    return not refs or any(ref.get("filters") for ref in refs)
+
+
+def _detour(wanted: list[Object], present: list[Object], accepted: bool) -> list[Object] | None:
+    """The next stage where rules that are not apart have to become so; None where there is none.
+
+    First copies that are not in use come after all rules, then requests go to the copies, then the
+    rules themselves become what is wanted, not in use yet. What follows is ``next_stage``.
+    """
+    stay = [_only(rule) for rule in present]
+    in_use = [rule for rule in stay if not _is_hidden(rule)]
+    if not in_use or not all(map(_is_ours, stay)):
+        return None
+    if all(map(_is_apart, in_use)):  # the copies
+        hidden = [_hidden(x) for x in [*wanted, *(_copy(rule, wanted) for rule in stay[len(wanted) :])]]
+        last = [h if _is_hidden(rule) else rule for rule, h in zip(stay, hidden, strict=False)]
+        return last if accepted else stay
+    copies = [_copy(rule, wanted) for rule in in_use]
+    kept = stay[: -len(in_use)]
+    if len(kept) >= len(wanted) and stay == [*kept, *map(_hidden, copies)]:
+        return (
+            [*(rule if _is_hidden(rule) else _hidden(rule) for rule in kept), *copies] if accepted else stay
+        )
+    first = [*stay, *map(_hidden, wanted[len(stay) :]), *map(_hidden, copies)]
+    fits = len(first) <= MAX_RULES and sum(len(rule["matches"]) for rule in first) <= MAX_MATCHES
+    return first if fits else None
+
+
+def _is_ours(rule: Object) -> bool:
+    """Whether the operator may write its backends: Services of the route's own namespace."""
+    return all(
+        not ref.get("group")
+        and ref.get("kind", "Service") == "Service"
+        and not ref.get("namespace")
+        and ref.get("filters") in (None, [], [NO_CHANGE])
+        for ref in rule["backendRefs"]
+    )
+
+
+def _copy(rule: Object, wanted: list[Object]) -> Object:
+    """The rule with clusters by position, and with the filters of all rules that are wanted."""
+    refs = [ref | {"filters": [NO_CHANGE]} for ref in rule["backendRefs"]]
+    return _only(rule | {"backendRefs": refs, "filters": wanted[0].get("filters")})
 
 
 def _at(rules: list[Object], i: int) -> Object | None:
@@ -159,9 +219,9 @@ def _is_hidden(rule: Object) -> bool:
 
 
 def split_of(rule: Object) -> dict[str, int]:
-    """Weights above 0 by Service, those of a stage in percent."""
+    """Weights above 0 by Service, those that are parts of WHOLE in percent."""
     weights = _weights(rule)
-    staged = sum(weights) == WHOLE and _KEPT in weights
+    staged = sum(weights) == WHOLE
     split: dict[str, int] = {}
     for ref, weight in zip(rule.get("backendRefs") or [], weights, strict=True):
         share = round(100 * weight / WHOLE) if staged else weight

@@ -1,0 +1,122 @@
+"""``spec.traffic.sessionAffinity`` in the cluster in memory, behind Envoy Gateway and elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from modelrollout.api.v1alpha1 import Condition
+from modelrollout.kube.kinds import BACKEND_TRAFFIC_POLICY, GATEWAY_CLASS, HTTP_ROUTE
+from modelrollout.kube.objects import Object
+from modelrollout.testing import builders as b
+from modelrollout.testing.fake_cluster import CONFIG, Cluster, Operator
+from modelrollout.traffic.gateway_api.features import ENVOY_GATEWAY_CONTROLLER
+from modelrollout.traffic.gateway_api.staging import WHOLE
+
+TRAFFIC = {"http": {"hostnames": ["digits.example.com"]}, "gateway": {"name": "public"}}
+STICKY = TRAFFIC | {"sessionAffinity": {"header": "x-session"}}
+MAY = CONFIG.model_copy(
+    update={"routes": CONFIG.routes.model_copy(update={"backend_traffic_policies": True})}
+)
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(main())
+
+
+class EnvoyGateway(Cluster):
+    """A ``Cluster`` whose gateway is Envoy Gateway; ``refuses``: it has a policy for the routes
+    already.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds.add(BACKEND_TRAFFIC_POLICY.kind)
+        self.set_spec(GATEWAY_CLASS, "simple", {"controllerName": ENVOY_GATEWAY_CONTROLLER})
+        self.refuses = False
+
+    def accept_routes(self) -> None:
+        for (resource, namespace, name), o in list(self.objects.items()):
+            if resource == HTTP_ROUTE:
+                self.set_status(resource, name, b.answered(o, controller=ENVOY_GATEWAY_CONTROLLER), namespace)
+            if resource == BACKEND_TRAFFIC_POLICY:
+                self.set_status(resource, name, {"ancestors": [self._answer(o)]}, namespace)
+
+    def _answer(self, policy: Object) -> Object:
+        stated = {
+            "type": "Accepted",
+            "status": "False" if self.refuses else "True",
+            "reason": "Conflicted" if self.refuses else "Accepted",
+            "message": "another BackendTrafficPolicy has already attached to it",
+            "observedGeneration": policy["metadata"]["generation"],
+        }
+        ref = {"kind": "Gateway", "name": "public"}
+        return {"ancestorRef": ref, "controllerName": ENVOY_GATEWAY_CONTROLLER, "conditions": [stated]}
+
+
+def ready(cluster: Cluster) -> Condition:
+    return next(c for c in cluster.status.conditions if c.type == "Ready")
+
+
+def policy(cluster: Cluster) -> Object | None:
+    return cluster.find(BACKEND_TRAFFIC_POLICY)
+
+
+async def serving(cluster: Cluster, traffic: Any = STICKY) -> Operator:
+    cluster.user(b.spec(1, traffic=traffic))
+    operator = Operator(cluster, MAY)
+    await operator.live()
+    return operator
+
+
+def test_the_policy_comes_and_goes_with_the_field() -> None:
+    async def main() -> None:
+        cluster = EnvoyGateway()
+        operator = await serving(cluster)
+        made = policy(cluster)
+        assert ready(cluster).status == "True" and made is not None
+        assert made["spec"]["targetRefs"] == [
+            {"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "digits"}
+        ]
+        assert set(cluster.weights().values()) == {WHOLE}
+        cluster.requests.clear()
+        await operator.settle()
+        assert cluster.requests == [], "what is settled costs nothing"
+        cluster.user(b.spec(1, traffic=TRAFFIC))
+        await operator.live(rounds=2)
+        assert policy(cluster) is None and ready(cluster).status == "True"
+        assert set(cluster.weights().values()) == {100}
+
+    run(main)
+
+
+def test_a_policy_that_is_refused_is_said_and_holds_the_next_version() -> None:
+    async def main() -> None:
+        cluster = EnvoyGateway()
+        cluster.refuses = True
+        operator = await serving(cluster)
+        assert ready(cluster).reason == "SessionAffinityRefused" and "Conflicted" in ready(cluster).message
+        cluster.user(b.spec(2, traffic=STICKY))
+        await operator.live(rounds=2)
+        assert ready(cluster).reason == "SessionAffinityRefused"
+        assert cluster.status.rollout is None or cluster.status.rollout.number != 2
+        cluster.refuses = False
+        await operator.live()
+        assert ready(cluster).reason != "SessionAffinityRefused" and policy(cluster) is not None
+        assert cluster.status.rollout is not None and cluster.status.rollout.number == 2
+
+    run(main)
+
+
+def test_elsewhere_it_is_refused_by_name_and_routes_stay() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        operator = await serving(cluster, TRAFFIC)
+        before = cluster.weights()
+        cluster.user(b.spec(1, traffic=STICKY))
+        await operator.live(rounds=2)
+        assert ready(cluster).reason == "SessionAffinityUnsupported"
+        assert "is not known to keep a session" in ready(cluster).message and cluster.weights() == before
+
+    run(main)
