@@ -92,7 +92,13 @@ class StoreConfig(_Config):
 
     name: str
     uri: StoreUri = Field(description="Prefix, for example s3://models/ or https://models.example.com/.")
-    endpoint: StoreUri | None = Field(None, description="S3 endpoint when it is not AWS.")
+    endpoint: StoreUri | None = Field(
+        None,
+        description=(
+            "Where requests go: of S3 that is not AWS, of Azure (https://ACCOUNT.blob.core.windows.net),"
+            " of Google Cloud Storage behind another name."
+        ),
+    )
     region: str | None = None
     allow_http: bool = False
     secret_name: str | None = Field(
@@ -111,6 +117,11 @@ class StoreConfig(_Config):
         kind = uris.STORE_KINDS.get(self.uri.partition("://")[0])
         if kind is None:
             raise ValueError(f"uri: {self.uri} is in no kind of store; write {uris.FORMS}")
+        if kind.needs_endpoint and self.endpoint is None:
+            raise ValueError(
+                f"endpoint: a URI in {kind.name} does not say where it is; write for example"
+                f" {kind.needs_endpoint}"
+            )
         if self.redirects_to and not kind.follows_redirects:
             raise ValueError(f"redirectsTo: redirects of {kind.name} are never followed; leave it out")
         for prefix in self.redirects_to:

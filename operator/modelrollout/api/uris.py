@@ -21,16 +21,38 @@ class StoreKind:
     secret: str  # what the Secret that opens it has
     # whether its requests may be redirected to the places in redirectsTo
     follows_redirects: bool
+    needs_endpoint: str = ""  # where a store has no endpoint of its own: how one is written
 
 
 _S3 = StoreKind(
     "S3", "s3://BUCKET/KEY", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", follows_redirects=False
 )
+_GS = StoreKind(
+    "Google Cloud Storage", "gs://BUCKET/KEY", "GOOGLE_SERVICE_ACCOUNT_KEY", follows_redirects=False
+)
+_AZURE = StoreKind(
+    "Azure",
+    "az://CONTAINER/KEY",
+    "AZURE_STORAGE_SAS_TOKEN, or AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    follows_redirects=False,
+    needs_endpoint="https://ACCOUNT.blob.core.windows.net",
+)
 _HTTP = StoreKind("HTTP", "http(s)://HOST/PATH", "token, or username and password", follows_redirects=True)
 # the kinds of stores by the scheme of their URIs
-STORE_KINDS: Mapping[str, StoreKind] = {"s3": _S3, "http": _HTTP, "https": _HTTP}
+STORE_KINDS: Mapping[str, StoreKind] = {
+    "s3": _S3,
+    "gs": _GS,
+    "az": _AZURE,
+    "abfs": _AZURE,
+    "http": _HTTP,
+    "https": _HTTP,
+}
 _KINDS = tuple(dict.fromkeys(STORE_KINDS.values()))
 FORMS = " or ".join(kind.form for kind in _KINDS)
+SECRETS = "; ".join(f"{kind.name}: {kind.secret}" for kind in _KINDS)
+# a URI in some kind of store, and the beginning of one; RE2 and Python read them alike
+PATTERN = rf"^({'|'.join(STORE_KINDS)})://[^\s]+$"
+PREFIX_PATTERN = PATTERN
 # A query, a fragment; an @ in the authority; a colon in it (not within an IPv6 address) that begins
 # no port. RE2 and Python read it alike.
 CARRIES_MORE = r"[?#]|^[^/]*//[^/]*@|^[^/]*//[^/:\[]*:[^/]*[^/0-9]"
@@ -38,8 +60,8 @@ _MUST_NOT = (
     "a URI must not carry a user name, password, query or fragment, because everyone can read them here"
 )
 INSTEAD = (
-    f"{_MUST_NOT}; leave them out, put the store's credentials into a Secret"
-    f" ({'; '.join(f'{kind.name}: {kind.secret}' for kind in _KINDS)}) and name it in credentials:"
+    f"{_MUST_NOT}; leave them out, put the store's credentials into a Secret (kubectl explain"
+    " modeldeployment.spec.model.credentials.secretRef says which keys) and name it in credentials:"
     " {secretRef: {name: ...}}"
 )
 PREFIX_INSTEAD = (

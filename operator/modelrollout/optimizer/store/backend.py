@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import SplitResult
 
 from modelrollout.contract.common import Location
+from modelrollout.jobs.errors import JobError, denied
+from modelrollout.reasons import Reason
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
@@ -80,3 +82,10 @@ def read_secret(folder: Path, key: str) -> str | None:
     """
     path = folder / key
     return path.read_text().strip() or None if path.is_file() else None
+
+
+def incomplete(field: str, folder: Path, what: str) -> JobError:
+    """That the mounted Secret does not open this kind of store; ``what`` it lacks, and what is
+    needed.
+    """
+    return denied(Reason.CREDENTIALS_INCOMPLETE, f"{field}: the Secret {folder.name!r} {what}")

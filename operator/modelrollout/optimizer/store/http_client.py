@@ -47,6 +47,8 @@ Kind = Literal[
     "KeyUnknown",
     "ObjectMissing",
     "Refused",
+    "Expired",
+    "Changed",
     "NotResolved",
     "WrongRegion",
     "Status",
@@ -71,10 +73,26 @@ class Fault(Exception):
 _UNKNOWN_KEY = ("InvalidAccessKeyId", "XAdminUserNotFound")
 
 
+# How stores say that a token is too old: S3 and Google; Azure of a SAS; OAuth and those like it.
+_EXPIRED = re.compile(
+    r"\bExpired(?:Token|OAuthToken)\b|\bTokenRefreshRequired\b|not valid in the specified time frame"
+    r"|(?i:\btoken\b[^.<>]{0,80}\bexpired\b)"
+)
+# of S3 and Google; of Azure
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
+
+
+def is_expired(text: str) -> bool:
+    """Whether a store's words say that what opens it was valid once."""
+    return _EXPIRED.search(text) is not None
+
+
 def fault_of(status: int, body: str) -> Fault:
-    """The fault behind a status and the answer's body."""
+    """The fault behind a status and what the answer says: its body, its challenge."""
+    if status in (400, 401, 403) and is_expired(body):
+        return Fault("Expired", status)
     if status == 404:
-        if "NoSuchBucket" in body:
+        if any(code in body for code in _NO_BUCKET):
             return Fault("BucketMissing", status)
         return Fault("KeyUnknown" if any(code in body for code in _UNKNOWN_KEY) else "ObjectMissing", status)
     if status in (401, 403):
@@ -168,13 +186,15 @@ class Client:
             try:
                 answer = self._request("GET", path, {"Range": f"bytes={done}-", "If-Match": mark})
             except Fault as fault:
-                raise Fault("Unreachable") if fault.status in (412, 416) else fault from None
+                changed = fault.status in (412, 416) or fault.kind == "ObjectMissing"
+                raise Fault("Changed") if changed else fault from None
             if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(
                 f"bytes {done}-"
             ):
+                other = answer.headers.get("ETag", mark) != mark
                 answer.close()
                 # it does not go on where it was: another object by now, or no ranges
-                raise Fault("Unreachable")
+                raise Fault("Changed" if other else "Unreachable")
 
     @contextlib.contextmanager
     def _answer(
@@ -212,7 +232,9 @@ class Client:
                 content = b""
                 with contextlib.closing(answer), contextlib.suppress(HTTPError):
                     content = answer.read(_ERROR_BYTES)
-                fault = fault_of(answer.status, content.decode("latin-1"))
+                fault = fault_of(
+                    answer.status, answer.headers.get("WWW-Authenticate", "") + content.decode("latin-1")
+                )
             except HTTPError as error:
                 fault = _unanswered(error)
             pause = (

@@ -8,11 +8,9 @@ from pathlib import Path
 from urllib.parse import SplitResult, quote, unquote
 
 from modelrollout.contract.common import Location
-from modelrollout.jobs.errors import denied
 from modelrollout.optimizer.store import backend
-from modelrollout.optimizer.store.backend import Listed, Scheme, read_secret
+from modelrollout.optimizer.store.backend import Listed, Scheme, incomplete, read_secret
 from modelrollout.optimizer.store.http_client import Client, Fault
-from modelrollout.reasons import Reason
 from modelrollout.telemetry.redaction import hide
 
 
@@ -47,11 +45,7 @@ def _headers(folder: Path, field: str) -> dict[str, str]:
         return {
             "authorization": f"Basic {hide(base64.b64encode(f'{user}:{hide(password)}'.encode()).decode())}"
         }
-    raise denied(
-        Reason.CREDENTIALS_INCOMPLETE,
-        f"{field}: the Secret {folder.name!r} has neither token nor username and password; HTTP needs one of"
-        " them",
-    )
+    raise incomplete(field, folder, "has neither token nor username and password; HTTP needs one of them")
 
 
 def _open(location: Location, uri: SplitResult, secret: Path | None, field: str) -> _Http:

@@ -140,7 +140,18 @@ class ObjectStore:
                 return denied(
                     Reason.ACCESS_DENIED,
                     f"{what}: the store refused the credentials; check the Secret's keys and the right to"
-                    " read (S3 also answers so for a missing object)",
+                    " read (some stores also answer so for a missing object)",
+                )
+            case "Expired":
+                return denied(
+                    Reason.CREDENTIALS_EXPIRED,
+                    f"{what}: the store says that the credentials have expired; renew them in the Secret",
+                )
+            case "Changed":
+                return retryable(
+                    Reason.OBJECT_REPLACED,
+                    f"{what}: the object was replaced or removed while it was read; it will be tried again;"
+                    " publish each version under a URI of its own",
                 )
             case "NotResolved":
                 return retryable(
