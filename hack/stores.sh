@@ -4,7 +4,7 @@ set -eu
 dir=$1
 FAKE_GCS=github.com/fsouza/fake-gcs-server@v1.56.1
 AZURITE=azurite@3.35.0
-REGISTRY=github.com/distribution/distribution/v3/cmd/registry@v3.0.0
+REGISTRY=github.com/distribution/distribution/v3/cmd/registry@v3.1.2
 key=$(sha256sum < "$0" | cut -c1-16)
 [ -f "$dir/.ready-$key" ] && exit 0
 for program in go npm; do

@@ -1,5 +1,6 @@
 """Small real ONNX models, data sets, and an object store in this process that speaks plain HTTP and
-enough of S3, of Google's XML API and of Azure (GET, HEAD, PUT, DELETE, list).
+enough of S3, of Google's XML API and of Azure (GET, HEAD, PUT, DELETE, list). The Hub of Hugging
+Face, and a registry, are files at their paths.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class ObjectStore:
         self.marks: dict[str, str] = {}  # ETags that are not "1"
         self.closed = threading.Event()
         self.authorization: str | None = None
+        self.challenge: str | None = None  # of the refusal, which then has status 401
         self.conditional = True  # knows If-None-Match
         self.requests: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
@@ -66,6 +68,30 @@ class ObjectStore:
         """An object in a container of the account ``account``, whose path begins so."""
         return Location(
             uri=f"az://{path}", endpoint=f"{self.url}/account", allow_http=True, credentials=credentials
+        )
+
+    def hf(
+        self, path: str, credentials: str | None = None, leads_to: tuple[str, ...] | None = None
+    ) -> Location:
+        """A file of the Hub: ``ORG/NAME@COMMIT/PATH``."""
+        return Location(
+            uri=f"hf://{path}",
+            endpoint=self.url,
+            allow_http=True,
+            credentials=credentials,
+            leads_to=leads_to,
+        )
+
+    def oci(
+        self, path: str, credentials: str | None = None, leads_to: tuple[str, ...] | None = None
+    ) -> Location:
+        """Something in a registry: ``REPOSITORY@sha256:DIGEST/FILE``."""
+        return Location(
+            uri=f"oci://registry.example.com/{path}",
+            endpoint=self.url,
+            allow_http=True,
+            credentials=credentials,
+            leads_to=leads_to,
         )
 
     def http(
@@ -123,7 +149,13 @@ def object_store(tls: ssl.SSLContext | None = None) -> Iterator[ObjectStore]:
             elif self.path in store.redirects:
                 self.answer(store.redirect_status, Location=store.redirects[self.path])
             elif store.authorization and not headers.get("authorization", "").startswith(store.authorization):
-                self.answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+                refusal = b"<Error><Code>AccessDenied</Code></Error>"
+                if store.challenge and urlsplit(self.path).path.startswith("/v2/"):
+                    self.answer(401, refusal, **{"WWW-Authenticate": store.challenge})
+                elif not store.challenge:
+                    self.answer(403, refusal)
+                else:
+                    return False
             else:
                 return False
             return True

@@ -47,6 +47,8 @@ PLAIN = (
     "http://[2001:db8::1]:8080/m.onnx",
     "http://[2001:db8::1]/m.onnx",
     "https://models.example.com/",
+    f"hf://org/model@{'0' * 40}/m.onnx",
+    f"oci://registry.example.com:5000/team/model@sha256:{'0' * 64}/m.onnx",
 )
 # Texts that may hold anything, by the last word of their path: nothing is fetched from there. A new
 # one is either a place, and then it is a Uri (a SourcePrefix, a StoreUri), or it is named here.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -16,6 +18,8 @@ from modelrollout.testing.object_store import ObjectStore
 
 FIELD = "spec.model.uri"
 SECRET = "mine"
+CONTENT = bytes(range(256)) * 64
+COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 @cache
@@ -51,6 +55,51 @@ class Kind:
         server.objects[self.path(name)] = content
 
 
+def sha256(content: bytes) -> str:
+    """Hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def layer(name: str, content: bytes, media: str = "application/octet-stream") -> dict[str, Any]:
+    """The descriptor of a file, as ORAS pushes it."""
+    return {
+        "mediaType": media,
+        "digest": f"sha256:{sha256(content)}",
+        "size": len(content),
+        "annotations": {"org.opencontainers.image.title": name},
+    }
+
+
+def manifest(*layers: dict[str, Any]) -> bytes:
+    """Of an artifact with these layers."""
+    empty = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": f"sha256:{sha256(b'{}')}", "size": 2}
+    content = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": empty,
+        "layers": layers,
+    }
+    return json.dumps(content).encode()
+
+
+class Registry(Kind):
+    """Objects are layers of artifacts; paths are those of the layers. All of them are ``CONTENT``,
+    because a path is a digest.
+    """
+
+    def put(self, server: ObjectStore, name: str, content: bytes) -> None:
+        assert content == CONTENT
+        push(server, "team/model", layer(name, content))
+        server.objects[self.path(name)] = content
+
+
+def push(server: ObjectStore, repository: str, *layers: dict[str, Any]) -> str:
+    """Let a manifest be there; returns how a URI names it."""
+    content = manifest(*layers)
+    server.objects[f"/v2/{repository}/manifests/sha256:{sha256(content)}"] = content
+    return f"{repository}@sha256:{sha256(content)}"
+
+
 KINDS: dict[str, Kind] = {
     "s3": Kind(
         lambda server, name, secret: server.s3(f"models/{name}", secret),
@@ -82,6 +131,20 @@ KINDS: dict[str, Kind] = {
         lambda name: f"/models/{name}",
         lambda: {"token": "tok-1"},
         ("token", "username", "password"),
+    ),
+    "hf": Kind(
+        lambda server, name, secret: server.hf(f"org/model@{COMMIT}/{name}", secret),
+        lambda name: f"/org/model/resolve/{COMMIT}/{name}",
+        lambda: {"token": "hf_1"},
+        ("token",),
+    ),
+    "oci": Registry(
+        lambda server, name, secret: server.oci(
+            f"team/model@sha256:{sha256(manifest(layer(name, CONTENT)))}/{name}", secret
+        ),
+        lambda name: f"/v2/team/model/blobs/sha256:{sha256(CONTENT)}",
+        lambda: {"username": "reader-1", "password": "pw-1"},
+        ("username", "password"),
     ),
 }
 

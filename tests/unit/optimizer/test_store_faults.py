@@ -20,10 +20,9 @@ from modelrollout.optimizer.store.object_store import ObjectStore as Store
 from modelrollout.optimizer.store.object_store import expect_digest
 from modelrollout.optimizer.store.schemes import SCHEMES
 from modelrollout.testing.object_store import ObjectStore, object_store
-from tests.unit.optimizer.store_kinds import FIELD, KINDS, SECRET, Kind, mounted
+from tests.unit.optimizer.store_kinds import CONTENT, FIELD, KINDS, SECRET, Kind, mounted
 
 ROOT = Path(__file__).parents[3]
-CONTENT = bytes(range(256)) * 64
 NAME = "m.onnx"
 
 

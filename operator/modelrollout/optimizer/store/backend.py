@@ -11,6 +11,7 @@ from urllib.parse import SplitResult
 
 from modelrollout.contract.common import Location
 from modelrollout.jobs.errors import JobError, denied
+from modelrollout.optimizer.store.http_client import Client, Fault
 from modelrollout.reasons import Reason
 
 if TYPE_CHECKING:
@@ -57,6 +58,28 @@ class Backend(Protocol):
 
     def delete(self, path: str) -> None:
         """Remove an object; Fault NotListable as for ``list``."""
+
+
+class ReadOnly:
+    """A store whose objects are read over HTTP, and that is neither written nor listed."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def size(self, path: str) -> int:
+        return self._client.size(path)
+
+    def get(self, path: str) -> tuple[int, Generator[bytes, None, None]]:
+        return self._client.get(path)
+
+    def put(self, path: str, content: bytes | Path, *, create: bool) -> bool:
+        raise Fault("ReadOnly")
+
+    def list(self, path: str) -> Iterator[Listed]:
+        raise Fault("NotListable")
+
+    def delete(self, path: str) -> None:
+        raise Fault("NotListable")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ _KEY = "GOOGLE_SERVICE_ACCOUNT_KEY"
 _FIELDS = ("client_email", "private_key", "private_key_id")
 # For anonymous access. Without it obstore would ask the metadata service whom it writes as, also
 # with skip_signature.
-_NOBODY: dict[str, Any] = {**dict.fromkeys(_FIELDS, ""), "gcs_base_url": "", "disable_oauth": True}
+_ANONYMOUS: dict[str, Any] = {**dict.fromkeys(_FIELDS, ""), "gcs_base_url": "", "disable_oauth": True}
 _ALGORITHM = "GOOG4-RSA-SHA256"
 
 
@@ -81,7 +81,7 @@ def signed(url: str, method: str, email: str, key: rsa.RSAPrivateKey, now: datet
 
 def _open(location: Location, uri: SplitResult, secret: Path | None, field: str) -> Bucket:
     base = f"{_endpoint(location)}/{uri.netloc}"
-    account, key = _account(secret, field) if secret else (_NOBODY, None)
+    account, key = _account(secret, field) if secret else (_ANONYMOUS, None)
     store = GCSStore(
         uri.netloc,
         config={

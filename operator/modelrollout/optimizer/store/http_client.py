@@ -56,12 +56,16 @@ Kind = Literal[
     "Redirected",
     "Unreachable",
     "NotListable",
+    "ReadOnly",
+    "Unfit",
+    "TooLarge",
+    "Digest",
 ]
 
 
 class Fault(Exception):
-    """Why a request to a store failed. ``detail``: of Redirected, where it leads and why it is not
-    followed, without secrets.
+    """Why a request to a store failed. ``detail``, without secrets: of Redirected, where it leads
+    and why it is not followed; of Unfit, TooLarge and Digest, what is wrong with what was read.
     """
 
     def __init__(self, kind: Kind, status: int = 0, detail: str = "") -> None:
@@ -117,6 +121,9 @@ class Client:
     headers: Mapping[str, str] = field(default_factory=dict)  # with what opens it
     leads_to: tuple[str, ...] = ()
     allow_http: bool = False
+    # Gets what opens the store anew, into ``headers``, for the challenge of a refusal; whether it
+    # did. Without it a refusal is final.
+    renew: Callable[[str], bool] = lambda challenge: False
     _own: urllib3.PoolManager = field(
         default_factory=lambda: urllib3.PoolManager(timeout=_TIMEOUT, retries=False)
     )
@@ -139,6 +146,21 @@ class Client:
             answer.close()
             raise
         return size, self._content(path, answer, size)
+
+    def ask(self, own: str, url: str, headers: Mapping[str, str]) -> bytes:
+        """A small document to which the store at ``own`` refers: on its own host, or where it may
+        redirect to. Raises Fault.
+        """
+        parts = urlsplit(own)
+        target = self._redirect_target(
+            "GET", own, url, "sends for a token", (f"{parts.scheme}://{parts.netloc}/",)
+        )
+        away = origin(target) != origin(own)
+        with contextlib.closing(self._send("GET", target, headers, None, away)) as answer:
+            content = answer.read(_ERROR_BYTES)
+            if answer.status != 200:
+                raise fault_of(answer.status, content.decode("latin-1"))
+            return content
 
     def put(self, path: str, content: bytes | Path) -> None:
         """Write an object; folders that WebDAV wants are made. Raises Fault."""
@@ -253,9 +275,14 @@ class Client:
     ) -> BaseHTTPResponse:
         """The answer at the end of all redirects; raises Fault and what urllib3 raises."""
         own = origin(url)
-        away = False
+        away = renewed = False
         for _ in range(MOST_REDIRECTS + 1):
             answer = self._send(method, url, headers if away else {**headers, **self.headers}, body, away)
+            if answer.status == 401 and not away and not renewed:
+                renewed = self.renew(answer.headers.get("WWW-Authenticate", ""))
+                if renewed:
+                    answer.close()
+                    answer = self._send(method, url, {**headers, **self.headers}, body, away)
             location = answer.headers.get("Location")
             if answer.status not in _REDIRECTS or location is None:
                 return answer
@@ -296,8 +323,15 @@ class Client:
             **options,
         )
 
-    def _redirect_target(self, method: str, url: str, location: str) -> str:
-        """Where a redirect leads; raises Fault where it may not."""
+    def _redirect_target(
+        self,
+        method: str,
+        url: str,
+        location: str,
+        does: str = "redirects",
+        also: tuple[str, ...] = (),
+    ) -> str:
+        """Where a redirect leads; raises Fault where it may not. ``also``: further prefixes."""
         if method not in ("GET", "HEAD"):
             raise Fault("Redirected", detail="redirects what is written")
         try:
@@ -305,7 +339,7 @@ class Client:
             scheme, _, _ = origin(target)
             parts = urlsplit(target)
         except ValueError:
-            raise Fault("Redirected", detail="redirects to an address that cannot be read") from None
+            raise Fault("Redirected", detail=f"{does} to an address that cannot be read") from None
         if (
             re.search(r"[\x00-\x20\x7f\\]", location)
             or "@" in parts.netloc
@@ -314,16 +348,16 @@ class Client:
             raise Fault(
                 "Redirected",
                 detail=(
-                    "redirects to an address with a user name, dots for folders, or letters that do not"
+                    f"{does} to an address with a user name, dots for folders, or letters that do not"
                     " belong there"
                 ),
             )
         if scheme == "http" and (url.startswith("https:") or not self.allow_http):
-            raise Fault("Redirected", detail=f"redirects to plain http, {_shown(target)}")
-        if not any(_below(target, prefix) for prefix in self.leads_to):
+            raise Fault("Redirected", detail=f"{does} to plain http, {_shown(target)}")
+        if not any(_below(target, prefix) for prefix in (*self.leads_to, *also)):
             raise Fault(
                 "Redirected",
-                detail=f"redirects to {_shown(target)}, which the store's configuration does not name",
+                detail=f"{does} to {_shown(target)}, which the store's configuration does not name",
             )
         return target
 

@@ -177,6 +177,20 @@ class ObjectStore:
                     f"{self.field}: only a store that can be listed is cleaned up; its URI must begin with"
                     f" {listing}",
                 )
+            case "Unfit":
+                return bad_input(Reason.URI_INVALID, f"{what} {fault.detail}")
+            case "TooLarge":
+                return bad_input(Reason.TOO_LARGE, f"{what} {fault.detail}")
+            case "Digest":
+                return bad_input(
+                    Reason.DIGEST_MISMATCH,
+                    f"{what} {fault.detail}; the store does not send what the URI names: push it again",
+                )
+            case "ReadOnly":
+                return bad_input(
+                    Reason.TASK_INVALID,
+                    f"{what}: a store of this kind is only read; artifacts must lie in another one",
+                )
             case "Status" if fault.status // 100 == 4 and fault.status not in (408, 425, 429):
                 return bad_input(
                     Reason.STORE_REFUSED,
