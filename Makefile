@@ -85,7 +85,7 @@ test-gateways: venv ## The end-to-end tests of what depends on the gateway, behi
 	GATEWAY=envoy $(WITH_SANDBOX) $(PYTEST) -m gateway tests/e2e
 
 .PHONY: test-stores
-test-stores: venv ## The store schemes on servers that others wrote: fake-gcs-server, Azurite (Go and npm; built the first time)
+test-stores: venv ## The store schemes on servers that others wrote: fake-gcs-server, Azurite, a registry (Go and npm; built the first time)
 	@hack/stores.sh $(CURDIR)/.cache/stores
 	$(PYTEST) tests/stores
 

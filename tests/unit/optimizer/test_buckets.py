@@ -174,6 +174,23 @@ def test_a_bucket_that_is_not_there(server: ObjectStore, tmp_path: Path, scheme:
     assert (error.value.code, error.value.reason) == (ExitCode.BAD_INPUT, "BucketMissing")
 
 
+def test_an_account_without_public_access_wants_credentials(server: ObjectStore, tmp_path: Path) -> None:
+    body = b"<Error><Code>PublicAccessNotPermitted</Code></Error>"
+    server.statuses[KINDS["az"].path("m.onnx")] = (409, body)
+    with pytest.raises(JobError) as error:
+        Store(server.az("models/m.onnx"), FIELD, tmp_path).digest(max_bytes=9)
+    assert (error.value.code, error.value.reason) == (ExitCode.DENIED, "CredentialsMissing")
+
+
+def test_a_slash_behind_the_endpoint_does_not_matter(server: ObjectStore, tmp_path: Path) -> None:
+    for scheme in CLOUDS:
+        location = KINDS[scheme].location(server, "a", None)
+        slashed = location.model_copy(update={"endpoint": f"{location.endpoint}/"})
+        store = Store(slashed, FIELD, tmp_path)
+        assert store.write("m.json", b"one") and store.read("m.json", max_bytes=9) == b"one"
+    assert {path for _, path in server.requests} == {KINDS[s].path("a/m.json") for s in CLOUDS}
+
+
 @pytest.mark.parametrize("scheme", CLOUDS)
 @pytest.mark.parametrize("secret", [SECRET, None])
 def test_a_cloud_is_led_nowhere(

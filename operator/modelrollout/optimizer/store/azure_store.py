@@ -33,6 +33,10 @@ _NO_ACCOUNT = "none"
 _VERSION = "2022-11-02"
 
 
+def _endpoint(location: Location) -> str:
+    return (location.endpoint or "").rstrip("/")
+
+
 def _decoded(key: str | None) -> bytes:
     """The bytes of an account's key; none if it is not one."""
     try:
@@ -73,7 +77,7 @@ def _is_over(sas: str, now: datetime) -> bool:
 
 
 def _open(location: Location, uri: SplitResult, secret: Path | None, field: str) -> Bucket:
-    if location.endpoint is None:
+    if not _endpoint(location):
         raise bad_input(
             Reason.TASK_INVALID,
             f"{field}: the store has no endpoint; set it in the operator's configuration, for example"
@@ -86,7 +90,7 @@ def _open(location: Location, uri: SplitResult, secret: Path | None, field: str)
             secret,
             f"has neither {_SAS} nor {_NAME} and {_KEY} (in base64); Azure needs one of them",
         )
-    base = f"{location.endpoint.rstrip('/')}/{uri.netloc}"
+    base = f"{_endpoint(location)}/{uri.netloc}"
 
     def unsigned(_: str, path: str) -> str:
         return f"{base}/{quote(path)}"
@@ -118,7 +122,7 @@ def _connect(container: str, location: Location, **keys: Any) -> AzureStore:
     """``credential_type`` among the keys: variables of the pod, as workload identity sets them,
     must not choose another one.
     """
-    options: dict[str, Any] = {"account_name": _NO_ACCOUNT, "endpoint": location.endpoint, **keys}
+    options: dict[str, Any] = {"account_name": _NO_ACCOUNT, "endpoint": _endpoint(location), **keys}
     return AzureStore(
         container, client_options=client_options(location), retry_config=backend.RETRY, **options
     )
@@ -126,7 +130,7 @@ def _connect(container: str, location: Location, **keys: Any) -> AzureStore:
 
 AZURE = Scheme(
     open=_open,
-    address=lambda location: location.endpoint or "",
+    address=_endpoint,
     decode=str,
     encode=str,
     lists=True,

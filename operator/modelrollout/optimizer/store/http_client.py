@@ -99,7 +99,8 @@ def fault_of(status: int, body: str) -> Fault:
         if any(code in body for code in _NO_BUCKET):
             return Fault("BucketMissing", status)
         return Fault("KeyUnknown" if any(code in body for code in _UNKNOWN_KEY) else "ObjectMissing", status)
-    if status in (401, 403):
+    # Azure refuses what is anonymous with 409 where the account allows nothing of the kind
+    if status in (401, 403) or "PublicAccessNotPermitted" in body:
         return Fault("Refused", status)
     region = "AuthorizationHeaderMalformed" in body or (
         "AuthorizationQueryParametersError" in body and "region" in body
@@ -279,7 +280,11 @@ class Client:
         for _ in range(MOST_REDIRECTS + 1):
             answer = self._send(method, url, headers if away else {**headers, **self.headers}, body, away)
             if answer.status == 401 and not away and not renewed:
-                renewed = self.renew(answer.headers.get("WWW-Authenticate", ""))
+                try:
+                    renewed = self.renew(answer.headers.get("WWW-Authenticate", ""))
+                except (Fault, HTTPError):
+                    answer.close()
+                    raise
                 if renewed:
                     answer.close()
                     answer = self._send(method, url, {**headers, **self.headers}, body, away)
