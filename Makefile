@@ -84,6 +84,11 @@ test-gateways: venv ## The end-to-end tests of what depends on the gateway, behi
 	@$(BIN)/python -m sandbox up --gateway envoy
 	GATEWAY=envoy $(WITH_SANDBOX) $(PYTEST) -m gateway tests/e2e
 
+.PHONY: test-stores
+test-stores: venv ## The store schemes on servers that others wrote: fake-gcs-server, Azurite, a registry (Go and npm; built the first time)
+	@hack/stores.sh $(CURDIR)/.cache/stores
+	$(PYTEST) tests/stores
+
 .PHONY: calibrate
 calibrate: venv ## Judge a million simulated rollouts as the operator and two rivals do: false alarms, misses, time, harm (under 10 minutes)
 	@$(BIN)/python -m calibrate --picture docs/explanation

@@ -78,13 +78,6 @@ Namespace = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 LabelName = Annotated[str, Field(pattern=rf"^{selectors.LABEL_NAME}$")]
 
 
-def lies_in(uri: str, prefix: str) -> bool:
-    """Whether ``uri`` lies in ``prefix``, which ends at a path separator: s3://models does not hold
-    s3://models-2/x.
-    """
-    return uri.startswith(prefix.rstrip("/") + "/") and "/../" not in uri and not uri.endswith("/..")
-
-
 class StoreConfig(_Config):
     """A place that models and data may come from: URIs that begin with ``uri``. Jobs fetch nothing
     else.
@@ -92,7 +85,13 @@ class StoreConfig(_Config):
 
     name: str
     uri: StoreUri = Field(description="Prefix, for example s3://models/ or https://models.example.com/.")
-    endpoint: StoreUri | None = Field(None, description="S3 endpoint when it is not AWS.")
+    endpoint: StoreUri | None = Field(
+        None,
+        description=(
+            "Where requests go: of S3 that is not AWS, of Azure (https://ACCOUNT.blob.core.windows.net),"
+            " of Google Cloud Storage behind another name."
+        ),
+    )
     region: str | None = None
     allow_http: bool = False
     secret_name: str | None = Field(
@@ -111,10 +110,16 @@ class StoreConfig(_Config):
         kind = uris.STORE_KINDS.get(self.uri.partition("://")[0])
         if kind is None:
             raise ValueError(f"uri: {self.uri} is in no kind of store; write {uris.FORMS}")
+        if kind.needs_endpoint and self.endpoint is None:
+            raise ValueError(
+                f"endpoint: a URI in {kind.name} does not say where it is; write for example"
+                f" {kind.needs_endpoint}"
+            )
         if self.redirects_to and not kind.follows_redirects:
             raise ValueError(f"redirectsTo: redirects of {kind.name} are never followed; leave it out")
+        asks_by_https = self.uri.startswith("https://") or (self.endpoint or "").startswith("https://")
         for prefix in self.redirects_to:
-            if prefix.startswith("http://") and (self.uri.startswith("https://") or not self.allow_http):
+            if prefix.startswith("http://") and (asks_by_https or not self.allow_http):
                 raise ValueError(
                     f"redirectsTo: {prefix}: redirects from https to http, and to http without allowHttp,"
                     " are not followed; write https://"
@@ -123,15 +128,18 @@ class StoreConfig(_Config):
 
     @property
     def leads_to(self) -> tuple[str, ...] | None:
-        """Prefixes that a redirect may lead to: the store's own and redirectsTo. None where
-        redirects are never followed.
+        """Prefixes that a redirect may lead to: the store's own, where it is an address, and
+        redirectsTo. None where redirects are never followed.
         """
-        follows = uris.STORE_KINDS[self.uri.partition("://")[0]].follows_redirects
-        return (self.uri.rstrip("/") + "/", *self.redirects_to) if follows else None
+        scheme = self.uri.partition("://")[0]
+        if not uris.STORE_KINDS[scheme].follows_redirects:
+            return None
+        own = (self.uri.rstrip("/") + "/",) if scheme in ("http", "https") else ()
+        return (*own, *self.redirects_to)
 
     def holds(self, uri: str) -> bool:
         """Whether ``uri`` lies in this store."""
-        return lies_in(uri, self.uri)
+        return uris.lies_in(uri, self.uri)
 
 
 class ArtifactStoreConfig(StoreConfig):
@@ -144,6 +152,15 @@ class ArtifactStoreConfig(StoreConfig):
             " write."
         ),
     )
+
+    @model_validator(mode="after")
+    def _can_be_written(self) -> Self:
+        kind = uris.STORE_KINDS[self.uri.partition("://")[0]]
+        if not kind.keeps_artifacts:
+            raise ValueError(
+                f"uri: {kind.name} is only read; write another kind of store, for example s3://BUCKET/"
+            )
+        return self
 
     @property
     def servers_can_write(self) -> bool:

@@ -101,7 +101,14 @@ class Reason(StrEnum):
         11,
     )
     CREDENTIALS_INCOMPLETE = "CredentialsIncomplete", JOB, "the Secret lacks a key", 11
+    CREDENTIALS_EXPIRED = "CredentialsExpired", JOB, "the store says that the credentials have expired", 11
     ACCESS_DENIED = "AccessDenied", JOB, "the store refused the credentials", 11
+    OBJECT_REPLACED = (
+        "ObjectReplaced",
+        JOB,
+        "the object was replaced or removed while it was read; nothing of it was used",
+        1,
+    )
     STORE_NOT_RESOLVED = "StoreNotResolved", JOB, "the store's host name does not resolve", 1
     STORE_UNREACHABLE = "StoreUnreachable", JOB, "no answer, or the connection broke", 1
     STORE_UNAVAILABLE = (

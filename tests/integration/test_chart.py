@@ -229,6 +229,10 @@ class TestWithoutHelm:
         change = "artifacts.uri=https://files.example.com/artifacts/"
         assert "artifactCleanup.enabled" in template(change, values="ci/full-values", ok=False)
 
+    @pytest.mark.parametrize("uri", ["gs://artifacts/", "az://artifacts/", "abfs://artifacts/"])
+    def test_what_can_be_listed_is_cleaned_up(self, uri: str) -> None:
+        assert "artifacts.json" in template(f"artifacts.uri={uri}", values="ci/full-values")
+
     def test_the_version_is_that_of_the_package(self) -> None:
         chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
         version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
@@ -585,6 +589,7 @@ class TestRendered:
         [
             ("artifacts.uri=s3://a/", "stores: name at least one place"),
             ("stores[0].name=m,stores[0].uri=s3://m/", "artifacts.uri: say where"),
+            ("stores[0].name=m,stores[0].uri=s3://m/,artifacts.uri=hf://org/", "does not match pattern"),
             ("store=1", "additional properties 'store' not allowed"),
             ("stores[0].name=m,stores[0].uri=ftp://m/", "does not match pattern"),
             ("stores[0].name=m,stores[0].uri=https://me:secret@m/", "does not match pattern"),

@@ -105,8 +105,16 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "no model": (put("spec.model", DELETE), "spec.model: Required value"),
     "no resources": (put("spec.serving.resources", DELETE), "spec.serving.resources: Required value"),
     "scheme": (
-        put("spec.model.uri", "gs://models/digits/model.onnx"),
-        "unsupported URI: write s3://BUCKET/KEY or http(s)://HOST/PATH",
+        put("spec.model.uri", "ftp://models/digits/model.onnx"),
+        "unsupported URI: write s3://BUCKET/KEY or gs://BUCKET/KEY or az://CONTAINER/KEY or ",
+    ),
+    "a branch of a repository": (
+        put("spec.model.uri", "hf://org/model@main/model.onnx"),
+        "unsupported URI",
+    ),
+    "a tag in a registry": (
+        put("spec.model.uri", "oci://registry.example.com/models/digits:v1"),
+        "unsupported URI",
     ),
     "scheme of golden data": (
         put("spec.rollout.analysis.golden.uri", "file:///etc/passwd"),

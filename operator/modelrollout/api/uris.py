@@ -21,16 +21,64 @@ class StoreKind:
     secret: str  # what the Secret that opens it has
     # whether its requests may be redirected to the places in redirectsTo
     follows_redirects: bool
+    needs_endpoint: str = ""  # where a store has no endpoint of its own: how one is written
+    keeps_artifacts: bool = True  # whether it can be written
+    # Of a kind whose URIs pin what they name (NAME@PIN): their form, for RE2 and Python alike.
+    pattern: str = ""
 
 
 _S3 = StoreKind(
     "S3", "s3://BUCKET/KEY", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", follows_redirects=False
 )
+_GS = StoreKind(
+    "Google Cloud Storage", "gs://BUCKET/KEY", "GOOGLE_SERVICE_ACCOUNT_KEY", follows_redirects=False
+)
+_AZURE = StoreKind(
+    "Azure",
+    "az://CONTAINER/KEY",
+    "AZURE_STORAGE_SAS_TOKEN, or AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    follows_redirects=False,
+    needs_endpoint="https://ACCOUNT.blob.core.windows.net",
+)
 _HTTP = StoreKind("HTTP", "http(s)://HOST/PATH", "token, or username and password", follows_redirects=True)
+_HF = StoreKind(
+    "Hugging Face",
+    "hf://ORG/NAME@COMMIT/PATH",
+    "token",
+    follows_redirects=True,
+    keeps_artifacts=False,
+    pattern=r"^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*@[0-9a-f]{40}/[^\s]+$",
+)
+_OCI = StoreKind(
+    "a registry",
+    "oci://REGISTRY/REPOSITORY@sha256:DIGEST/FILE",
+    "username and password",
+    follows_redirects=True,
+    keeps_artifacts=False,
+    pattern=r"^oci://[^/\s]+/[a-z0-9][a-z0-9._/-]*@sha256:[0-9a-f]{64}(/[^\s]+)?$",
+)
 # the kinds of stores by the scheme of their URIs
-STORE_KINDS: Mapping[str, StoreKind] = {"s3": _S3, "http": _HTTP, "https": _HTTP}
+STORE_KINDS: Mapping[str, StoreKind] = {
+    "s3": _S3,
+    "gs": _GS,
+    "az": _AZURE,
+    "abfs": _AZURE,
+    "http": _HTTP,
+    "https": _HTTP,
+    "hf": _HF,
+    "oci": _OCI,
+}
 _KINDS = tuple(dict.fromkeys(STORE_KINDS.values()))
 FORMS = " or ".join(kind.form for kind in _KINDS)
+SECRETS = "; ".join(f"{kind.name}: {kind.secret}" for kind in _KINDS)
+# a URI in some kind of store, and the beginning of one; RE2 and Python read them alike
+PATTERN = "|".join(
+    [
+        rf"^({'|'.join(scheme for scheme, kind in STORE_KINDS.items() if not kind.pattern)})://[^\s]+$",
+        *(kind.pattern for kind in _KINDS if kind.pattern),
+    ]
+)
+PREFIX_PATTERN = rf"^({'|'.join(STORE_KINDS)})://[^\s]+$"
 # A query, a fragment; an @ in the authority; a colon in it (not within an IPv6 address) that begins
 # no port. RE2 and Python read it alike.
 CARRIES_MORE = r"[?#]|^[^/]*//[^/]*@|^[^/]*//[^/:\[]*:[^/]*[^/0-9]"
@@ -38,8 +86,8 @@ _MUST_NOT = (
     "a URI must not carry a user name, password, query or fragment, because everyone can read them here"
 )
 INSTEAD = (
-    f"{_MUST_NOT}; leave them out, put the store's credentials into a Secret"
-    f" ({'; '.join(f'{kind.name}: {kind.secret}' for kind in _KINDS)}) and name it in credentials:"
+    f"{_MUST_NOT}; leave them out, put the store's credentials into a Secret (kubectl explain"
+    " modeldeployment.spec.model.credentials.secretRef says which keys) and name it in credentials:"
     " {secretRef: {name: ...}}"
 )
 PREFIX_INSTEAD = (
@@ -50,6 +98,18 @@ PREFIX_INSTEAD = (
 def carries_more(uri: str) -> bool:
     """Whether the URI holds more than a place: user information, a query or a fragment."""
     return re.search(CARRIES_MORE, uri) is not None
+
+
+def lies_in(uri: str, prefix: str) -> bool:
+    """Whether ``uri`` lies in ``prefix``, which ends at a path separator: s3://models does not hold
+    s3://models-2/x. Where URIs are pinned, hf://ORG/NAME holds every commit of it.
+    """
+    base = prefix.rstrip("/")
+    kind = STORE_KINDS.get(uri.partition("://")[0])
+    inside = uri.startswith(base + "/") or (
+        kind is not None and bool(kind.pattern) and uri.startswith(base + "@")
+    )
+    return inside and "/../" not in uri and not uri.endswith("/..")
 
 
 def lies_below(uri: str, folder: str) -> bool:

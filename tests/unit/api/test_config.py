@@ -66,6 +66,38 @@ def test_a_prefix_ends_at_a_separator_however_it_is_written() -> None:
         assert store.holds("s3://models/team/a") and not store.holds("s3://models/team-b/a")
 
 
+def test_a_repository_holds_its_commits() -> None:
+    pin = "0" * 40
+    for uri in ("hf://org/model", "hf://org/model/"):
+        store = StoreConfig(name="x", uri=uri)
+        assert store.holds(f"hf://org/model@{pin}/m.onnx")
+        assert not store.holds(f"hf://org/model-2@{pin}/m.onnx") and not store.holds(f"hf://org@{pin}/model")
+    assert StoreConfig(name="x", uri="hf://org/").holds(f"hf://org/model@{pin}/m.onnx")
+    assert not StoreConfig(name="x", uri="s3://models/a").holds("s3://models/a@b")
+
+
+def test_a_repository_of_a_registry_holds_its_digests() -> None:
+    pin = f"sha256:{'0' * 64}"
+    store = StoreConfig(name="x", uri="oci://registry.example.com:5000/team/model")
+    assert store.holds(f"oci://registry.example.com:5000/team/model@{pin}")
+    assert store.holds(f"oci://registry.example.com:5000/team/model/small@{pin}/m.onnx")
+    assert not store.holds(f"oci://registry.example.com:5000/team/model-2@{pin}")
+    assert not store.holds(f"oci://registry.example.com/team/model@{pin}")
+
+
+def test_artifacts_lie_where_they_can_be_written() -> None:
+    with pytest.raises(ValidationError, match="Hugging Face is only read"):
+        ArtifactStoreConfig(name="a", uri="hf://org/")
+
+
+def test_content_hosts_are_what_the_configuration_names() -> None:
+    store = StoreConfig(name="x", uri="hf://org/", redirects_to=["https://cdn.example.com/"])
+    assert store.leads_to == ("https://cdn.example.com/",)
+    assert StoreConfig(name="x", uri="hf://org/").leads_to == ()
+    with pytest.raises(ValidationError, match="without allowHttp"):
+        StoreConfig(name="x", uri="hf://org/", redirects_to=["http://cdn.example.com/"])
+
+
 def test_a_host_is_not_its_prefix() -> None:
     store = StoreConfig(name="x", uri="https://models.example.com")
     assert store.holds("https://models.example.com/a")

@@ -47,6 +47,8 @@ PLAIN = (
     "http://[2001:db8::1]:8080/m.onnx",
     "http://[2001:db8::1]/m.onnx",
     "https://models.example.com/",
+    f"hf://org/model@{'0' * 40}/m.onnx",
+    f"oci://registry.example.com:5000/team/model@sha256:{'0' * 64}/m.onnx",
 )
 # Texts that may hold anything, by the last word of their path: nothing is fetched from there. A new
 # one is either a place, and then it is a Uri (a SourcePrefix, a StoreUri), or it is named here.
@@ -302,8 +304,9 @@ def test_the_configuration_is_refused_without_repeating_it(carrying: str, tmp_pa
             "from https to http",
         ),
         ({"uri": "http://m.example.com/", "redirectsTo": ["http://cdn.example.com/"]}, "without allowHttp"),
-        ({"uri": "gs://models/"}, "write s3://BUCKET/KEY or http(s)://HOST/PATH"),
-        ({"uri": "models"}, "write s3://BUCKET/KEY or http(s)://HOST/PATH"),
+        ({"uri": "acme://models/"}, "write s3://BUCKET/KEY or gs://BUCKET/KEY or "),
+        ({"uri": "models"}, "write s3://BUCKET/KEY or gs://BUCKET/KEY or "),
+        ({"uri": "az://models/"}, "write for example https://ACCOUNT.blob.core.windows.net"),
         ({"uri": "https://m.example.com/", "redirectsTo": ["cdn.example.com"]}, "pattern"),
         ({"uri": "https://m.example.com/", "redirectsTo": ["https://cdn.example.com"]}, "pattern"),
         ({"uri": "https://m.example.com/", "redirectsTo": ["https:///x"]}, "pattern"),

@@ -68,7 +68,7 @@ def test_resolve_pins_digest_and_size(server: ObjectStore) -> None:
     assert (result.sha256, result.size_bytes) == (SHA, len(CONTENT))
 
 
-@pytest.mark.parametrize("uri", ["ftp://h/x", "file:///etc/passwd", "gs://b/k", "/models/m.onnx", ""])
+@pytest.mark.parametrize("uri", ["ftp://h/x", "file:///etc/passwd", "acme://b/k", "/models/m.onnx", ""])
 def test_unsupported_scheme(uri: str, tmp_path: Path) -> None:
     error = error_of(Location(uri=uri), tmp_path)
     assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "UnsupportedScheme")

@@ -556,7 +556,7 @@ def test_of_two_objects_nothing_is_pieced_together(
     state.mark = '"2"'
     with pytest.raises(JobError) as error:
         b"".join(chunks)
-    assert (error.value.code, error.value.reason) == (ExitCode.RETRYABLE, "StoreUnreachable")
+    assert (error.value.code, error.value.reason) == (ExitCode.RETRYABLE, "ObjectReplaced")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from modelrollout.api.uris import FORMS
+from modelrollout.api.uris import FORMS, SECRETS
 from modelrollout.api.v1alpha1.schema import KEYS, ApiModel, LocalName, Name, Sha256, Uri
 from modelrollout.contract.formats import FLAVOUR_BY_FORMAT, Flavour, Rounds, SourceFormat
 
@@ -19,8 +19,8 @@ class Credentials(ApiModel):
 
     secret_ref: LocalName = Field(
         description=(
-            "Secret in this namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (S3), or token, or"
-            " username and password (HTTP). It is mounted into Jobs and pods; the operator never reads it."
+            f"Secret in this namespace with what opens the store ({SECRETS}). It is mounted into Jobs and"
+            " pods; the operator never reads it."
         )
     )
 

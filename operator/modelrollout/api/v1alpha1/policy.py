@@ -28,7 +28,7 @@ NamespacePattern = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9*?]([-a-z0-9*?]*[a-z0-9*?])?$", max_length=63)
 ]
 SourcePrefix = Annotated[
-    str, StringConstraints(pattern=r"^(s3|https?)://[^\s]+$", max_length=1024), plain_uri(uris.PREFIX_INSTEAD)
+    str, StringConstraints(pattern=uris.PREFIX_PATTERN, max_length=1024), plain_uri(uris.PREFIX_INSTEAD)
 ]
 ImagePrefix = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.:_/-]*$", max_length=512)]
 HostnamePattern = Annotated[

@@ -40,9 +40,13 @@ class PlainUri(Rule):
 
 
 def plain_uri(message: str) -> PlainUri:
-    """The rule with these words; CEL writes a backslash twice."""
-    pattern = uris.CARRIES_MORE.replace("\\", "\\\\")
-    return PlainUri(f"!self.matches('{pattern}')", message)
+    """The rule with these words."""
+    return PlainUri(f"!{_matches(uris.CARRIES_MORE)}", message)
+
+
+def _matches(pattern: str) -> str:
+    """The condition in CEL, which writes a backslash twice."""
+    return "self.matches('{}')".format(pattern.replace("\\", "\\\\"))
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,7 @@ class StatusModel(ApiModel):
 # spec each its own, in status these.
 STATUS_TEXT = 32768
 STATUS_ITEMS = 4096
-_URI_PATTERN = Rule(
-    rf"self.matches('^({'|'.join(uris.STORE_KINDS)})://[^\\s]+$')", f"unsupported URI: write {uris.FORMS}"
-)
+_URI_PATTERN = Rule(_matches(uris.PATTERN), f"unsupported URI: write {uris.FORMS}")
 Uri = Annotated[str, Field(max_length=2048), _URI_PATTERN, plain_uri(uris.INSTEAD)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$", max_length=253)]

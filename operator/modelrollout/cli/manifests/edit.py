@@ -90,7 +90,7 @@ def _check_values(change: Change) -> None:
         except ValidationError as e:
             raise Refused(f"{option}: {e.errors(include_input=False, include_url=False)[0]['msg']}") from None
         is_uri = option in ("--uri", "--signature")
-        if is_uri and not re.fullmatch(rf"({'|'.join(uris.STORE_KINDS)})://\S+", value):
+        if is_uri and not re.search(uris.PATTERN, value):
             raise Refused(f"{option}: {value!r} is no place of a file: write {uris.FORMS}")
 
 

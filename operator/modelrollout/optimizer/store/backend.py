@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import SplitResult
 
 from modelrollout.contract.common import Location
+from modelrollout.jobs.errors import JobError, denied
+from modelrollout.optimizer.store.http_client import Client, Fault
+from modelrollout.reasons import Reason
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
@@ -57,6 +60,28 @@ class Backend(Protocol):
         """Remove an object; Fault NotListable as for ``list``."""
 
 
+class ReadOnly:
+    """A store whose objects are read over HTTP, and that is neither written nor listed."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def size(self, path: str) -> int:
+        return self._client.size(path)
+
+    def get(self, path: str) -> tuple[int, Generator[bytes, None, None]]:
+        return self._client.get(path)
+
+    def put(self, path: str, content: bytes | Path, *, create: bool) -> bool:
+        raise Fault("ReadOnly")
+
+    def list(self, path: str) -> Iterator[Listed]:
+        raise Fault("NotListable")
+
+    def delete(self, path: str) -> None:
+        raise Fault("NotListable")
+
+
 @dataclass(frozen=True)
 class Scheme:
     """How a kind of store is read and written; ``api.uris`` has what else is known of it.
@@ -80,3 +105,10 @@ def read_secret(folder: Path, key: str) -> str | None:
     """
     path = folder / key
     return path.read_text().strip() or None if path.is_file() else None
+
+
+def incomplete(field: str, folder: Path, what: str) -> JobError:
+    """That the mounted Secret does not open this kind of store; ``what`` it lacks, and what is
+    needed.
+    """
+    return denied(Reason.CREDENTIALS_INCOMPLETE, f"{field}: the Secret {folder.name!r} {what}")

@@ -47,6 +47,8 @@ Kind = Literal[
     "KeyUnknown",
     "ObjectMissing",
     "Refused",
+    "Expired",
+    "Changed",
     "NotResolved",
     "WrongRegion",
     "Status",
@@ -54,12 +56,16 @@ Kind = Literal[
     "Redirected",
     "Unreachable",
     "NotListable",
+    "ReadOnly",
+    "Unfit",
+    "TooLarge",
+    "Digest",
 ]
 
 
 class Fault(Exception):
-    """Why a request to a store failed. ``detail``: of Redirected, where it leads and why it is not
-    followed, without secrets.
+    """Why a request to a store failed. ``detail``, without secrets: of Redirected, where it leads
+    and why it is not followed; of Unfit, TooLarge and Digest, what is wrong with what was read.
     """
 
     def __init__(self, kind: Kind, status: int = 0, detail: str = "") -> None:
@@ -71,13 +77,30 @@ class Fault(Exception):
 _UNKNOWN_KEY = ("InvalidAccessKeyId", "XAdminUserNotFound")
 
 
+# How stores say that a token is too old: S3 and Google; Azure of a SAS; OAuth and those like it.
+_EXPIRED = re.compile(
+    r"\bExpired(?:Token|OAuthToken)\b|\bTokenRefreshRequired\b|not valid in the specified time frame"
+    r"|(?i:\btoken\b[^.<>]{0,80}\bexpired\b)"
+)
+# of S3 and Google; of Azure
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
+
+
+def is_expired(text: str) -> bool:
+    """Whether a store's words say that what opens it was valid once."""
+    return _EXPIRED.search(text) is not None
+
+
 def fault_of(status: int, body: str) -> Fault:
-    """The fault behind a status and the answer's body."""
+    """The fault behind a status and what the answer says: its body, its challenge."""
+    if status in (400, 401, 403) and is_expired(body):
+        return Fault("Expired", status)
     if status == 404:
-        if "NoSuchBucket" in body:
+        if any(code in body for code in _NO_BUCKET):
             return Fault("BucketMissing", status)
         return Fault("KeyUnknown" if any(code in body for code in _UNKNOWN_KEY) else "ObjectMissing", status)
-    if status in (401, 403):
+    # Azure refuses what is anonymous with 409 where the account allows nothing of the kind
+    if status in (401, 403) or "PublicAccessNotPermitted" in body:
         return Fault("Refused", status)
     region = "AuthorizationHeaderMalformed" in body or (
         "AuthorizationQueryParametersError" in body and "region" in body
@@ -99,6 +122,9 @@ class Client:
     headers: Mapping[str, str] = field(default_factory=dict)  # with what opens it
     leads_to: tuple[str, ...] = ()
     allow_http: bool = False
+    # Gets what opens the store anew, into ``headers``, for the challenge of a refusal; whether it
+    # did. Without it a refusal is final.
+    renew: Callable[[str], bool] = lambda challenge: False
     _own: urllib3.PoolManager = field(
         default_factory=lambda: urllib3.PoolManager(timeout=_TIMEOUT, retries=False)
     )
@@ -121,6 +147,21 @@ class Client:
             answer.close()
             raise
         return size, self._content(path, answer, size)
+
+    def ask(self, own: str, url: str, headers: Mapping[str, str]) -> bytes:
+        """A small document to which the store at ``own`` refers: on its own host, or where it may
+        redirect to. Raises Fault.
+        """
+        parts = urlsplit(own)
+        target = self._redirect_target(
+            "GET", own, url, "sends for a token", (f"{parts.scheme}://{parts.netloc}/",)
+        )
+        away = origin(target) != origin(own)
+        with contextlib.closing(self._send("GET", target, headers, None, away)) as answer:
+            content = answer.read(_ERROR_BYTES)
+            if answer.status != 200:
+                raise fault_of(answer.status, content.decode("latin-1"))
+            return content
 
     def put(self, path: str, content: bytes | Path) -> None:
         """Write an object; folders that WebDAV wants are made. Raises Fault."""
@@ -168,13 +209,15 @@ class Client:
             try:
                 answer = self._request("GET", path, {"Range": f"bytes={done}-", "If-Match": mark})
             except Fault as fault:
-                raise Fault("Unreachable") if fault.status in (412, 416) else fault from None
+                changed = fault.status in (412, 416) or fault.kind == "ObjectMissing"
+                raise Fault("Changed") if changed else fault from None
             if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(
                 f"bytes {done}-"
             ):
+                other = answer.headers.get("ETag", mark) != mark
                 answer.close()
                 # it does not go on where it was: another object by now, or no ranges
-                raise Fault("Unreachable")
+                raise Fault("Changed" if other else "Unreachable")
 
     @contextlib.contextmanager
     def _answer(
@@ -212,7 +255,9 @@ class Client:
                 content = b""
                 with contextlib.closing(answer), contextlib.suppress(HTTPError):
                     content = answer.read(_ERROR_BYTES)
-                fault = fault_of(answer.status, content.decode("latin-1"))
+                fault = fault_of(
+                    answer.status, answer.headers.get("WWW-Authenticate", "") + content.decode("latin-1")
+                )
             except HTTPError as error:
                 fault = _unanswered(error)
             pause = (
@@ -231,9 +276,18 @@ class Client:
     ) -> BaseHTTPResponse:
         """The answer at the end of all redirects; raises Fault and what urllib3 raises."""
         own = origin(url)
-        away = False
+        away = renewed = False
         for _ in range(MOST_REDIRECTS + 1):
             answer = self._send(method, url, headers if away else {**headers, **self.headers}, body, away)
+            if answer.status == 401 and not away and not renewed:
+                try:
+                    renewed = self.renew(answer.headers.get("WWW-Authenticate", ""))
+                except (Fault, HTTPError):
+                    answer.close()
+                    raise
+                if renewed:
+                    answer.close()
+                    answer = self._send(method, url, {**headers, **self.headers}, body, away)
             location = answer.headers.get("Location")
             if answer.status not in _REDIRECTS or location is None:
                 return answer
@@ -274,8 +328,15 @@ class Client:
             **options,
         )
 
-    def _redirect_target(self, method: str, url: str, location: str) -> str:
-        """Where a redirect leads; raises Fault where it may not."""
+    def _redirect_target(
+        self,
+        method: str,
+        url: str,
+        location: str,
+        does: str = "redirects",
+        also: tuple[str, ...] = (),
+    ) -> str:
+        """Where a redirect leads; raises Fault where it may not. ``also``: further prefixes."""
         if method not in ("GET", "HEAD"):
             raise Fault("Redirected", detail="redirects what is written")
         try:
@@ -283,7 +344,7 @@ class Client:
             scheme, _, _ = origin(target)
             parts = urlsplit(target)
         except ValueError:
-            raise Fault("Redirected", detail="redirects to an address that cannot be read") from None
+            raise Fault("Redirected", detail=f"{does} to an address that cannot be read") from None
         if (
             re.search(r"[\x00-\x20\x7f\\]", location)
             or "@" in parts.netloc
@@ -292,16 +353,16 @@ class Client:
             raise Fault(
                 "Redirected",
                 detail=(
-                    "redirects to an address with a user name, dots for folders, or letters that do not"
+                    f"{does} to an address with a user name, dots for folders, or letters that do not"
                     " belong there"
                 ),
             )
         if scheme == "http" and (url.startswith("https:") or not self.allow_http):
-            raise Fault("Redirected", detail=f"redirects to plain http, {_shown(target)}")
-        if not any(_below(target, prefix) for prefix in self.leads_to):
+            raise Fault("Redirected", detail=f"{does} to plain http, {_shown(target)}")
+        if not any(_below(target, prefix) for prefix in (*self.leads_to, *also)):
             raise Fault(
                 "Redirected",
-                detail=f"redirects to {_shown(target)}, which the store's configuration does not name",
+                detail=f"{does} to {_shown(target)}, which the store's configuration does not name",
             )
         return target
 

@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Generator, Iterator
 from pathlib import Path
 from urllib.parse import SplitResult, quote, unquote
 
 from modelrollout.contract.common import Location
-from modelrollout.jobs.errors import denied
 from modelrollout.optimizer.store import backend
-from modelrollout.optimizer.store.backend import Listed, Scheme, read_secret
-from modelrollout.optimizer.store.http_client import Client, Fault
-from modelrollout.reasons import Reason
+from modelrollout.optimizer.store.backend import ReadOnly, Scheme, incomplete, read_secret
+from modelrollout.optimizer.store.http_client import Client
 from modelrollout.telemetry.redaction import hide
 
 
-class _Http:
-    """A host."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def size(self, path: str) -> int:
-        return self._client.size(path)
-
-    def get(self, path: str) -> tuple[int, Generator[bytes, None, None]]:
-        return self._client.get(path)
+class _Http(ReadOnly):
+    """A host; what it has is overwritten."""
 
     def put(self, path: str, content: bytes | Path, *, create: bool) -> bool:
         self._client.put(path, content)  # a web server cannot create conditionally
         return True
-
-    def list(self, path: str) -> Iterator[Listed]:
-        raise Fault("NotListable")
-
-    def delete(self, path: str) -> None:
-        raise Fault("NotListable")
 
 
 def _headers(folder: Path, field: str) -> dict[str, str]:
@@ -47,11 +29,7 @@ def _headers(folder: Path, field: str) -> dict[str, str]:
         return {
             "authorization": f"Basic {hide(base64.b64encode(f'{user}:{hide(password)}'.encode()).decode())}"
         }
-    raise denied(
-        Reason.CREDENTIALS_INCOMPLETE,
-        f"{field}: the Secret {folder.name!r} has neither token nor username and password; HTTP needs one of"
-        " them",
-    )
+    raise incomplete(field, folder, "has neither token nor username and password; HTTP needs one of them")
 
 
 def _open(location: Location, uri: SplitResult, secret: Path | None, field: str) -> _Http:

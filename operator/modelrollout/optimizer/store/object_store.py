@@ -140,7 +140,18 @@ class ObjectStore:
                 return denied(
                     Reason.ACCESS_DENIED,
                     f"{what}: the store refused the credentials; check the Secret's keys and the right to"
-                    " read (S3 also answers so for a missing object)",
+                    " read (some stores also answer so for a missing object)",
+                )
+            case "Expired":
+                return denied(
+                    Reason.CREDENTIALS_EXPIRED,
+                    f"{what}: the store says that the credentials have expired; renew them in the Secret",
+                )
+            case "Changed":
+                return retryable(
+                    Reason.OBJECT_REPLACED,
+                    f"{what}: the object was replaced or removed while it was read; it will be tried again;"
+                    " publish each version under a URI of its own",
                 )
             case "NotResolved":
                 return retryable(
@@ -165,6 +176,20 @@ class ObjectStore:
                     Reason.TASK_INVALID,
                     f"{self.field}: only a store that can be listed is cleaned up; its URI must begin with"
                     f" {listing}",
+                )
+            case "Unfit":
+                return bad_input(Reason.URI_INVALID, f"{what} {fault.detail}")
+            case "TooLarge":
+                return bad_input(Reason.TOO_LARGE, f"{what} {fault.detail}")
+            case "Digest":
+                return bad_input(
+                    Reason.DIGEST_MISMATCH,
+                    f"{what} {fault.detail}; the store does not send what the URI names: push it again",
+                )
+            case "ReadOnly":
+                return bad_input(
+                    Reason.TASK_INVALID,
+                    f"{what}: a store of this kind is only read; artifacts must lie in another one",
                 )
             case "Status" if fault.status // 100 == 4 and fault.status not in (408, 425, 429):
                 return bad_input(

@@ -9,9 +9,9 @@ from itertools import chain
 
 from modelrollout.analysis.providers.prometheus.confinement import USE_A_TEMPLATE
 from modelrollout.analysis.providers.prometheus.custom_queries import own_query_problem
+from modelrollout.api.uris import lies_in
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.api.v1alpha1.policy import PolicyGates, Queries
-from modelrollout.config import lies_in
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.rules import Limit, Rules

@@ -1,0 +1,279 @@
+"""Registries, by a stand-in that has manifests and layers at their paths; `make test-stores` asks
+the registry of the distribution project.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelrollout.contract.common import Location
+from modelrollout.contract.exit_codes import ExitCode
+from modelrollout.jobs.errors import JobError
+from modelrollout.optimizer.store import oci_layers
+from modelrollout.optimizer.store.object_store import ObjectStore as Store
+from modelrollout.testing.object_store import ObjectStore, object_store
+from tests.unit.optimizer.store_kinds import FIELD, KINDS, SECRET, layer, mounted, push, sha256
+
+MODELPACK = "application/vnd.cncf.model.weight.v1"
+MODELKIT = "application/vnd.kitops.modelkit"
+IMAGE = "application/vnd.oci.image.layer.v1.tar"
+REPOSITORY = "team/model"
+
+
+@pytest.fixture
+def server() -> Iterator[ObjectStore]:
+    with object_store() as store:
+        yield store
+
+
+@pytest.fixture
+def other() -> Iterator[ObjectStore]:
+    with object_store() as store:
+        yield store
+
+
+def blob(server: ObjectStore, name: str, content: bytes, media: str) -> dict[str, Any]:
+    """A layer that is there."""
+    server.objects[f"/v2/{REPOSITORY}/blobs/sha256:{sha256(content)}"] = content
+    return layer(name, content, media)
+
+
+def tarred(*entries: tuple[str, bytes | None], link: str = "") -> bytes:
+    """An archive of these files; None is an empty folder."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in entries:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content or b"")
+            if content is None:
+                entry.type = tarfile.DIRTYPE
+            archive.addfile(entry, io.BytesIO(content or b""))
+        if link:
+            entry = tarfile.TarInfo(link)
+            entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            archive.addfile(entry)
+    return buffer.getvalue()
+
+
+def read(location: Location, root: Path = Path("/nowhere")) -> bytes:
+    return b"".join(Store(location, FIELD, root).chunks(1 << 20))
+
+
+def error_of(location: Location, root: Path = Path("/nowhere")) -> JobError:
+    with pytest.raises(JobError) as error:
+        read(location, root)
+    assert error.value.message.startswith(f"{FIELD}: {location.uri}")
+    return error.value
+
+
+def test_one_file_needs_no_name(server: ObjectStore) -> None:
+    at = push(server, REPOSITORY, blob(server, "m.onnx", b"model", "application/octet-stream"))
+    assert read(server.oci(at)) == read(server.oci(f"{at}/m.onnx")) == b"model"
+
+
+def test_a_modelpack_is_its_weights(server: ObjectStore) -> None:
+    weights = blob(server, "", b"model", f"{MODELPACK}.raw")
+    weights["annotations"] = {"org.cncf.model.filepath": "onnx/m.onnx"}
+    readme = blob(server, "README.md", b"text", "application/vnd.cncf.model.doc.v1.raw")
+    at = push(server, REPOSITORY, readme, weights)
+    assert read(server.oci(at)) == read(server.oci(f"{at}/onnx/m.onnx")) == b"model"
+    assert read(server.oci(f"{at}/README.md")) == b"text"
+
+
+def test_a_modelkit_is_the_archive_of_its_model(server: ObjectStore) -> None:
+    """The Job takes archives: it looks for the model itself. One file of it can be named."""
+    archive = gzip.compress(tarred(("model", None), ("model/m.onnx", b"model")))
+    at = push(
+        server,
+        REPOSITORY,
+        blob(server, "", archive, f"{MODELKIT}.model.v1.tar+gzip"),
+        blob(server, "", gzip.compress(tarred(("data.csv", b"1"))), f"{MODELKIT}.dataset.v1.tar+gzip"),
+    )
+    assert read(server.oci(at)) == archive
+    assert read(server.oci(f"{at}/model/m.onnx")) == b"model"
+    assert read(server.oci(f"{at}/data.csv")) == b"1"
+
+
+def test_a_file_of_an_image_is_the_one_that_its_container_would_see(server: ObjectStore) -> None:
+    below = tarred(("models/m.onnx", b"old"), ("models/gone.onnx", b"x"), ("away/m.onnx", b"x"))
+    above = gzip.compress(
+        tarred(("./models/m.onnx", b"new"), ("models/.wh.gone.onnx", b""), ("away/.wh..wh..opq", b""))
+    )
+    at = push(server, REPOSITORY, blob(server, "", below, IMAGE), blob(server, "", above, f"{IMAGE}+gzip"))
+    assert read(server.oci(f"{at}/models/m.onnx")) == b"new"
+    for gone in ("models/gone.onnx", "away/m.onnx", "models/none.onnx"):
+        assert error_of(server.oci(f"{at}/{gone}")).reason == "ObjectMissing"
+
+
+def test_a_link_is_no_file(server: ObjectStore) -> None:
+    at = push(server, REPOSITORY, blob(server, "", tarred(link="models/m.onnx"), IMAGE))
+    assert error_of(server.oci(f"{at}/models/m.onnx")).reason == "ObjectMissing"
+
+
+def test_what_has_several_models_needs_a_name(server: ObjectStore) -> None:
+    at = push(server, REPOSITORY, *(blob(server, n, n.encode(), f"{MODELPACK}.raw") for n in ("a", "b")))
+    error = error_of(server.oci(at))
+    assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "UriInvalid")
+    assert "has 2 layers (a, b); name the file" in error.message
+
+
+def test_other_bytes_than_the_digests_say(server: ObjectStore) -> None:
+    model = blob(server, "m.onnx", b"model", "application/octet-stream")
+    at = push(server, REPOSITORY, model)
+    server.objects[f"/v2/{REPOSITORY}/blobs/{model['digest']}"] = b"anotr"
+    error = error_of(server.oci(at))
+    assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "DigestMismatch")
+    assert f"has sha256 {sha256(b'anotr')}, not {sha256(b'model')}" in error.message
+    server.objects[f"/v2/{at.replace('@', '/manifests/')}"] = b"{}"
+    assert error_of(server.oci(at)).reason == "DigestMismatch"
+
+
+def test_a_file_in_an_archive_is_checked_with_the_whole_archive(server: ObjectStore) -> None:
+    archive = tarred(("m.onnx", b"model"), ("other", b"x" * 20000))
+    packed = blob(server, "", archive, IMAGE)
+    at = push(server, REPOSITORY, packed)
+    assert read(server.oci(f"{at}/m.onnx")) == b"model"
+    server.objects[f"/v2/{REPOSITORY}/blobs/{packed['digest']}"] = archive.replace(b"x" * 9, b"y" * 9)
+    assert error_of(server.oci(f"{at}/m.onnx")).reason == "DigestMismatch"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[]", "is no manifest"),
+        (b"{", "is no manifest"),
+        (b'{"layers": [{}]}', "is no manifest"),
+        (b'{"layers": [{"digest": "md5:0", "mediaType": "x", "size": 1}]}', "without a SHA-256"),
+        (b'{"layers": []}', "has 0 layers"),
+        (b'{"manifests": [{}, {}]}', "is an index of 2 manifests"),
+    ],
+)
+def test_manifests_that_name_no_model(server: ObjectStore, content: bytes, words: str) -> None:
+    server.objects[f"/v2/{REPOSITORY}/manifests/sha256:{sha256(content)}"] = content
+    error = error_of(server.oci(f"{REPOSITORY}@sha256:{sha256(content)}"))
+    assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "UriInvalid") and words in error.message
+
+
+@pytest.mark.parametrize(
+    ("content", "media", "words"),
+    [
+        (b"x" * 2000, IMAGE, "is no archive"),
+        (b"x" * 2000, f"{IMAGE}+gzip", "is no archive"),
+        (gzip.compress(tarred(("a", b"x" * 9999)))[:60], f"{IMAGE}+gzip", "is no archive"),
+        (b"(\xb5/\xfd", f"{IMAGE}+zstd", "packed with zstd"),
+    ],
+)
+def test_layers_that_are_no_archives(server: ObjectStore, content: bytes, media: str, words: str) -> None:
+    at = push(server, REPOSITORY, blob(server, "", content, media))
+    error = error_of(server.oci(f"{at}/m.onnx"))
+    assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "UriInvalid") and words in error.message
+
+
+def test_a_header_that_would_fill_the_memory(server: ObjectStore) -> None:
+    entry = tarfile.TarInfo("long")
+    entry.type, entry.size = tarfile.XHDTYPE, 1 << 30
+    at = push(server, REPOSITORY, blob(server, "", entry.tobuf() + b"\0" * 2048, IMAGE))
+    assert "is no archive" in error_of(server.oci(f"{at}/m.onnx")).message
+
+
+def test_an_archive_that_unpacks_to_too_much(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oci_layers, "MAX_MODEL_BYTES", 1 << 20)
+    packed = gzip.compress(tarred(("zeros", bytes(2 << 20)), ("m.onnx", b"model")))
+    at = push(server, REPOSITORY, blob(server, "", packed, f"{IMAGE}+gzip"))
+    error = error_of(server.oci(f"{at}/m.onnx"))
+    assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "TooLarge")
+
+
+@pytest.mark.parametrize(
+    "path", [f"{REPOSITORY}:latest", f"{REPOSITORY}@sha256:0123", REPOSITORY, f"Team@sha256:{'0' * 64}"]
+)
+def test_only_a_digest_is_taken(server: ObjectStore, path: str) -> None:
+    error = error_of(server.oci(path))
+    assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "UriInvalid")
+    assert not server.requests
+
+
+def artifact(server: ObjectStore) -> str:
+    return push(server, REPOSITORY, blob(server, "m.onnx", b"model", "application/octet-stream"))
+
+
+@pytest.mark.parametrize("secret", [SECRET, None])
+def test_a_token_is_got_where_the_registry_sends_for_it(
+    server: ObjectStore, tmp_path: Path, secret: str | None
+) -> None:
+    """On its own host, with the name and the password if there are any."""
+    at = artifact(server)
+    place = f"/service/token?service=registry&scope=repository%3A{'team%2Fmodel'}%3Apull"
+    server.objects[place] = json.dumps({"token": "tok-1"}).encode()
+    server.authorization = "Bearer tok-1"
+    server.challenge = f'Bearer realm="{server.url}/service/token",service="registry",scope="x"'
+    assert read(server.oci(at, secret), mounted(tmp_path, KINDS["oci"].keys())) == b"model"
+    asked = {
+        path: headers.get("authorization")
+        for (_, path), headers in zip(server.requests, server.headers, strict=True)
+    }
+    assert asked[place] == (f"Basic {base64.b64encode(b'reader-1:pw-1').decode()}" if secret else None)
+    assert [path for _, path in server.requests].count(place) == 1
+
+
+def test_a_token_is_got_from_another_host_only_if_it_is_named(
+    server: ObjectStore, other: ObjectStore, tmp_path: Path
+) -> None:
+    at, root = artifact(server), mounted(tmp_path, KINDS["oci"].keys())
+    server.authorization = "Bearer tok-1"
+    server.challenge = f'Bearer realm="{other.url}/auth/token",service="registry"'
+    other.objects["/auth/token?service=registry&scope=repository%3Ateam%2Fmodel%3Apull"] = (
+        b'{"access_token": "tok-1"}'
+    )
+    error = error_of(server.oci(at, SECRET, ()), root)
+    assert error.reason == "RedirectRefused" and f"sends for a token to {other.url}" in error.message
+    assert not other.requests
+    assert read(server.oci(at, SECRET, (f"{other.url}/auth/",)), root) == b"model"
+    assert other.headers[0]["authorization"].startswith("Basic ")
+
+
+def test_a_token_that_opens_nothing_is_refused_once(server: ObjectStore, tmp_path: Path) -> None:
+    at, root = artifact(server), mounted(tmp_path, KINDS["oci"].keys())
+    server.authorization = "Bearer right"
+    server.challenge = f'Bearer realm="{server.url}/token"'
+    server.objects["/token?service=&scope=repository%3Ateam%2Fmodel%3Apull"] = b'{"token": "wrong"}'
+    error = error_of(server.oci(at, SECRET), root)
+    assert (error.code, error.reason) == (ExitCode.DENIED, "AccessDenied")
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("answer", [b"{}", b"[]", b"{", b'{"token": null}'])
+def test_an_answer_without_a_token(server: ObjectStore, tmp_path: Path, answer: bytes) -> None:
+    at, root = artifact(server), mounted(tmp_path, KINDS["oci"].keys())
+    server.authorization = "Bearer right"
+    server.challenge = f'Bearer realm="{server.url}/token"'
+    server.objects["/token?service=&scope=repository%3Ateam%2Fmodel%3Apull"] = answer
+    assert error_of(server.oci(at, SECRET), root).reason == "AccessDenied"
+
+
+def test_layers_of_a_content_host_that_is_named(
+    server: ObjectStore, other: ObjectStore, tmp_path: Path
+) -> None:
+    at, root = artifact(server), mounted(tmp_path, KINDS["oci"].keys())
+    server.redirects[f"/v2/{REPOSITORY}/blobs/sha256:{sha256(b'model')}"] = f"{other.url}/data/1?sig=2"
+    other.objects["/data/1?sig=2"] = b"model"
+    error = error_of(server.oci(at, SECRET, ()), root)
+    assert error.reason == "RedirectRefused" and "sig=2" not in error.message and not other.requests
+    assert read(server.oci(at, SECRET, (f"{other.url}/data/",)), root) == b"model"
+    assert all("authorization" not in headers for headers in other.headers)
+
+
+def test_a_manifest_is_not_got_from_another_repository(server: ObjectStore) -> None:
+    at = artifact(server)
+    place = f"/v2/{at.replace('@', '/manifests/')}"
+    server.redirects[place] = place.replace("team/model", "another/model")
+    assert error_of(server.oci(at)).reason == "RedirectRefused"
