@@ -18,7 +18,7 @@ import pytest
 from modelrollout.contract.common import Location
 from modelrollout.contract.exit_codes import ExitCode
 from modelrollout.jobs.errors import JobError
-from modelrollout.optimizer.store import oci_layers
+from modelrollout.optimizer.store import backend, http_client, oci_layers
 from modelrollout.optimizer.store.object_store import ObjectStore as Store
 from modelrollout.testing.object_store import ObjectStore, object_store
 from tests.unit.optimizer.store_kinds import FIELD, KINDS, SECRET, layer, mounted, push, sha256
@@ -249,6 +249,25 @@ def test_a_token_that_opens_nothing_is_refused_once(server: ObjectStore, tmp_pat
     error = error_of(server.oci(at, SECRET), root)
     assert (error.code, error.reason) == (ExitCode.DENIED, "AccessDenied")
     assert len(server.requests) == 3
+
+
+def test_a_token_that_expires_while_a_layer_is_read_is_got_again(
+    server: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "RETRY", {**backend.RETRY, "max_retries": 1})
+    monkeypatch.setattr(http_client.time, "sleep", lambda seconds: None)
+    at, root = artifact(server), mounted(tmp_path, KINDS["oci"].keys())
+    token = "/token?service=&scope=repository%3Ateam%2Fmodel%3Apull"
+    server.authorization, server.objects[token] = "Bearer first", b'{"token": "first"}'
+    server.challenge = f'Bearer realm="{server.url}/token"'
+    server.cuts[f"/v2/{REPOSITORY}/blobs/sha256:{sha256(b'model')}"] = 3
+
+    def expire() -> None:
+        server.authorization, server.objects[token] = "Bearer second", b'{"token": "second"}'
+
+    server.after_cut = expire
+    assert read(server.oci(at, SECRET), root) == b"model"
+    assert [path for _, path in server.requests].count(token) == 2
 
 
 @pytest.mark.parametrize("answer", [b"{}", b"[]", b"{", b'{"token": null}'])

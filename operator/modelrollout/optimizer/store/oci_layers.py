@@ -25,6 +25,7 @@ _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 # Long names are headers of their own, which tarfile reads into memory whole.
 _HEADER_LIMIT_BYTES = 1 << 20
+_READ_BYTES = 1 << 20
 _BROKEN = (tarfile.TarError, zlib.error, EOFError, ValueError, OverflowError)
 
 
@@ -107,13 +108,19 @@ class _Stream:
     """What tarfile reads a stream from."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks, self._rest = chunks, b""
+        self._chunks, self._chunk, self._at = chunks, b"", 0
 
     def read(self, size: int) -> bytes:
-        while len(self._rest) < size and (chunk := next(self._chunks, None)) is not None:
-            self._rest += chunk
-        taken, self._rest = self._rest[:size], self._rest[size:]
-        return taken
+        parts = []
+        while size > 0:
+            if self._at == len(self._chunk):
+                self._chunk, self._at = next(self._chunks, b""), 0
+                if not self._chunk:
+                    break
+            parts.append(self._chunk[self._at : self._at + size])
+            self._at += len(parts[-1])
+            size -= len(parts[-1])
+        return b"".join(parts)
 
 
 def find(
@@ -134,7 +141,9 @@ def find(
     try:
         packed = layer.media.endswith("gzip")
         stream: Any = _Stream(blob)  # reads, and does nothing else that a file does
-        archive = tarfile.open(mode="r|gz" if packed else "r|", fileobj=stream, tarinfo=_Entry)  # noqa: SIM115
+        archive = tarfile.open(  # noqa: SIM115
+            mode="r|gz" if packed else "r|", fileobj=stream, bufsize=_READ_BYTES, tarinfo=_Entry
+        )
         for entry in archive:
             # the next look unpacks what lies between
             if archive.offset > MAX_MODEL_BYTES:
