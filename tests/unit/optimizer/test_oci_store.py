@@ -171,6 +171,7 @@ def test_manifests_that_name_no_model(server: ObjectStore, content: bytes, words
         (gzip.compress(tarred(("a", b"x" * 9999)))[:60], f"{IMAGE}+gzip", "is no archive"),
         (b"(\xb5/\xfd", f"{IMAGE}+zstd", "packed with zstd"),
     ],
+    ids=["text", "text as gzip", "cut off", "zstd"],
 )
 def test_layers_that_are_no_archives(server: ObjectStore, content: bytes, media: str, words: str) -> None:
     at = push(server, REPOSITORY, blob(server, "", content, media))
