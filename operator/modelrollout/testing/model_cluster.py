@@ -37,6 +37,7 @@ from modelrollout.rollout import strategy
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.jobs import asks_made_up, stage_job
 from modelrollout.rollout.desired.pods import has_pods_for, stable_floor
+from modelrollout.rollout.desired.revisions import keeps_outcome
 from modelrollout.rollout.desired.traffic import needs_measurement, split
 from modelrollout.rollout.plan import Converge, Desired, Plan, Wait, Write
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
@@ -388,7 +389,7 @@ class ModelCluster:
         ]:
             yield lambda name=name: self._delete_job(name)  # type: ignore[misc]
         for name, status in desired.revision_status.items():
-            if status.outcome not in ("Pending", "Canary") and self.mirrors.get(name) != status.outcome:
+            if not keeps_outcome(s, name, status.outcome, self.mirrors.get(name, "Pending")):
                 yield lambda name=name, status=status: self.mirrors.update({name: status.outcome})  # type: ignore[misc]
             yield lambda name=name, status=status: self._record(name, status)  # type: ignore[misc]
         for name in desired.forget:
@@ -902,7 +903,8 @@ class ModelCluster:
             first = steps_of(Specified.of(s))[0].weight or 0
             assert old.shadow.promoted == "Full" or self.weight(after) == first, "a step was left out"
         elif new.mode == "Update" or not new.proven:
-            assert old.stage == "Evaluate"
+            assert old.stage in ("Provision", "Evaluate")
+            assert old.stage == "Evaluate" or self._ready(new.revision), "what nothing asks is at least ready"
             assert self.spec is not None and (
                 self.spec.rollout.shadow is None
                 or before.stable is None

@@ -7,10 +7,18 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.v1alpha1 import Draining, StepEvidence
+from modelrollout.api.v1alpha1 import (
+    Draining,
+    Outcome,
+    QueueStatus,
+    RevisionRef,
+    Stage,
+    StepEvidence,
+    TuningEvidence,
+)
 from modelrollout.rollout.desired import desired
 from modelrollout.rollout.desired.pods import replicas, share_replicas
-from modelrollout.rollout.desired.revisions import human_bytes, revision_status
+from modelrollout.rollout.desired.revisions import human_bytes, keeps_outcome, revision_status
 from modelrollout.rollout.desired.traffic import service_selector, split
 from modelrollout.rollout.plan import Desired
 from modelrollout.rollout.snapshot import Server, Snapshot
@@ -188,8 +196,41 @@ def test_the_disruption_budget_is_stables() -> None:
 
 
 def test_a_revision_in_flight_is_pending_then_canary() -> None:
-    assert revision_status(b.second("Provision"))[V2].outcome == "Pending"
+    queue = QueueStatus(since=b.ago(0), gpus=1)
+    assert revision_status(b.second("Provision", changes={"queue": queue}))[V2].outcome == "Pending"
     assert revision_status(b.in_canary())[V2].outcome == "Canary"
+
+
+@pytest.mark.parametrize("stage", ["Prepare", "Provision", "Evaluate", "Promote", "Revert"])
+def test_what_the_next_stage_writes_of_a_revision_is_not_written_before(stage: Stage) -> None:
+    assert V2 not in revision_status(b.second(stage))
+
+
+def test_what_tuning_found_stands_in_the_revision_before_it_serves() -> None:
+    tuning = TuningEvidence(message="as configured")
+    assert revision_status(b.second("Provision", changes={"tuning": tuning}))[V2].tuning == tuning
+
+
+@pytest.mark.parametrize(
+    ("stable", "name", "outcome", "copied", "keeps"),
+    [
+        (2, V1, "Retired", "Stable", True),
+        (2, V1, "Retired", "Promoted", True),
+        (1, V2, "Retired", "Promoted", False),
+        (2, V1, "Retired", "Pending", False),
+        (2, V2, "Promoted", "Pending", False),
+        (2, V2, "Promoted", "Promoted", True),
+        (1, V2, "RolledBack", "Pending", False),
+        (1, V2, "Canary", "Pending", True),
+    ],
+)
+def test_an_outcome_is_copied_where_a_restored_backup_would_miss_it(
+    stable: int, name: str, outcome: Outcome, copied: str, keeps: bool
+) -> None:
+    s = b.second("Done")
+    ref = RevisionRef(revision=b.revision_name(stable), number=stable)
+    s = replace(s, status=s.status.model_copy(update={"stable": ref}))
+    assert keeps_outcome(s, name, outcome, copied) is keeps
 
 
 def test_the_evidence_of_a_rollout_stands_in_its_revision() -> None:
@@ -234,8 +275,8 @@ def test_the_former_stable_is_retired() -> None:
 
 def test_a_rollback_under_way_says_nothing_about_its_target() -> None:
     s = b.second(
-        "Provision",
-        changes={"mode": "Rollback"},
+        "Canary",
+        changes={"mode": "Rollback", "step": b.step(0, 5)},
         revisions=(b.revision(1, "Stable"), b.revision(2, "Retired")),
     )
     assert revision_status(s)[V2].outcome == "Retired"

@@ -46,7 +46,7 @@ def outcome(world: ModelCluster, name: str) -> tuple[str, str]:
 def test_the_first_version_has_nothing_to_be_compared_with_and_becomes_stable_without_a_canary() -> None:
     world = ModelCluster(b.spec(1))
     world.serve()
-    assert stages(world) == ["Resolve", "Prepare", "Provision", "Evaluate", "Promote", "Done"]
+    assert stages(world) == ["Resolve", "Prepare", "Provision", "Promote", "Done"]
     assert world.status.stable and world.status.stable.revision == V1 and world.status.stable.number == 1
     assert world.route == ((V1, 100),) and world.service == V1
     assert outcome(world, V1) == ("Stable", "-")

@@ -94,7 +94,7 @@ def test_stable_says_it_once_and_says_when_it_is_over() -> None:
 
 @pytest.mark.parametrize(
     ("version", "then", "reason"),
-    [("2.74.0", "Evaluate", None), ("2.51.0", "Failed", "TritonVulnerable"), (None, "Provision", None)],
+    [("2.74.0", "Canary", None), ("2.51.0", "Failed", "TritonVulnerable"), (None, "Provision", None)],
 )
 def test_a_policy_may_demand_a_patched_server(version: str | None, then: str, reason: str | None) -> None:
     rules = Rules(gates=(("p", PolicyGates(patched_servers=True)),))
@@ -107,4 +107,4 @@ def test_a_policy_may_demand_a_patched_server(version: str | None, then: str, re
         late = decide(s, b.at(100_000)).status.rollout
         assert late and late.stage == "Failed" and "GET /v2" in (late.message or "")
     anyway = decide(with_version(b.second("Provision"), V2, version), b.START).status.rollout
-    assert anyway and anyway.stage == "Evaluate", "without such a policy nobody waits for it"
+    assert anyway and anyway.stage == "Canary", "without such a policy nobody waits for it"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.plan import Converge
@@ -17,7 +19,24 @@ def pods(ready: int, problem: Problem | None = None) -> dict[str, Server]:
 
 def test_every_replica_has_to_serve_the_model_first() -> None:
     assert b.moved(decide(b.second("Provision", servers=pods(1)), b.START)).stage == "Provision"
-    assert b.moved(decide(b.second("Provision", servers=pods(2)), b.START)).stage == "Evaluate"
+    assert b.moved(decide(b.second("Provision", servers=pods(2)), b.START)).stage == "Canary"
+
+
+def test_a_stage_in_which_nothing_is_asked_is_no_write_of_its_own() -> None:
+    served = pods(2)
+    limits = {"resources": {"limits": {"nvidia.com/gpu": 1}}}
+    other = b.spec(2, serving={"replicas": 2, **limits, "triton": {"backend": "TorchScript"}})
+    revisions = (b.revision(1, "Stable"), replace(b.revision(2), input=other.user_input()))
+    down = served | {b.revision_name(1): Server(2, 0, None, 2)}
+    asks = {
+        "golden data": b.second("Provision", wanted=b.spec(2, golden=True), servers=served),
+        "made-up inputs": b.second("Provision", wanted=other, revisions=revisions, servers=served),
+        "whether stable is dead": b.second("Provision", servers=down),
+    }
+    entered = {what: b.moved(decide(s, b.START)) for what, s in asks.items()}
+    assert {what: to.stage for what, to in entered.items()} == dict.fromkeys(asks, "Evaluate")
+    to = b.moved(decide(b.second("Provision", servers=served), b.START))
+    assert (to.stage, to.stages["Evaluate"]) == ("Canary", 0)
 
 
 def test_a_rollback_by_hand_goes_on_to_promote() -> None:

@@ -377,7 +377,7 @@ def test_a_weight_whose_pods_never_come_pauses_at_the_one_before() -> None:
 
 def test_provision_waits_for_the_pods_of_the_first_step_only() -> None:
     s = b.second("Provision", wanted=scaled(1).spec, servers=pods((8, 8), (1, 1)))
-    assert b.moved(decide(s, b.START)).stage == "Evaluate"
+    assert b.moved(decide(s, b.START)).stage == "Canary"
 
 
 def promoting(ready: int, **facts: Any) -> Snapshot:

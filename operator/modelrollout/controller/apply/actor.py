@@ -62,6 +62,7 @@ from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.resources import network_policies
 from modelrollout.resources.common import NotAllowedError
+from modelrollout.rollout.desired.revisions import keeps_outcome
 from modelrollout.rollout.plan import Desired, Event
 from modelrollout.rollout.snapshot import NAME_TAKEN
 from modelrollout.traffic.registry import backends_of
@@ -394,7 +395,7 @@ class Actor:
         self._fence()
         try:
             copied = annotations_of(live).get(names.ANNOTATION_OUTCOME, "Pending")
-            if status.outcome not in ("Pending", "Canary") and copied != status.outcome:
+            if not keeps_outcome(observation.observed, name, status.outcome, copied):
                 annotations = {
                     names.ANNOTATION_OUTCOME: status.outcome,
                     names.ANNOTATION_REASON: status.reason,

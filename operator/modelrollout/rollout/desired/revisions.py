@@ -15,6 +15,7 @@ from modelrollout.rollout.plan import NewRevision
 from modelrollout.rollout.server_crashes import without_pods
 from modelrollout.rollout.snapshot import (
     SERVED,
+    Observed,
     Revision,
     Snapshot,
     artifact_is_unusable,
@@ -40,6 +41,16 @@ def new_revision(s: Snapshot) -> NewRevision | None:
 
 # Stages that add no evidence, or end at once: the write of the next stage covers them.
 _PASSING = ("Prepare", "Promote", "Revert")
+# Likewise, but for what Prepare has found: status has it meanwhile, and the pods run it.
+_BEFORE_TRAFFIC = ("Provision", "Evaluate")
+
+
+def _is_passing(rollout: RolloutStatus) -> bool:
+    """Whether the revision's status can wait for the next stage. It cannot where the stage may last
+    (in a queue), or where much work would be lost with the rollout's status.
+    """
+    lasts = rollout.queue is not None or rollout.tuning is not None
+    return rollout.stage in _PASSING or (rollout.stage in _BEFORE_TRAFFIC and not lasts)
 
 
 def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
@@ -51,7 +62,7 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
     rollout = s.status.rollout
     for revision in s.revisions:
         desired = revision.status
-        if rollout and rollout.revision == revision.name and rollout.stage in _PASSING:
+        if rollout and rollout.revision == revision.name and _is_passing(rollout):
             continue
         if rollout and rollout.revision == revision.name and rollout.reason != Reason.QUARANTINED:
             step = s.status.step if in_flight(rollout) else None
@@ -72,6 +83,20 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
         if desired != revision.status:
             changed[revision.name] = desired
     return changed
+
+
+def keeps_outcome(s: Observed, name: str, outcome: Outcome, copied: str) -> bool:
+    """Whether the annotations of a revision, which a backup keeps, say enough of its outcome.
+
+    ``copied``: what they say. One that a later revision has replaced may go on as one that served
+    (``recovery`` takes the last of these), one that a person left for an earlier one may not.
+    """
+    stable = s.revision(s.status.stable.revision) if s.status.stable else None
+    revision = s.revision(name)
+    replaced = stable is not None and revision is not None and stable.number > revision.number
+    return outcome in ("Pending", "Canary", copied) or (
+        outcome == "Retired" and copied in ("Stable", "Promoted") and replaced
+    )
 
 
 def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStatus:

@@ -9,11 +9,26 @@ from modelrollout.api import names
 from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, Shadow, ShadowStatus, StepStatus
 from modelrollout.rollout import strategy
+from modelrollout.rollout.dead_stable import is_down
+from modelrollout.rollout.desired.jobs import asks_made_up
 from modelrollout.rollout.desired.pods import has_pods_for
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
+from modelrollout.rollout.policy.requirements import golden_violation
 from modelrollout.rollout.snapshot import baseline, predecessor, rollout_of, shadow_of, step_of
 from modelrollout.rollout.transitions import at_step, change, enter
-from modelrollout.rollout.views import Specified, SpecifiedSnapshot
+from modelrollout.rollout.views import InFlight, Specified, SpecifiedSnapshot
+
+
+def after_provision(s: InFlight, now: datetime) -> ModelDeploymentStatus:
+    """Evaluate; or what follows it, where it would ask the served model nothing and only be a write
+    of its own. Evaluate also waits for golden data that a policy demands, and looks whether a
+    stable without a ready pod is dead.
+    """
+    status = enter(s.status, "Evaluate", now)
+    asks = s.spec.rollout.analysis.golden is not None or asks_made_up(s)
+    if asks or is_down(s) or golden_violation(s.rules, s.spec):
+        return status
+    return after_evaluate(replace(s, status=status), status, now)
 
 
 def after_evaluate(

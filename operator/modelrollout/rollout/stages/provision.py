@@ -21,6 +21,7 @@ from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.security_bulletins import known_flaws
 from modelrollout.rollout.snapshot import Gpus, Slot
 from modelrollout.rollout.stages.in_place import UNSCHEDULABLE, release_stable_pods
+from modelrollout.rollout.stages.next_stage import after_provision
 from modelrollout.rollout.stages.spec import StageSpec
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS, remaining, wait, wait_or_fail
 from modelrollout.rollout.transitions import change, enter, fail
@@ -45,7 +46,7 @@ def provision(s: InFlight, now: datetime) -> Transition:
             return Transition(enter(s.status, "Promote", now))  # what is proven stays proven
         if demanding := next((name for name, gates in s.rules.gates if gates.patched_servers), None):
             return _evaluate_if_patched(s, demanding, now)
-        return Transition(enter(s.status, "Evaluate", now))
+        return Transition(after_provision(s, now))
     if released := release_stable_pods(s):
         return released
     problem = server.problem
@@ -83,7 +84,7 @@ def _evaluate_if_patched(s: InFlight, policy: str, now: datetime) -> Transition:
             fail(s.status, now, "Rejected", problem.reason, message),
             (Event(problem.reason, message, "Warning"),),
         )
-    return Transition(enter(s.status, "Evaluate", now))
+    return Transition(after_provision(s, now))
 
 
 def queued(s: InFlight, now: datetime) -> QueueStatus | None:
