@@ -511,7 +511,7 @@ def changed_condition_events(s: Snapshot, after: ModelDeploymentStatus, now: dat
         and (was_ready is None or was_ready.reason != ready.reason)
     ):
         events.append(Event(ready.reason, ready.message, "Warning"))
-    if begun := _begun_pause(before, after):
+    if begun := _pause_for_a_person(s, after):
         events.append(Event(Reason.PAUSE_STEP, begun))
     here, was_here = new.get("Available"), old.get("Available")
     unavailable = here is not None and here.reason in _UNAVAILABLE
@@ -538,13 +538,15 @@ def changed_condition_events(s: Snapshot, after: ModelDeploymentStatus, now: dat
     return tuple(events)
 
 
-def _begun_pause(before: ModelDeploymentStatus, after: ModelDeploymentStatus) -> str | None:
-    """What status says of a pause step that has just begun."""
-    earlier, rollout = before.rollout, after.rollout
-    if rollout is None or rollout.reason != Reason.PAUSE_STEP or rollout.step is None:
+def _pause_for_a_person(s: Snapshot, after: ModelDeploymentStatus) -> str | None:
+    """What status says of a pause step that has just begun, and that only a person ends."""
+    earlier, rollout = s.status.rollout, after.rollout
+    if s.spec is None or rollout is None or rollout.reason != Reason.PAUSE_STEP or rollout.step is None:
         return None
+    steps = steps_of(Specified.of(s))
+    pause = strategy.pause_at(steps, strategy.locate(steps, rollout.step))
     same = earlier is not None and earlier.step is not None and earlier.step.since == rollout.step.since
-    return None if same else rollout.message
+    return None if same or (pause is not None and pause.duration) else rollout.message
 
 
 def _problem(s: Snapshot, status: ModelDeploymentStatus) -> Problem | None:

@@ -100,6 +100,11 @@ def locate(steps: Sequence[Step], status: StepStatus) -> Position:
     return Position(reached, reached >= 0 and steps[reached].weight == status.weight)
 
 
+def pause_at(steps: Sequence[Step], position: Position) -> Pause | None:
+    """The pause that the step is, as spec has it now."""
+    return steps[position.index].pause if position.exact else None
+
+
 def next_index(steps: Sequence[Step], position: Position) -> int | None:
     """Index of the next step; None when only promotion is left. A weight of 100 is promotion."""
     index = position.index + 1

@@ -170,7 +170,9 @@ def test_a_pause_step_says_how_it_ends(pause: dict[str, str], how: str) -> None:
     s = b.in_canary(wanted=b.spec(2, steps=steps), assessment=b.judged("Successful"))
     plan = decide(s, b.at(60))
     assert b.condition(plan, "Ready").message == f"a pause step: {how}"
-    assert ("PauseStep", f"a pause step: {how}") in [(e.reason, e.message) for e in b.events(plan)]
+    # what ends by itself asks nothing of a person
+    events = [] if pause else [f"a pause step: {how}"]
+    assert [e.message for e in b.events(plan) if e.reason == "PauseStep"] == events
     again = decide(replace(s, status=plan.status, assessment=None), b.at(61))
     assert "PauseStep" not in [e.reason for e in b.events(again)]
 

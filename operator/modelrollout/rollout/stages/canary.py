@@ -108,7 +108,7 @@ def _paused(s: AtStep, position: strategy.Position, now: datetime) -> Transition
     if s.rollout.reason != Reason.PAUSE_STEP or s.rollout.paused_by_user:
         # paused for a cause or by a person: only a person may raise the weight now
         return Transition(status, requeue_after=interval(s))
-    pause = steps_of(s)[position.index].pause if position.exact else None
+    pause = strategy.pause_at(steps_of(s), position)
     left = seconds(pause.duration) - since(step.since, now) if pause and pause.duration else None
     if pause is None or (left is not None and left <= 0):  # edited away, or over
         on_hold = hold_after_end(s, assessment_of(s, step.metrics), now)
