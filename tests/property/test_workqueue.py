@@ -1,8 +1,10 @@
 """The work queue against a model of it: never twice at once, nothing lost, nothing double, delays
-and back-off within bounds.
+and back-off within bounds, and lanes in turn.
 """
 
 from __future__ import annotations
+
+from collections import Counter, defaultdict
 
 import hypothesis.strategies as st
 import pytest
@@ -13,20 +15,24 @@ from modelrollout.controller.workqueue import WorkQueue
 
 pytestmark = pytest.mark.heavy
 
-KEYS = st.sampled_from("abcd")
+ALL = ("a1", "a2", "a3", "b1", "b2", "c1")  # the lane is the letter
+KEYS = st.sampled_from(ALL)
 SECONDS = st.floats(0.01, 100)
 
 
 class QueueMachine(RuleBasedStateMachine):
     """``ready``: has to come out (again); ``due``: has to come out at that time; ``working``:
-    handed out and not done.
+    handed out and not done; ``passed``: how often each lane was served while another one waited.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
         self.draw = 0.0
-        self.queue: WorkQueue[str] = WorkQueue(clock=lambda: self.now, uniform=lambda: self.draw)
+        self.queue: WorkQueue[str] = WorkQueue(
+            clock=lambda: self.now, uniform=lambda: self.draw, lane=lambda key: key[0]
+        )
+        self.passed: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.ready: list[str] = []
         self.due: dict[str, float] = {}
         self.working: list[str] = []
@@ -87,6 +93,11 @@ class QueueMachine(RuleBasedStateMachine):
         assert key in self.ready, "handed out though it was not ready"
         self.ready.remove(key)
         self.working.append(key)
+        waiting = {k[0] for k in free} - {key[0]}
+        self.passed = defaultdict(Counter, {lane: self.passed[lane] for lane in waiting})
+        for lane in waiting:
+            self.passed[lane][key[0]] += 1
+            assert self.passed[lane][key[0]] == 1, f"{lane} waits for two keys of {key[0]}"
 
     @precondition(lambda self: self.working)
     @rule(data=st.data())
@@ -105,9 +116,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts_agree(self) -> None:
-        for key in "abcd":
+        for key in ALL:
             assert self.queue.failures(key) == self.failures.get(key, 0)
-        assert len(self.queue) <= len(set("abcd") - set(self.working))
+        assert len(self.queue) <= len(set(ALL) - set(self.working))
 
     def teardown(self) -> None:
         """Nothing is lost: everything wanted or delayed comes out in the end, once."""
@@ -142,6 +153,17 @@ def test_delayed_keys_come_in_the_order_of_their_earliest_times(delays: list[tup
         ready = early or queue.get_nowait()
         assert ready is not None
         assert earliest[ready] == earliest[key]
+
+
+@given(st.integers(1, 3000), st.integers(0, 3000))
+def test_any_number_of_keys_of_one_lane_holds_up_another_by_one(count: int, before: int) -> None:
+    queue: WorkQueue[tuple[str, int]] = WorkQueue(lane=lambda key: key[0])
+    for n in range(count):
+        queue.add(("broken", n))
+    for _ in range(min(before, count)):
+        queue.get_nowait()
+    queue.add(("fine", 0))
+    assert ("fine", 0) in (queue.get_nowait(), queue.get_nowait())
 
 
 @given(st.integers(0, 5000))

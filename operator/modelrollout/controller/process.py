@@ -102,7 +102,9 @@ class Operator:
         self, config: OperatorConfig, kube: Kube, metrics: Metrics, lease_namespace: str, identity: str
     ) -> None:
         self._config, self._kube, self._metrics, self._identity = config, kube, metrics, identity
-        self._queue: WorkQueue[Key] = WorkQueue(on_add=metrics.queue_added, on_retry=metrics.queue_retried)
+        self._queue: WorkQueue[Key] = WorkQueue(
+            on_add=metrics.queue_added, on_retry=metrics.queue_retried, lane=lambda key: key[0]
+        )
         self._queue.pause()  # only the leader works it
         self._synced = False
         self._elector = LeaderElector(

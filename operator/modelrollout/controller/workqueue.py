@@ -14,7 +14,7 @@ import itertools
 import logging
 import random
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -32,7 +32,8 @@ class WorkQueue(Generic[K]):
 
     ``clock`` must run as the event loop's does (it decides how long ``get`` sleeps); ``uniform``
     gives numbers in [0, 1). A back-off lies in [d/2, d], d = min(cap, base * 2**failures).
-    ``on_add`` and ``on_retry`` are for counters.
+    ``on_add`` and ``on_retry`` are for counters. ``lane``: whose key it is. Lanes take turns, so
+    that the keys of one, however many, hold up another's by one key at most.
     """
 
     def __init__(
@@ -44,11 +45,14 @@ class WorkQueue(Generic[K]):
         uniform: Callable[[], float] = random.random,
         on_add: Callable[[], None] = lambda: None,
         on_retry: Callable[[], None] = lambda: None,
+        lane: Callable[[K], Hashable] = lambda key: None,
     ) -> None:
         self._base, self._cap = base, cap
         self._clock, self._uniform = clock, uniform
         self._on_add, self._on_retry = on_add, on_retry
-        self._ready: deque[K] = deque()
+        self._lane = lane
+        # by lane, the one whose turn it is first; none is empty
+        self._ready: OrderedDict[Hashable, deque[K]] = OrderedDict()
         # to be handed out: in _ready, or in _processing and wanted again
         self._dirty: set[K] = set()
         self._processing: dict[K, float] = {}  # key -> when it was handed out
@@ -66,7 +70,7 @@ class WorkQueue(Generic[K]):
 
     def __len__(self) -> int:
         """Keys that could be handed out now; delayed ones and those in work are not counted."""
-        return len(self._ready)
+        return sum(map(len, self._ready.values()))
 
     @property
     def paused(self) -> bool:
@@ -121,7 +125,10 @@ class WorkQueue(Generic[K]):
         self._promote()
         if self._paused or self._closed or not self._ready:
             return None
-        key = self._ready.popleft()
+        lane, keys = self._ready.popitem(last=False)
+        key = keys.popleft()
+        if keys:
+            self._ready[lane] = keys  # behind all others
         self._dirty.discard(key)
         self._progress = self._processing[key] = self._clock()
         self._idle.clear()
@@ -208,7 +215,7 @@ class WorkQueue(Generic[K]):
     def _enqueue(self, key: K, since: float) -> None:
         if not self._ready:
             self._progress = since
-        self._ready.append(key)
+        self._ready.setdefault(self._lane(key), deque()).append(key)
         self._wake()
 
     def _promote(self) -> None:
