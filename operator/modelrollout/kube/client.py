@@ -34,6 +34,7 @@ from modelrollout.kube.errors import (
     Invalid,
     KubeError,
     NotFound,
+    TooManyRequests,
     Unavailable,
     Unreadable,
     error_of,
@@ -48,6 +49,8 @@ MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"  # JSON is YAML
 # not every request of a revoked account may run the kubeconfig's exec plugin
 CREDENTIALS_RETRY_SECONDS = 10.0
+# how long a page of a list waits in all for an API server that puts it off
+PATIENCE_SECONDS = 60.0
 
 
 TABLE_ROWS = 500
@@ -248,8 +251,10 @@ class Kube:
 
         async def fetch(count: int) -> bytes:
             query = {**selectors, "limit": str(count), "continue": token}
-            return await self._request_raw(
-                "list", resource, path, query=query, most=decoding.PAGE_BYTES if count > 1 else None
+            return await self._patiently(
+                lambda: self._request_raw(
+                    "list", resource, path, query=query, most=decoding.PAGE_BYTES if count > 1 else None
+                )
             )
 
         while True:
@@ -261,6 +266,20 @@ class Kube:
             yield page
             if not token:
                 return
+
+    async def _patiently(self, read: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Read, and wait as long as the API server says where it has too many requests: a list that
+        began anew instead would only add to them.
+        """
+        waited = 0.0
+        while True:
+            try:
+                return await read()
+            except TooManyRequests as e:
+                if e.retry_after is None or waited + e.retry_after > PATIENCE_SECONDS:
+                    raise
+                waited += e.retry_after
+                await asyncio.sleep(e.retry_after)
 
     async def create(self, resource: Resource, obj: Object) -> Object:
         """Create; AlreadyExists when the name is taken."""

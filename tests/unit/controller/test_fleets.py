@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from datetime import timedelta
 from typing import Any
@@ -15,9 +16,17 @@ import pytest
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.contract.results import TaskResult
-from modelrollout.kube.cache import ObjectCache
-from modelrollout.kube.errors import Conflict, Forbidden, KubeError
-from modelrollout.kube.kinds import JOB, MODEL_DEPLOYMENT, MODEL_REVISION, ROLLOUT_POLICY, Resource
+from modelrollout.kube.cache import Key, ObjectCache
+from modelrollout.kube.errors import Conflict, Forbidden, KubeError, TooManyRequests
+from modelrollout.kube.kinds import (
+    DEPLOYMENT,
+    JOB,
+    LEASE,
+    MODEL_DEPLOYMENT,
+    MODEL_REVISION,
+    ROLLOUT_POLICY,
+    Resource,
+)
 from modelrollout.kube.objects import Object
 from modelrollout.resources import server
 from modelrollout.resources.jobs.prepare import prepare_task
@@ -356,6 +365,64 @@ def test_a_status_that_somebody_else_wrote_keeps_nobody_waiting() -> None:
             fleet.cluster.change(MODEL_DEPLOYMENT, "m0", lambda o, d=damage: o.update(status={"rollout": d}))
             await fleet.passes(4, among=["m1", "m2"])
         assert len([name for name in fleet.made if "m0-" not in name]) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_api_server_that_puts_requests_off_gets_one_from_each_pass(seed: int) -> None:
+    """As under a low priority level: what a pass has written stands, and the next one goes on."""
+
+    async def main() -> None:
+        fleet = Fleet(6, seed)
+        passes = refused = 0
+        reconcile = fleet.operator.reconciler.reconcile
+
+        async def counted(key: Key) -> float | None:
+            nonlocal passes
+            passes += 1
+            return await reconcile(key)
+
+        def busy(verb: str, resource: Resource, name: str) -> None:
+            nonlocal refused
+            if fleet.random.random() < 0.5:
+                refused += 1
+                raise TooManyRequests(429, "TooManyRequests", "try again later", 1.0)
+
+        fleet.operator.reconciler.reconcile = counted  # type: ignore[method-assign]
+        fleet.cluster.before = busy
+        await fleet.passes(30)
+        fleet.end()
+        await fleet.passes(30)
+        assert 10 < refused <= passes
+        assert len(set(fleet.made)) == 1, "asked for again where it was refused, and only there"
+        assert {fleet.rollout(name).stage for name in fleet.names} == {"Provision"}
+        assert len(fleet.cluster.all(MODEL_REVISION)) == len(fleet.cluster.all(DEPLOYMENT)) == 6
+
+    run(main())
+
+
+def test_those_that_are_deleted_all_at_once_leave_nothing_and_cost_little() -> None:
+    async def main() -> None:
+        fleet = Fleet(0)
+        fleet.names = [f"m{n}" for n in range(30)]
+        for name in fleet.names:
+            http = {"hostnames": [f"{name}.example.com"]}
+            fleet.apply(name, traffic={"gateway": {"name": "public"}, "http": http})
+        await fleet.passes(4)
+        assert len(fleet.cluster.all(LEASE)) == 30
+        begun = len(fleet.cluster.requests)
+        for name in fleet.names:
+            fleet.cluster.remove(MODEL_DEPLOYMENT, name)
+        for name in fleet.names:
+            await fleet.once(name)
+        each = Counter(request.rpartition(" ")[0] for request in fleet.cluster.requests[begun:])
+        # whether the name is still its own, and still wanted, is read: another may have it by now
+        assert each == {"get Lease": 30, "get ModelDeployment": 30, "delete Lease": 30}
+        for name in fleet.names:
+            await fleet.once(name)
+        assert len(fleet.cluster.requests) == begun + 90
+        assert not fleet.cluster.all(LEASE) and not fleet.operator.store.all(JOB)
 
     run(main())
 

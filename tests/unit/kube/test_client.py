@@ -376,6 +376,38 @@ async def test_an_object_that_cannot_be_read_is_an_error_with_its_name(
     await kube.delete(POD, "ns", "culprit")  # what it was nobody needs to know
 
 
+async def test_a_page_that_is_put_off_waits_and_the_list_goes_on_from_there(
+    server: Server, kube: Kube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    sleep = asyncio.sleep
+
+    async def at_once(seconds: float) -> None:
+        waits.append(seconds)
+        await sleep(0)
+
+    def put_off(seconds: int) -> web.Response:
+        return status(429, "TooManyRequests", headers={"Retry-After": str(seconds)})
+
+    first = {"metadata": {"continue": "more"}, "items": [{"metadata": {"name": "1"}}]}
+    last = {"metadata": {"resourceVersion": "9"}, "items": [{"metadata": {"name": "2"}}]}
+    pages = [put_off(7), web.json_response(first), put_off(2), put_off(3), web.json_response(last)]
+    pages += [put_off(50), put_off(50), status(429, "TooManyRequests")]
+
+    async def respond(_: web.Request) -> web.StreamResponse:
+        return pages.pop(0)
+
+    server.answer = respond
+    monkeypatch.setattr(asyncio, "sleep", at_once)
+    listing = await kube.list(POD, "ns", limit=1)
+    assert [i["metadata"]["name"] for i in listing.items] == ["1", "2"]
+    assert waits == [7.0, 2.0, 3.0]
+    for _ in ("put off for too long", "put off without an end"):
+        with pytest.raises(TooManyRequests):
+            await kube.list(POD, "ns")
+    assert waits == [7.0, 2.0, 3.0, 50.0] and not pages
+
+
 async def test_a_list_tells_what_it_leaves_out(server: Server, kube: Kube) -> None:
     told: list[tuple[Any, UnreadableObject]] = []
     kube.on_unread = lambda resource, unread: told.append((resource, unread))
