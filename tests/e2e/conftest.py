@@ -144,10 +144,17 @@ class Stage:
             time.sleep(0.5)
 
     def until_ready(self, name: str, limit: float = 150) -> dict[str, Any]:
+        """The ModelDeployment, once it is Ready and its revision has the evidence, which is written
+        in the pass after.
+        """
+
         def look() -> dict[str, Any] | None:
             now = self.get(name)
             current = (now.get("status") or {}).get("observedGeneration") == now["metadata"]["generation"]
-            return now if current and condition(now, "Ready")["status"] == "True" else None
+            if not current or condition(now, "Ready")["status"] != "True":
+                return None
+            stable = now["status"]["stable"]["revision"]
+            return now if self.cluster.revision(self.namespace, stable).get("status") else None
 
         return self.until(f"{name} is Ready", look, limit)
 

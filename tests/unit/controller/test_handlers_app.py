@@ -134,6 +134,15 @@ def test_a_pass_that_succeeds_forgets_the_failures() -> None:
     assert work(Conflict(409, "Conflict", "x"), None)._queue.failures(KEY) == 0
 
 
+def test_three_thousand_broken_specs_of_a_namespace_hold_up_another_by_one() -> None:
+    operator = Operator(CONFIG, Cluster(), Metrics(), "ml", "me")  # type: ignore[arg-type]
+    for n in range(3000):
+        operator._queue.add(("broken", f"m{n}"))
+    operator._queue.add(("fine", "m"))
+    operator._queue.resume()
+    assert [operator._queue.get_nowait() for _ in range(2)] == [("broken", "m0"), ("fine", "m")]
+
+
 def test_an_error_that_nobody_foresaw_is_left_to_the_worker() -> None:
     with pytest.raises(ZeroDivisionError):
         work(ZeroDivisionError())

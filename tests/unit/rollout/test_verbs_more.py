@@ -199,7 +199,7 @@ def test_what_was_proven_counts_within_the_window(
     begun = decide(s, b.START).status
     assert begun.rollout and (begun.rollout.mode, begun.rollout.proven) == ("Rollback", proven)
     onward = decide(replace(s, status=begun), b.START).status.rollout
-    assert onward and onward.stage == ("Promote" if proven else "Evaluate")
+    assert onward and onward.stage == ("Promote" if proven else "Canary")
 
 
 def test_beyond_it_the_revision_is_judged_like_a_new_one_and_spec_does_not_take_it_away() -> None:
