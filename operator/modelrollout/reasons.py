@@ -1352,6 +1352,12 @@ class Reason(StrEnum):
         ROLLOUT,
         "routes exposed more than clients may request, so the operator narrowed them",
     )
+    GRACE_KEPT = (
+        "GraceKept",
+        ROLLOUT,
+        "pods of a version that was proven worse keep their whole time to end, for the operator may not"
+        " shorten it",
+    )
     CHILD_REVERTED = (
         "ChildReverted",
         ROLLOUT,

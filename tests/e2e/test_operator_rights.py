@@ -54,6 +54,7 @@ BOUND = Resource(
     "ValidatingAdmissionPolicyBinding",
     namespaced=False,
 )
+KEEPS = "modelrollout.dev/e2e"  # a finalizer
 LABELLED = {names.LABEL_NAME: "theirs", names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
 BY_KIND = {
     **{r.kind: r for r in (JOB, DEPLOYMENT, SERVICE, MODEL_REVISION)},
@@ -407,6 +408,39 @@ def test_what_is_anothers_is_neither_changed_nor_taken_nor_deleted(
     assert "-owner'" in thief.patches(
         service, {"spec": {"selector": {names.LABEL_NAME: "m"}}}
     ) and "somebody else" in thief.deletes(service)
+
+
+def test_of_pods_only_servers_that_are_being_deleted_get_less_time(stage: Stage, thief: Thief) -> None:
+    less = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 1}
+    spec = o.template()["spec"] | {"initContainers": []}
+    servers = {names.LABEL_COMPONENT: names.COMPONENT_SERVER}
+    kubectl, there = stage.cluster.kubectl, ("-n", stage.namespace)
+
+    def made(name: str, labels: dict[str, str]) -> str:
+        """A pod that does not go, however often it is deleted; its path."""
+        replica_set = {
+            "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "m", "uid": "none", "controller": True
+        }  # fmt: skip
+        about = {"name": name, "labels": labels, "ownerReferences": [replica_set]}
+        put(stage, {"apiVersion": "v1", "kind": "Pod", "metadata": about, "spec": spec}, finalizers=[KEEPS])
+        return POD.path(stage.namespace, name)
+
+    alone = put(
+        stage,
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "alone", "labels": servers}, "spec": spec},
+    )
+    kept = {"server": made("server", servers), "other": made("other", {"app": "shop"})}
+    try:
+        refused = thief.asks("DELETE", POD.path(stage.namespace, alone["metadata"]["name"]), less)
+        assert "-ends'" in refused and "deletes no pod" in refused, refused
+        for name in kept:
+            kubectl("delete", "pod", name, *there, "--wait=false")
+        assert thief.asks("DELETE", kept["server"], less) == ""
+        assert "deletes no pod" in thief.asks("DELETE", kept["other"], less)
+        assert "403: " in thief.asks("DELETE", POD.path(stage.namespace)), "not many at once"
+    finally:
+        for name in kept:
+            kubectl("patch", "pod", name, *there, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
 
 
 def test_what_is_its_own_is_changed_and_deleted_and_never_given_away(

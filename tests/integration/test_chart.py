@@ -270,7 +270,7 @@ class TestWithoutHelm:
             "gateway.networking.k8s.io/httproutes": children,
             "gateway.networking.k8s.io/grpcroutes": children,
             "gateway.networking.k8s.io/gateways": {"get", "list", "watch"},
-            "/pods": {"list", "watch"},
+            "/pods": {"list", "watch", "delete"},
             "kueue.x-k8s.io/workloads": {"list"},
             "/events": {"create", "patch", "list"},
         }

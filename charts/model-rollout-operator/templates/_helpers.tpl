@@ -182,7 +182,7 @@ capabilities: {drop: [ALL]}
   verbs: [get, list, watch]  # whether they carry the routes
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch]
+  verbs: [list, watch, delete]  # delete: less time for servers that are being deleted, which an admission policy sees to
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]
   verbs: [list]  # why a Job that Kueue holds back waits

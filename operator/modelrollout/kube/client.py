@@ -370,14 +370,18 @@ class Kube:
         uid: str | None = None,
         resource_version: str | None = None,
         propagation: str = "Background",
+        grace_seconds: int | None = None,
     ) -> None:
         """Delete; only the object with that ``uid`` (or at that state), otherwise Conflict.
-        NotFound when it is gone already.
+        NotFound when it is gone already. ``grace_seconds``: of a pod, instead of its own; of one
+        that is being deleted only a shorter one counts.
         """
         guards = {k: v for k, v in (("uid", uid), ("resourceVersion", resource_version)) if v}
         body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
         if guards:
             body["preconditions"] = guards
+        if grace_seconds is not None:
+            body["gracePeriodSeconds"] = grace_seconds
         await self._request("delete", resource, resource.path(namespace, name), body=body)
 
     async def has_kind(self, resource: Resource, ttl: float = 60.0) -> bool:

@@ -93,8 +93,9 @@ MODEL_REVISION = Resource(
 )
 # Jobs that have ended stay until their time to live is over.
 JOB = Resource("batch", "v1", "jobs", "Job", verbs=_WRITE, watched=True, child=True, pruned=True)
-# get is left out: one pod is never read by name
-POD = Resource("", "v1", "pods", "Pod", verbs="list watch", watched=True)
+# get is left out: one pod is never read by name. delete shortens the grace period of a pod that is
+# being deleted (``controller.apply.actor``).
+POD = Resource("", "v1", "pods", "Pod", verbs="list watch delete", watched=True)
 DEPLOYMENT = Resource(
     "apps", "v1", "deployments", "Deployment", verbs=_WRITE, watched=True, child=True, pruned=True
 )

@@ -19,7 +19,7 @@ from modelrollout.kube.objects import Object, label, own_annotations
 MESSAGE = 4096
 _METADATA = (
     "name", "generateName", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp",
-    "deletionTimestamp", "labels",
+    "deletionTimestamp", "deletionGracePeriodSeconds", "labels",
     "ownerReferences",
 )  # fmt: skip
 _CONTAINER = ("name", "image", "command", "args", "resources", "restartPolicy")

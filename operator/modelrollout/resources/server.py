@@ -45,6 +45,7 @@ from modelrollout.resources.hardening import MODELS, TRITON, for_tuning, harden
 # no pod.
 BUILDER = "7"
 STREAM_SECONDS = 900  # to end, for a model that streams its answers; a stream may take minutes
+WORSE_SECONDS = 30  # the same for a version that was proven worse, whatever it streams
 _EXIT_FLAG = "--exit-timeout-secs"
 _DEFAULT, _STREAMS = "default", "streams"  # values of ANNOTATION_EXIT
 _TAKES_WARMUP = 5  # the first whose init container takes a config.pbtxt with warm-up requests
@@ -273,6 +274,17 @@ def drain_of(template: Object) -> tuple[int, int] | None:
         flag = next(a for a in container["args"] if a.startswith(f"{_EXIT_FLAG}="))
         return int(container["lifecycle"]["preStop"]["sleep"]["seconds"]), int(flag.partition("=")[2])
     return None
+
+
+def grace_once_proven_worse(frozen: Object) -> int | None:
+    """Grace period of a pod of this template once its version is proven worse: as if its exit
+    timeout were WORSE_SECONDS at most. None: the template is of another form.
+    """
+    before = drain_of(frozen)
+    if before is None:
+        return None
+    spared = max(0, before[1] - WORSE_SECONDS)
+    return int(frozen["spec"]["terminationGracePeriodSeconds"]) - spared
 
 
 def takes_warmup(builder: str) -> bool:

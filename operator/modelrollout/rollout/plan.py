@@ -55,6 +55,8 @@ class Desired:
     matched: str | None = None  # revision for requests that carry the headers of abTest
     # revisions that keep their pods, and whatever mirrors requests to them
     draining: frozenset[str] = frozenset()
+    # revisions without servers that were proven worse: pods of theirs that are ending get less time
+    worse: frozenset[str] = frozenset()
     # revision behind the preview's host names and Service; None: there is no preview
     preview: str | None = None
     # revision behind the stable Service; "*" for all revisions; None: no Service yet

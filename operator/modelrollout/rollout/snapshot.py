@@ -174,6 +174,16 @@ class Revision:
             else None
         )
 
+    @property
+    def proven_worse(self) -> bool:
+        """Whether its last rollout ended because it was judged and found worse, and for no other
+        reason: a person's, a deadline, too little evidence.
+        """
+        outcome, steps = self.status.outcome, self.status.steps
+        return outcome == "Rejected" or (
+            outcome == "RolledBack" and bool(steps) and steps[-1].verdict == "Failed"
+        )
+
     def is_version(self, spec: ModelDeploymentSpec) -> bool:
         """Whether spec requests exactly this version. A spec without a digest means the digest that
         was pinned when the source was first resolved.

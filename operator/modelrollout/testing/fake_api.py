@@ -156,13 +156,18 @@ class FakeApi:
         *,
         uid: str | None = None,
         resource_version: str | None = None,
+        grace_seconds: int | None = None,
     ) -> None:
         def act() -> None:
             i = _id(resource, namespace, name)
-            self._guarded(i, {"uid": uid, "resourceVersion": resource_version})
-            self._remove(i)
+            live = self._guarded(i, {"uid": uid, "resourceVersion": resource_version})
+            if grace_seconds is None:
+                self._remove(i)
+            elif grace_seconds < live["metadata"]["deletionGracePeriodSeconds"]:
+                self._store(i, _patched(live, {"metadata": {"deletionGracePeriodSeconds": grace_seconds}}))
 
-        await self._request("delete", resource, name, act)
+        grace = "" if grace_seconds is None else f" within {grace_seconds} s"
+        await self._request("delete", resource, f"{name}{grace}", act)
 
     async def _request(self, verb: str, resource: Resource, name: str, act: Callable[[], T]) -> T:
         """The way there, what the request does, and the way back."""

@@ -129,6 +129,7 @@ async def test_requests_are_what_the_api_server_expects(server: Server, kube: Ku
     )
     await kube.merge_patch(MODEL_DEPLOYMENT, "ns", "a", {"metadata": {"annotations": {"k": None}}})
     await kube.delete(JOB, "ns", "a", uid="u", propagation="Foreground")
+    await kube.delete(POD, "ns", "a", uid="u", grace_seconds=45)
     manager = {"fieldManager": "modelrollout-operator"}
     assert server.requests == [
         ("GET", "/api/v1/namespaces/ns/pods/a", {}, None),
@@ -168,9 +169,21 @@ async def test_requests_are_what_the_api_server_expects(server: Server, kube: Ku
                 "preconditions": {"uid": "u"},
             },
         ),
+        (
+            "DELETE",
+            "/api/v1/namespaces/ns/pods/a",
+            {},
+            {
+                "apiVersion": "v1",
+                "kind": "DeleteOptions",
+                "propagationPolicy": "Background",
+                "preconditions": {"uid": "u"},
+                "gracePeriodSeconds": 45,
+            },
+        ),
     ]
     types = [h.get("Content-Type") for h in server.headers if "Content-Type" in h]
-    assert types[1:3] + types[-2:-1] == [
+    assert types[1:3] + types[-3:-2] == [
         "application/json",
         "application/apply-patch+yaml",
         "application/merge-patch+json",

@@ -174,6 +174,28 @@ def test_grace_is_longer_than_drain() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "grace"),
+    [
+        ({}, 12 + 30 + 6),
+        ({"drain": {"exitTimeout": "20s"}}, 12 + 20 + 6),
+        ({"drain": {"preStop": "1s", "exitTimeout": "15m"}}, 1 + 30 + 6),
+        ({"triton": {"backend": "VLLM"}}, 12 + 30 + 6),
+    ],
+)
+def test_a_version_that_was_proven_worse_has_thirty_seconds_at_most(
+    fields: dict[str, Any], grace: int
+) -> None:
+    made = o.template(serving(**fields))
+    assert (
+        server.grace_once_proven_worse(made)
+        == server.grace_once_proven_worse(server.for_streams(made))
+        == grace
+    )
+    made["spec"]["containers"][0]["args"] = []
+    assert server.grace_once_proven_worse(made) is None, "a template of another form"
+
+
+@pytest.mark.parametrize(
     ("fields", "pre_stop", "exit_timeout"),
     [
         ({"drain": {}}, 12, 40),

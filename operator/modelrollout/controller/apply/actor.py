@@ -56,12 +56,14 @@ from modelrollout.kube.objects import (
     controller_of,
     controller_reference,
     is_deleting,
+    label,
     preconditions,
 )
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.resources import network_policies
 from modelrollout.resources.common import NotAllowedError
+from modelrollout.resources.server import grace_once_proven_worse
 from modelrollout.rollout.plan import Desired, Event
 from modelrollout.rollout.snapshot import NAME_TAKEN
 from modelrollout.traffic.registry import backends_of
@@ -225,7 +227,43 @@ class Actor:
             # immutable, and its name says what it is for
             elif desired.recreate_work or queued_for_outdated_request(live_job, job):
                 wrote |= await self._delete(JOB, live_job)
+        await self._shorten_grace(observation, desired)
         return wrote or writer.wrote, writer.refused
+
+    async def _shorten_grace(self, observation: Observation, desired: Desired) -> None:
+        """Give pods that are being deleted less time where their version was proven worse.
+
+        Their template cannot say so, since what becomes of a version is known later, and a changed
+        template would replace the pods. The API server only ever shortens the time of a pod that
+        is being deleted. A refusal is told and blocks nothing.
+        """
+        for pod in observation.ending:
+            metadata, revision = pod["metadata"], label(pod, names.LABEL_REVISION) or ""
+            live = observation.children.get((MODEL_REVISION.kind, revision))
+            if revision not in desired.worse or live is None:
+                continue
+            before, grace = (
+                metadata.get("deletionGracePeriodSeconds", 0),
+                grace_once_proven_worse(live["spec"]["template"]),
+            )
+            if grace is None or before <= grace:
+                continue
+            self._fence()
+            try:
+                await self.kube.delete(
+                    POD, metadata["namespace"], metadata["name"], uid=metadata["uid"], grace_seconds=grace
+                )
+            except (Conflict, NotFound):  # it has ended
+                continue
+            except (Forbidden, Invalid) as e:
+                text = (
+                    f"pods of revision {revision}, which was proven worse, keep their {before} s to end"
+                    f" instead of {grace}, and with them their GPUs: {e.message}; grant the operator delete"
+                    " on pods, as the chart's Role does"
+                )
+                await self.report(observation, Event(Reason.GRACE_KEPT, text, "Warning"))
+                continue
+            log.info("pod %s of a version that was proven worse has %d s to end", metadata["name"], grace)
 
     def _job(self, observation: Observation, component: str, name: str) -> Object | None:
         s = observation.observed

@@ -15,6 +15,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import MirrorMethod, ModelDeploymentSpec, ModelDeploymentStatus
 from modelrollout.config import OperatorConfig
 from modelrollout.controller.observe.job_state import job_state
+from modelrollout.controller.observe.pods import ending_servers
 from modelrollout.controller.observe.revisions import is_lasting_child, own_children, revisions
 from modelrollout.controller.observe.servers import servers
 from modelrollout.controller.observe.validation import spec_violation
@@ -86,6 +87,7 @@ class Observation:
     folder: str = ""  # where artifacts of its namespace lie
     # routes that open more than clients may request, as they would be narrowed
     open_routes: tuple[Object, ...] = ()
+    ending: tuple[Object, ...] = ()  # pods of its servers that are being deleted
     traffic: Traffic = field(default_factory=Traffic)
     gateway: GatewayFacts | None = None
     # the rest only where spec can be read
@@ -174,7 +176,15 @@ def observe(
         )
         traffic = router.programmed(split(observed), children, observed.servers)
         return Observation(
-            deployment, children, observed, router, stands, folder, open_routes, traffic, gateway
+            deployment,
+            children,
+            observed,
+            router,
+            stands,
+            folder,
+            open_routes,
+            traffic=traffic,
+            gateway=gateway,
         )
     returns = now is not None and is_return(observed, known_version(Specified.of(observed)), now)
     violation = spec_violation(key, spec, config, served_routes, gateway, rules, returns=returns)
@@ -211,6 +221,7 @@ def observe(
         stands,
         folder,
         open_routes,
+        ending_servers(pods),
         traffic,
         gateway,
         job,

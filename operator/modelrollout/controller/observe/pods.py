@@ -93,13 +93,26 @@ def pods_of_server(pods: Iterable[Object], deployment: Object) -> list[Object]:
     the Deployment and the template's hash, which pods carry as a label. ReplicaSets themselves are
     not watched: people who may write those may write pods.
     """
-    name = deployment["metadata"]["name"]
-    return [p for p in pods if _replica_set_of(p) == f"{name}-{label(p, _TEMPLATE_HASH) or ''}"]
+    return [p for p in pods if _is_server_of(p, deployment["metadata"]["name"])]
 
 
-def _replica_set_of(pod: Object) -> str | None:
+def ending_servers(pods: Iterable[Object]) -> tuple[Object, ...]:
+    """The pods of servers that are being deleted, also where their Deployment is gone already."""
+    return tuple(
+        p
+        for p in pods
+        if is_deleting(p)
+        and not has_ended(p)
+        and label(p, names.LABEL_COMPONENT) == names.COMPONENT_SERVER
+        and _is_server_of(p, label(p, names.LABEL_REVISION) or "")
+    )
+
+
+def _is_server_of(pod: Object, name: str) -> bool:
     owner = controller_reference(pod)
-    return owner.get("name") if owner.get("kind") == "ReplicaSet" else None
+    return owner.get("kind") == "ReplicaSet" and owner.get("name") == (
+        f"{name}-{label(pod, _TEMPLATE_HASH) or ''}"
+    )
 
 
 def has_ended(pod: Object) -> bool:

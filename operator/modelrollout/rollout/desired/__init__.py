@@ -37,6 +37,7 @@ def desired(s: SpecifiedSnapshot, now: datetime) -> Desired:
         narrow=bool(s.overly_open),
         split=shares,
         draining=frozenset(still_draining(s, now)),
+        worse=frozenset(r.name for r in s.revisions if r.proven_worse and r.name not in servers),
         matched=header_revision(s),
         preview=preview_revision(s),
         selector=service_selector(s),
