@@ -2,7 +2,9 @@
 
 A server has one immutable repository with one version, so nothing of it is ever loaded, unloaded or
 changed while it runs: model control is ``none``, the files are mounted read-only, and the endpoints
-that manage a server ask for a key that is the pod's own (docs/reference/endpoints.md).
+that manage a server ask for a key that is the pod's own (docs/reference/endpoints.md). vLLM's
+backend unloads its model when its engine has died, which model control ``none`` refuses: it has
+``explicit``, behind a random key.
 
 The same is applied to templates that an earlier operator froze, once new pods of them are
 requested; with it comes the flag for Triton's own histogram of latencies.
@@ -11,11 +13,12 @@ docs/reference/endpoints.md lists the changes; everything else in the template s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from modelrollout.api import names
-from modelrollout.contract.common import REPOSITORY
+from modelrollout.contract.common import REPOSITORY, SERVES_ENV
 from modelrollout.resources.common import Object
 from modelrollout.triton import histogram
 
@@ -26,7 +29,14 @@ KEY_HEADER = "x-modelrollout-key"
 _KEY_ENV = "POD_UID"
 # Triton's names of what is restricted; inference, health, metadata, configuration and statistics
 # stay open (docs of Triton, "Limit Endpoint Access").
-RESTRICTED = ("model-repository", "shared-memory", "trace", "logging")
+_REPOSITORY = "model-repository"
+RESTRICTED = (_REPOSITORY, "shared-memory", "trace", "logging")
+# Starts tritonserver with a key to its model repository that is random and in no object: with
+# model control explicit, whoever has it could load a model of their own.
+_WITH_A_SECRET_KEY = (
+    f"read -r key < /proc/sys/kernel/random/uuid && key={_REPOSITORY}:{KEY_HEADER}=$key && exec tritonserver"
+    ' "$@" --http-restricted-api=$key --grpc-restricted-protocol=$key'
+)
 # Where the server looks for its model: the same files, mounted once more so that the root of the
 # repository has nothing but the one model. With model control none every other entry there would
 # count as a model that cannot be loaded.
@@ -88,8 +98,8 @@ def harden(template: Object, model: str, version: str = VERSION) -> Object:
     annotations = (meta.get("annotations") or {}) | {
         names.ANNOTATION_HARDENED: version if version in _OVERLAYS else VERSION
     }
-    lay = _OVERLAYS.get(version, _OVERLAYS[VERSION])
-    servers = [lay(c, model) if c["name"] == TRITON else c for c in spec["containers"]]
+    lay, vllm = _OVERLAYS.get(version, _OVERLAYS[VERSION]), _serves_vllm(template)
+    servers = [lay(c, model, vllm) if c["name"] == TRITON else c for c in spec["containers"]]
     return template | {
         "metadata": meta | {"annotations": annotations},
         "spec": spec | {"containers": servers},
@@ -106,14 +116,15 @@ def hardening_version(template: Object, model: str) -> str | None:
     version = overlay_of(template)
     try:
         servers = [c for c in template["spec"]["containers"] if c["name"] == TRITON]
+        vllm = _serves_vllm(template)
         if version is None or not servers:
             return None
         return (
             version
-            if not is_known(version) or all(_has(c, _OVERLAYS[version](c, model)) for c in servers)
+            if not is_known(version) or all(_has(c, _OVERLAYS[version](c, model, vllm)) for c in servers)
             else None
         )
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         return None
 
 
@@ -156,7 +167,17 @@ def for_tuning(server: Object) -> Object:
     }
 
 
-def _server(container: Object, model: str) -> Object:
+def _serves_vllm(template: Object) -> bool:
+    """Whether vLLM's backend serves the model, as its init container knows."""
+    for container in template["spec"].get("initContainers") or []:
+        for variable in container.get("env") or []:
+            if variable["name"] == SERVES_ENV and "value" in variable:
+                return bool(json.loads(variable["value"]).get("backend") == "VLLM")
+    return False
+
+
+def _server(container: Object, model: str, vllm: bool) -> Object:
+    """Version 1."""
     key = {"name": _KEY_ENV, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}
     restricted = f"{','.join(RESTRICTED)}:{KEY_HEADER}=$({_KEY_ENV})"
     args = [
@@ -178,18 +199,31 @@ def _server(container: Object, model: str) -> Object:
     return container | {"args": args, "env": env, "volumeMounts": mounts, "livenessProbe": LIVENESS}
 
 
-def _counting_server(container: Object, model: str) -> Object:
+def _counting_server(container: Object, model: str, vllm: bool) -> Object:
     """Version 2: it also counts the latencies of its requests, if its Triton does
-    (``triton.histogram``).
+    (``triton.histogram``), and vLLM's backend may unload its model.
     """
-    hardened = _server(container, model)
-    return hardened | {"args": [*(a for a in hardened["args"] if a != histogram.FLAG), histogram.FLAG]}
+    hardened = _server(container, model, vllm)
+    counting = hardened | {"args": [*(a for a in hardened["args"] if a != histogram.FLAG), histogram.FLAG]}
+    return _unloading_itself(counting, model) if vllm else counting
+
+
+def _unloading_itself(container: Object, model: str) -> Object:
+    """A server whose backend may unload its model, and whoever reads the pod's uid may not."""
+    others = ",".join(r for r in RESTRICTED if r != _REPOSITORY)
+    args = [
+        a.replace(",".join(RESTRICTED), others)
+        for a in container["args"]
+        if a.partition("=")[0] not in ("--model-control-mode", "--load-model")
+    ]
+    mode = ["--model-control-mode=explicit", f"--load-model={model}"]
+    return container | {"command": ["sh", "-c", _WITH_A_SECRET_KEY, "tritonserver"], "args": [*mode, *args]}
 
 
 # What is laid over a frozen template must not change with the operator, or its upgrade would
 # restart pods: a change is another version, and those that are there stay as they are. New
 # templates, and restarts, take the latest.
-_OVERLAYS: Mapping[str, Callable[[Object, str], Object]] = {
+_OVERLAYS: Mapping[str, Callable[[Object, str, bool], Object]] = {
     "1": _server,
     VERSION: _counting_server,
 }
@@ -204,7 +238,7 @@ def _other_mounts(container: Object) -> list[Any]:
 
 
 def _has(live: Object, desired: Object) -> bool:
-    """Only flags and mounts decide: the rest concerns the detection of a dead server."""
+    """Only command, flags and mounts decide: the rest concerns the detection of a dead server."""
     mounts = {
         (m["name"], m["mountPath"], m.get("subPath", ""), bool(m.get("readOnly")))
         for m in live.get("volumeMounts") or []
@@ -213,4 +247,5 @@ def _has(live: Object, desired: Object) -> bool:
         (m["name"], m["mountPath"], m.get("subPath", ""), bool(m.get("readOnly")))
         for m in desired["volumeMounts"]
     }
-    return live.get("args") == desired["args"] and mounts == needed
+    same = (live.get("command"), live.get("args")) == (desired.get("command"), desired["args"])
+    return same and mounts == needed

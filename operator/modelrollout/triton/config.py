@@ -23,6 +23,10 @@ from modelrollout.triton.tensors import TensorSpec
 
 pb: Any = model_config_pb2  # generated, without types
 
+# What vLLM's backend tells and does of its own accord only where these ask for it: its engine's
+# metrics at Triton's port (since 24.08), and the model unloaded once its engine has died (24.12;
+# its documentation: "Triton Metrics", "vLLM Health Check"). Earlier ones ignore them.
+VLLM_PARAMETERS = ("REPORT_CUSTOM_METRICS", "ENABLE_VLLM_HEALTH_CHECK")
 # A parameter that no backend reads: whoever sends golden data learns from it that NaN is data.
 MISSING_VALUES, NAN = "missing_values", "NaN"
 
@@ -170,6 +174,16 @@ def with_objectives(config: Any, milliseconds: Iterable[int]) -> Any:
     bounds = sorted({*buckets, *(float(m - 1) for m in milliseconds)})
     del buckets[:]
     buckets.extend(bounds)
+    return updated
+
+
+def with_vllm_reports(config: Any) -> Any:
+    """The configuration with vLLM's metrics and health check, unless its author has chosen."""
+    updated = pb.ModelConfig()
+    updated.CopyFrom(config)
+    for name in VLLM_PARAMETERS:
+        if name not in updated.parameters:
+            updated.parameters[name].string_value = "true"
     return updated
 
 

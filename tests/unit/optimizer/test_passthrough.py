@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from modelrollout.contract.common import SERVES_ENV
 from modelrollout.contract.formats import Served, Tensor
 from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import Batching, FetchTask, PrepareTask
@@ -277,6 +278,27 @@ def test_a_config_beside_vllms_model_is_completed(store: ObjectStore, tmp_path: 
     config = config_of(placed(store, prepared(store, vllm(None, ("config.pbtxt", text)), "VLLM"), tmp_path))
     assert config.parameters["REPORT_CUSTOM_METRICS"].string_value == "yes"
     assert [list(t.dims) for t in config.input if t.name == "text_input"] == [[2]]
+
+
+def test_vllm_reports_its_metrics_and_its_health_unless_its_author_says_otherwise(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = b'parameters { key: "REPORT_CUSTOM_METRICS" value { string_value: "false" } }'
+    result, chosen = (prepared(store, vllm(None, *more), "VLLM") for more in ((), (("config.pbtxt", own),)))
+
+    def parameters(result: TaskResult, folder: str) -> dict[str, str]:
+        config = config_of(placed(store, result, tmp_path / folder))
+        return {name: parameter.string_value for name, parameter in config.parameters.items()}
+
+    assert parameters(result, "earlier") == {}, "the artifact itself says nothing, so no version changes"
+    monkeypatch.setenv(SERVES_ENV, '{"backend":"VLLM","code":false}')
+    both = {"REPORT_CUSTOM_METRICS": "true", "ENABLE_VLLM_HEALTH_CHECK": "true"}
+    assert parameters(result, "new") == both
+    assert parameters(result, "new") == both, "a restarted container finds it in place"
+    assert parameters(chosen, "chosen") == both | {"REPORT_CUSTOM_METRICS": "false"}
+    monkeypatch.setenv(SERVES_ENV, '{"backend":"TensorRT","code":false}')
+    plan = prepared(store, PLAN, "TensorRT", told=True)
+    assert parameters(plan, "plan") == {}
 
 
 def test_what_was_prepared_without_permission_runs_no_code_later(store: ObjectStore, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from modelrollout.api.v1alpha1 import Serving
 from modelrollout.resources.hardening import (
     DIED,
     KEY_HEADER,
@@ -125,6 +127,47 @@ def test_what_an_earlier_operator_has_laid_over_a_template_stays_until_a_restart
     assert server(after)["args"].count(histogram.FLAG) == 1
     assert [is_latest(v) for v in (None, "1", "2", "7")] == [False, False, True, True]
     assert histogram.FLAG in server(o.template())["args"], "new servers have it from the start"
+
+
+def vllm() -> o.Object:
+    serving = o.SERVING.model_dump(by_alias=True, exclude_none=True) | {"triton": {"backend": "VLLM"}}
+    return o.template(Serving.model_validate(serving))
+
+
+def test_vllm_may_unload_its_model_and_the_key_to_its_repository_is_random(tmp_path: Path) -> None:
+    container = server(vllm())
+    assert {"--model-control-mode=explicit", f"--load-model={o.NAME}"} <= set(container["args"])
+    restricted = f"shared-memory,trace,logging:{KEY_HEADER}=$(POD_UID)"
+    assert {f"--http-restricted-api={restricted}", f"--grpc-restricted-protocol={restricted}"} <= set(
+        container["args"]
+    )
+    fake = tmp_path / "tritonserver"
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    fake.chmod(0o755)
+
+    def flags() -> list[str]:
+        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        run = subprocess.run([*container["command"], "--a=b c"], env=path, capture_output=True, text=True)
+        return run.stdout.splitlines()
+
+    own, http, grpc = flags()
+    key = http.removeprefix(f"--http-restricted-api=model-repository:{KEY_HEADER}=")
+    assert own == "--a=b c" and re.fullmatch(r"[0-9a-f-]{36}", key)
+    assert grpc == f"--grpc-restricted-protocol=model-repository:{KEY_HEADER}={key}"
+    assert flags()[1] != http, "another one in each container"
+
+
+def test_vllms_servers_are_hardened_and_an_edited_one_is_not() -> None:
+    made = vllm()
+    assert hardening_version(made, o.NAME) == "2" and harden(made, o.NAME) == made
+    edited = copy.deepcopy(made)
+    server(edited)["command"] = ["tritonserver"]
+    assert hardening_version(edited, o.NAME) is None
+    before = harden(made, o.NAME, "1")
+    assert "--model-control-mode=none" in server(before)["args"], "what an earlier operator laid over it"
+    broken = copy.deepcopy(made)
+    broken["spec"]["initContainers"][0]["env"][0]["value"] = "{"
+    assert hardening_version(broken, o.NAME) is None
 
 
 # --- the probe, with processes of these names

@@ -47,16 +47,21 @@ def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
     with progress.stage("manifest"):
         manifest = _read_manifest(store, task.digest)
     config, version = _split(manifest, store)
+    served = None
     if (serves := os.environ.get(SERVES_ENV)) is not None:
         with progress.stage("check"):
-            _expect_served(serves, _read_config(store, config), version)
+            served = _expect_served(serves, _read_config(store, config), version)
     root, number = Path(task.target), str(task.number)
     if MODEL_FILE not in version:
         link = root / VERSION_LINK
         link.unlink(missing_ok=True)
         link.symlink_to(f"{task.model}/{number}")
-    objectives = _objectives()
-    changed = _changed_config(store, config, task.serving, objectives) if task.serving or objectives else None
+    objectives, reports = _objectives(), served is not None and served.backend == "VLLM"
+    changed = (
+        _changed_config(store, config, task.serving, objectives, reports=reports)
+        if task.serving or objectives or reports
+        else None
+    )
     files = {CONFIG_FILE: config} | {
         name.removeprefix(BESIDE) if name.startswith(BESIDE) else f"{number}/{name}": entry
         for name, entry in version.items()
@@ -149,23 +154,36 @@ def _objectives() -> tuple[int, ...]:
 
 
 def _changed_config(
-    store: ObjectStore, entry: artifact.Entry, serving: ServingConfig | None, objectives: Sequence[int]
+    store: ObjectStore,
+    entry: artifact.Entry,
+    serving: ServingConfig | None,
+    objectives: Sequence[int],
+    *,
+    reports: bool,
 ) -> bytes:
-    """config.pbtxt with the settings that tuning chose and the bounds of latencies; equal inputs
-    give equal bytes.
+    """config.pbtxt with the settings that tuning chose, the bounds of latencies and what vLLM is
+    to report; equal inputs give equal bytes.
     """
     # not needed by a fetch without them
-    from modelrollout.triton.config import parse, printed, with_objectives, with_serving
+    from modelrollout.triton.config import (
+        parse,
+        printed,
+        with_objectives,
+        with_serving,
+        with_vllm_reports,
+    )
 
     config = parse(_read_config(store, entry).decode())
     if serving is not None:
         config = with_serving(config, serving)
-    return printed(with_objectives(config, objectives) if objectives else config).encode()
+    if objectives:
+        config = with_objectives(config, objectives)
+    return printed(with_vllm_reports(config) if reports else config).encode()
 
 
-def _expect_served(serves: str, config: bytes, files: Collection[str]) -> None:
-    """Raise OutputRefused for what this server was not made for, whatever the revision records.
-    ``serves``: JSON of Served.
+def _expect_served(serves: str, config: bytes, files: Collection[str]) -> Served | None:
+    """What this server was made for; None: ONNX Runtime. Raises OutputRefused for what it was not
+    made for, whatever the revision records. ``serves``: JSON of Served.
     """
     from modelrollout.optimizer.passthrough.servable import expect_servable
 
@@ -177,6 +195,7 @@ def _expect_served(serves: str, config: bytes, files: Collection[str]) -> None:
             f"{SERVES_ENV}: {serves[:100]!r} is not understood; are operator and image of one version?",
         ) from None
     expect_servable(served, files, config.decode(errors="replace"))
+    return served
 
 
 def _is_in_place(folder: Path, files: Mapping[str, artifact.Entry], changed: bytes | None) -> bool:
