@@ -56,6 +56,56 @@ _STREAM_PY = (
             sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 """
 )
+# Streams an answer for each number in "x" of a request, one every so many seconds: as long as the
+# first number says. One thread has all of them, however many there are.
+_TICKER_PY = """
+import heapq, itertools, threading, time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.due, self.order, self.more = [], itertools.count(), threading.Condition()
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def execute(self, requests):
+        with self.more:
+            for request in requests:
+                count, seconds = pb_utils.get_input_tensor_by_name(request, "x").as_numpy().ravel()[:2]
+                self.add(time.monotonic(), request.get_response_sender(), 0, int(count), float(seconds))
+            self.more.notify()
+
+    def add(self, at, *stream):
+        heapq.heappush(self.due, (at, next(self.order), *stream))
+
+    def run(self):
+        while True:
+            with self.more:
+                while not self.due:
+                    self.more.wait()
+                wait = self.due[0][0] - time.monotonic()
+                if wait > 0:
+                    self.more.wait(wait)
+                    continue
+                at, _, sender, number, count, seconds = heapq.heappop(self.due)
+            answer = pb_utils.Tensor("logits", np.array([number], np.float32))
+            sender.send(pb_utils.InferenceResponse([answer]))
+            if number + 1 >= count:
+                sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                continue
+            with self.more:
+                self.add(at + seconds, sender, number + 1, count, seconds)
+
+    def finalize(self):
+        while self.due:
+            time.sleep(0.1)
+"""
+_TICKER_CONFIG = """
+input { name: "x" data_type: TYPE_FP32 dims: 2 }
+output { name: "logits" data_type: TYPE_FP32 dims: 1 }
+model_transaction_policy { decoupled: true }
+"""
 _CONFIG = f"""
 name: "another"
 max_batch_size: 64
@@ -83,6 +133,15 @@ def python_model(weights: NDArray[np.float32] | None, *, streams: bool = False) 
             # a date of its own: by name alone each holds the time, so that a model which one of two
             # workers has pinned is another one once the second has written it
             archive.writestr(zipfile.ZipInfo(name), content)
+    return buffer.getvalue()
+
+
+def ticker(version: int) -> bytes:
+    """A model whose streams last as long as their requests say, as an archive of its folder."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in (("config.pbtxt", _TICKER_CONFIG), ("1/model.py", f"# {version}\n{_TICKER_PY}")):
+            archive.writestr(zipfile.ZipInfo(f"model/{name}"), content)
     return buffer.getvalue()
 
 
@@ -135,6 +194,7 @@ def write_models(folder: Path) -> list[Path]:
         # they load, and fail every request
         "reviewed-misfit.zip": python_model(WEIGHTS[:7]),
         "reviewed-misfit-stream.zip": python_model(WEIGHTS[:7], streams=True),
+        **{f"ticker-{version}.zip": ticker(version) for version in (1, 2, 3)},
         "engine.plan": b"ftrt" + bytes(1000),
         "pickle.onnx": pickle.dumps({"weights": WEIGHTS}),
     }

@@ -18,6 +18,9 @@ NO_GPU = {
     "replicas": 1,
     "resources": {"limits": {"cpu": "500m", "memory": "512Mi"}, "requests": {"cpu": "100m"}},
 }
+# as for a model that streams: whose versions are proven worse in here
+SLOW_TO_END = {SHADOWED: {"drain": {"exitTimeout": "15m"}}}
+WORSE_GRACE = 10 + 30 + 5  # preStop, what a version that was proven worse has beyond it, margin
 # no request is sent, so that nothing else decides
 TRIAL = {
     "canary": {"steps": [{"weight": 50}]},
@@ -30,7 +33,8 @@ SERVER = "kill -TERM 1"
 
 def deployment(stage: Stage, name: str, file: str, **rollout: Any) -> dict[str, Any]:
     traffic = stage.traffic(f"{name}.e2e.example")
-    return stage.deployment(name, file, serving=NO_GPU, traffic=traffic, rollout={**TRIAL, **rollout})
+    serving = NO_GPU | SLOW_TO_END.get(name, {})
+    return stage.deployment(name, file, serving=serving, traffic=traffic, rollout={**TRIAL, **rollout})
 
 
 def rollout(stage: Stage, name: str) -> dict[str, Any]:
@@ -147,6 +151,18 @@ def test_what_ends_in_the_shadow_while_stable_lives_is_rejected(stage: Stage) ->
     stage.until_outcome(revision, "Rejected")
     at = stage.get(SHADOWED)["status"]
     assert at["rollout"]["reason"] == "RepeatedCrashes" and at["stable"]["revision"] == stable
+    labels = f"{names.LABEL_REVISION}={revision},{names.LABEL_COMPONENT}={names.COMPONENT_SERVER}"
+    stage.until(
+        "its pod ends, with less time than it was rendered with",
+        lambda: (
+            {
+                p["metadata"].get("deletionGracePeriodSeconds")
+                for p in stage.cluster.pods(stage.namespace, labels)
+            }
+            == {WORSE_GRACE}
+        ),
+        20,
+    )
 
 
 def end_server_unwatched(stage: Stage, revision: str) -> None:
