@@ -10,8 +10,8 @@ import pytest
 
 from modelrollout.api import names
 from modelrollout.kube.errors import Forbidden
-from modelrollout.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_REVISION, POD, Resource
-from modelrollout.kube.objects import Object
+from modelrollout.kube.kinds import DEPLOYMENT, LEASE, MODEL_DEPLOYMENT, MODEL_REVISION, POD, Resource
+from modelrollout.kube.objects import Object, annotations_of
 from modelrollout.reasons import Reason
 from modelrollout.resources.server import drain_of
 from modelrollout.testing import builders as b
@@ -75,11 +75,13 @@ def test_all_others_end_as_the_operator_is_configured() -> None:
     asyncio.run(main())
 
 
-async def ended_trial(verdict: str | None) -> tuple[Cluster, Operator, Object]:
+async def ended_trial(verdict: str | None, **policy: Any) -> tuple[Cluster, Operator, Object]:
     """The trial of a version that streams is over, by that verdict or by hand (None), and its
     Deployment is gone: what it was.
     """
     cluster, operator = await served()
+    if policy:
+        cluster.policy("production", **policy)
     cluster.user(b.spec(2, rollout={"onInconclusive": "Rollback", "progressDeadline": "60s"}))
     operator.assessment = b.judged("Inconclusive")
     for _ in range(40):
@@ -203,5 +205,18 @@ def test_an_operator_that_may_not_shorten_it_says_so_and_goes_on(streaming: None
         operator.assessment = b.judged("Successful")
         await operator.live(rounds=30)
         assert cluster.status.stable and cluster.status.stable.revision == b.revision_name(3)
+
+    asyncio.run(main())
+
+
+def test_a_rollback_has_ended_and_its_slot_is_free_while_its_pods_still_end(streaming: None) -> None:
+    async def main() -> None:
+        cluster, operator, deployment = await ended_trial("Failed", limits={"concurrentRollouts": 1})
+        [lease] = (o for name, o in cluster.all(LEASE).items() if name.startswith("modelrollout-slot-"))
+        assert names.ANNOTATION_ROLLOUT not in annotations_of(lease) and not lease["spec"]
+        assert cluster.status.rollout and cluster.status.rollout.stage == "Failed"
+        ending(cluster, deployment)
+        await operator.settle()
+        assert cluster.find(POD, "ending") and cluster.status.rollout.stage == "Failed"
 
     asyncio.run(main())
