@@ -25,7 +25,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from demo.cluster import SYSTEM_NAMESPACE
 from modelrollout.api import names
-from tests.e2e.conftest import Stage, by_turns
+from tests.e2e.conftest import Stage
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.gateway, pytest.mark.long, pytest.mark.alone]
 
@@ -255,7 +255,7 @@ def test_no_stream_is_cut_by_what_takes_pods_away(stage: Stage) -> None:
     stage.apply(deployment(stage, 1))
     stage.until_ready(NAME)
     at_rest(stage, 2)
-    with by_turns("nodes"), Crowd(stage, STREAMS) as crowd:
+    with Crowd(stage, STREAMS) as crowd:
         time.sleep(LASTS)
         for event in (promotion, scale_down, drained_node, killed_operator):
             crowd.event = event.__name__

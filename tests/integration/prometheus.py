@@ -1,9 +1,13 @@
-"""A real Prometheus, and processes that it scrapes."""
+"""A real Prometheus, and processes that it scrapes; or in its place a VictoriaMetrics, whose
+program the environment variable VICTORIA_METRICS names.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -17,7 +21,10 @@ from typing import Any
 import pytest
 
 PROMETHEUS = shutil.which("prometheus")
-LIMIT_SECONDS = 30.0
+VICTORIA_METRICS = os.environ.get("VICTORIA_METRICS")
+LIMIT_SECONDS = 120.0 if VICTORIA_METRICS else 30.0
+# until VictoriaMetrics shows a series that it has scraped for the first time
+NEW_SERIES_SECONDS = 14.0 if VICTORIA_METRICS else 0.0
 
 
 class Exporter:
@@ -73,13 +80,15 @@ def running(folder: Path, scrape_configs: Sequence[dict[str, Any]]) -> Iterator[
         free.bind(("127.0.0.1", 0))
         host, port = free.getsockname()
     (folder / "prometheus.yml").write_text(json.dumps({"scrape_configs": list(scrape_configs)}))
-    options = [
-        f"--config.file={folder}/prometheus.yml",
-        f"--storage.tsdb.path={folder}/data",
-        f"--web.listen-address={host}:{port}",
-    ]
+    program, options = str(PROMETHEUS), ["config.file", "storage.tsdb.path", "web.listen-address"]
+    if VICTORIA_METRICS:
+        program, options = VICTORIA_METRICS, ["promscrape.config", "storageDataPath", "httpListenAddr"]
+    values = [f"{folder}/prometheus.yml", f"{folder}/data", f"{host}:{port}"]
+    arguments = [f"--{option}={value}" for option, value in zip(options, values, strict=True)]
+    if VICTORIA_METRICS:
+        arguments += ["--search.latencyOffset=0s", "--inmemoryDataFlushInterval=1s"]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([str(PROMETHEUS), *options], stdout=log, stderr=log, cwd=folder)
+        process = subprocess.Popen([program, *arguments], stdout=log, stderr=log, cwd=folder)
     try:
         _wait_for_port(process, host, port, folder / "log")
         yield f"http://{host}:{port}"
@@ -90,6 +99,11 @@ def running(folder: Path, scrape_configs: Sequence[dict[str, Any]]) -> Iterator[
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+async def new_series_shown() -> None:
+    """Until series that were scraped for the first time would be in an answer."""
+    await asyncio.sleep(NEW_SERIES_SECONDS)
 
 
 def _wait_for_port(process: subprocess.Popen[bytes], host: str, port: int, log: Path) -> None:

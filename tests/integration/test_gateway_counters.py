@@ -19,7 +19,7 @@ from modelrollout.analysis.providers.prometheus.target import ScrapedTarget, Scr
 from modelrollout.api.v1alpha1 import Metric, RevisionRef
 from modelrollout.config import GatewayQueries, Profile, PrometheusConfig
 from tests.expositions import CUSTOM_QUERIES, GATEWAYS, envoy, recorded
-from tests.integration.prometheus import LIMIT_SECONDS, Exporter, running
+from tests.integration.prometheus import LIMIT_SECONDS, Exporter, new_series_shown, running
 from tests.integration.test_prometheus import job
 
 METRICS = [
@@ -53,6 +53,7 @@ async def reader(served: tuple[Exporter, str]) -> AsyncIterator[PrometheusReader
 
 async def scraped(reader: PrometheusReader) -> None:
     """Until a scrape that began after this call has been stored."""
+    await new_series_shown()
     now = time.time()
     async with asyncio.timeout(LIMIT_SECONDS):
         while True:

@@ -28,7 +28,7 @@ from modelrollout.config import PrometheusConfig
 from modelrollout.triton.config import parse
 from modelrollout.triton.histogram import FLAG
 from modelrollout.triton.repository import Repository
-from tests.integration.prometheus import LIMIT_SECONDS, Exporter, running
+from tests.integration.prometheus import LIMIT_SECONDS, Exporter, new_series_shown, running
 
 STABLE, CANARY = "digits-old", "digits-new"
 PORT = 18581
@@ -99,6 +99,7 @@ async def look(
     metric: Metric = LATENCY,
 ) -> Measurement:
     """After a scrape of all that began after this call."""
+    await new_series_shown()
     now = time.time()
     async with asyncio.timeout(LIMIT_SECONDS):
         while True:
