@@ -55,7 +55,9 @@ def slow_to_judge(stage: Stage, name: str, file: str, **rollout: Any) -> dict[st
 
 
 def is_wrong(stage: Stage, name: str, at: str = "") -> bool | None:
-    """Whether the wrong model answers, at another host name than its own if given; None: no model does."""
+    """Whether the wrong model answers, at another host name than its own if given; None: no model
+    does.
+    """
     body = {"inputs": [{"name": "x", "shape": list(X.shape), "datatype": "FP32", "data": X.ravel().tolist()}]}
     url = f"http://{stage.cluster.target.gateway.http}/v2/models/{name}/infer"
     answer = requests.post(url, json=body, headers={"Host": at or host(name)}, timeout=10)

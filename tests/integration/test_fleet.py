@@ -16,11 +16,11 @@ pytestmark = pytest.mark.sandbox
 COUNT = 50
 EACH = {
     "create": {
-        "update modeldeployments/status": 6,
-        "create events": 4,
+        "update modeldeployments/status": 5,
+        "create events": 3,
         "create jobs": 2,
         "create services": 2,
-        "update modelrevisions/status": 2,
+        "update modelrevisions/status": 1,
         "patch modelrevisions": 1,
         "create leases": 1,
         "create modelrevisions": 1,
@@ -29,16 +29,15 @@ EACH = {
         "create httproutes": 1,
     },
     # Looks at the metrics are writes of status, as many as a busy machine has time for, and a route
-    # that it takes long to confirm is one with an event; without both they are 9 and 5. A revision
-    # is written in Provision, unless its pods are ready at once, at each of its two steps, and at
-    # the end, and so is the one that it replaces.
+    # that it takes long to confirm is one with an event; without both they are 8 and 4. A revision
+    # is written at each of its two steps and at the end, and so is the one that it replaces.
     "canary": {
-        "update modeldeployments/status": 16,
-        "create events": 8,
-        "update modelrevisions/status": 5,
+        "update modeldeployments/status": 15,
+        "create events": 7,
+        "update modelrevisions/status": 4,
         "create jobs": 2,
         "patch httproutes": 2,
-        "patch modelrevisions": 2,
+        "patch modelrevisions": 1,
         "create modelrevisions": 1,
         "create deployments": 1,
         "create services": 1,

@@ -18,6 +18,7 @@ from fleet.objects import OBJECTIVE_SECONDS
 from modelrollout.api import names
 
 REQUESTS_PER_SECOND = 200.0
+TRITON_VERSION = "2.74.0"  # of the chart's image; one with known flaws is a write and an event more
 _SERVICES = re.compile(r'service=~"([^"]*)"')
 
 
@@ -66,7 +67,7 @@ async def triton() -> AsyncIterator[str]:
     """
 
     async def metadata(_: web.Request) -> web.Response:
-        return web.json_response({"name": "triton", "version": "2.51.0"})
+        return web.json_response({"name": "triton", "version": TRITON_VERSION})
 
     app = web.Application()
     app.router.add_get("/v2", metadata)

@@ -110,27 +110,20 @@ def check_depth(value: Any) -> None:
 
 def weigh(value: Any) -> int:
     """Bytes of memory, about, of a value that is not too deep."""
-    weight = 0
-    keys: set[str] = set()  # of which the reader makes one for all
-    level = [value]
     size = sys.getsizeof
+    weight = size(value)
+    keys: set[str] = set()  # of which the reader makes one for all
+    level = [value] if type(value) in _CONTAINERS else []
     while level:
-        inner: list[Any] = []
+        children: list[Any] = []
         for outer in level:
-            weight += size(outer)
-            if isinstance(outer, dict):
+            if type(outer) is dict:
                 keys.update(outer)
-                children: Any = outer.values()
-            elif isinstance(outer, list):
-                children = outer
+                children += outer.values()
             else:
-                continue
-            for child in children:
-                if isinstance(child, dict | list):
-                    inner.append(child)
-                else:
-                    weight += size(child)
-        level = inner
+                children += outer
+        weight += sum(map(size, children))
+        level = [child for child in children if type(child) in _CONTAINERS]
     return weight + sum(map(size, keys))
 
 

@@ -45,6 +45,8 @@ class Gateways:
         self._kube, self._cache, self._wake = kube, cache, wake
         # Of objects that no watch brings: the last answer; None: there is none, an error: unknown.
         self._answers: dict[_Id, Object | KubeError | None] = {}
+        # by namespace, name, field and ``own``: a Gateway as last seen, and its facts
+        self._seen: dict[tuple[str, str, str, bool], tuple[Object, GatewayFacts]] = {}
         self._logged: dict[str, str] = {}  # what keeps a Gateway from carrying routes, as logged
 
     async def of(self, deployment: Object | None) -> GatewayFacts | None:
@@ -67,13 +69,21 @@ class Gateways:
             return unread_gateway(namespace, name)
         if gateway is None:
             return missing_gateway(namespace, name, field, own=own)
-        facts = gateway_facts(gateway, field, own=own)
+        facts = self._own_facts(gateway, (namespace, name, field, own))
         if facts.gateway_class:
             gateway_class = await self._object(GATEWAY_CLASS, "", facts.gateway_class)
             facts = facts if isinstance(gateway_class, KubeError) else with_class(facts, gateway_class)
-        if not own:
-            self._log(gateway_facts(gateway, field, own=True))
         return facts
+
+    def _own_facts(self, gateway: Object, at: tuple[str, str, str, bool]) -> GatewayFacts:
+        """``gateway_facts``, once for each state of the Gateway: thousands may name it."""
+        seen = self._seen.get(at)
+        if seen is None or seen[0] is not gateway:
+            *_, field, own = at
+            if not own:
+                self._log(gateway_facts(gateway, field, own=True))
+            self._seen[at] = seen = (gateway, gateway_facts(gateway, field, own=own))
+        return seen[1]
 
     async def refresh(self) -> None:
         """Read again what no watch brings, and wake those whom a change concerns."""

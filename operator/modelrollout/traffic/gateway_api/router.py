@@ -194,7 +194,7 @@ def overly_open_routes(live: LiveObjects, model: str) -> list[Object]:
         if kind in ROUTE_KINDS and (is_of_clients(n, model) or is_of_preview(n, model))
     ]
     pairs = [(o, narrowed(o, model)) for o in routes]
-    return [_to_apply(o, narrow) for o, narrow in pairs if _rules(o) != _rules(narrow)]
+    return [_to_apply(o, narrow) for o, narrow in pairs if not _have_same_rules(o, narrow)]
 
 
 def _to_apply(live: Object, desired: Object) -> Object:
@@ -212,11 +212,6 @@ def _to_apply(live: Object, desired: Object) -> Object:
     return {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata, "spec": spec}
 
 
-# A rule of a live or rendered route in a form that compares: what it lets through, each match as
-# sorted (field, type, name, value); weights by Service.
-_ComparableRule = tuple[frozenset[tuple[tuple[str, str, str, str], ...]], dict[str, int]]
-
-
 def _programmed(desired: Object, live: Object | None, gateway: GatewayFacts | None) -> Traffic:
     if live is None or not _is_written(live, desired):
         return Traffic(False, f"{desired['kind']} {desired['metadata']['name']} is not written yet")
@@ -229,7 +224,7 @@ def _is_written(live: Object, desired: Object) -> bool:
     """
     namespace = live["metadata"].get("namespace") or ""
     return (
-        _rules(live) == _rules(desired)
+        _have_same_rules(live, desired)
         and extras_in(live) == extras_in(desired)
         and (not any(_counted_apart(desired)) or _counted_apart(live) == _counted_apart(desired))
         and (live["spec"].get("hostnames") or []) == (desired["spec"].get("hostnames") or [])
@@ -237,10 +232,16 @@ def _is_written(live: Object, desired: Object) -> bool:
     )
 
 
-def _rules(route: Object) -> list[_ComparableRule]:
-    return [
-        (_opens(route["kind"], rule), _weights(rule)) for rule in (route.get("spec") or {}).get("rules") or []
-    ]
+def _have_same_rules(one: Object, other: Object) -> bool:
+    """Whether two routes of a kind let through the same to the same backends."""
+    kind = one["kind"]
+    rules, others = ((route.get("spec") or {}).get("rules") or [] for route in (one, other))
+    return len(rules) == len(others) and all(
+        # nearly always they are equal as they stand, which costs a fiftieth
+        (a.get("matches") == b.get("matches") or _opens(kind, a) == _opens(kind, b))
+        and _weights(a) == _weights(b)
+        for a, b in zip(rules, others, strict=True)
+    )
 
 
 def _counted_apart(route: Object) -> list[list[tuple[str, int]]]:
@@ -265,8 +266,8 @@ _EVERYTHING: dict[str, list[Object]] = {
 
 
 def _opens(kind: str, rule: Object) -> frozenset[tuple[tuple[str, str, str, str], ...]]:
-    """What the rule lets through: its matches, regardless of their order and of defaults that are
-    written out.
+    """What the rule lets through: its matches, each as sorted (field, type, name, value),
+    regardless of their order and of defaults that are written out.
     """
     return frozenset(tuple(sorted(_match(kind, m))) for m in rule.get("matches") or _EVERYTHING[kind])
 

@@ -349,6 +349,11 @@ class PrometheusReader:
 
     def _new(self, credentials: _Credentials) -> PrometheusConnect:
         session = requests.Session()
+        # The proxy and the authorities of the environment, read once: requests would do so for each
+        # query, which is a third of its cost.
+        environment = session.merge_environment_settings(self._provider.url, {}, None, None, None)
+        session.proxies, session.verify = environment["proxies"], environment["verify"]
+        session.trust_env = False
         session.stream = True  # so that _bounded reads the body, not the library
         session.hooks["response"].append(_bounded(self._provider.timeout_seconds))
         if credentials.ca is not None:
