@@ -182,8 +182,9 @@ class HostClaims:
             )
 
     def _lease(self, claims: Sequence[Claim], live: Object) -> Object:
-        """``live`` with these claims, which it keeps in their order: those in force first, and among
-        them those of the namespace that has the name, so that it goes to a guest only with the last.
+        """``live`` with these claims, which it keeps in their order: those in force first, and
+        among them those of the namespace that has the name, so that it goes to a guest only with
+        the last.
         """
         host = next((c.key[0] for c in claims_of(live)), "")
         first, *further = sorted(claims, key=lambda c: (bool(c.released), c.key[0] != host))
