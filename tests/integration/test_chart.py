@@ -446,6 +446,25 @@ class TestRendered:
             assert "'ResponseHeaderModifier'" in expressions
             assert ("'traefik.io/Middleware'" in expressions) == bool(changes)
 
+    def test_pods_carry_the_labels_and_priorities_in_the_values_only(self) -> None:
+        listed = (
+            "workloads.pods.labels={cost-center,example.com/*}",
+            "workloads.pods.priorityClasses={serving}",
+        )
+        for changes in ((), listed):
+            made = objects(*changes)
+            (policy,) = (
+                o
+                for o in made
+                if o["kind"] == "ValidatingAdmissionPolicy" and o["metadata"]["name"].endswith("-pods")
+            )
+            expressions = " ".join(v["expression"] for v in policy["spec"]["validations"])
+            for part in (
+                " || k == 'cost-center' || k.startsWith('example.com/'))",
+                " || variables.pod.priorityClassName == 'serving')",
+            ):
+                assert (part in expressions) == bool(changes)
+
     def test_leases_are_written_in_its_own_namespace_only(self) -> None:
         (role,) = pick("default", "Role")
         assert role["metadata"]["namespace"] == "modelrollout"

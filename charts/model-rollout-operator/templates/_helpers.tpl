@@ -221,3 +221,8 @@ admissionregistration.k8s.io/v1beta1
 {{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{/* CEL: or the name is one of these entries, or begins as one that ends in *. */}}
+{{- define "modelrollout.listed" -}}
+{{- range .entries }}{{ if hasSuffix "*" . }} || {{ $.name }}.startsWith('{{ trimSuffix "*" . }}'){{ else }} || {{ $.name }} == '{{ . }}'{{ end }}{{ end }}
+{{- end }}

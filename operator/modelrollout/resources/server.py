@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Drain, Resources, Serving, seconds
+from modelrollout.api.v1alpha1 import Drain, Pod, Resources, Serving, seconds
 from modelrollout.config import OperatorConfig
 from modelrollout.contract.common import (
     CREDENTIALS_DIR,
@@ -95,7 +95,7 @@ def template(
     The grace period is preStop + exit timeout + margin: endpoints drop the pod while preStop
     sleeps, then Triton finishes its requests (docs of Triton, "Graceful shutdown").
     """
-    deployment, number = version.deployment, version.number
+    deployment, number, pod = version.deployment, version.number, serving.pod or Pod()
     pre_stop, exit_timeout = _drain(serving, config)
     model_ready = {"httpGet": {"path": f"/v2/models/{deployment}/versions/{number}/ready", "port": "http"}}
     artifacts = artifact_location(config, tenant_uri(config, version.namespace), to_read=True)
@@ -175,25 +175,15 @@ def template(
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
             *artifacts.volumes(),
         ],
-        "topologySpreadConstraints": [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {
-                    "matchLabels": {
-                        names.LABEL_REVISION: version.revision,
-                        names.LABEL_COMPONENT: names.COMPONENT_SERVER,
-                    }
-                },
-            }
-        ],
+        "topologySpreadConstraints": _spread(version, pod),
     }
     spec.update(_placement(serving))
     made = {
         "metadata": {
-            "labels": version.labels(),
+            # Its own come last: Services select by them, and Prometheus reads them.
+            "labels": {**(pod.labels or {}), **version.labels()},
             "annotations": {
+                **(pod.annotations or {}),
                 "prometheus.io/scrape": "true",
                 "prometheus.io/port": str(names.PORT_METRICS),
                 "prometheus.io/path": "/metrics",
@@ -300,8 +290,31 @@ def tolerations(serving: Serving, gpu: bool) -> list[Any]:
     return [*specified, usual] if gpu and usual not in specified else specified
 
 
+def _spread(version: Version, pod: Pod) -> list[Object]:
+    """How its pods are spread. A constraint of the spec cannot name the revision, which has no name
+    while the spec is written.
+    """
+    own = {
+        "labelSelector": {
+            "matchLabels": {
+                names.LABEL_REVISION: version.revision,
+                names.LABEL_COMPONENT: names.COMPONENT_SERVER,
+            }
+        }
+    }
+    usual = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+    }
+    return [own | constraint for constraint in pod.topology_spread_constraints or [usual]]
+
+
 def _placement(serving: Serving) -> Object:
     placement: Object = {}
+    for key, value in (serving.pod or Pod()).wire().items():
+        if key in ("runtimeClassName", "priorityClassName", "schedulerName"):
+            placement[key] = value
     if tolerated := tolerations(serving, wants_gpu(serving.resources)):
         placement["tolerations"] = tolerated
     if serving.node_selector:
@@ -400,7 +413,16 @@ def _mounted(spec: Object) -> str | None:
     return ARTIFACTS if any(m["mountPath"] == folder for m in mounts) else None
 
 
-_ALIKE = ("tolerations", "nodeSelector", "affinity", "serviceAccountName", "imagePullSecrets")
+# No priorityClassName: only what serves may displace other pods.
+_ALIKE = (
+    "tolerations",
+    "nodeSelector",
+    "affinity",
+    "serviceAccountName",
+    "imagePullSecrets",
+    "runtimeClassName",
+    "schedulerName",
+)
 
 
 def beside(frozen: Object, version: Version, artifact: Artifact, config: OperatorConfig) -> Object:

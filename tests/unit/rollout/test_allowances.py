@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.api.v1alpha1.model import SecretKey
 from modelrollout.api.v1alpha1.schema import LocalName
-from modelrollout.config import RoutesConfig
+from modelrollout.config import OperatorConfig, PodRules, RoutesConfig, WorkloadRules
 from modelrollout.rollout.policy.allowances import allowance_violation, filter_violation, secrets
 from modelrollout.rollout.policy.rules import NO_RULES, Policy, combine
 from modelrollout.testing import builders as b
@@ -379,3 +379,94 @@ def test_a_policy_forbids_filters() -> None:
         "spec.traffic.filters: RolloutPolicy b (gates.filters) forbids filters; leave them out"
     )
     assert filter_violation(rules, b.spec(1), OPEN) is None
+
+
+LISTED = CONFIG.model_copy(
+    update={
+        "workloads": WorkloadRules(
+            pods=PodRules(
+                labels=["cost-center", "example.com/*"], annotations=["*"], priority_classes=["serving"]
+            )
+        )
+    }
+)
+
+
+def carrying(**pod: Any) -> ModelDeploymentSpec:
+    return spec(serving={"pod": pod})
+
+
+def of_pods(specified: ModelDeploymentSpec, config: OperatorConfig, *policies: Policy) -> str:
+    problem = allowance_violation(combine(policies), specified, "ml", config)
+    if problem is None:
+        return ""
+    assert problem.reason == "PodFieldNotAllowed"
+    return problem.message
+
+
+@pytest.mark.parametrize(
+    ("pod", "refused"),
+    [
+        ({"labels": {"cost-center": "7", "example.com/team": "v"}}, ""),
+        ({"labels": {"cost-centers": "7"}}, "labels: cost-centers"),
+        ({"labels": {"app": "shop"}}, "labels: app"),
+        ({"annotations": {"anything.example/at-all": "x"}}, ""),
+        ({"priorityClassName": "serving"}, ""),
+        ({"priorityClassName": "serving-2"}, "priorityClassName: serving-2"),
+        ({"runtimeClassName": "nvidia", "schedulerName": "volcano"}, ""),
+    ],
+)
+def test_what_concerns_others_is_listed_by_the_platform_team(pod: dict[str, Any], refused: str) -> None:
+    message = of_pods(carrying(**pod), LISTED)
+    assert bool(message) is bool(refused) and message.startswith(
+        f"spec.serving.pod.{refused}: the operator's configuration does not list it" if refused else ""
+    )
+    unlisted = pod.keys() & {"labels", "annotations", "priorityClassName"}
+    assert ("(workloads.pods." in of_pods(carrying(**pod), CONFIG)) is bool(unlisted)
+
+
+@pytest.mark.parametrize(
+    ("pod", "field"),
+    [
+        ({"labels": {"cost-center": "7"}}, "labels"),
+        ({"annotations": {"example.com/a": "7"}}, "annotations"),
+        ({"priorityClassName": "serving"}, "priorityClasses"),
+        ({"runtimeClassName": "nvidia"}, "runtimeClasses"),
+        ({"schedulerName": "volcano"}, "schedulers"),
+    ],
+)
+def test_policies_narrow_what_pods_may_carry(pod: dict[str, Any], field: str) -> None:
+    (name,) = pod
+    told = of_pods(carrying(**pod), LISTED, policy("p0", allowedPods={field: ["*"]}))
+    assert told == ""
+    for allowed in ([], ["other"]):
+        told = of_pods(
+            carrying(**pod),
+            LISTED,
+            policy("p0", allowedPods={field: ["*"]}),
+            policy("p1", allowedPods={field: allowed}),
+        )
+        assert told.startswith(f"spec.serving.pod.{name}: ") and (
+            f"RolloutPolicy p1 (allowedPods.{field}) allows only {', '.join(allowed) or 'none'}; " in told
+        )
+    assert of_pods(carrying(**pod), LISTED, policy("p0", allowedPods={})) == "", "left out: as configured"
+
+
+def test_without_a_policy_the_configuration_may_leave_the_nodes_runtime_and_scheduler_alone() -> None:
+    shut = LISTED.model_copy(
+        update={"workloads": LISTED.workloads.model_copy(update={"only_by_policy": True})}
+    )
+    for pod, field in (
+        ({"runtimeClassName": "nvidia"}, "runtimeClasses"),
+        ({"schedulerName": "x"}, "schedulers"),
+    ):
+        assert f"no RolloutPolicy allows any (allowedPods.{field})" in of_pods(carrying(**pod), shut)
+        assert of_pods(carrying(**pod), shut, policy(allowedPods={field: ["*"]})) == ""
+    usual = {
+        "schedulerName": "default-scheduler",
+        "labels": {"cost-center": "1"},
+        "priorityClassName": "serving",
+    }
+    assert of_pods(carrying(**usual), shut) == "", "what the configuration lists needs no policy"
+    nothing = policy(allowedPods={"schedulers": []})
+    assert of_pods(carrying(schedulerName="default-scheduler"), CONFIG, nothing) == ""

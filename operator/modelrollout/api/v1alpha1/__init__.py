@@ -42,6 +42,7 @@ from modelrollout.api.v1alpha1.optimization import (
     QueueName,
     Training,
 )
+from modelrollout.api.v1alpha1.pod import Pod
 from modelrollout.api.v1alpha1.revision import ModelRevisionSpec, ModelRevisionStatus
 from modelrollout.api.v1alpha1.rollout import (
     ANSWER_METRICS,
@@ -190,6 +191,7 @@ __all__ = [
     "Pause",
     "Phase",
     "Pinned",
+    "Pod",
     "Preview",
     "Prune",
     "Quantity",

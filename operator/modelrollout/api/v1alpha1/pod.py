@@ -1,0 +1,112 @@
+"""``spec.serving.pod``: what a server's pod carries beyond what serving itself needs."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field, StringConstraints
+
+from modelrollout.api.v1alpha1.placement import TopologySpreadAsWritten
+from modelrollout.api.v1alpha1.schema import KEYS, ApiModel, Labels, Name, Rule
+
+_Annotations = Annotated[
+    dict[str, Annotated[str, StringConstraints(max_length=4096)]], Field(max_length=32), KEYS
+]
+_KEY = "^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+_VALUE = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+_OPERATORS = r"^([-a-z0-9.]+\\.)?modelrollout\\.dev/"
+# By these Kubernetes and Kueue find pods: a server's pod would be taken for a Job's, or be queued,
+# and a queue may preempt it.
+_CONTROLLERS = (
+    r"^(pod-template-hash|controller-uid|job-name|statefulset\\.kubernetes\\.io/.*"
+    r"|batch\\.kubernetes\\.io/.*|([-a-z0-9.]+\\.)?kueue\\.x-k8s\\.io/.*)$"
+)
+# The operator's own, by which Prometheus finds what is counted, and switches that turn off what
+# the Pod Security Standard "restricted" demands.
+_OWN_ANNOTATIONS = (
+    r"^(prometheus\\.io/.*|container\\.apparmor\\.security\\.beta\\.kubernetes\\.io/.*"
+    r"|(container\\.)?seccomp\\.security\\.alpha\\.kubernetes\\.io/.*)$"
+)
+
+
+class Pod(ApiModel):
+    """What the pods of the server carry besides.
+
+    Each field is part of the version: another value makes a new revision, and returning to an
+    earlier revision brings its value back. docs/reference/pods.md has a table.
+    """
+
+    labels: Labels | None = Field(
+        None,
+        description=(
+            "Labels of the pods, of the keys that the operator's configuration lists"
+            " (workloads.pods.labels): a label is what Services and NetworkPolicies of others select."
+        ),
+    )
+    annotations: _Annotations | None = Field(
+        None,
+        description=(
+            "Annotations of the pods, of the keys that the operator's configuration lists"
+            " (workloads.pods.annotations): an annotation may attach networks or inject containers."
+        ),
+    )
+    runtime_class_name: Name | None = Field(
+        None, description="RuntimeClass of the pods, for example nvidia; left out: the node's default."
+    )
+    priority_class_name: Name | None = Field(
+        None,
+        description=(
+            "PriorityClass of the pods, one that the operator's configuration lists"
+            " (workloads.pods.priorityClasses): a higher priority displaces pods of others."
+        ),
+    )
+    scheduler_name: Name | None = Field(
+        None, description="Scheduler that places the pods; left out: default-scheduler."
+    )
+    topology_spread_constraints: (
+        Annotated[list[TopologySpreadAsWritten], Field(min_length=1, max_length=8)] | None
+    ) = Field(
+        None,
+        description=(
+            "As in a pod; without labelSelector a constraint is about the pods of the same revision. Left"
+            " out: they are spread over nodes where that is possible."
+        ),
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *(
+            rule
+            for field in ("labels", "annotations")
+            for rule in (
+                Rule(
+                    f"!has(self.{field}) || self.{field}.all(k, k.matches('{_KEY}'))",
+                    f"{field}: a key is a name of letters, digits, '-', '_' and '.', at most 63 characters,"
+                    " perhaps after a domain and '/', for example example.com/team",
+                ),
+                Rule(
+                    f"!has(self.{field}) || self.{field}.all(k, !k.matches('{_OPERATORS}'))",
+                    f"{field}: keys of modelrollout.dev are the operator's: its Services select pods by"
+                    " them; leave them out",
+                ),
+            )
+        ),
+        Rule(
+            f"!has(self.labels) || self.labels.all(k, self.labels[k].matches('{_VALUE}'))",
+            "labels: a value has letters, digits, '-', '_' and '.', and begins and ends with a letter or"
+            " digit; write anything else as an annotation",
+        ),
+        Rule(
+            f"!has(self.labels) || self.labels.all(k, !k.matches('{_CONTROLLERS}'))",
+            "labels: Kubernetes and Kueue manage pods by pod-template-hash, controller-uid, job-name and"
+            " labels of batch.kubernetes.io, statefulset.kubernetes.io and kueue.x-k8s.io; leave them out"
+            " (servers are not queued)",
+        ),
+        Rule(
+            f"!has(self.annotations) || self.annotations.all(k, !k.matches('{_OWN_ANNOTATIONS}'))",
+            "annotations: those of prometheus.io are the operator's, and those of AppArmor and seccomp"
+            " would loosen what every pod has; leave them out",
+        ),
+        Rule(
+            "!has(self.priorityClassName) || !self.priorityClassName.startsWith('system-')",
+            "priorityClassName: classes of the name system-... are the cluster's own: name another",
+        ),
+    )
