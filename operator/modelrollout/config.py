@@ -429,8 +429,8 @@ class WorkloadRules(_Config):
     only_by_policy: bool = Field(
         False,
         description=(
-            "A spec may name an image, a Secret other than a store's own, a service account, a RuntimeClass"
-            " or a scheduler only if a RolloutPolicy allows it."
+            "A spec may name an image, a Secret other than a store's own, a service account, a RuntimeClass,"
+            " a scheduler or a variable of the environment only if a RolloutPolicy allows it."
         ),
     )
 

@@ -144,7 +144,7 @@ def template(
                     "--disable-auto-complete-config",
                     f"{_EXIT_FLAG}={exit_timeout}",
                 ],
-                "env": [{"name": "HOME", "value": "/tmp"}],
+                "env": [{"name": "HOME", "value": "/tmp"}, *(e.wire() for e in pod.env or ())],
                 "ports": [
                     {"name": "http", "containerPort": names.PORT_HTTP, "protocol": "TCP"},
                     {"name": "grpc", "containerPort": names.PORT_GRPC, "protocol": "TCP"},

@@ -38,6 +38,7 @@ CHANGED: dict[str, Any] = {
     "pod.runtimeClassName": "nvidia",
     "pod.priorityClassName": "serving",
     "pod.schedulerName": "volcano",
+    "pod.env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}],
     "pod.topologySpreadConstraints": [
         {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
     ],
@@ -96,6 +97,11 @@ def test_the_table_says_what_makes_a_version_and_that_no_pod_is_restarted(field:
 def test_each_field_is_in_the_pods_of_the_next_revision(field: str) -> None:
     name, before, after = field.partition(".")[2], o.template(), o.template(serving(field))
     assert before != after
+    if name == "env":
+        (triton,) = after["spec"]["containers"]
+        assert CHANGED[field][0] in triton["env"]
+        assert after["spec"]["initContainers"] == before["spec"]["initContainers"]
+        return
     where = after["metadata"] if name in after["metadata"] else after["spec"]
     if isinstance(CHANGED[field], dict):
         assert CHANGED[field].items() <= where[name].items()
@@ -173,3 +179,49 @@ def test_keys_that_are_not_a_users_are_refused_by_the_api_server(pod: dict[str, 
     schema = schema_of("ModelDeployment")["properties"]["spec"]["properties"]["serving"]["properties"]["pod"]
     found = [str(problem) for problem in broken_rules(schema, pod, "spec.serving.pod")]
     assert (len(found) == 1 and told in found[0]) if told else not found
+
+
+def env_problems(env: list[dict[str, Any]]) -> list[str]:
+    schema = schema_of("ModelDeployment")["properties"]["spec"]["properties"]["serving"]["properties"]["pod"]
+    return [message for _, message in broken_rules(schema, {"env": env}, "spec.serving.pod")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONSTARTUP", "AIP_MODE", "TRITON_X",
+        "TRITONSERVER_X", "NVIDIA_VISIBLE_DEVICES", "BASH_ENV", "BASH_FUNC_x", "HOME", "PATH", "POD_UID",
+        "ENV", "SAGEMAKER_MODE", "MODELROLLOUT_TASK", "CUDA_INJECTION64_PATH", "OPENSSL_CONF",
+        "GLIBC_TUNABLES", "KUBERNETES_SERVICE_HOST",
+    ],
+)  # fmt: skip
+def test_names_that_decide_what_a_program_loads_are_refused(name: str) -> None:
+    (told,) = env_problems([{"name": name, "value": "x"}])
+    assert told.startswith("env: HOME, PATH") and told.endswith("; leave it out")
+
+
+def test_the_variables_that_the_operator_writes_itself_are_refused() -> None:
+    written = {e["name"] for c in o.containers(o.deployment()) for e in c["env"]}
+    assert {"HOME", "POD_UID"} <= written
+    assert all(env_problems([{"name": name, "value": "x"}]) for name in written)
+
+
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "VLLM_USE_V1", "OMP_NUM_THREADS", "HOMEPAGE", "CUDA_CACHE_PATH"]
+)
+def test_other_names_are_free(name: str) -> None:
+    assert env_problems([{"name": name, "value": ""}]) == []
+
+
+def test_a_variable_has_one_value() -> None:
+    key = {"name": "s", "key": "k"}
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({}, "either value or valueFrom"),
+        ({"value": "x", "valueFrom": {"secretKeyRef": key}}, "either value or valueFrom"),
+        ({"valueFrom": {}}, "either secretKeyRef or configMapKeyRef"),
+        ({"valueFrom": {"secretKeyRef": key, "configMapKeyRef": key}}, "either secretKeyRef or"),
+    ]
+    for wrong, told in cases:
+        (message,) = env_problems([{"name": "A"} | wrong])
+        assert told in message
+    assert env_problems([{"name": "A", "valueFrom": {"configMapKeyRef": key}}]) == []

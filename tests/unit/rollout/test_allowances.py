@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.api.v1alpha1.model import SecretKey
+from modelrollout.api.v1alpha1.pod import ConfigMapKey
 from modelrollout.api.v1alpha1.schema import LocalName
 from modelrollout.config import OperatorConfig, PodRules, RoutesConfig, WorkloadRules
 from modelrollout.rollout.policy.allowances import allowance_violation, filter_violation, secrets
@@ -49,6 +50,9 @@ EVERYWHERE: dict[str, Any] = {
     "serving": {
         "resources": {},
         "imagePullSecrets": [{"name": "registry"}],
+        "pod": {
+            "env": [{"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "token", "key": "token"}}}],
+        },
         "tune": {"objective": "50ms", "data": {"uri": "s3://models/i.npz", "credentials": MINE}},
     },
     "rollout": {
@@ -64,6 +68,7 @@ FIELDS = {
     "spec.optimization.steps[2].int8.calibration.credentials.secretRef.name",
     "spec.optimization.gate.data.credentials.secretRef.name",
     "spec.serving.imagePullSecrets[0].name",
+    "spec.serving.pod.env[0].valueFrom.secretKeyRef.name",
     "spec.serving.tune.data.credentials.secretRef.name",
     "spec.rollout.analysis.golden.credentials.secretRef.name",
 }
@@ -85,12 +90,13 @@ def test_every_secret_that_a_spec_can_name_is_found() -> None:
     assert {s.field.rsplit(".", 1)[0] for s in references if s.uri is None} == {
         "spec.model.signature.keySecretRef",
         "spec.serving.imagePullSecrets[0]",
+        "spec.serving.pod.env[0].valueFrom.secretKeyRef",
     }
 
 
 def test_the_fields_above_are_all_that_the_types_have() -> None:
-    """A reference of another type would be found nowhere: whatever is called a Secret or a
-    ConfigMap has one of the two.
+    """A reference of another type would be found nowhere: whatever is called a Secret has one of
+    the two, and whatever is called a ConfigMap the type of those, which hold nothing secret.
     """
 
     def parts(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -106,7 +112,7 @@ def test_the_fields_above_are_all_that_the_types_have() -> None:
             kinds = list(parts(field.annotation))
             if {LocalName, SecretKey} & set(kinds):
                 places.add((owner.__name__, name))
-            elif "secret" in name or "config_map" in name:
+            elif "secret" in name or ("config_map" in name and ConfigMapKey not in kinds):
                 odd.add((owner.__name__, name))
             fresh = [kind for kind in kinds if kind not in known]
             known.update(fresh)
@@ -116,6 +122,7 @@ def test_the_fields_above_are_all_that_the_types_have() -> None:
         ("Credentials", "secret_ref"),
         ("Signature", "key_secret_ref"),
         ("Serving", "image_pull_secrets"),
+        ("EnvSource", "secret_key_ref"),
     }
     holding = {
         (kind.__name__, name)
@@ -170,7 +177,7 @@ class TestSecrets:
         assert told(spec, shut=True).startswith(
             "SecretNotAllowed: spec.model.credentials.secretRef.name: mine: no RolloutPolicy allows any"
         )
-        assert told(spec, policy(allowedSecrets=["*"]), shut=True) == ""
+        assert told(spec, policy(allowedSecrets=["*"], allowedPods={"env": ["*"]}), shut=True) == ""
 
     def test_an_empty_list_leaves_the_stores_own(self) -> None:
         nothing = policy(allowedSecrets=[])
@@ -433,6 +440,7 @@ def test_what_concerns_others_is_listed_by_the_platform_team(pod: dict[str, Any]
         ({"priorityClassName": "serving"}, "priorityClasses"),
         ({"runtimeClassName": "nvidia"}, "runtimeClasses"),
         ({"schedulerName": "volcano"}, "schedulers"),
+        ({"env": [{"name": "HF_TOKEN", "value": "x"}]}, "env"),
     ],
 )
 def test_policies_narrow_what_pods_may_carry(pod: dict[str, Any], field: str) -> None:
@@ -452,14 +460,16 @@ def test_policies_narrow_what_pods_may_carry(pod: dict[str, Any], field: str) ->
     assert of_pods(carrying(**pod), LISTED, policy("p0", allowedPods={})) == "", "left out: as configured"
 
 
-def test_without_a_policy_the_configuration_may_leave_the_nodes_runtime_and_scheduler_alone() -> None:
+def test_without_a_policy_the_configuration_may_leave_runtime_scheduler_and_environment_alone() -> None:
     shut = LISTED.model_copy(
         update={"workloads": LISTED.workloads.model_copy(update={"only_by_policy": True})}
     )
-    for pod, field in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"runtimeClassName": "nvidia"}, "runtimeClasses"),
         ({"schedulerName": "x"}, "schedulers"),
-    ):
+        ({"env": [{"name": "HF_TOKEN", "value": "x"}]}, "env"),
+    ]
+    for pod, field in cases:
         assert f"no RolloutPolicy allows any (allowedPods.{field})" in of_pods(carrying(**pod), shut)
         assert of_pods(carrying(**pod), shut, policy(allowedPods={field: ["*"]})) == ""
     usual = {

@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, StringConstraints
 
+from modelrollout.api.v1alpha1.model import SecretKey
 from modelrollout.api.v1alpha1.placement import TopologySpreadAsWritten
-from modelrollout.api.v1alpha1.schema import KEYS, ApiModel, Labels, Name, Rule
+from modelrollout.api.v1alpha1.schema import KEYS, ApiModel, Labels, ListMapKey, Name, Rule
 
 _Annotations = Annotated[
     dict[str, Annotated[str, StringConstraints(max_length=4096)]], Field(max_length=32), KEYS
@@ -27,6 +28,61 @@ _OWN_ANNOTATIONS = (
     r"^(prometheus\\.io/.*|container\\.apparmor\\.security\\.beta\\.kubernetes\\.io/.*"
     r"|(container\\.)?seccomp\\.security\\.alpha\\.kubernetes\\.io/.*)$"
 )
+
+
+# The operator's own, those of shells and loaders, and switches by which a server or a runtime
+# becomes another. No list of these is complete: policies say which names there may be.
+_REFUSED_ENV = (
+    "^(HOME|PATH|ENV|IFS|POD_UID|GCONV_PATH|GLIBC_TUNABLES"
+    "|(MODELROLLOUT_|LD_|PYTHON|AIP_|SAGEMAKER_|TRITON|NVIDIA_|BASH|OPENSSL_|KUBERNETES_).*"
+    "|.*INJECTION.*)$"
+)
+
+
+class ConfigMapKey(ApiModel):
+    """A key of a ConfigMap in the same namespace."""
+
+    name: Name = Field(description="Name of the ConfigMap.")
+    key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = Field(
+        description="Key in the ConfigMap."
+    )
+
+
+class EnvSource(ApiModel):
+    """Where the value comes from; it is read when a container starts."""
+
+    secret_key_ref: SecretKey | None = None
+    config_map_key_ref: ConfigMapKey | None = None
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.secretKeyRef) != has(self.configMapKeyRef)",
+            "valueFrom: give either secretKeyRef or configMapKeyRef",
+        ),
+    )
+
+
+class EnvVar(ApiModel):
+    """A variable in the server's environment."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=253)] = Field(
+        description=(
+            "Its name. Not one of the operator's own or by which a program loads or becomes another, such as"
+            " LD_*, PYTHON*, AIP_*, TRITON*, NVIDIA_*."
+        )
+    )
+    value: Annotated[str, StringConstraints(max_length=4096)] | None = Field(
+        None, description="Its value, which everyone reads who may read the object; else valueFrom."
+    )
+    value_from: EnvSource | None = None
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("has(self.value) != has(self.valueFrom)", "env: give either value or valueFrom"),
+        Rule(
+            f"!self.name.matches('{_REFUSED_ENV}')",
+            "env: HOME, PATH, ENV, IFS, POD_UID and names of MODELROLLOUT_, LD_, PYTHON, AIP_, SAGEMAKER_,"
+            " TRITON, NVIDIA_, BASH, OPENSSL_, KUBERNETES_, of glibc and of INJECTION are the operator's, or"
+            " decide what a program loads; leave it out",
+        ),
+    )
 
 
 class Pod(ApiModel):
@@ -70,6 +126,13 @@ class Pod(ApiModel):
         description=(
             "As in a pod; without labelSelector a constraint is about the pods of the same revision. Left"
             " out: they are spread over nodes where that is possible."
+        ),
+    )
+    env: Annotated[list[EnvVar], Field(min_length=1, max_length=32), ListMapKey("name")] | None = Field(
+        None,
+        description=(
+            "Environment of the server, such as HF_TOKEN by secretKeyRef; code of the model and of the image"
+            " reads it. A Secret that changes restarts no pod."
         ),
     )
     rules: ClassVar[tuple[Rule, ...]] = (

@@ -44,6 +44,7 @@ NamePattern = Annotated[
 KeyPattern = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9*?]([-A-Za-z0-9_./*?]*[A-Za-z0-9*?])?$", max_length=317)
 ]
+EnvPattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_*?][A-Za-z0-9_*?]*$", max_length=253)]
 Moment = Annotated[
     str,
     StringConstraints(
@@ -273,6 +274,9 @@ class AllowedPods(ApiModel):
     )
     schedulers: Annotated[list[NamePattern], Field(max_length=64)] | None = Field(
         None, description="Schedulers beside default-scheduler."
+    )
+    env: Annotated[list[EnvPattern], Field(max_length=64)] | None = Field(
+        None, description="Names in the server's environment, for example HF_*."
     )
 
 

@@ -213,6 +213,7 @@ def _pod_fields(pod: Pod, config: OperatorConfig) -> Iterator[_PodField]:
     )
     yield _PodField("runtimeClassName", _one(pod.runtime_class_name), "runtimeClasses", None)
     yield _PodField("schedulerName", _one(scheduler), "schedulers", None)
+    yield _PodField("env", tuple(e.name for e in pod.env or ()), "env", None)
 
 
 def _pod(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
