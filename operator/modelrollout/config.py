@@ -430,7 +430,7 @@ class WorkloadRules(_Config):
         False,
         description=(
             "A spec may name an image, a Secret other than a store's own, a service account, a RuntimeClass,"
-            " a scheduler or a variable of the environment only if a RolloutPolicy allows it."
+            " a scheduler, a variable of the environment or a volume claim only if a RolloutPolicy allows it."
         ),
     )
 

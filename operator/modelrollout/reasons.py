@@ -1090,9 +1090,9 @@ class Reason(StrEnum):
         "PodFieldNotAllowed",
         ROLLOUT,
         "`spec.serving.pod` has a label, an annotation or a PriorityClass that the operator's configuration"
-        " does not list (`workloads.pods`), or one of these, a RuntimeClass, a scheduler or a variable of the"
-        " environment that a RolloutPolicy with `allowedPods` does not list; or no policy lists the last"
-        " three, and the chart sets `workloads.onlyByPolicy`",
+        " does not list (`workloads.pods`), or one of these, a RuntimeClass, a scheduler, a variable of the"
+        " environment or a volume claim that a RolloutPolicy with `allowedPods` does not list; or no policy"
+        " lists one of the last four, and the chart sets `workloads.onlyByPolicy`",
     )
     AFFINITY_NOT_ALLOWED = (
         "AffinityNotAllowed",

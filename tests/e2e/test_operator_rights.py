@@ -64,6 +64,13 @@ BY_KIND = {
 }
 
 
+VOLUMES = [
+    {"name": "a", "secret": {"name": "s"}},
+    {"name": "b", "configMap": {"name": "c"}},
+    {"name": "c", "persistentVolumeClaim": {"claimName": "data"}},
+]
+
+
 class Thief:
     """Whoever has got the token. Nothing that he does is kept."""
 
@@ -174,7 +181,7 @@ def test_what_the_operator_makes_it_may_make(thief: Thief, owner: Owner) -> None
     container = {"name": "train", "image": f"example/train@sha256:{'0' * 64}"}
     step = o.OPTIMIZATION.model_validate({"steps": [{"container": {"image": container["image"]}}]})
     secret = {"name": "K", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
-    serving = o.SERVING.model_validate(o.SERVING.wire() | {"pod": {"env": [secret]}})
+    serving = o.SERVING.model_validate(o.SERVING.wire() | {"pod": {"env": [secret], "volumes": VOLUMES}})
     more = (o.prepare(optimization=step), o.deployment(o.template(serving)))
     for obj in (*o.everything(), *more, *shadowing(owner)):
         resource = BY_KIND.get(obj["kind"], NETWORK_POLICY)
@@ -224,7 +231,7 @@ PODS: dict[str, Change] = {
     "the node's memory": pod(lambda s: s.update(hostIPC=True)),
     "a port of the node": first(lambda c: c.update(ports=[{"containerPort": 80, "hostPort": 80}])),
     "a folder of the node": pod(lambda s: s["volumes"].append({"name": "root", "hostPath": {"path": "/"}})),
-    "a claim of the namespace": pod(
+    "a claim of the namespace to write": pod(
         lambda s: s["volumes"].append({"name": "data", "persistentVolumeClaim": {"claimName": "data"}})
     ),
     "a token": pod(

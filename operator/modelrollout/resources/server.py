@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Drain, Pod, Resources, Serving, seconds
+from modelrollout.api.v1alpha1 import Drain, Pod, Resources, Serving, SizeLimits, Volume, seconds
 from modelrollout.config import OperatorConfig
 from modelrollout.contract.common import (
     CREDENTIALS_DIR,
@@ -53,7 +53,7 @@ GPU = "nvidia.com/gpu"
 FETCH = "fetch"
 # On the node's disk: the model, twice while the leftover of a lost container is replaced, and what
 # the server unpacks.
-_DISK, _DISK_MODELS, _DISK_TMP = "64Gi", "42Gi", "20Gi"
+_DISK, _DISK_MODELS, _DISK_TMP, _DISK_LOGS = "64Gi", "42Gi", "20Gi", "2Gi"
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,12 @@ def template(
     artifacts = artifact_location(config, tenant_uri(config, version.namespace), to_read=True)
     tmp = {"name": "tmp", "mountPath": "/tmp"}
     pull = {"imagePullPolicy": config.images.pull_policy}
-    resources = on_disk(serving.resources.wire(), _DISK)
+    sizes = pod.size_limits or SizeLimits()
+    resources = on_disk(serving.resources.wire(), _disk(sizes))
+    fetching = {
+        "requests": {"cpu": _fetch_cpu(resources), "memory": "128Mi"},
+        "limits": {"memory": "1Gi"},
+    }
     spec: Object = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -122,10 +127,7 @@ def template(
                     ),
                 ],
                 "resources": on_disk(
-                    {
-                        "requests": {"cpu": _fetch_cpu(resources), "memory": "128Mi"},
-                        "limits": {"memory": "1Gi"},
-                    },
+                    fetching if pod.fetch_resources is None else pod.fetch_resources.wire(),
                     resources["limits"][DISK],
                 ),
                 "securityContext": container_security(),
@@ -166,13 +168,18 @@ def template(
                     model_ready | {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3}
                 ),
                 "lifecycle": {"preStop": {"sleep": {"seconds": pre_stop}}},
-                "volumeMounts": [tmp, {"name": "shm", "mountPath": "/dev/shm"}],
+                "volumeMounts": [
+                    tmp,
+                    {"name": "shm", "mountPath": "/dev/shm"},
+                    *map(_mount, pod.volumes or ()),
+                ],
             }
         ],
         "volumes": [
-            {"name": MODELS, "emptyDir": {"sizeLimit": _DISK_MODELS}},
-            {"name": "tmp", "emptyDir": {"sizeLimit": _DISK_TMP}},
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
+            {"name": MODELS, "emptyDir": {"sizeLimit": _size(sizes.models, _DISK_MODELS)}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": _size(sizes.tmp, _DISK_TMP)}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _size(sizes.shm, "1Gi")}},
+            *map(_volume, pod.volumes or ()),
             *artifacts.volumes(),
         ],
         "topologySpreadConstraints": _spread(version, pod),
@@ -288,6 +295,33 @@ def tolerations(serving: Serving, gpu: bool) -> list[Any]:
     usual = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
     specified: list[Any] = list(serving.tolerations or [])
     return [*specified, usual] if gpu and usual not in specified else specified
+
+
+def _size(own: int | str | None, usual: str) -> str:
+    return usual if own is None else str(own)
+
+
+def _disk(sizes: SizeLimits) -> str:
+    """The default limit on the node's disk: room for both volumes, and for what a server logs."""
+    if sizes.models is None and sizes.tmp is None:
+        return _DISK
+    parts = (_size(sizes.models, _DISK_MODELS), _size(sizes.tmp, _DISK_TMP), _DISK_LOGS)
+    return str(math.ceil(sum(map(quantity, parts))))
+
+
+def _volume(volume: Volume) -> Object:
+    made: Object = {"name": f"mnt-{volume.name}"}
+    if volume.secret is not None:
+        return made | {"secret": {"secretName": volume.secret.name, "defaultMode": 0o440}}
+    if volume.config_map is not None:
+        return made | {"configMap": volume.config_map.wire()}
+    assert volume.persistent_volume_claim is not None
+    return made | {"persistentVolumeClaim": volume.persistent_volume_claim.wire() | {"readOnly": True}}
+
+
+def _mount(volume: Volume) -> Object:
+    """All in one folder, where no program of the image looks by itself."""
+    return {"name": f"mnt-{volume.name}", "mountPath": f"/mnt/{volume.name}", "readOnly": True}
 
 
 def _spread(version: Version, pod: Pod) -> list[Object]:

@@ -39,6 +39,9 @@ CHANGED: dict[str, Any] = {
     "pod.priorityClassName": "serving",
     "pod.schedulerName": "volcano",
     "pod.env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}],
+    "pod.volumes": [{"name": "ca", "configMap": {"name": "company-ca"}}],
+    "pod.sizeLimits": {"shm": "4Gi"},
+    "pod.fetchResources": {"limits": {"memory": "4Gi"}},
     "pod.topologySpreadConstraints": [
         {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
     ],
@@ -97,6 +100,8 @@ def test_the_table_says_what_makes_a_version_and_that_no_pod_is_restarted(field:
 def test_each_field_is_in_the_pods_of_the_next_revision(field: str) -> None:
     name, before, after = field.partition(".")[2], o.template(), o.template(serving(field))
     assert before != after
+    if name in ("volumes", "sizeLimits", "fetchResources"):
+        return  # each has a test below
     if name == "env":
         (triton,) = after["spec"]["containers"]
         assert CHANGED[field][0] in triton["env"]
@@ -225,3 +230,73 @@ def test_a_variable_has_one_value() -> None:
         (message,) = env_problems([{"name": "A"} | wrong])
         assert told in message
     assert env_problems([{"name": "A", "valueFrom": {"configMapKeyRef": key}}]) == []
+
+
+def with_pod(**pod: Any) -> dict[str, Any]:
+    made: dict[str, Any] = o.template(Serving.model_validate(o.SERVING.wire() | {"pod": pod}))["spec"]
+    return made
+
+
+def test_volumes_are_read_by_the_server_alone() -> None:
+    volumes = [
+        {"name": "tmp", "secret": {"name": "s"}},
+        {"name": "conf", "configMap": {"name": "c"}},
+        {"name": "data", "persistentVolumeClaim": {"claimName": "d"}},
+    ]
+    made, usual = with_pod(volumes=volumes), o.template()["spec"]
+    assert made["volumes"][: len(usual["volumes"]) - 1] == usual["volumes"][:-1]
+    added = [v for v in made["volumes"] if v not in usual["volumes"]]
+    assert added == [
+        {"name": "mnt-tmp", "secret": {"secretName": "s", "defaultMode": 0o440}},
+        {"name": "mnt-conf", "configMap": {"name": "c"}},
+        {"name": "mnt-data", "persistentVolumeClaim": {"claimName": "d", "readOnly": True}},
+    ]
+    assert made["initContainers"] == usual["initContainers"]
+    mounts = [
+        m for m in made["containers"][0]["volumeMounts"] if m not in usual["containers"][0]["volumeMounts"]
+    ]
+    assert mounts == [
+        {"name": f"mnt-{v['name']}", "mountPath": f"/mnt/{v['name']}", "readOnly": True} for v in volumes
+    ]
+
+
+def test_the_disk_that_a_server_may_use_has_room_for_its_volumes() -> None:
+    def limits(**sizes: Any) -> tuple[list[str], str]:
+        made = with_pod(sizeLimits=sizes)
+        own = [v["emptyDir"]["sizeLimit"] for v in made["volumes"] if "emptyDir" in v]
+        return own, made["containers"][0]["resources"]["limits"]["ephemeral-storage"]
+
+    assert limits(shm="4Gi") == (["42Gi", "20Gi", "4Gi"], "64Gi")
+    assert limits(models="100Gi", tmp="8Gi") == (["100Gi", "8Gi", "1Gi"], str(110 << 30))
+    assert limits(models=1 << 30) == ([str(1 << 30), "20Gi", "1Gi"], str(23 << 30))
+    own = {"limits": {"nvidia.com/gpu": 1, "ephemeral-storage": "50Gi"}}
+    fields = {"resources": own, "pod": {"sizeLimits": {"models": "100Gi"}}}
+    (triton,) = o.template(Serving.model_validate(fields))["spec"]["containers"]
+    assert triton["resources"]["limits"]["ephemeral-storage"] == "50Gi", "what a spec says holds"
+
+
+def test_what_fetches_the_model_has_the_resources_of_the_spec() -> None:
+    wanted = {"requests": {"cpu": "1"}, "limits": {"memory": "4Gi"}}
+    (fetch,) = with_pod(fetchResources=wanted)["initContainers"]
+    assert fetch["resources"] == {
+        "requests": {"cpu": "1", "ephemeral-storage": "0"},
+        "limits": {"memory": "4Gi", "ephemeral-storage": "64Gi"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("pod", "told"),
+    [
+        ({"fetchResources": {"limits": {"nvidia.com/gpu": 1}}}, "ask for GPUs in serving.resources"),
+        ({"fetchResources": {"requests": {"nvidia.com/gpu": 1}}}, "ask for GPUs in serving.resources"),
+        ({"volumes": [{"name": "a"}]}, "give one of secret, configMap"),
+        (
+            {"volumes": [{"name": "a", "secret": {"name": "s"}, "configMap": {"name": "c"}}]},
+            "give one of secret, configMap",
+        ),
+    ],
+)
+def test_what_fetches_takes_no_gpu_and_a_volume_is_one_thing(pod: dict[str, Any], told: str) -> None:
+    schema = schema_of("ModelDeployment")["properties"]["spec"]["properties"]["serving"]["properties"]["pod"]
+    ((_, message),) = broken_rules(schema, pod, "spec.serving.pod")
+    assert told in message

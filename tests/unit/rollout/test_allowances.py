@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.api.v1alpha1.model import SecretKey
-from modelrollout.api.v1alpha1.pod import ConfigMapKey
+from modelrollout.api.v1alpha1.pod import ConfigMapKey, ConfigMapName
 from modelrollout.api.v1alpha1.schema import LocalName
 from modelrollout.config import OperatorConfig, PodRules, RoutesConfig, WorkloadRules
 from modelrollout.rollout.policy.allowances import allowance_violation, filter_violation, secrets
@@ -51,6 +51,7 @@ EVERYWHERE: dict[str, Any] = {
         "resources": {},
         "imagePullSecrets": [{"name": "registry"}],
         "pod": {
+            "volumes": [{"name": "v", "secret": {"name": "files"}}],
             "env": [{"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "token", "key": "token"}}}],
         },
         "tune": {"objective": "50ms", "data": {"uri": "s3://models/i.npz", "credentials": MINE}},
@@ -69,6 +70,7 @@ FIELDS = {
     "spec.optimization.gate.data.credentials.secretRef.name",
     "spec.serving.imagePullSecrets[0].name",
     "spec.serving.pod.env[0].valueFrom.secretKeyRef.name",
+    "spec.serving.pod.volumes[0].secret.name",
     "spec.serving.tune.data.credentials.secretRef.name",
     "spec.rollout.analysis.golden.credentials.secretRef.name",
 }
@@ -91,6 +93,7 @@ def test_every_secret_that_a_spec_can_name_is_found() -> None:
         "spec.model.signature.keySecretRef",
         "spec.serving.imagePullSecrets[0]",
         "spec.serving.pod.env[0].valueFrom.secretKeyRef",
+        "spec.serving.pod.volumes[0].secret",
     }
 
 
@@ -112,7 +115,9 @@ def test_the_fields_above_are_all_that_the_types_have() -> None:
             kinds = list(parts(field.annotation))
             if {LocalName, SecretKey} & set(kinds):
                 places.add((owner.__name__, name))
-            elif "secret" in name or ("config_map" in name and ConfigMapKey not in kinds):
+            elif "secret" in name or (
+                "config_map" in name and not {ConfigMapKey, ConfigMapName} & set(kinds)
+            ):
                 odd.add((owner.__name__, name))
             fresh = [kind for kind in kinds if kind not in known]
             known.update(fresh)
@@ -123,6 +128,7 @@ def test_the_fields_above_are_all_that_the_types_have() -> None:
         ("Signature", "key_secret_ref"),
         ("Serving", "image_pull_secrets"),
         ("EnvSource", "secret_key_ref"),
+        ("Volume", "secret"),
     }
     holding = {
         (kind.__name__, name)
@@ -441,6 +447,7 @@ def test_what_concerns_others_is_listed_by_the_platform_team(pod: dict[str, Any]
         ({"runtimeClassName": "nvidia"}, "runtimeClasses"),
         ({"schedulerName": "volcano"}, "schedulers"),
         ({"env": [{"name": "HF_TOKEN", "value": "x"}]}, "env"),
+        ({"volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "data"}}]}, "volumeClaims"),
     ],
 )
 def test_policies_narrow_what_pods_may_carry(pod: dict[str, Any], field: str) -> None:
@@ -468,6 +475,7 @@ def test_without_a_policy_the_configuration_may_leave_runtime_scheduler_and_envi
         ({"runtimeClassName": "nvidia"}, "runtimeClasses"),
         ({"schedulerName": "x"}, "schedulers"),
         ({"env": [{"name": "HF_TOKEN", "value": "x"}]}, "env"),
+        ({"volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "data"}}]}, "volumeClaims"),
     ]
     for pod, field in cases:
         assert f"no RolloutPolicy allows any (allowedPods.{field})" in of_pods(carrying(**pod), shut)

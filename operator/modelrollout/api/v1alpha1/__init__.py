@@ -42,7 +42,7 @@ from modelrollout.api.v1alpha1.optimization import (
     QueueName,
     Training,
 )
-from modelrollout.api.v1alpha1.pod import Pod
+from modelrollout.api.v1alpha1.pod import Pod, SizeLimits, Volume
 from modelrollout.api.v1alpha1.revision import ModelRevisionSpec, ModelRevisionStatus
 from modelrollout.api.v1alpha1.rollout import (
     ANSWER_METRICS,
@@ -215,6 +215,7 @@ __all__ = [
     "ShadowStatus",
     "ShapeOf",
     "Signature",
+    "SizeLimits",
     "Slice",
     "SliceEvidence",
     "SliceName",
@@ -236,6 +237,7 @@ __all__ = [
     "UserPause",
     "VerbRecord",
     "VerdictName",
+    "Volume",
     "as_today",
     "plain_uri",
     "same_version",

@@ -8,7 +8,17 @@ from pydantic import Field, StringConstraints
 
 from modelrollout.api.v1alpha1.model import SecretKey
 from modelrollout.api.v1alpha1.placement import TopologySpreadAsWritten
-from modelrollout.api.v1alpha1.schema import KEYS, ApiModel, Labels, ListMapKey, Name, Rule
+from modelrollout.api.v1alpha1.schema import (
+    KEYS,
+    ApiModel,
+    Labels,
+    ListMapKey,
+    LocalName,
+    Name,
+    Quantity,
+    Resources,
+    Rule,
+)
 
 _Annotations = Annotated[
     dict[str, Annotated[str, StringConstraints(max_length=4096)]], Field(max_length=32), KEYS
@@ -85,6 +95,54 @@ class EnvVar(ApiModel):
     )
 
 
+class ConfigMapName(ApiModel):
+    """A ConfigMap in the same namespace."""
+
+    name: Name = Field(description="Name of the ConfigMap.")
+
+
+class Claim(ApiModel):
+    """A PersistentVolumeClaim in the same namespace, mounted to read."""
+
+    claim_name: Name = Field(description="Name of the claim.")
+
+
+class Volume(ApiModel):
+    """Files that the server reads in /mnt/NAME; nothing can be written there."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=40)] = (
+        Field(description="Its name, and that of the folder in /mnt.")
+    )
+    secret: LocalName | None = Field(None, description="A Secret in the same namespace.")
+    config_map: ConfigMapName | None = None
+    persistent_volume_claim: Claim | None = None
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "[has(self.secret), has(self.configMap), has(self.persistentVolumeClaim)].filter(x, x).size()"
+            " == 1",
+            "volumes: give one of secret, configMap and persistentVolumeClaim",
+        ),
+    )
+
+
+class SizeLimits(ApiModel):
+    """The most that volumes of a pod may hold; a pod that exceeds one is evicted."""
+
+    models: Quantity | None = Field(
+        None,
+        description=(
+            "The fetched model, for a moment twice where a lost container is replaced. Left out: 42Gi."
+        ),
+    )
+    tmp: Quantity | None = Field(None, description="/tmp, what the server unpacks. Left out: 20Gi.")
+    shm: Quantity | None = Field(
+        None, description="/dev/shm, part of the memory that the pod uses. Left out: 1Gi."
+    )
+
+
+_FETCHING = "['cpu', 'memory', 'ephemeral-storage']"
+
+
 class Pod(ApiModel):
     """What the pods of the server carry besides.
 
@@ -135,7 +193,31 @@ class Pod(ApiModel):
             " reads it. A Secret that changes restarts no pod."
         ),
     )
+    volumes: Annotated[list[Volume], Field(min_length=1, max_length=16), ListMapKey("name")] | None = Field(
+        None,
+        description=(
+            "Secrets, ConfigMaps and claims that the server reads in /mnt/NAME; code of the model and of the"
+            " image reads them, too."
+        ),
+    )
+    size_limits: SizeLimits | None = None
+    fetch_resources: Resources | None = Field(
+        None,
+        description=(
+            "Resources of the init container that fetches the model, in place of 50m of cpu and 128Mi to 1Gi"
+            " of memory. A pod keeps the largest request of its containers for its whole life."
+        ),
+    )
     rules: ClassVar[tuple[Rule, ...]] = (
+        *(
+            Rule(
+                f"!has(self.fetchResources) || !has(self.fetchResources.{part}) ||"
+                f" self.fetchResources.{part}.all(k, k in {_FETCHING})",
+                f"fetchResources.{part}: what fetches a model takes cpu, memory and ephemeral-storage; ask"
+                " for GPUs in serving.resources",
+            )
+            for part in ("limits", "requests")
+        ),
         *(
             rule
             for field in ("labels", "annotations")

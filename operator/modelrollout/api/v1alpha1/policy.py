@@ -278,6 +278,9 @@ class AllowedPods(ApiModel):
     env: Annotated[list[EnvPattern], Field(max_length=64)] | None = Field(
         None, description="Names in the server's environment, for example HF_*."
     )
+    volume_claims: Annotated[list[NamePattern], Field(max_length=64)] | None = Field(
+        None, description="PersistentVolumeClaims to mount; for Secrets allowedSecrets holds."
+    )
 
 
 class FreezeWindow(ApiModel):

@@ -214,6 +214,10 @@ def _pod_fields(pod: Pod, config: OperatorConfig) -> Iterator[_PodField]:
     yield _PodField("runtimeClassName", _one(pod.runtime_class_name), "runtimeClasses", None)
     yield _PodField("schedulerName", _one(scheduler), "schedulers", None)
     yield _PodField("env", tuple(e.name for e in pod.env or ()), "env", None)
+    claims = tuple(
+        v.persistent_volume_claim.claim_name for v in pod.volumes or () if v.persistent_volume_claim
+    )
+    yield _PodField("volumes", claims, "volumeClaims", None)
 
 
 def _pod(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
