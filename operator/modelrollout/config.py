@@ -422,6 +422,13 @@ class PodRules(_Config):
 class WorkloadRules(_Config):
     """Which images, Secrets and service accounts a spec may name, and what its pods may carry."""
 
+    users: Literal["Fixed", "Platform"] = Field(
+        "Fixed",
+        description=(
+            "Fixed: pods run as the users 65532 and 65533. Platform: they name no user and no group, and the"
+            " platform gives them one, as OpenShift does."
+        ),
+    )
     pods: PodRules = Field(
         default_factory=PodRules, description="What spec.serving.pod may say that concerns others."
     )

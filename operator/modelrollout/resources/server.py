@@ -111,7 +111,7 @@ def template(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": pre_stop + exit_timeout + config.drain.margin_seconds,
-        "securityContext": pod_security(),
+        "securityContext": pod_security(config),
         "initContainers": [
             {
                 "name": FETCH,

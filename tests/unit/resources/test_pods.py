@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Pod, Serving, same_version
+from modelrollout.api.v1alpha1 import Pod, RevisionRef, Serving, Shadow, Tune, same_version
 from modelrollout.cli.manifests.rules import broken_rules, schema_of
-from modelrollout.config import DrainConfig, ImagesConfig
-from modelrollout.resources import server
+from modelrollout.config import DrainConfig, ImagesConfig, WorkloadRules
+from modelrollout.resources import comparer, server
+from modelrollout.resources.common import container_security
+from modelrollout.resources.jobs.prepare import prepare_job
+from modelrollout.resources.jobs.tune import tune_job
 from modelrollout.testing import builders as b
 from tests.unit.resources import objects as o
 
@@ -50,6 +53,7 @@ CHANGED: dict[str, Any] = {
 DEFAULTS = o.CONFIG.model_copy(
     update={
         "images": ImagesConfig(optimizer="example/newer", triton="example/newer", pull_policy="Never"),
+        "workloads": WorkloadRules(users="Platform"),
         "drain": DrainConfig(pre_stop_seconds=1, exit_timeout_seconds=2, margin_seconds=3),
     }
 )
@@ -300,3 +304,26 @@ def test_what_fetches_takes_no_gpu_and_a_volume_is_one_thing(pod: dict[str, Any]
     schema = schema_of("ModelDeployment")["properties"]["spec"]["properties"]["serving"]["properties"]["pod"]
     ((_, message),) = broken_rules(schema, pod, "spec.serving.pod")
     assert told in message
+
+
+def test_where_the_platform_gives_out_users_no_pod_names_one() -> None:
+    config = o.CONFIG.model_copy(update={"workloads": WorkloadRules(users="Platform")})
+    canary, stable = RevisionRef(revision="m-2", number=2), RevisionRef(revision="m-1", number=1)
+    tuned = tune_job(
+        o.context("t", config=config),
+        Tune(objective="50ms"),
+        None,
+        o.template(config=config),
+        o.ARTIFACT,
+    )
+    running = [
+        o.deployment(o.template(config=config), config),
+        comparer.comparer(o.OWNER, canary, stable, Shadow(), o.SERVING, config),
+        prepare_job(o.context("p", config=config), o.SHA, o.OPTIMIZATION, salt="0" * 16),
+        tuned,
+    ]
+    for obj in running:
+        context = o.pod(obj)["securityContext"]
+        assert context == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+        for container in o.containers(obj):
+            assert container["securityContext"] == container_security()
