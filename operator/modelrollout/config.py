@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -409,14 +409,59 @@ class RoutesConfig(_Config):
         return any((k.group, k.kind) == (group, kind) for k in self.extension_refs)
 
 
+# A name, or the beginning of names with * at its end: the API server's policy says it, too.
+_Listed = Annotated[str, Field(pattern=r"^([A-Za-z0-9][-A-Za-z0-9_./]*\*?|\*)$", max_length=317)]
+
+
+class PodRules(_Config):
+    """What spec.serving.pod may say that concerns others. An entry is a name, or the beginning of
+    names and a *.
+    """
+
+    labels: list[_Listed] = Field(
+        default_factory=list,
+        description=(
+            "Keys of labels that servers' pods may have. Services and NetworkPolicies of others select"
+            " pods by labels."
+        ),
+    )
+    annotations: list[_Listed] = Field(
+        default_factory=list,
+        description=(
+            "Keys of annotations that servers' pods may have. By some of them webhooks and container"
+            " runtimes attach networks and devices, or inject containers."
+        ),
+    )
+    priority_classes: list[_Listed] = Field(
+        default_factory=list,
+        description="PriorityClasses that servers' pods may have. A higher one displaces pods of others.",
+    )
+
+    @staticmethod
+    def lists(entries: Iterable[str], name: str) -> bool:
+        """Whether one of the entries is for that name."""
+        return any(name.startswith(e[:-1]) if e.endswith("*") else name == e for e in entries)
+
+
 class WorkloadRules(_Config):
-    """Which images, Secrets and service accounts a spec may name."""
+    """Which images, Secrets and service accounts a spec may name, and what its pods may carry."""
+
+    users: Literal["Fixed", "Platform"] = Field(
+        "Fixed",
+        description=(
+            "Fixed: pods run as the users 65532 and 65533. Platform: they name no user and no group, and the"
+            " platform gives them one, as OpenShift does."
+        ),
+    )
+    pods: PodRules = Field(
+        default_factory=PodRules, description="What spec.serving.pod may say that concerns others."
+    )
 
     only_by_policy: bool = Field(
         False,
         description=(
-            "A spec may name an image, a Secret other than a store's own, or a service account only"
-            " if a RolloutPolicy allows it."
+            "A spec may name an image, a Secret other than a store's own, a service account, a RuntimeClass,"
+            " a scheduler, a variable of the environment or a volume claim only if a RolloutPolicy allows it."
         ),
     )
 

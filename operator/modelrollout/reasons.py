@@ -1106,6 +1106,14 @@ class Reason(StrEnum):
         "own, and a RolloutPolicy with `allowedSecrets` does not list it; or no policy has such a"
         " list, and the chart sets `workloads.onlyByPolicy`",
     )
+    POD_FIELD_NOT_ALLOWED = (
+        "PodFieldNotAllowed",
+        ROLLOUT,
+        "`spec.serving.pod` has a label, an annotation or a PriorityClass that the operator's configuration"
+        " does not list (`workloads.pods`), or one of these, a RuntimeClass, a scheduler, a variable of the"
+        " environment or a volume claim that a RolloutPolicy with `allowedPods` does not list; or no policy"
+        " lists one of the last four, and the chart sets `workloads.onlyByPolicy`",
+    )
     AFFINITY_NOT_ALLOWED = (
         "AffinityNotAllowed",
         ROLLOUT,

@@ -66,6 +66,13 @@ BY_KIND = {
 }
 
 
+VOLUMES = [
+    {"name": "a", "secret": {"name": "s"}},
+    {"name": "b", "configMap": {"name": "c"}},
+    {"name": "c", "persistentVolumeClaim": {"claimName": "data"}},
+]
+
+
 class Thief:
     """Whoever has got the token. Nothing that he does is kept."""
 
@@ -175,7 +182,10 @@ def shadowing(owner: Owner) -> list[Object]:
 def test_what_the_operator_makes_it_may_make(thief: Thief, owner: Owner) -> None:
     container = {"name": "train", "image": f"example/train@sha256:{'0' * 64}"}
     step = o.OPTIMIZATION.model_validate({"steps": [{"container": {"image": container["image"]}}]})
-    for obj in (*o.everything(), o.prepare(optimization=step), *shadowing(owner)):
+    secret = {"name": "K", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
+    serving = o.SERVING.model_validate(o.SERVING.wire() | {"pod": {"env": [secret], "volumes": VOLUMES}})
+    more = (o.prepare(optimization=step), o.deployment(o.template(serving)))
+    for obj in (*o.everything(), *more, *shadowing(owner)):
         resource = BY_KIND.get(obj["kind"], NETWORK_POLICY)
         refused = thief.creates(owned(obj, owner), resource)
         # A right that the chart gives with a switch that is off here is no matter: the policies are
@@ -223,7 +233,7 @@ PODS: dict[str, Change] = {
     "the node's memory": pod(lambda s: s.update(hostIPC=True)),
     "a port of the node": first(lambda c: c.update(ports=[{"containerPort": 80, "hostPort": 80}])),
     "a folder of the node": pod(lambda s: s["volumes"].append({"name": "root", "hostPath": {"path": "/"}})),
-    "a claim of the namespace": pod(
+    "a claim of the namespace to write": pod(
         lambda s: s["volumes"].append({"name": "data", "persistentVolumeClaim": {"claimName": "data"}})
     ),
     "a token": pod(
@@ -235,8 +245,11 @@ PODS: dict[str, Change] = {
         lambda s: s.update(automountServiceAccountToken=True, serviceAccountName="default")
     ),
     "the account's token by default": pod(lambda s: s.pop("automountServiceAccountToken")),
-    "a Secret as environment": first(
-        lambda c: c["env"].append({"name": "K", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}})
+    "a Secret as environment of what is no server": first(
+        lambda c: (
+            c.update(name="other"),
+            c["env"].append({"name": "K", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}),
+        )
     ),
     "all of a Secret as environment": first(lambda c: c.update(envFrom=[{"secretRef": {"name": "s"}}])),
     "a node of one's choice": pod(lambda s: s.update(nodeName="node-1")),

@@ -458,6 +458,36 @@ class TestRendered:
             assert "'ResponseHeaderModifier'" in expressions
             assert ("'traefik.io/Middleware'" in expressions) == bool(changes)
 
+    def test_where_the_platform_gives_out_users_no_pod_names_one(self) -> None:
+        for users, named in (("Fixed", True), ("Platform", False)):
+            made = objects(f"workloads.users={users}")
+            pods = [o["spec"]["template"]["spec"] for o in made if o["kind"] == "Deployment"]
+            assert pods
+            for pod in pods:
+                context = pod["securityContext"]
+                assert context["runAsNonRoot"] is True
+                assert ({"runAsUser", "runAsGroup", "fsGroup"} <= set(context)) is named
+                assert bool({"runAsUser", "runAsGroup", "fsGroup"} & set(context)) is named
+
+    def test_pods_carry_the_labels_and_priorities_in_the_values_only(self) -> None:
+        listed = (
+            "workloads.pods.labels={cost-center,example.com/*}",
+            "workloads.pods.priorityClasses={serving}",
+        )
+        for changes in ((), listed):
+            made = objects(*changes)
+            (policy,) = (
+                o
+                for o in made
+                if o["kind"] == "ValidatingAdmissionPolicy" and o["metadata"]["name"].endswith("-pods")
+            )
+            expressions = " ".join(v["expression"] for v in policy["spec"]["validations"])
+            for part in (
+                " || k == 'cost-center' || k.startsWith('example.com/'))",
+                " || variables.pod.priorityClassName == 'serving')",
+            ):
+                assert (part in expressions) == bool(changes)
+
     def test_leases_are_written_in_its_own_namespace_only(self) -> None:
         (role,) = pick("default", "Role")
         assert role["metadata"]["namespace"] == "modelrollout"

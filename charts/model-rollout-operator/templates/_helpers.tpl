@@ -51,9 +51,11 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 
 {{- define "modelrollout.podSecurityContext" -}}
 runAsNonRoot: true
+{{- if eq .Values.workloads.users "Fixed" }}
 runAsUser: 65532
 runAsGroup: 65532
 fsGroup: 65532
+{{- end }}
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
@@ -228,3 +230,8 @@ admissionregistration.k8s.io/v1beta1
 {{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{/* CEL: or the name is one of these entries, or begins as one that ends in *. */}}
+{{- define "modelrollout.listed" -}}
+{{- range .entries }}{{ if hasSuffix "*" . }} || {{ $.name }}.startsWith('{{ trimSuffix "*" . }}'){{ else }} || {{ $.name }} == '{{ . }}'{{ end }}{{ end }}
+{{- end }}

@@ -67,15 +67,23 @@ def labels(
     return own
 
 
-def pod_security() -> Object:
-    """Pod security context of the restricted Pod Security Standard."""
+def pod_security(config: OperatorConfig) -> Object:
+    """Pod security context of the restricted Pod Security Standard; without users where the
+    platform gives them out, for it refuses those that it did not.
+    """
+    own = {"runAsUser": NON_ROOT, "runAsGroup": NON_ROOT, "fsGroup": NON_ROOT}
     return {
         "runAsNonRoot": True,
-        "runAsUser": NON_ROOT,
-        "runAsGroup": NON_ROOT,
-        "fsGroup": NON_ROOT,
+        **({} if config.workloads.users == "Platform" else own),
         "seccompProfile": {"type": "RuntimeDefault"},
     }
+
+
+def our_user(config: OperatorConfig) -> int | None:
+    """The user of our containers beside an untrusted one; None: that of the pod, where the platform
+    gives a pod one user.
+    """
+    return None if config.workloads.users == "Platform" else OURS
 
 
 def container_security(user: int | None = None) -> Object:

@@ -69,7 +69,7 @@ def comparer(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 5,
-        "securityContext": pod_security(),
+        "securityContext": pod_security(config),
         "containers": [
             {
                 "name": "comparer",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import Drain, Resources, Serving, seconds
+from modelrollout.api.v1alpha1 import Drain, Pod, Resources, Serving, SizeLimits, Volume, seconds
 from modelrollout.config import OperatorConfig
 from modelrollout.contract.common import (
     CREDENTIALS_DIR,
@@ -54,7 +54,7 @@ GPU = "nvidia.com/gpu"
 FETCH = "fetch"
 # On the node's disk: the model, twice while the leftover of a lost container is replaced, and what
 # the server unpacks.
-_DISK, _DISK_MODELS, _DISK_TMP = "64Gi", "42Gi", "20Gi"
+_DISK, _DISK_MODELS, _DISK_TMP, _DISK_LOGS = "64Gi", "42Gi", "20Gi", "2Gi"
 
 
 @dataclass(frozen=True)
@@ -96,18 +96,23 @@ def template(
     The grace period is preStop + exit timeout + margin: endpoints drop the pod while preStop
     sleeps, then Triton finishes its requests (docs of Triton, "Graceful shutdown").
     """
-    deployment, number = version.deployment, version.number
+    deployment, number, pod = version.deployment, version.number, serving.pod or Pod()
     pre_stop, exit_timeout = _drain(serving, config)
     model_ready = {"httpGet": {"path": f"/v2/models/{deployment}/versions/{number}/ready", "port": "http"}}
     artifacts = artifact_location(config, tenant_uri(config, version.namespace), to_read=True)
     tmp = {"name": "tmp", "mountPath": "/tmp"}
     pull = {"imagePullPolicy": config.images.pull_policy}
-    resources = on_disk(serving.resources.wire(), _DISK)
+    sizes = pod.size_limits or SizeLimits()
+    resources = on_disk(serving.resources.wire(), _disk(sizes))
+    fetching = {
+        "requests": {"cpu": _fetch_cpu(resources), "memory": "128Mi"},
+        "limits": {"memory": "1Gi"},
+    }
     spec: Object = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": pre_stop + exit_timeout + config.drain.margin_seconds,
-        "securityContext": pod_security(),
+        "securityContext": pod_security(config),
         "initContainers": [
             {
                 "name": FETCH,
@@ -123,10 +128,7 @@ def template(
                     ),
                 ],
                 "resources": on_disk(
-                    {
-                        "requests": {"cpu": _fetch_cpu(resources), "memory": "128Mi"},
-                        "limits": {"memory": "1Gi"},
-                    },
+                    fetching if pod.fetch_resources is None else pod.fetch_resources.wire(),
                     resources["limits"][DISK],
                 ),
                 "securityContext": container_security(),
@@ -145,7 +147,7 @@ def template(
                     "--disable-auto-complete-config",
                     f"{_EXIT_FLAG}={exit_timeout}",
                 ],
-                "env": [{"name": "HOME", "value": "/tmp"}],
+                "env": [{"name": "HOME", "value": "/tmp"}, *(e.wire() for e in pod.env or ())],
                 "ports": [
                     {"name": "http", "containerPort": names.PORT_HTTP, "protocol": "TCP"},
                     {"name": "grpc", "containerPort": names.PORT_GRPC, "protocol": "TCP"},
@@ -167,34 +169,29 @@ def template(
                     model_ready | {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3}
                 ),
                 "lifecycle": {"preStop": {"sleep": {"seconds": pre_stop}}},
-                "volumeMounts": [tmp, {"name": "shm", "mountPath": "/dev/shm"}],
+                "volumeMounts": [
+                    tmp,
+                    {"name": "shm", "mountPath": "/dev/shm"},
+                    *map(_mount, pod.volumes or ()),
+                ],
             }
         ],
         "volumes": [
-            {"name": MODELS, "emptyDir": {"sizeLimit": _DISK_MODELS}},
-            {"name": "tmp", "emptyDir": {"sizeLimit": _DISK_TMP}},
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
+            {"name": MODELS, "emptyDir": {"sizeLimit": _size(sizes.models, _DISK_MODELS)}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": _size(sizes.tmp, _DISK_TMP)}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _size(sizes.shm, "1Gi")}},
+            *map(_volume, pod.volumes or ()),
             *artifacts.volumes(),
         ],
-        "topologySpreadConstraints": [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {
-                    "matchLabels": {
-                        names.LABEL_REVISION: version.revision,
-                        names.LABEL_COMPONENT: names.COMPONENT_SERVER,
-                    }
-                },
-            }
-        ],
+        "topologySpreadConstraints": _spread(version, pod),
     }
     spec.update(_placement(serving))
     made = {
         "metadata": {
-            "labels": version.labels(),
+            # Its own come last: Services select by them, and Prometheus reads them.
+            "labels": {**(pod.labels or {}), **version.labels()},
             "annotations": {
+                **(pod.annotations or {}),
                 "prometheus.io/scrape": "true",
                 "prometheus.io/port": str(names.PORT_METRICS),
                 "prometheus.io/path": "/metrics",
@@ -312,8 +309,58 @@ def tolerations(serving: Serving, gpu: bool) -> list[Any]:
     return [*specified, usual] if gpu and usual not in specified else specified
 
 
+def _size(own: int | str | None, usual: str) -> str:
+    return usual if own is None else str(own)
+
+
+def _disk(sizes: SizeLimits) -> str:
+    """The default limit on the node's disk: room for both volumes, and for what a server logs."""
+    if sizes.models is None and sizes.tmp is None:
+        return _DISK
+    parts = (_size(sizes.models, _DISK_MODELS), _size(sizes.tmp, _DISK_TMP), _DISK_LOGS)
+    return str(math.ceil(sum(map(quantity, parts))))
+
+
+def _volume(volume: Volume) -> Object:
+    made: Object = {"name": f"mnt-{volume.name}"}
+    if volume.secret is not None:
+        return made | {"secret": {"secretName": volume.secret.name, "defaultMode": 0o440}}
+    if volume.config_map is not None:
+        return made | {"configMap": volume.config_map.wire()}
+    assert volume.persistent_volume_claim is not None
+    return made | {"persistentVolumeClaim": volume.persistent_volume_claim.wire() | {"readOnly": True}}
+
+
+def _mount(volume: Volume) -> Object:
+    """All in one folder, where no program of the image looks by itself."""
+    return {"name": f"mnt-{volume.name}", "mountPath": f"/mnt/{volume.name}", "readOnly": True}
+
+
+def _spread(version: Version, pod: Pod) -> list[Object]:
+    """How its pods are spread. A constraint of the spec cannot name the revision, which has no name
+    while the spec is written.
+    """
+    own = {
+        "labelSelector": {
+            "matchLabels": {
+                names.LABEL_REVISION: version.revision,
+                names.LABEL_COMPONENT: names.COMPONENT_SERVER,
+            }
+        }
+    }
+    usual = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+    }
+    return [own | constraint for constraint in pod.topology_spread_constraints or [usual]]
+
+
 def _placement(serving: Serving) -> Object:
     placement: Object = {}
+    for key, value in (serving.pod or Pod()).wire().items():
+        if key in ("runtimeClassName", "priorityClassName", "schedulerName"):
+            placement[key] = value
     if tolerated := tolerations(serving, wants_gpu(serving.resources)):
         placement["tolerations"] = tolerated
     if serving.node_selector:
@@ -412,7 +459,16 @@ def _mounted(spec: Object) -> str | None:
     return ARTIFACTS if any(m["mountPath"] == folder for m in mounts) else None
 
 
-_ALIKE = ("tolerations", "nodeSelector", "affinity", "serviceAccountName", "imagePullSecrets")
+# No priorityClassName: only what serves may displace other pods.
+_ALIKE = (
+    "tolerations",
+    "nodeSelector",
+    "affinity",
+    "serviceAccountName",
+    "imagePullSecrets",
+    "runtimeClassName",
+    "schedulerName",
+)
 
 
 def beside(frozen: Object, version: Version, artifact: Artifact, config: OperatorConfig) -> Object:

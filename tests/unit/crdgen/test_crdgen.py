@@ -242,7 +242,9 @@ def test_full_example_names_every_field_of_the_spec() -> None:
     schema = root(MODEL_DEPLOYMENT)["properties"]["spec"]
     # the gate's data shows all fields of a data set
     data = re.compile(r"\.(calibration|training\.data|container\.data|tune\.data)\.")
-    kubernetes = re.compile(r"\.(affinity\.|tolerations\[)")  # explained by Kubernetes
+    kubernetes = re.compile(
+        r"\.(affinity\.|tolerations\[|topologySpreadConstraints\[)"
+    )  # explained by Kubernetes
     skipped = re.compile(rf"{data.pattern}|{kubernetes.pattern}|\.credentials|\[\]$")
     desired = {path for path, _ in nodes(schema, "spec") if not skipped.search(path)}
     assert desired - {path for example in examples for path in used(example, "spec")} == set()

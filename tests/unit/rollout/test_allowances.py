@@ -10,8 +10,9 @@ from pydantic import BaseModel
 
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.api.v1alpha1.model import SecretKey
+from modelrollout.api.v1alpha1.pod import ConfigMapKey, ConfigMapName
 from modelrollout.api.v1alpha1.schema import LocalName
-from modelrollout.config import RoutesConfig
+from modelrollout.config import OperatorConfig, PodRules, RoutesConfig, WorkloadRules
 from modelrollout.rollout.policy.allowances import allowance_violation, filter_violation, secrets
 from modelrollout.rollout.policy.rules import NO_RULES, Policy, combine
 from modelrollout.testing import builders as b
@@ -49,6 +50,10 @@ EVERYWHERE: dict[str, Any] = {
     "serving": {
         "resources": {},
         "imagePullSecrets": [{"name": "registry"}],
+        "pod": {
+            "volumes": [{"name": "v", "secret": {"name": "files"}}],
+            "env": [{"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "token", "key": "token"}}}],
+        },
         "tune": {"objective": "50ms", "data": {"uri": "s3://models/i.npz", "credentials": MINE}},
     },
     "rollout": {
@@ -64,6 +69,8 @@ FIELDS = {
     "spec.optimization.steps[2].int8.calibration.credentials.secretRef.name",
     "spec.optimization.gate.data.credentials.secretRef.name",
     "spec.serving.imagePullSecrets[0].name",
+    "spec.serving.pod.env[0].valueFrom.secretKeyRef.name",
+    "spec.serving.pod.volumes[0].secret.name",
     "spec.serving.tune.data.credentials.secretRef.name",
     "spec.rollout.analysis.golden.credentials.secretRef.name",
 }
@@ -85,12 +92,14 @@ def test_every_secret_that_a_spec_can_name_is_found() -> None:
     assert {s.field.rsplit(".", 1)[0] for s in references if s.uri is None} == {
         "spec.model.signature.keySecretRef",
         "spec.serving.imagePullSecrets[0]",
+        "spec.serving.pod.env[0].valueFrom.secretKeyRef",
+        "spec.serving.pod.volumes[0].secret",
     }
 
 
 def test_the_fields_above_are_all_that_the_types_have() -> None:
-    """A reference of another type would be found nowhere: whatever is called a Secret or a
-    ConfigMap has one of the two.
+    """A reference of another type would be found nowhere: whatever is called a Secret has one of
+    the two, and whatever is called a ConfigMap the type of those, which hold nothing secret.
     """
 
     def parts(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -106,7 +115,9 @@ def test_the_fields_above_are_all_that_the_types_have() -> None:
             kinds = list(parts(field.annotation))
             if {LocalName, SecretKey} & set(kinds):
                 places.add((owner.__name__, name))
-            elif "secret" in name or "config_map" in name:
+            elif "secret" in name or (
+                "config_map" in name and not {ConfigMapKey, ConfigMapName} & set(kinds)
+            ):
                 odd.add((owner.__name__, name))
             fresh = [kind for kind in kinds if kind not in known]
             known.update(fresh)
@@ -116,6 +127,8 @@ def test_the_fields_above_are_all_that_the_types_have() -> None:
         ("Credentials", "secret_ref"),
         ("Signature", "key_secret_ref"),
         ("Serving", "image_pull_secrets"),
+        ("EnvSource", "secret_key_ref"),
+        ("Volume", "secret"),
     }
     holding = {
         (kind.__name__, name)
@@ -170,7 +183,7 @@ class TestSecrets:
         assert told(spec, shut=True).startswith(
             "SecretNotAllowed: spec.model.credentials.secretRef.name: mine: no RolloutPolicy allows any"
         )
-        assert told(spec, policy(allowedSecrets=["*"]), shut=True) == ""
+        assert told(spec, policy(allowedSecrets=["*"], allowedPods={"env": ["*"]}), shut=True) == ""
 
     def test_an_empty_list_leaves_the_stores_own(self) -> None:
         nothing = policy(allowedSecrets=[])
@@ -379,3 +392,99 @@ def test_a_policy_forbids_filters() -> None:
         "spec.traffic.filters: RolloutPolicy b (gates.filters) forbids filters; leave them out"
     )
     assert filter_violation(rules, b.spec(1), OPEN) is None
+
+
+LISTED = CONFIG.model_copy(
+    update={
+        "workloads": WorkloadRules(
+            pods=PodRules(
+                labels=["cost-center", "example.com/*"], annotations=["*"], priority_classes=["serving"]
+            )
+        )
+    }
+)
+
+
+def carrying(**pod: Any) -> ModelDeploymentSpec:
+    return spec(serving={"pod": pod})
+
+
+def of_pods(specified: ModelDeploymentSpec, config: OperatorConfig, *policies: Policy) -> str:
+    problem = allowance_violation(combine(policies), specified, "ml", config)
+    if problem is None:
+        return ""
+    assert problem.reason == "PodFieldNotAllowed"
+    return problem.message
+
+
+@pytest.mark.parametrize(
+    ("pod", "refused"),
+    [
+        ({"labels": {"cost-center": "7", "example.com/team": "v"}}, ""),
+        ({"labels": {"cost-centers": "7"}}, "labels: cost-centers"),
+        ({"labels": {"app": "shop"}}, "labels: app"),
+        ({"annotations": {"anything.example/at-all": "x"}}, ""),
+        ({"priorityClassName": "serving"}, ""),
+        ({"priorityClassName": "serving-2"}, "priorityClassName: serving-2"),
+        ({"runtimeClassName": "nvidia", "schedulerName": "volcano"}, ""),
+    ],
+)
+def test_what_concerns_others_is_listed_by_the_platform_team(pod: dict[str, Any], refused: str) -> None:
+    message = of_pods(carrying(**pod), LISTED)
+    assert bool(message) is bool(refused) and message.startswith(
+        f"spec.serving.pod.{refused}: the operator's configuration does not list it" if refused else ""
+    )
+    unlisted = pod.keys() & {"labels", "annotations", "priorityClassName"}
+    assert ("(workloads.pods." in of_pods(carrying(**pod), CONFIG)) is bool(unlisted)
+
+
+@pytest.mark.parametrize(
+    ("pod", "field"),
+    [
+        ({"labels": {"cost-center": "7"}}, "labels"),
+        ({"annotations": {"example.com/a": "7"}}, "annotations"),
+        ({"priorityClassName": "serving"}, "priorityClasses"),
+        ({"runtimeClassName": "nvidia"}, "runtimeClasses"),
+        ({"schedulerName": "volcano"}, "schedulers"),
+        ({"env": [{"name": "HF_TOKEN", "value": "x"}]}, "env"),
+        ({"volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "data"}}]}, "volumeClaims"),
+    ],
+)
+def test_policies_narrow_what_pods_may_carry(pod: dict[str, Any], field: str) -> None:
+    (name,) = pod
+    told = of_pods(carrying(**pod), LISTED, policy("p0", allowedPods={field: ["*"]}))
+    assert told == ""
+    for allowed in ([], ["other"]):
+        told = of_pods(
+            carrying(**pod),
+            LISTED,
+            policy("p0", allowedPods={field: ["*"]}),
+            policy("p1", allowedPods={field: allowed}),
+        )
+        assert told.startswith(f"spec.serving.pod.{name}: ") and (
+            f"RolloutPolicy p1 (allowedPods.{field}) allows only {', '.join(allowed) or 'none'}; " in told
+        )
+    assert of_pods(carrying(**pod), LISTED, policy("p0", allowedPods={})) == "", "left out: as configured"
+
+
+def test_without_a_policy_the_configuration_may_leave_runtime_scheduler_and_environment_alone() -> None:
+    shut = LISTED.model_copy(
+        update={"workloads": LISTED.workloads.model_copy(update={"only_by_policy": True})}
+    )
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"runtimeClassName": "nvidia"}, "runtimeClasses"),
+        ({"schedulerName": "x"}, "schedulers"),
+        ({"env": [{"name": "HF_TOKEN", "value": "x"}]}, "env"),
+        ({"volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "data"}}]}, "volumeClaims"),
+    ]
+    for pod, field in cases:
+        assert f"no RolloutPolicy allows any (allowedPods.{field})" in of_pods(carrying(**pod), shut)
+        assert of_pods(carrying(**pod), shut, policy(allowedPods={field: ["*"]})) == ""
+    usual = {
+        "schedulerName": "default-scheduler",
+        "labels": {"cost-center": "1"},
+        "priorityClassName": "serving",
+    }
+    assert of_pods(carrying(**usual), shut) == "", "what the configuration lists needs no policy"
+    nothing = policy(allowedPods={"schedulers": []})
+    assert of_pods(carrying(schedulerName="default-scheduler"), CONFIG, nothing) == ""

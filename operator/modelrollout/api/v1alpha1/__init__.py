@@ -43,6 +43,7 @@ from modelrollout.api.v1alpha1.optimization import (
     QueueName,
     Training,
 )
+from modelrollout.api.v1alpha1.pod import Pod, SizeLimits, Volume
 from modelrollout.api.v1alpha1.revision import ModelRevisionSpec, ModelRevisionStatus
 from modelrollout.api.v1alpha1.rollout import (
     ANSWER_METRICS,
@@ -191,6 +192,7 @@ __all__ = [
     "Pause",
     "Phase",
     "Pinned",
+    "Pod",
     "Preview",
     "Prune",
     "Quantity",
@@ -216,6 +218,7 @@ __all__ = [
     "ShadowStatus",
     "ShapeOf",
     "Signature",
+    "SizeLimits",
     "Slice",
     "SliceEvidence",
     "SliceName",
@@ -237,6 +240,7 @@ __all__ = [
     "UserPause",
     "VerbRecord",
     "VerdictName",
+    "Volume",
     "as_today",
     "plain_uri",
     "same_version",

@@ -110,6 +110,8 @@ class ModelDeploymentSpec(ApiModel):
 
 def user_input(model: Model, optimization: Optimization, serving: Serving) -> dict[str, Any]:
     """Canonical form of the three parts, without sha256: the pinned digest stands for it."""
+    # An empty one says nothing, so it is left out as where none is written.
+    pod = {} if serving.pod is not None and serving.pod.wire() else {"pod"}
     return {
         "model": model.model_dump(
             mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256", "interface_change"}
@@ -124,7 +126,7 @@ def user_input(model: Model, optimization: Optimization, serving: Serving) -> di
             mode="json",
             by_alias=True,
             exclude_none=True,
-            exclude={"replicas", "surge", "floor", "tune", "drain"},
+            exclude={"replicas", "surge", "floor", "tune", "drain", *pod},
         ),
     }
 

@@ -1,5 +1,5 @@
-"""Where pods may run: affinity and tolerations as Kubernetes has them (core/v1), for the API
-server's schema.
+"""Where pods may run: affinity, tolerations and spreading as Kubernetes has them (core/v1), for
+the API server's schema.
 
 The operator passes them on as they are written and reads nothing in them, so that a version's input
 stays the same to the letter, whatever of these fields Kubernetes adds. Sizes are bounded here,
@@ -169,5 +169,29 @@ class Affinity(ApiModel):
     pod_anti_affinity: PodAntiAffinity | None = Field(None, description="Away from which pods.")
 
 
+class TopologySpreadConstraint(ApiModel):
+    """As in a pod: how its kind is spread over a part of the cluster."""
+
+    max_skew: int = Field(ge=1, le=1000, description="The largest difference in pods.")
+    topology_key: LabelKey = Field(
+        description="Label of the nodes that are alike, such as topology.kubernetes.io/zone."
+    )
+    when_unsatisfiable: _Word = Field(description="DoNotSchedule or ScheduleAnyway.")
+    label_selector: LabelSelector | None = Field(
+        None, description="Which pods are counted; left out: those of the same revision."
+    )
+    match_label_keys: _LabelKeys | None = Field(
+        None, description="Labels in which those pods are like this one."
+    )
+    min_domains: int | None = Field(
+        None, ge=1, le=1000, description="DoNotSchedule: as if there were at least so many places."
+    )
+    node_affinity_policy: _Word | None = Field(None, description="Honor (the default) or Ignore.")
+    node_taints_policy: _Word | None = Field(None, description="Honor or Ignore (the default).")
+
+
 AffinityAsWritten = Annotated[dict[str, Any], ShapeOf("modelrollout.api.v1alpha1.placement:Affinity")]
 TolerationAsWritten = Annotated[dict[str, Any], ShapeOf("modelrollout.api.v1alpha1.placement:Toleration")]
+TopologySpreadAsWritten = Annotated[
+    dict[str, Any], ShapeOf("modelrollout.api.v1alpha1.placement:TopologySpreadConstraint")
+]

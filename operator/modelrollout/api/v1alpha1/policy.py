@@ -41,6 +41,10 @@ HostnamePattern = Annotated[
 NamePattern = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9*?]([-a-z0-9.*?]*[a-z0-9*?])?$", max_length=253)
 ]
+KeyPattern = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9*?]([-A-Za-z0-9_./*?]*[A-Za-z0-9*?])?$", max_length=317)
+]
+EnvPattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_*?][A-Za-z0-9_*?]*$", max_length=253)]
 Moment = Annotated[
     str,
     StringConstraints(
@@ -251,6 +255,34 @@ class AllowedSources(ApiModel):
     )
 
 
+class AllowedPods(ApiModel):
+    """What spec.serving.pod may say: names, or patterns with * and ?. An empty list allows none;
+    one that is left out allows what the operator's configuration does.
+    """
+
+    labels: Annotated[list[KeyPattern], Field(max_length=64)] | None = Field(
+        None, description="Keys of labels, of those in the operator's configuration."
+    )
+    annotations: Annotated[list[KeyPattern], Field(max_length=64)] | None = Field(
+        None, description="Keys of annotations, of those in the operator's configuration."
+    )
+    priority_classes: Annotated[list[NamePattern], Field(max_length=64)] | None = Field(
+        None, description="PriorityClasses, of those in the operator's configuration."
+    )
+    runtime_classes: Annotated[list[NamePattern], Field(max_length=64)] | None = Field(
+        None, description="RuntimeClasses, for example nvidia."
+    )
+    schedulers: Annotated[list[NamePattern], Field(max_length=64)] | None = Field(
+        None, description="Schedulers beside default-scheduler."
+    )
+    env: Annotated[list[EnvPattern], Field(max_length=64)] | None = Field(
+        None, description="Names in the server's environment, for example HF_*."
+    )
+    volume_claims: Annotated[list[NamePattern], Field(max_length=64)] | None = Field(
+        None, description="PersistentVolumeClaims to mount; for Secrets allowedSecrets holds."
+    )
+
+
 class FreezeWindow(ApiModel):
     """A time in which no rollout begins and no weight rises. Rollbacks, aborts and reverts always
     work.
@@ -398,6 +430,7 @@ class RolloutPolicySpec(ApiModel):
             " be named for what lies there; empty: no other. Left out: any of the namespace."
         ),
     )
+    allowed_pods: AllowedPods | None = None
     freeze_windows: Annotated[list[FreezeWindow], Field(max_length=32)] | None = Field(
         None, description="Times in which no rollout starts and no weight rises."
     )

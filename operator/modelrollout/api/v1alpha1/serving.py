@@ -8,6 +8,7 @@ from pydantic import Field
 
 from modelrollout.api.v1alpha1.model import Data
 from modelrollout.api.v1alpha1.placement import AffinityAsWritten, TolerationAsWritten
+from modelrollout.api.v1alpha1.pod import Pod
 from modelrollout.api.v1alpha1.schema import (
     ApiModel,
     Duration,
@@ -197,6 +198,7 @@ class Serving(ApiModel):
     image_pull_secrets: Annotated[list[LocalName], Field(max_length=8)] | None = Field(
         None, description="Secrets to pull the images with."
     )
+    pod: Pod | None = None
     batching: Batching = Field(default_factory=Batching)
     tune: Tune | None = None
     surge: Literal["Auto", "Wait", "InPlace"] = Field(

@@ -102,7 +102,7 @@ def build_job(
         # Each program enforces its own time limit; this one ends a program that hangs, and a user's
         # container. A deadline on the Job would also count earlier tries and time without a pod.
         "activeDeadlineSeconds": 2 * limit + 300,
-        "securityContext": pod_security(),
+        "securityContext": pod_security(config),
         "containers": [
             {
                 "name": JOB_CONTAINER,

@@ -33,13 +33,13 @@ from modelrollout.contract.steps import Step
 from modelrollout.contract.tasks import MADE_DIR, WORK_DIR, Batching, PrepareTask, Recorded, Signature
 from modelrollout.resources.common import (
     DISK,
-    OURS,
     Located,
     Object,
     artifact_location,
     container_security,
     locate,
     on_disk,
+    our_user,
     store_for_field,
     tenant_uri,
 )
@@ -168,6 +168,7 @@ def prepare_job(
         [m for x in located for m in x.mounts()],
         signer,
         (artifact_location(config, artifacts.location.uri, to_read=True), artifacts),
+        our_user(config),
     )
     if any(
         wants_gpu(r)
@@ -187,6 +188,7 @@ def _separate(
     sources: list[Object],
     signer: list[tuple[Object, Object]],
     artifacts: tuple[Located, Located],
+    user: int | None,
 ) -> None:
     """Split the Job's container into three, fetch, convert and publish. Those with Secrets open no
     untrusted file. The one that opens it has no Secret, no write access to the store, and no
@@ -194,7 +196,7 @@ def _separate(
     another user.
 
     ``sources``: mounts of the sources' Secrets; ``artifacts``: the namespace's folder, to read and
-    to write.
+    to write; ``user``: of the containers with Secrets.
     """
     pod, rules = job["spec"]["template"]["spec"], job["spec"]["podFailurePolicy"]["rules"]
     [whole], [tmp, *secrets] = pod["containers"], pod["volumes"]
@@ -207,14 +209,14 @@ def _separate(
         part: Literal["Fetch", "Convert", "Publish"],
         mounts: list[Object],
         resources: Object,
-        user: int | None = None,
+        user_of: int | None = None,
     ) -> Object:
         own = [mount(f"{name}-tmp", "/tmp"), *mounts]
         made = {
             "name": name,
             "env": environment(whole, task, part),
             "resources": resources,
-            "securityContext": container_security(user),
+            "securityContext": container_security(user_of),
         }
         return {**whole, **made, "volumeMounts": own}
 
@@ -230,11 +232,11 @@ def _separate(
             "Fetch",
             [mount("work", WORK_DIR), *sources, *read, *(mount for _, mount in signer)],
             small,
-            OURS,
+            user,
         ),
         one(_CONVERT, "Convert", [work, mount("made", MADE_DIR)], whole["resources"]),
     ]
-    pod["containers"] = [one(JOB_CONTAINER, "Publish", [work, made, *writer.mounts()], small, OURS)]
+    pod["containers"] = [one(JOB_CONTAINER, "Publish", [work, made, *writer.mounts()], small, user)]
     folders = [
         tmp | {"name": name}
         for name in ("work", "made", *(f"{name}-tmp" for name in (FETCH, _CONVERT, JOB_CONTAINER)))

@@ -6,7 +6,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Data, Resources, Tune, seconds
 from modelrollout.contract.common import REPOSITORY
 from modelrollout.contract.tasks import TuneTask
-from modelrollout.resources.common import OURS, Object, container_security
+from modelrollout.resources.common import Object, container_security, our_user
 from modelrollout.resources.hardening import MODELS
 from modelrollout.resources.jobs.common import FINAL, JobContext, build_job, fail_on, locate_data, mount
 from modelrollout.resources.server import FETCH, Artifact, beside
@@ -54,7 +54,7 @@ def tune_job(
     # The server's image may be untrusted: it shares neither a folder nor a user with our program,
     # so it cannot see what that fetches.
     (program,), (tmp, *secrets) = pod["containers"], pod["volumes"]
-    program["securityContext"] = container_security(OURS)
+    program["securityContext"] = container_security(our_user(context.config))
     program["volumeMounts"][0] = program["volumeMounts"][0] | {"name": _PROGRAM_TMP}
     program["volumeMounts"].append(mount(MODELS, REPOSITORY, readOnly=True))
     volumes = [*server.pop("volumes"), tmp | {"name": _PROGRAM_TMP}, *secrets]

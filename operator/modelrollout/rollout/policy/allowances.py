@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from modelrollout.api.v1alpha1 import ApiModel, Filters, LocalName, ModelDeploymentSpec, SecretKey
-from modelrollout.config import OperatorConfig
+from modelrollout.api.v1alpha1 import ApiModel, Filters, LocalName, ModelDeploymentSpec, Pod, SecretKey
+from modelrollout.config import OperatorConfig, PodRules
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.rules import Rules
 
 DEFAULT_ACCOUNT = "default"  # of pods that name no account
+DEFAULT_SCHEDULER = "default-scheduler"
 _ANTI_AFFINITY = "requiredDuringSchedulingIgnoredDuringExecution"
 
 
@@ -37,6 +38,7 @@ def allowance_violation(
         _image(rules, spec, config)
         or _account(rules, spec, config)
         or _secret(rules, spec, config)
+        or _pod(rules, spec, config)
         or keeps_others_off(spec, namespace)
     )
 
@@ -188,6 +190,68 @@ def _secret(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> 
                     f"{violation}; name one of them, leave it out, or have it allowed",
                 )
     return None
+
+
+class _PodField(NamedTuple):
+    """What spec.serving.pod names in one field. ``listed``: what the configuration lists for it,
+    None where it lists nothing.
+    """
+
+    field: str
+    names: tuple[str, ...]
+    allowed: str  # list of allowedPods, and of workloads.pods
+    listed: Sequence[str] | None
+
+
+def _pod_fields(pod: Pod, config: OperatorConfig) -> Iterator[_PodField]:
+    rules = config.workloads.pods
+    scheduler = None if pod.scheduler_name == DEFAULT_SCHEDULER else pod.scheduler_name
+    yield _PodField("labels", tuple(pod.labels or ()), "labels", rules.labels)
+    yield _PodField("annotations", tuple(pod.annotations or ()), "annotations", rules.annotations)
+    yield _PodField(
+        "priorityClassName", _one(pod.priority_class_name), "priorityClasses", rules.priority_classes
+    )
+    yield _PodField("runtimeClassName", _one(pod.runtime_class_name), "runtimeClasses", None)
+    yield _PodField("schedulerName", _one(scheduler), "schedulers", None)
+    yield _PodField("env", tuple(e.name for e in pod.env or ()), "env", None)
+    claims = tuple(
+        v.persistent_volume_claim.claim_name for v in pod.volumes or () if v.persistent_volume_claim
+    )
+    yield _PodField("volumes", claims, "volumeClaims", None)
+
+
+def _pod(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
+    """A pod's label is what others select by, a priority displaces their pods, and a class or a
+    scheduler may lead around what the platform demands.
+    """
+    for part in _pod_fields(spec.serving.pod or Pod(), config):
+        policies = [
+            (name, patterns)
+            for name, pods in rules.pods
+            if (patterns := pods.wire().get(part.allowed)) is not None
+        ]
+        for named in part.names:
+            what = f"spec.serving.pod.{part.field}: {named}"
+            if part.listed is not None and not PodRules.lists(part.listed, named):
+                return Problem(
+                    Reason.POD_FIELD_NOT_ALLOWED,
+                    f"{what}: the operator's configuration does not list it (workloads.pods.{part.allowed}:"
+                    f" {', '.join(part.listed) or 'none'}); leave it out, or have the platform team add it",
+                )
+            if part.listed is None and not policies and config.workloads.only_by_policy:
+                return _needs_policy(Reason.POD_FIELD_NOT_ALLOWED, what, f"allowedPods.{part.allowed}")
+            for policy, patterns in policies:
+                if not _fits(named, patterns):
+                    return Problem(
+                        Reason.POD_FIELD_NOT_ALLOWED,
+                        f"{what}: RolloutPolicy {policy} (allowedPods.{part.allowed}) allows only"
+                        f" {', '.join(patterns) or 'none'}; leave it out, or have it allowed",
+                    )
+    return None
+
+
+def _one(name: str | None) -> tuple[str, ...]:
+    return () if name is None else (name,)
 
 
 def _needs_policy(reason: str, what: str, field: str) -> Problem:

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from modelrollout.api.v1alpha1 import Metric, Rollout, seconds
 from modelrollout.api.v1alpha1.policy import (
+    AllowedPods,
     AllowedSources,
     FreezeWindow,
     PolicyGates,
@@ -109,6 +110,7 @@ class Rules:
     shared_hostnames: tuple[tuple[str, tuple[str, ...]], ...] = ()
     accounts: tuple[tuple[str, tuple[str, ...]], ...] = ()
     secrets: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    pods: tuple[tuple[str, AllowedPods], ...] = ()
     freezes: tuple[tuple[str, FreezeWindow], ...] = ()
     # by policy name: slots are taken in this order, so that two rollouts cannot deadlock
     limits: tuple[Limit, ...] = ()
@@ -250,6 +252,7 @@ def combine(policies: Iterable[Policy]) -> Rules:
         secrets=tuple(
             (p.name, tuple(p.spec.allowed_secrets)) for p in matching if p.spec.allowed_secrets is not None
         ),
+        pods=tuple((p.name, p.spec.allowed_pods) for p in matching if p.spec.allowed_pods),
         freezes=tuple((p.name, w) for p in matching for w in p.spec.freeze_windows or ()),
         limits=tuple(
             Limit(
