@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from demo.cluster import RELEASE, SYSTEM_NAMESPACE, Cluster, Object
 from demo.data import Split
 from demo.setup import CHART, chart_values, prepare_namespace
 from modelrollout.api import names
+from modelrollout.kube.kinds import Resource
 from sandbox import control
 from sandbox.cluster import Sandbox
 from sandbox.kube import Api
@@ -93,15 +95,18 @@ class Arena(Scope):
         subjects: Sequence[Subject] | None = None,
         interval: str = "1s",
         earlier: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """``rate``: requests per second to each subject, ``interval``: of the analysis,
-        ``earlier``: the commit from which an upgrade begins.
+        ``earlier``: the commit from which an upgrade begins, ``settings``: of the operator's
+        configuration, instead of the chart's.
         """
         super().__init__()
         self.cluster, self.folder, self.say = cluster, folder, say
         self.subjects = subjects or (Subject("up", "Promoted"), Subject("down", "RolledBack"))
         self.earlier = earlier
         self._interval = interval
+        self._settings = settings or {}
         self.box = Sandbox()
         self._rate = rate
         self.recorder = Recorder(self._api, NAMESPACE)
@@ -232,7 +237,7 @@ class Arena(Scope):
         config = yaml.safe_load(config_map["data"]["config.yaml"])
         for provider in config["prometheus"]:
             provider["url"] = self.prometheus.url
-        config["resyncSeconds"] = RESYNC_SECONDS
+        config |= {"resyncSeconds": RESYNC_SECONDS, **self._settings}
         path = self.folder / "operator.yaml"
         path.write_text(yaml.safe_dump(config))
         return path
@@ -354,6 +359,14 @@ class Arena(Scope):
             (p for p in pods if not p["metadata"].get("deletionTimestamp")),
             key=lambda p: not truth.is_ready(p),
         )
+
+    def count(self, resource: Resource) -> int | None:
+        """How many there are in the namespace; None while the API server does not answer."""
+        try:
+            listed = self._api().get(f"{resource.path(NAMESPACE)}?limit=1")
+        except (OSError, ValueError, HTTPException):
+            return None
+        return len(listed["items"]) + int(listed["metadata"].get("remainingItemCount", 0))
 
     def windows(self, subject: Subject, pods: Sequence[Object]) -> list[Window]:
         """All that the faults excuse for it so far. ``pods``: all versions of pods."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -210,24 +211,43 @@ def leftovers(objects: Iterable[Object], models: Collection[str], label: str) ->
     return found
 
 
+def beyond_history(objects: Sequence[Object], label: str, history: int) -> list[str]:
+    """Models with more revisions than their history allows."""
+    counts = Counter(
+        (o["metadata"].get("labels") or {}).get(label) for o in objects if o["kind"] == "ModelRevision"
+    )
+    most = 2 * history + SPARE_REVISIONS
+    return [f"{model} has {n} revisions, at most {most} may be" for model, n in counts.items() if n > most]
+
+
 # --- the operator's memory
 
-WARM_SECONDS = 300.0  # of a life of the operator, until its caches are filled
+WARM_SECONDS = 300.0  # of a life of the operator, until its code and its connections are there
 TREND_SECONDS = 600.0  # less than this says nothing about a trend
 GROWTH_LIMIT = 10.0  # MiB per hour
+# beside the history: stable, in flight, rolled back from, and one that drains
+SPARE_REVISIONS = 4
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Resident memory of the operator's process ``life``, in MiB, so long after the beginning."""
+    """Resident memory of the operator's process ``life``, in MiB, so long after the beginning, and
+    how many ModelRevisions there were.
+    """
 
     at: float
     life: int
     mib: float
+    revisions: int
 
 
-def memory_line(samples: Sequence[Sample]) -> str:
-    """What the last life of the operator used at its start, middle and end, and how it grew."""
+def memory_line(samples: Sequence[Sample], until: float, full: int) -> str:
+    """What the last life of the operator used at its start, middle and end, and how it grew under
+    the load of the schedule, which ended at ``until``.
+
+    The operator keeps every object that exists. So the trend begins once there are ``full``
+    revisions: until then memory grows with the cluster, and not by what is not forgotten.
+    """
     if not samples:
         return "operator memory: not measured"
     last = [s for s in samples if s.life == samples[-1].life]
@@ -237,9 +257,15 @@ def memory_line(samples: Sequence[Sample]) -> str:
         f"operator memory: {start:.0f} MiB at the start, {middle:.0f} in the middle, {end:.0f} at the end of"
         f" its last life of {minutes:.0f} minutes"
     )
-    warm = [s for s in last if s.at - last[0].at >= WARM_SECONDS]
-    if not warm or warm[-1].at - warm[0].at < TREND_SECONDS:
-        return f"{text}; too short for a trend"
+    steady = [s for s in last if s.at <= until]
+    begin = next((s.at for s in steady if s.revisions >= full), until)
+    warm = [s for s in steady if s.at >= max(begin, last[0].at + WARM_SECONDS)]
+    judged = warm[-1].at - warm[0].at if warm else 0.0
+    if judged < TREND_SECONDS:
+        return (
+            f"{text}; too short for a trend: {judged / 60:.0f} minutes with full histories, it takes"
+            f" {TREND_SECONDS / 60:.0f}"
+        )
     growth = _slope([(s.at / 3600, s.mib) for s in warm])
     verdict = "flat" if growth <= GROWTH_LIMIT else "IT GROWS"
     return f"{text}; trend {growth:+.1f} MiB per hour, limit {GROWTH_LIMIT:g}: {verdict}"

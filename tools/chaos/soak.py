@@ -20,7 +20,17 @@ from chaos.arena import NAMESPACE, STEPS, Arena, Subject
 from chaos.catalogue import CATALOGUE, STALL_SECONDS
 from chaos.moments import Fault
 from chaos.recorder import GRPC, HTTP, MDEP
-from chaos.schedule import VERBS, Event, Ledger, Sample, Tally, leftovers, memory_line, schedule
+from chaos.schedule import (
+    VERBS,
+    Event,
+    Ledger,
+    Sample,
+    Tally,
+    beyond_history,
+    leftovers,
+    memory_line,
+    schedule,
+)
 from chaos.traffic import Failure, is_apart
 from chaos.truth import is_ready
 from demo import DemoError, diagnostics, target
@@ -28,6 +38,7 @@ from demo.cluster import Cluster
 from demo.crashes import crashes_in, remarks, split
 from demo.narrator import Narrator, heed_signals
 from modelrollout.api import names
+from modelrollout.kube.kinds import MODEL_REVISION
 from sandbox.cluster import Sandbox, SandboxError
 from sandbox.configs import GPU
 from sandbox.control import ControlError
@@ -36,6 +47,12 @@ from sandbox.shell import WaitError
 CHECKOUT = Path(__file__).resolve().parents[2]
 MODELS = 10
 HISTORY = 2  # revisions that have served, and as many that never did
+# The operator keeps every object that exists, about 130 KiB for each version of a model: its
+# revision, and its ended Jobs with their pods, an hour by default. A run that is shorter than it
+# takes to fill all this would call growth what the cluster has more of. So ended Jobs go soon, the
+# histories are short, and memory is judged once they are full.
+ENDED_JOB_SECONDS = 120
+FULL = MODELS * 2 * HISTORY  # revisions; with stable there are a few more
 GPUS_EACH = 4  # two pods of stable and two of a canary
 LOOK_SECONDS = 5.0
 HOLD_SECONDS = 15.0  # of a fault between the operator and the API server, or Prometheus
@@ -116,7 +133,6 @@ FAULTS: Mapping[str, Deed] = {
 
 def subjects(gpus: int) -> list[Subject]:
     """The ModelDeployments; as many ask for GPUs as there are GPUs for."""
-    # Short histories are soon full: what grows then is no history.
     made = [Subject(f"soak-{number}", "Promoted", history=HISTORY) for number in range(MODELS)]
     for subject in made[: gpus // GPUS_EACH]:
         subject.serving = {
@@ -140,12 +156,15 @@ class Soak:
         self._promoted: set[str] = set()  # models whose last version a person promoted
         self._began = time.monotonic()
         self._looked = 0.0
+        self.scheduled = 0.0  # seconds until the last versions
+        self._revisions = 0
         self._seen = dict.fromkeys((s.name for s in arena.subjects), 0)  # resourceVersion
         for subject in arena.subjects:
             self._ledger.applied(subject.name, subject.tried, good=True)
 
     def run(self, events: Sequence[Event], seconds: float) -> None:
         """All events, and until so many seconds have passed."""
+        self.scheduled = seconds
         for event in events:
             self._until(event.at)
             self._do(event)
@@ -290,7 +309,9 @@ class Soak:
             arena.traffic[subject.name].sent()  # renews its token, and ends the run if the client has died
         arena.recorder.forget(MDEP, min(self._seen.values()))
         if (pid := arena.operator.pid) is not None and (used := resident(pid)) is not None:
-            self.samples.append(Sample(now - self._began, pid, used))
+            counted = arena.count(MODEL_REVISION)
+            self._revisions = self._revisions if counted is None else counted
+            self.samples.append(Sample(now - self._began, pid, used, self._revisions))
 
     def _has_ended(self, subject: Subject) -> bool:
         """Or it waits for a person for want of evidence, as after a crash of stable's servers, and
@@ -321,6 +342,7 @@ class Soak:
             ]
             objects = json.loads(arena.kubectl("get", KINDS, "-o", "json"))["items"]
             wrong += leftovers(objects, {s.name for s in arena.subjects}, names.LABEL_NAME)
+            wrong += beyond_history(objects, names.LABEL_NAME, HISTORY)
             if not wrong or time.monotonic() > end:
                 self.tally.wrong += wrong
                 return
@@ -381,7 +403,8 @@ def main(
         gpus = _gpus()
         events = schedule(seed, minutes * 60, MODELS, list(FAULTS))
         say(f"seed {seed}: {len(events)} events in {minutes:g} minutes, {gpus // GPUS_EACH} models with GPUs")
-        with Arena(Cluster(where), out, say, rate, subjects(gpus), interval="5s") as arena:
+        settings = {"jobTtlSeconds": ENDED_JOB_SECONDS}
+        with Arena(Cluster(where), out, say, rate, subjects(gpus), interval="5s", settings=settings) as arena:
             soak = Soak(arena)
             try:
                 soak.run(events, minutes * 60)
@@ -414,8 +437,8 @@ def _report(soak: Soak, seed: int, failed: Sequence[Failure]) -> dict[str, Any]:
     return {
         "summary": str(soak.tally),
         "seed": seed,
-        "memory": memory_line(soak.samples),
-        "samples": [(round(s.at), s.life, round(s.mib, 1)) for s in soak.samples],
+        "memory": memory_line(soak.samples, soak.scheduled, FULL),
+        "samples": [(round(s.at), s.life, round(s.mib, 1), s.revisions) for s in soak.samples],
         "done": dict(sorted(soak.done.items())),
         "wrong": soak.tally.wrong,
         "failed": [f"FAILED at {f.at:.1f}: {f.protocol} {f.error}" for f in failed],

@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 
 from chaos import schedule as plan
-from chaos.schedule import End, Ledger, Sample, Tally, Version, leftovers, memory_line, schedule, wrong_end
+from chaos.schedule import (
+    End,
+    Ledger,
+    Sample,
+    Tally,
+    Version,
+    beyond_history,
+    leftovers,
+    memory_line,
+    schedule,
+    wrong_end,
+)
 
 FAULTS = ["api-409", "operator-killed", "stable-dies"]
 HOURS = 2 * 3600.0
@@ -163,26 +174,67 @@ def test_leftovers_are_children_of_nobody() -> None:
     ]
 
 
+def test_a_history_that_is_not_cut_is_wrong() -> None:
+    def revisions(model: str, count: int) -> list[dict[str, Any]]:
+        labels = {"modelrollout.dev/name": model}
+        return [{"kind": "ModelRevision", "metadata": {"name": "r", "labels": labels}}] * count
+
+    objects = [*revisions("short", 8), *revisions("long", 9), {"kind": "Job", "metadata": {"name": "j"}}]
+    assert beyond_history(objects, "modelrollout.dev/name", 2) == ["long has 9 revisions, at most 8 may be"]
+
+
 def life(number: int, begin: float, minutes: int, first: float, per_hour: float) -> list[Sample]:
-    return [Sample(begin + 60 * m, number, first + per_hour * m / 60) for m in range(minutes + 1)]
+    return [Sample(begin + 60 * m, number, first + per_hour * m / 60, FULL) for m in range(minutes + 1)]
+
+
+FULL = 40  # revisions
+UNTIL = 2 * 3600.0
 
 
 def test_memory_is_that_of_the_last_life_and_growth_is_said() -> None:
     killed = life(1, 0, 10, 300, 0)
-    assert memory_line([*killed, *life(2, 700, 60, 140, 2)]) == (
+    assert memory_line([*killed, *life(2, 700, 60, 140, 2)], UNTIL, FULL) == (
         "operator memory: 140 MiB at the start, 141 in the middle, 142 at the end of its last life of 60"
         " minutes; trend +2.0 MiB per hour, limit 10: flat"
     )
-    assert memory_line(life(1, 0, 60, 140, 30)).endswith("trend +30.0 MiB per hour, limit 10: IT GROWS")
-    assert memory_line(life(1, 0, 60, 140, -30)).endswith(": flat")
-    assert memory_line(killed).endswith("too short for a trend")
-    assert memory_line([]) == "operator memory: not measured"
+    grows = "trend +30.0 MiB per hour, limit 10: IT GROWS"
+    assert memory_line(life(1, 0, 60, 140, 30), UNTIL, FULL).endswith(grows)
+    assert memory_line(life(1, 0, 60, 140, -30), UNTIL, FULL).endswith(": flat")
+    short = "too short for a trend: 5 minutes with full histories, it takes 10"
+    assert memory_line(killed, UNTIL, FULL).endswith(short)
+    assert memory_line([], UNTIL, FULL) == "operator memory: not measured"
 
 
 def test_what_fills_up_after_a_start_is_no_trend() -> None:
-    warming = [Sample(s, 1, 100 + s) for s in range(0, 300, 20)]
-    warm = [Sample(300 + s, 1, 400) for s in range(0, 1200, 20)]
-    assert "+0.0 MiB per hour" in memory_line([*warming, *warm])
+    warming = [Sample(s, 1, 100 + s, FULL) for s in range(0, 300, 20)]
+    warm = [Sample(300 + s, 1, 400, FULL) for s in range(0, 1200, 20)]
+    assert "+0.0 MiB per hour" in memory_line([*warming, *warm], UNTIL, FULL)
+
+
+def filling(minutes: int, per_hour: float) -> list[Sample]:
+    """Memory grows with the revisions for half an hour, when they are FULL, and then by so much."""
+    return [
+        Sample(60 * m, 1, 100 + min(m, 30) + per_hour * max(0, m - 30) / 60, FULL - 30 + min(m, 30))
+        for m in range(minutes + 1)
+    ]
+
+
+def test_memory_that_grows_with_the_histories_is_no_trend() -> None:
+    assert memory_line(filling(60, 0), UNTIL, FULL).endswith("trend +0.0 MiB per hour, limit 10: flat")
+    for minutes in (21, 30):
+        short = "too short for a trend: 0 minutes with full histories, it takes 10"
+        assert memory_line(filling(minutes, 0), UNTIL, FULL).endswith(short)
+
+
+def test_memory_that_grows_although_the_histories_are_full_is_a_trend() -> None:
+    grows = "trend +12.0 MiB per hour, limit 10: IT GROWS"
+    assert memory_line(filling(60, 12), UNTIL, FULL).endswith(grows)
+
+
+def test_the_last_versions_of_all_at_once_are_no_trend() -> None:
+    burst = [Sample(1800 + 20 * n, 1, 125, FULL) for n in range(1, 20)]
+    text = memory_line([*life(1, 0, 30, 110, 0), *burst], 1800, FULL)
+    assert "125 at the end" in text and text.endswith("trend +0.0 MiB per hour, limit 10: flat")
 
 
 def test_the_last_line_and_when_it_is_right() -> None:

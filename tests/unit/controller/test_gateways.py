@@ -175,6 +175,28 @@ async def test_what_no_spec_names_any_more_is_read_no_more() -> None:
     assert bench.reads == []
 
 
+async def test_what_no_spec_names_any_more_is_forgotten() -> None:
+    """Or each Gateway that ever was would stay in memory."""
+    bench = Bench()
+    no = [{"type": "Programmed", "status": "False", "reason": "Why"}]
+    for namespace in ("ml", "gateways"):
+        bench.watch(GATEWAY, "ADDED", gateway(namespace, conditions=no))
+    for deployment in (HERE, THERE):
+        await bench.gateways.of(deployment)
+
+    def places() -> set[str]:
+        return {at[0] for at in (*bench.gateways._seen, *bench.gateways._logged)}
+
+    await bench.gateways.refresh()
+    assert places() == {"ml", "gateways"}, "both are named"
+    bench.watch(MODEL_DEPLOYMENT, "DELETED", THERE)
+    await bench.gateways.refresh()
+    assert places() == {"ml"}
+    bench.watch(MODEL_DEPLOYMENT, "DELETED", HERE)
+    await bench.gateways.refresh()
+    assert places() == set()
+
+
 async def test_without_a_gateway_nothing_is_asked() -> None:
     bench = Bench()
     for deployment in (None, {"metadata": {"namespace": "ml"}, "spec": {}}, of_gateway("odd")):

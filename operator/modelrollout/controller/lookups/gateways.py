@@ -47,7 +47,8 @@ class Gateways:
         self._answers: dict[_Id, Object | KubeError | None] = {}
         # by namespace, name, field and ``own``: a Gateway as last seen, and its facts
         self._seen: dict[tuple[str, str, str, bool], tuple[Object, GatewayFacts]] = {}
-        self._logged: dict[str, str] = {}  # what keeps a Gateway from carrying routes, as logged
+        # by namespace and name: what keeps a Gateway from carrying routes, as logged
+        self._logged: dict[tuple[str, str], str] = {}
 
     async def of(self, deployment: Object | None) -> GatewayFacts | None:
         """The facts on the Gateways that a spec, as it is stored, names; None where it names none,
@@ -81,15 +82,20 @@ class Gateways:
         if seen is None or seen[0] is not gateway:
             *_, field, own = at
             if not own:
-                self._log(gateway_facts(gateway, field, own=True))
+                self._log(at[:2], gateway_facts(gateway, field, own=True))
             self._seen[at] = seen = (gateway, gateway_facts(gateway, field, own=own))
         return seen[1]
 
     async def refresh(self) -> None:
-        """Read again what no watch brings, and wake those whom a change concerns."""
+        """Read again what no watch brings, and wake those whom a change concerns; what is known of
+        Gateways that no spec names any more is forgotten.
+        """
+        named = {place for place in {at[:2] for at in self._seen} if self._users(*place)}
+        self._seen = {at: seen for at, seen in self._seen.items() if at[:2] in named}
+        self._logged = {place: text for place, text in self._logged.items() if place in named}
         for i in list(self._answers):
             resource, namespace, name = i
-            users = self._cache.concerned(resource, {"metadata": {"namespace": namespace, "name": name}})
+            users = self._users(namespace, name, resource)
             before = self._answers[i]
             if not users or self._cache.get(*i) is not None:
                 del self._answers[i]
@@ -127,12 +133,15 @@ class Gateways:
         except KubeError:
             return False
 
-    def _log(self, facts: GatewayFacts) -> None:
+    def _users(self, namespace: str, name: str, resource: Resource = GATEWAY) -> set[Key]:
+        return self._cache.concerned(resource, {"metadata": {"namespace": namespace, "name": name}})
+
+    def _log(self, at: tuple[str, str], facts: GatewayFacts) -> None:
         """The whole message, which a tenant of another namespace does not see; once."""
         text = facts.problem.message if facts.problem else ""
-        if text != self._logged.get(facts.gateway, ""):
+        if text != self._logged.get(at, ""):
             log.warning("%s", text or f"Gateway {facts.gateway} carries routes again")
-            self._logged[facts.gateway] = text
+            self._logged[at] = text
 
 
 def _further(count: int) -> Iterator[str]:
