@@ -55,6 +55,7 @@ PLAIN = (
 FREE = {
     ModelDeploymentSpec: {
         "lineage",
+        "annotations",
         "labels",
         "slices",
         "args",

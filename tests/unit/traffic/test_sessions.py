@@ -4,6 +4,7 @@ gateway cannot do it, the spec is refused by name.
 
 from __future__ import annotations
 
+import copy
 import zlib
 from typing import Any
 
@@ -178,6 +179,9 @@ def test_routes_count_once_the_gateway_has_accepted_the_policy_as_it_is() -> Non
     _, policy = written()
     assert carried(answered(policy, "True")) == (carried(answered(policy, "True"))[0], None)
     assert carried(answered(policy, "True"))[0].programmed
+    as_stored = copy.deepcopy(policy)  # with a default of Envoy Gateway's definition
+    as_stored["spec"]["loadBalancer"]["consistentHash"]["tableSize"] = 65537
+    assert carried(answered(as_stored, "True"))[0].programmed
     for missing in (
         None,
         policy,

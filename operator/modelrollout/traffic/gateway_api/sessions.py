@@ -18,6 +18,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import SessionAffinity
 from modelrollout.api.v1alpha1 import Traffic as TrafficSpec
 from modelrollout.config import OperatorConfig
+from modelrollout.kube.diff import is_up_to_date
 from modelrollout.kube.kinds import BACKEND_TRAFFIC_POLICY
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
@@ -141,7 +142,8 @@ class SessionRoutes:
         if not traffic.programmed or self._affinity is None:
             return traffic
         policy = live.get((_KIND, self._name))
-        if policy is None or policy["spec"].get("loadBalancer") != _balancer(self._affinity):
+        # the API server adds defaults of the gateway's own, such as a table's size
+        if policy is None or not is_up_to_date(policy["spec"].get("loadBalancer"), _balancer(self._affinity)):
             return Traffic(False, f"{_KIND} {self._name} is not written yet")
         answers = _answers(policy)
         if not answers or any(x.truth != "True" for x in answers):
