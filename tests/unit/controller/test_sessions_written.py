@@ -7,7 +7,14 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from modelrollout.api.v1alpha1 import Condition
-from modelrollout.kube.kinds import BACKEND_TRAFFIC_POLICY, GATEWAY_CLASS, HTTP_ROUTE
+from modelrollout.kube.errors import Invalid
+from modelrollout.kube.kinds import (
+    BACKEND_TRAFFIC_POLICY,
+    DEPLOYMENT,
+    GATEWAY_CLASS,
+    HTTP_ROUTE,
+    Resource,
+)
 from modelrollout.kube.objects import Object
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import CONFIG, Cluster, Operator
@@ -15,6 +22,7 @@ from modelrollout.traffic.gateway_api.features import ENVOY_GATEWAY_CONTROLLER
 from modelrollout.traffic.gateway_api.staging import WHOLE
 
 TRAFFIC = {"http": {"hostnames": ["digits.example.com"]}, "gateway": {"name": "public"}}
+TWO_HOSTS = TRAFFIC | {"http": {"hostnames": ["digits.example.com", "further.example.com"]}}
 STICKY = TRAFFIC | {"sessionAffinity": {"header": "x-session"}}
 MAY = CONFIG.model_copy(
     update={"routes": CONFIG.routes.model_copy(update={"backend_traffic_policies": True})}
@@ -105,6 +113,31 @@ def test_a_policy_that_is_refused_is_said_and_holds_the_next_version() -> None:
         await operator.live()
         assert ready(cluster).reason != "SessionAffinityRefused" and policy(cluster) is not None
         assert cluster.status.rollout is not None and cluster.status.rollout.number == 2
+
+    run(main)
+
+
+def test_a_policy_that_the_api_server_refuses_holds_up_nothing_else() -> None:
+    def refuse(verb: str, resource: Resource, name: str) -> None:
+        if resource == BACKEND_TRAFFIC_POLICY:
+            raise Invalid(422, "Invalid", "consistentHash.headers: unknown")
+
+    async def main() -> None:
+        cluster = EnvoyGateway()
+        operator = await serving(cluster, TWO_HOSTS)
+        cluster.before = refuse
+        cluster.user(b.spec(2, traffic=STICKY))
+        await operator.live(rounds=5)
+        rollout = cluster.status.rollout
+        assert rollout is not None and (rollout.number, rollout.stage) == (2, "Canary"), "its Job ran"
+        assert rollout.reason == "ChildRefused" and "consistentHash.headers: unknown" in ready(cluster).message
+        assert list(cluster.all(HTTP_ROUTE)) == ["digits"], "the route of the other host name is gone"
+        assert cluster.weights()[b.revision_name(2)] == WHOLE * 5 // 100
+        cluster.before = lambda verb, resource, name: None
+        await operator.live(rounds=2)
+        assert policy(cluster) is not None and b.revision_name(2) in cluster.all(DEPLOYMENT)
+        rollout = cluster.status.rollout
+        assert rollout is not None and (rollout.stage, rollout.reason) != ("Canary", "ChildRefused")
 
     run(main)
 

@@ -40,6 +40,7 @@ from modelrollout.kube.errors import (
 )
 from modelrollout.kube.field_ownership import editors_of
 from modelrollout.kube.kinds import (
+    BACKEND_TRAFFIC_POLICY,
     CHILDREN,
     DEPLOYMENT,
     JOB,
@@ -195,8 +196,8 @@ class Actor:
 
     async def converge(self, observation: Observation, desired: Desired) -> tuple[bool, Problem | None]:
         """Make the children match ``desired``. Returns whether something was written, and the first
-        refusal that blocks nothing else: a name that is taken, a change of existing servers. Raises
-        KubeError; the next pass continues from what was written.
+        refusal that blocks nothing else (``ChildWriter``). Raises KubeError; the next pass continues
+        from what was written.
         """
         writer = ChildWriter(self, observation)
         if observation.observed.spec is None:
@@ -490,8 +491,8 @@ def _name_conflict(live: Object, desired: Object) -> str:
 
 @dataclass
 class ChildWriter:
-    """Writes children one after the other. A name that is taken, or servers that cannot be changed,
-    block only what needs that very object.
+    """Writes children one after the other. A name that is taken, servers that cannot be changed, or
+    a policy by which sessions stick that cannot be written, block only what needs that very object.
     """
 
     actor: Actor
@@ -509,14 +510,17 @@ class ChildWriter:
         if self._backends & (backends_of(obj) - (backends_of(live) if live is not None else set())):
             self.routes_incomplete = True  # it would newly send clients to an unrelated object
             return
+        # no backend: routes divide requests without it, one by one
+        keeps_sessions = kind == BACKEND_TRAFFIC_POLICY.kind
         try:
             self.wrote |= await self.actor._match(self.observation, obj)
         except ChildRefused as e:
             # Existing servers that cannot be changed keep running: weights follow the ready pods.
-            if e.reason != NAME_TAKEN and not (kind == DEPLOYMENT.kind and live is not None):
+            is_running = kind == DEPLOYMENT.kind and live is not None
+            if e.reason != NAME_TAKEN and not is_running and not keeps_sessions:
                 raise
             self.refused = self.refused or Problem(e.reason, e.message)
-            if CHILDREN[kind].guarded:
+            if CHILDREN[kind].guarded and not keeps_sessions:
                 self._backends.add((kind, name))
                 self.routes_incomplete |= kind != SERVICE.kind or (
                     name == self.observation.observed.name and not self.observation.observed.exact_weights
