@@ -117,10 +117,44 @@ def test_a_policy_that_is_refused_is_said_and_holds_the_next_version() -> None:
     run(main)
 
 
+def test_an_edit_of_spec_ends_the_refusal_of_another_header() -> None:
+    class Conflicting(EnvoyGateway):
+        def _answer(self, policy: Object) -> Object:
+            self.refuses = "x-session" in str(policy["spec"]["loadBalancer"])
+            return super()._answer(policy)
+
+    async def main() -> None:
+        cluster = Conflicting()
+        operator = await serving(cluster)
+        assert ready(cluster).reason == "SessionAffinityRefused"
+        cluster.user(b.spec(1, traffic=TRAFFIC | {"sessionAffinity": {"header": "x-user"}}))
+        await operator.live(rounds=2)
+        assert ready(cluster).status == "True"
+
+    run(main)
+
+
+def test_an_edit_of_spec_takes_the_host_name_away_whose_route_has_another_policy() -> None:
+    class Conflicting(EnvoyGateway):
+        def _answer(self, policy: Object) -> Object:
+            self.refuses = len(policy["spec"]["targetRefs"]) > 1
+            return super()._answer(policy)
+
+    async def main() -> None:
+        cluster = Conflicting()
+        operator = await serving(cluster, TWO_HOSTS | {"sessionAffinity": {"header": "x-session"}})
+        assert ready(cluster).reason == "SessionAffinityRefused"
+        cluster.user(b.spec(1, traffic=STICKY))
+        await operator.live(rounds=2)
+        assert ready(cluster).status == "True" and list(cluster.all(HTTP_ROUTE)) == ["digits"]
+
+    run(main)
+
+
 def test_a_policy_that_the_api_server_refuses_holds_up_nothing_else() -> None:
     def refuse(verb: str, resource: Resource, name: str) -> None:
         if resource == BACKEND_TRAFFIC_POLICY:
-            raise Invalid(422, "Invalid", "consistentHash.headers: unknown")
+            raise Invalid(422, "Invalid", "no such field")
 
     async def main() -> None:
         cluster = EnvoyGateway()
@@ -130,7 +164,7 @@ def test_a_policy_that_the_api_server_refuses_holds_up_nothing_else() -> None:
         await operator.live(rounds=5)
         rollout = cluster.status.rollout
         assert rollout is not None and (rollout.number, rollout.stage) == (2, "Canary"), "its Job ran"
-        assert rollout.reason == "ChildRefused" and "consistentHash.headers: unknown" in ready(cluster).message
+        assert rollout.reason == "ChildRefused" and "no such field" in ready(cluster).message
         assert list(cluster.all(HTTP_ROUTE)) == ["digits"], "the route of the other host name is gone"
         assert cluster.weights()[b.revision_name(2)] == WHOLE * 5 // 100
         cluster.before = lambda verb, resource, name: None

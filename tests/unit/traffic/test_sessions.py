@@ -18,7 +18,7 @@ from modelrollout.rollout.snapshot import Split
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import CONFIG
 from modelrollout.traffic.gateway_api.features import ENVOY_GATEWAY_CONTROLLER
-from modelrollout.traffic.gateway_api.router import GatewayRouter
+from modelrollout.traffic.gateway_api.router import FrozenRoutes, GatewayRouter
 from modelrollout.traffic.gateway_api.sessions import SessionRoutes, session_problem, session_refusal
 from modelrollout.traffic.gateway_api.staging import WHOLE, next_stage
 from modelrollout.traffic.gateway_facts import GatewayFacts
@@ -85,9 +85,9 @@ def test_the_gateway_hashes_what_names_the_session(asked: dict[str, str], hashed
 def test_one_policy_is_about_all_routes_of_clients_and_leaves_the_platforms_in_force() -> None:
     routes, policy = written()
     assert (policy["kind"], policy["metadata"]["name"]) == POLICY
-    assert [(t["kind"], t["name"]) for t in policy["spec"]["targetRefs"]] == [
+    assert [(t["kind"], t["name"]) for t in policy["spec"]["targetRefs"]] == sorted(
         (r["kind"], r["metadata"]["name"]) for r in routes
-    ]
+    )
     assert len(routes) == 3 and policy["spec"]["mergeType"] == "StrategicMerge"
     assert policy["metadata"]["ownerReferences"][0]["uid"] == OWNER.uid
 
@@ -199,6 +199,30 @@ def test_a_policy_that_the_gateway_refuses_is_quoted() -> None:
     assert refused is not None and refused.reason == "SessionAffinityRefused"
     assert "refuses BackendTrafficPolicy digits: Conflicted: as it is" in refused.message
     assert carried(answered(written()[1], "False", "Conflicted", generation=2))[1] is None, "of an older one"
+
+
+def test_a_refusal_counts_while_the_policy_is_as_spec_asks() -> None:
+    refused = answered(written()[1], "False", "Conflicted")
+    asked = traffic(header="x-session")
+    assert session_refusal(asked, "digits", {POLICY: refused}) is not None
+    for other in (
+        traffic(header="x-user"),
+        traffic(cookie="sid"),
+        asked.model_copy(update={"grpc": None}),
+        Traffic.model_validate(asked.wire() | {"http": {"hostnames": ["a.x", "c.x"]}}),
+    ):
+        assert session_refusal(other, "digits", {POLICY: refused}) is None, (
+            "what is to be written may be taken"
+        )
+
+
+def test_the_order_in_which_routes_are_read_makes_no_other_policy() -> None:
+    """Or a frozen policy would be written again, its refusal forgotten, and so on without end."""
+    split: Split = (("v1", 100),)
+    made = writer().children(OWNER, split)
+    live = {(o["kind"], o["metadata"]["name"]): o for o in reversed(made)}
+    frozen = SessionRoutes(FrozenRoutes("digits", live, whole=WHOLE), "digits", None, live)
+    assert frozen.children(OWNER, split)[-1]["spec"] == live[POLICY]["spec"]
 
 
 def test_where_spec_is_not_granted_the_policy_stays_as_it_is() -> None:

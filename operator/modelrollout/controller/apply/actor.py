@@ -196,7 +196,7 @@ class Actor:
 
     async def converge(self, observation: Observation, desired: Desired) -> tuple[bool, Problem | None]:
         """Make the children match ``desired``. Returns whether something was written, and the first
-        refusal that blocks nothing else (``ChildWriter``). Raises KubeError; the next pass continues
+        refusal that blocks nothing else (``ChildWriter``). Raises KubeError; the next pass goes on
         from what was written.
         """
         writer = ChildWriter(self, observation)

@@ -11,7 +11,7 @@ parts of ``WHOLE`` there, as in a stage (``staging``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from modelrollout.api import names
@@ -27,7 +27,7 @@ from modelrollout.rollout.snapshot import Server, Split, Traffic
 from modelrollout.traffic.base import LiveObjects, SplitWriter
 from modelrollout.traffic.gateway_api.features import ENVOY_GATEWAY_CONTROLLER
 from modelrollout.traffic.gateway_api.gateway import maps_in, statement
-from modelrollout.traffic.gateway_api.routes import ROUTE_KINDS, is_of_clients
+from modelrollout.traffic.gateway_api.routes import ROUTE_KINDS, is_of_clients, routes
 from modelrollout.traffic.gateway_facts import GatewayFacts, Statement
 
 _KIND = BACKEND_TRAFFIC_POLICY.kind
@@ -64,9 +64,18 @@ def _unsupported(text: str) -> Problem:
 
 
 def session_refusal(traffic: TrafficSpec, name: str, live: LiveObjects) -> Problem | None:
-    """What the gateway has against the policy that was written for the spec."""
+    """What the gateway has against the policy that was written for the spec.
+
+    None while the live one is of an earlier spec: then the policy to write may be taken.
+    """
     policy = live.get((_KIND, name))
     if traffic.session_affinity is None or policy is None:
+        return None
+    asked = {
+        "targetRefs": _targets(routes(Owner("", name, "", ""), traffic, []), name),
+        "loadBalancer": _balancer(traffic.session_affinity),
+    }
+    if not is_up_to_date(policy["spec"], asked):
         return None
     refused = next((x for x in _answers(policy) if x.truth == "False"), None)
     if refused is None:
@@ -108,15 +117,10 @@ class SessionRoutes:
 
     def children(self, owner: Owner, split: Split) -> list[Object]:
         """The routes before the policy that names them: without it they only split one by one."""
-        routes = self._inner.children(owner, split)
-        return [*routes, *self._policy(owner, routes)]
+        children = self._inner.children(owner, split)
+        return [*children, *self._policy(owner, _targets(children, self._name))]
 
-    def _policy(self, owner: Owner, routes: list[Object]) -> list[Object]:
-        targets = [
-            {"group": "gateway.networking.k8s.io", "kind": o["kind"], "name": o["metadata"]["name"]}
-            for o in routes
-            if o["kind"] in ROUTE_KINDS and is_of_clients(o["metadata"]["name"], self._name)
-        ]
+    def _policy(self, owner: Owner, targets: list[Object]) -> list[Object]:
         live = self._live.get((_KIND, self._name))
         present = live["spec"].get("loadBalancer") if live else None
         balancer = _balancer(self._affinity) if self._affinity else present
@@ -149,6 +153,20 @@ class SessionRoutes:
         if not answers or any(x.truth != "True" for x in answers):
             return Traffic(False, f"the gateway has not accepted {_KIND} {self._name} yet")
         return traffic
+
+
+def _targets(children: Iterable[Object], name: str) -> list[Object]:
+    """References to the routes of clients among them.
+
+    By name: frozen routes come in the order in which they were read, and in another order the
+    policy would be a new one to the gateway, whose refusal of it is not known yet.
+    """
+    found = sorted(
+        (o["kind"], o["metadata"]["name"])
+        for o in children
+        if o["kind"] in ROUTE_KINDS and is_of_clients(o["metadata"]["name"], name)
+    )
+    return [{"group": "gateway.networking.k8s.io", "kind": kind, "name": route} for kind, route in found]
 
 
 def _balancer(affinity: SessionAffinity) -> dict[str, Any]:
