@@ -99,6 +99,23 @@ def test_the_policy_comes_and_goes_with_the_field() -> None:
     run(main)
 
 
+def test_backends_keep_their_clusters_when_the_field_goes_though_nothing_counts_by_position() -> None:
+    async def main() -> None:
+        none = MAY.gateway_metrics.model_copy(update={"profile": "none"})
+        cluster = EnvoyGateway()
+        cluster.user(b.spec(1, traffic=STICKY))
+        operator = Operator(cluster, MAY.model_copy(update={"gateway_metrics": none}))
+        await operator.live()
+        cluster.user(b.spec(1, traffic=TRAFFIC))
+        await operator.live(rounds=2)
+        [route] = cluster.all(HTTP_ROUTE).values()
+        refs = [ref for rule in route["spec"]["rules"] for ref in rule["backendRefs"]]
+        assert policy(cluster) is None and refs
+        assert all(ref["filters"] and ref["weight"] == 100 for ref in refs)
+
+    run(main)
+
+
 def test_a_policy_that_is_refused_is_said_and_holds_the_next_version() -> None:
     async def main() -> None:
         cluster = EnvoyGateway()

@@ -18,8 +18,10 @@ from modelrollout.rollout.desired.traffic import positions, split
 from modelrollout.rollout.snapshot import Split
 from modelrollout.testing import builders as b
 from modelrollout.testing.model_cluster import CONFIG
+from modelrollout.traffic.gateway_api.features import ENVOY_GATEWAY_CONTROLLER
 from modelrollout.traffic.gateway_api.kind import GATEWAY_API
 from modelrollout.traffic.gateway_api.router import FrozenRoutes, GatewayRouter
+from modelrollout.traffic.gateway_facts import GatewayFacts
 from modelrollout.traffic.registry import router_for
 
 OWNER = Owner("uid", "digits", "ml", "digits")
@@ -129,6 +131,28 @@ def test_only_the_profile_that_needs_it_gets_other_routes(profile: Profile, apar
         for route in routes:
             for rule in route["spec"]["rules"]:
                 assert [r["name"] for r in rule["backendRefs"]] == [b.revision_name(1), b.revision_name(2)]
+                assert all(("filters" in ref) == apart for ref in rule["backendRefs"])
+
+
+@pytest.mark.parametrize(
+    ("controller", "apart"), [(ENVOY_GATEWAY_CONTROLLER, True), (None, True), ("traefik.io/x", False)]
+)
+@pytest.mark.parametrize("profile", ["none", None])
+def test_backends_that_have_clusters_by_position_keep_them_at_envoy(
+    profile: Profile | None, controller: str | None, apart: bool
+) -> None:
+    """For example once sessions no longer stick: without the filter the cluster is another one,
+    which Envoy does not have yet.
+    """
+    s = replace(b.second("Canary", changes={"step": b.step(0, 5)}), counting=Counting(profile))
+    present = live(GatewayRouter("digits", SPEC, positions=positions(s)).children(OWNER, split(s)))
+    facts = GatewayFacts("ml/public", "class", controller)
+    for granted in (True, False):
+        router = router_for(s, present, CONFIG, granted=granted, gateway=facts)
+        routes = router.children(OWNER, split(s))
+        assert routes
+        for route in routes:
+            for rule in route["spec"]["rules"]:
                 assert all(("filters" in ref) == apart for ref in rule["backendRefs"])
 
 

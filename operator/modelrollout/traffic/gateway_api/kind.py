@@ -17,7 +17,7 @@ from modelrollout.traffic.base import LiveObjects, Router, RouterKind, SplitWrit
 from modelrollout.traffic.counting import COUNTED_BY_POSITION
 from modelrollout.traffic.gateway_api.answers import carried
 from modelrollout.traffic.gateway_api.extras import extras_of, extras_problem
-from modelrollout.traffic.gateway_api.features import route_problem
+from modelrollout.traffic.gateway_api.features import ENVOY_GATEWAY_CONTROLLER, route_problem
 from modelrollout.traffic.gateway_api.foreign_routes import foreign_route
 from modelrollout.traffic.gateway_api.mirror import MirrorRouter, is_mirrored, mirror_method, mirror_of
 from modelrollout.traffic.gateway_api.router import (
@@ -127,7 +127,8 @@ class GatewayApi(RouterKind):
         aim = (s.spec.rollout, header_revision(s), preview_host_revision(s))
         affinity = s.spec.traffic.session_affinity if granted else None
         sticks = affinity is not None or (not granted and sessions_are_kept(s.name, live))
-        at = positions(s) if sticks or s.counting.profile in COUNTED_BY_POSITION else ()
+        apart = sticks or s.counting.profile in COUNTED_BY_POSITION or _stay_apart(s.name, live, gateway)
+        at = positions(s) if apart else ()
         inner = (
             GatewayRouter(
                 s.name,
@@ -189,6 +190,19 @@ def _staged(
 ) -> SplitWriter:
     """Written in stages where the gateway counts by ``positions``."""
     return StagedRoutes(inner, live, gateway) if positions else inner
+
+
+def _stay_apart(name: str, live: LiveObjects, gateway: GatewayFacts | None) -> bool:
+    """Whether backends of the live routes have clusters by position that they must keep: those
+    without are of another name, and Envoy answers 500 until they are there (``staging``).
+
+    A gateway that is known to be another gets the routes that it always had.
+    """
+    if gateway is not None and gateway.controller not in (None, ENVOY_GATEWAY_CONTROLLER):
+        return False
+    return any(
+        is_counted_apart(o) for (kind, n), o in live.items() if kind in ROUTE_KINDS and is_of_clients(n, name)
+    )
 
 
 def _whole(*, sticks: bool) -> int:
