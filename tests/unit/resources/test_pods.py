@@ -10,6 +10,7 @@ import pytest
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Pod, RevisionRef, Serving, Shadow, Tune, same_version
+from modelrollout.api.v1alpha1.pod import EnvVar
 from modelrollout.cli.manifests.rules import broken_rules, schema_of
 from modelrollout.config import DrainConfig, ImagesConfig, WorkloadRules
 from modelrollout.resources import comparer, server
@@ -201,12 +202,24 @@ def env_problems(env: list[dict[str, Any]]) -> list[str]:
         "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONSTARTUP", "AIP_MODE", "TRITON_X",
         "TRITONSERVER_X", "NVIDIA_VISIBLE_DEVICES", "BASH_ENV", "BASH_FUNC_x", "HOME", "PATH", "POD_UID",
         "ENV", "SAGEMAKER_MODE", "MODELROLLOUT_TASK", "CUDA_INJECTION64_PATH", "OPENSSL_CONF",
-        "GLIBC_TUNABLES", "KUBERNETES_SERVICE_HOST",
+        "GLIBC_TUNABLES", "KUBERNETES_SERVICE_HOST", "SHELLOPTS", "BASHOPTS", "PS0", "PS4", "PROMPT_COMMAND",
+        "VLLM_NCCL_SO_PATH", "VLLM_CUDART_SO_PATH", "NCCL_NET_PLUGIN", "NCCL_TUNER_PLUGIN", "NCCL_CONF_FILE",
+        "CC", "CXX", "NVCC_PREPEND_FLAGS", "CPATH", "TORCHINDUCTOR_CACHE_DIR", "OMPI_MCA_plm_rsh_agent",
     ],
 )  # fmt: skip
 def test_names_that_decide_what_a_program_loads_are_refused(name: str) -> None:
     (told,) = env_problems([{"name": name, "value": "x"}])
     assert told.startswith("env: HOME, PATH") and told.endswith("; leave it out")
+
+
+def test_the_page_lists_what_is_refused() -> None:
+    page = (ROOT / "docs/reference/pods.md").read_text()
+    listed = page.split("Refused are names of the operator's own", 1)[1].split("\n- ", 1)[0]
+    shown = re.findall(r"`([^`]+)`", listed)
+    assert {"SHELLOPTS", "PS0", "CC", "NCCL_*PLUGIN*", "VLLM_*_SO_PATH", "NVIDIA_*"} <= set(shown)
+    assert [n for n in shown if not env_problems([{"name": n.replace("*", "X"), "value": "x"}])] == []
+    hidden = set(re.findall(r"[A-Z][A-Z_]+", EnvVar.rules[1].rule)) - set(re.findall(r"[A-Z][A-Z_]+", listed))
+    assert hidden == set(), "refused, and not on the page"
 
 
 def test_the_variables_that_the_operator_writes_itself_are_refused() -> None:
@@ -216,8 +229,12 @@ def test_the_variables_that_the_operator_writes_itself_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["HF_TOKEN", "VLLM_USE_V1", "OMP_NUM_THREADS", "HOMEPAGE", "CUDA_CACHE_PATH"]
-)
+    "name",
+    [
+        "HF_TOKEN", "VLLM_USE_V1", "OMP_NUM_THREADS", "HOMEPAGE", "CUDA_CACHE_PATH", "PS", "ACCOUNT", "CCX",
+        "NCCL_DEBUG", "VLLM_PLUGINS", "MODEL_CC",
+    ],
+)  # fmt: skip
 def test_other_names_are_free(name: str) -> None:
     assert env_problems([{"name": name, "value": ""}]) == []
 
