@@ -299,7 +299,7 @@ def _serves(serving: Serving) -> Object:
 
 def wants_gpu(resources: Resources) -> bool:
     """Whether a container with these resources requests a GPU."""
-    return str((resources.limits or {}).get(GPU, 0)) != "0"
+    return quantity((resources.limits or {}).get(GPU, 0)) > 0
 
 
 def tolerations(serving: Serving, gpu: bool) -> list[Any]:
