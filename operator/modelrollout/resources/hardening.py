@@ -27,6 +27,7 @@ TRITON = "triton"
 MODELS = "models"  # the volume that the init container fills
 KEY_HEADER = "x-modelrollout-key"
 _KEY_ENV = "POD_UID"
+VISIBLE_GPUS = "NVIDIA_VISIBLE_DEVICES"
 # Triton's names of what is restricted; inference, health, metadata, configuration and statistics
 # stay open (docs of Triton, "Limit Endpoint Access").
 _REPOSITORY = "model-repository"
@@ -93,7 +94,7 @@ _LIVENESS_IN_ANY_ENV: Object = LIVENESS | {
     "exec": {"command": ["sh", "-c", _ALIVE.replace("bash -c ", "bash -p -c ")]}
 }
 # What the operator itself writes into the server's environment.
-_OWN_ENV = frozenset({"HOME", _KEY_ENV})
+_OWN_ENV = frozenset({"HOME", VISIBLE_GPUS, _KEY_ENV})
 
 
 def harden(template: Object, model: str, version: str = VERSION) -> Object:

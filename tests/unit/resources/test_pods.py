@@ -163,6 +163,41 @@ def test_a_server_that_is_tuned_has_the_same_runtime_and_displaces_no_pod() -> N
 
 
 @pytest.mark.parametrize(
+    ("limits", "hidden"),
+    [
+        ({}, True),
+        ({"cpu": 1, "memory": "1Gi"}, True),
+        ({"nvidia.com/gpu": 0}, True),
+        ({"nvidia.com/gpu": "0.0"}, True),
+        ({"example.com/dongle": 1}, True),
+        ({"nvidia.com/gpu": 1}, False),
+        ({"nvidia.com/gpu": "1000m"}, False),
+        ({"nvidia.com/mig-1g.10gb": 1}, False),
+        ({"nvidia.com/gpu.shared": 1}, False),
+        ({"example.com/vgpu-number": 1}, False),
+    ],
+)
+def test_with_a_runtime_a_server_that_requests_no_gpu_sees_none(limits: dict[str, Any], hidden: bool) -> None:
+    """Images of CUDA say NVIDIA_VISIBLE_DEVICES=all, which NVIDIA's runtime carries out."""
+    env = [{"name": "HF_HOME", "value": "/tmp"}]
+    fields = {"resources": {"limits": limits}, "pod": {"runtimeClassName": "nvidia", "env": env}}
+    frozen = o.template(Serving.model_validate(fields))
+    tuned = tune_job(o.context("t"), Tune(objective="50ms"), None, frozen, o.ARTIFACT)
+    for pod in (o.pod(o.deployment(frozen)), o.pod(tuned)):
+        (triton,) = (c for c in [*pod["containers"], *pod["initContainers"]] if c["name"] == server.TRITON)
+        assert pod["runtimeClassName"] == "nvidia"
+        said = [e["value"] for e in triton["env"] if e["name"] == "NVIDIA_VISIBLE_DEVICES"]
+        assert said == (["void"] if hidden else [])
+        assert env[0] in triton["env"]
+
+
+def test_without_a_runtime_of_the_spec_the_environment_is_what_it_was() -> None:
+    fields = {"resources": {}, "pod": {"labels": {"team": "vision"}}}
+    (triton,) = o.template(Serving.model_validate(fields))["spec"]["containers"]
+    assert {e["name"] for e in triton["env"]} == {"HOME", "POD_UID"}
+
+
+@pytest.mark.parametrize(
     ("pod", "told"),
     [
         ({"labels": {"example.com/team": "vision", "team": "", "a_b.c": "V-1"}}, ""),
