@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Pod, RevisionRef, Serving, Shadow, Tune, same_version
@@ -129,6 +131,39 @@ def test_a_spec_that_says_nothing_of_pods_is_what_it_was() -> None:
     empty = b.spec(1, serving=b.spec(1).serving.wire() | {"pod": {}})
     assert empty.user_input() == b.spec(1).user_input()
     assert o.template(Serving.model_validate(o.SERVING.wire() | {"pod": {}})) == o.template()
+
+
+EMPTY: list[dict[str, Any]] = [
+    {"labels": {}},
+    {"annotations": {}},
+    {"sizeLimits": {}},
+    {"labels": {}, "annotations": {}, "sizeLimits": {}},
+    {"fetchResources": {}},
+    {"fetchResources": {"limits": {}}},
+    {"fetchResources": {"limits": {}, "requests": {}}},
+]
+
+
+def test_the_cases_above_are_all_that_can_be_empty() -> None:
+    can = set()
+    for name, field in Pod.model_fields.items():
+        for empty in ({}, [], ""):
+            with contextlib.suppress(ValidationError):
+                Pod.model_validate({name: empty})
+                can.add(field.alias or name)
+    assert can == {field for case in EMPTY for field in case}
+
+
+@pytest.mark.parametrize("said", [{}, {"labels": {"team": "vision"}}, {"fetchResources": {}}])
+@pytest.mark.parametrize("empty", EMPTY)
+def test_what_is_empty_makes_a_version_only_where_it_makes_another_template(
+    empty: dict[str, Any], said: dict[str, Any]
+) -> None:
+    before, after = (Serving.model_validate(o.SERVING.wire() | {"pod": p}) for p in (said, empty | said))
+    same = o.template(before) == o.template(after)
+    assert same is ("fetchResources" not in empty or "fetchResources" in said)
+    assert same_version(version(before), version(after)) is same
+    assert (version(before) == version(after)) is same, "the name of a revision is made of it"
 
 
 def test_the_operators_own_labels_and_annotations_win() -> None:
