@@ -1103,8 +1103,9 @@ class Reason(StrEnum):
         "SecretNotAllowed",
         ROLLOUT,
         "a Secret in spec (credentials, a signer's key, `imagePullSecrets`) is not the store's "
-        "own, and a RolloutPolicy with `allowedSecrets` does not list it; or no policy has such a"
-        " list, and the chart sets `workloads.onlyByPolicy`",
+        "own, and a RolloutPolicy with `allowedSecrets` does not list it; one in `spec.serving.pod` is a"
+        " store's, or a RolloutPolicy with `allowedSecrets` or `allowedPods.secrets` does not list it in"
+        " the latter; or no policy has such a list, and the chart sets `workloads.onlyByPolicy`",
     )
     POD_FIELD_NOT_ALLOWED = (
         "PodFieldNotAllowed",

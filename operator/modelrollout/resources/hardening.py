@@ -27,6 +27,7 @@ TRITON = "triton"
 MODELS = "models"  # the volume that the init container fills
 KEY_HEADER = "x-modelrollout-key"
 _KEY_ENV = "POD_UID"
+VISIBLE_GPUS = "NVIDIA_VISIBLE_DEVICES"
 # Triton's names of what is restricted; inference, health, metadata, configuration and statistics
 # stay open (docs of Triton, "Limit Endpoint Access").
 _REPOSITORY = "model-repository"
@@ -88,6 +89,12 @@ LIVENESS: Object = {
     # What has died drains nothing, and until it is gone it gets requests that fail.
     "terminationGracePeriodSeconds": 1,
 }
+# A bash that takes no options and functions from its environment: SHELLOPTS with PS4 runs programs.
+_LIVENESS_IN_ANY_ENV: Object = LIVENESS | {
+    "exec": {"command": ["sh", "-c", _ALIVE.replace("bash -c ", "bash -p -c ")]}
+}
+# What the operator itself writes into the server's environment.
+_OWN_ENV = frozenset({"HOME", VISIBLE_GPUS, _KEY_ENV})
 
 
 def harden(template: Object, model: str, version: str = VERSION) -> Object:
@@ -201,10 +208,13 @@ def _server(container: Object, model: str, vllm: bool) -> Object:
 
 def _counting_server(container: Object, model: str, vllm: bool) -> Object:
     """Version 2: it also counts the latencies of its requests, if its Triton does
-    (``triton.histogram``), and vLLM's backend may unload its model.
+    (``triton.histogram``), vLLM's backend may unload its model, and the probe takes nothing from an
+    environment that a spec has a part in.
     """
     hardened = _server(container, model, vllm)
     counting = hardened | {"args": [*(a for a in hardened["args"] if a != histogram.FLAG), histogram.FLAG]}
+    if not {e["name"] for e in hardened["env"]} <= _OWN_ENV:
+        counting["livenessProbe"] = _LIVENESS_IN_ANY_ENV
     return _unloading_itself(counting, model) if vllm else counting
 
 

@@ -39,7 +39,7 @@ from modelrollout.resources.common import (
     pod_security,
     tenant_uri,
 )
-from modelrollout.resources.hardening import MODELS, TRITON, for_tuning, harden
+from modelrollout.resources.hardening import MODELS, TRITON, VISIBLE_GPUS, for_tuning, harden
 
 # Version of what this file renders. A revision keeps its frozen template, so raising this restarts
 # no pod.
@@ -147,7 +147,11 @@ def template(
                     "--disable-auto-complete-config",
                     f"{_EXIT_FLAG}={exit_timeout}",
                 ],
-                "env": [{"name": "HOME", "value": "/tmp"}, *(e.wire() for e in pod.env or ())],
+                "env": [
+                    {"name": "HOME", "value": "/tmp"},
+                    *_no_gpu(serving),
+                    *(e.wire() for e in pod.env or ()),
+                ],
                 "ports": [
                     {"name": "http", "containerPort": names.PORT_HTTP, "protocol": "TCP"},
                     {"name": "grpc", "containerPort": names.PORT_GRPC, "protocol": "TCP"},
@@ -299,7 +303,20 @@ def _serves(serving: Serving) -> Object:
 
 def wants_gpu(resources: Resources) -> bool:
     """Whether a container with these resources requests a GPU."""
-    return str((resources.limits or {}).get(GPU, 0)) != "0"
+    return quantity((resources.limits or {}).get(GPU, 0)) > 0
+
+
+def _no_gpu(serving: Serving) -> list[Object]:
+    """Hides the node's GPUs from a server that requests none: images of CUDA ask for all of them,
+    and NVIDIA's runtime gives what an image asks for. Where a GPU is requested the device plugin
+    says which, and a variable here would win.
+    """
+    pod, limits = serving.pod or Pod(), serving.resources.limits or {}
+    # Also shares of GPUs, which have names of other domains; a plugin may rename what it gives.
+    gpus = (n for kind, n in limits.items() if kind.startswith("nvidia.com/") or "gpu" in kind)
+    if pod.runtime_class_name is None or any(quantity(n) > 0 for n in gpus):
+        return []
+    return [{"name": VISIBLE_GPUS, "value": "void"}]
 
 
 def tolerations(serving: Serving, gpu: bool) -> list[Any]:

@@ -304,6 +304,30 @@ def test_a_server_that_refuses_connections_or_answers_otherwise_is_not_well(pod:
     assert pod.probe().returncode != 0
 
 
+def test_the_probe_runs_nothing_that_the_environment_of_a_spec_names(pod: Pod) -> None:
+    """A bash with SHELLOPTS=xtrace expands PS4 before each command, and so runs what it names."""
+    fields = {"pod": {"env": [{"name": "HF_HOME", "value": "/tmp"}]}}
+    template = o.template(Serving.model_validate(o.SERVING.wire() | fields))
+    assert hardening_version(template, o.NAME) == "2" and harden(template, o.NAME) == template
+    _, found, asks = server(template)["livenessProbe"]["exec"]["command"][2].partition("exec timeout 50 ")
+    assert found
+    ran = pod.folder / "ran"
+    hostile = f"env SHELLOPTS=xtrace 'PS4=$(touch {ran})' {asks}".replace("/8000", f"/{pod.http.server_port}")
+    run = subprocess.run(["sh", "-c", hostile], capture_output=True, text=True, timeout=60, check=False)
+    # As root bash takes no PS4 from its environment, and shows by its trace that it took SHELLOPTS.
+    assert (run.returncode, run.stderr, ran.exists()) == (0, "", False)
+
+
+def test_without_variables_of_a_spec_the_probe_is_what_it_was() -> None:
+    fields = {"pod": {"env": [{"name": "HF_HOME", "value": "/tmp"}]}}
+    more = o.template(Serving.model_validate(o.SERVING.wire() | fields))
+    assert (
+        server(o.template())["livenessProbe"] == LIVENESS == server(harden(earlier(), NAME))["livenessProbe"]
+    )
+    assert server(more)["livenessProbe"] != LIVENESS
+    assert server(harden(more, o.NAME, "1"))["livenessProbe"] == LIVENESS
+
+
 def test_a_list_that_cannot_be_written_kills_nobody(pod: Pod) -> None:
     script = (
         LIVENESS["exec"]["command"][2]

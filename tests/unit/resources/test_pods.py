@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Pod, RevisionRef, Serving, Shadow, Tune, same_version
+from modelrollout.api.v1alpha1.pod import EnvVar
 from modelrollout.cli.manifests.rules import broken_rules, schema_of
 from modelrollout.config import DrainConfig, ImagesConfig, WorkloadRules
 from modelrollout.resources import comparer, server
@@ -130,6 +133,39 @@ def test_a_spec_that_says_nothing_of_pods_is_what_it_was() -> None:
     assert o.template(Serving.model_validate(o.SERVING.wire() | {"pod": {}})) == o.template()
 
 
+EMPTY: list[dict[str, Any]] = [
+    {"labels": {}},
+    {"annotations": {}},
+    {"sizeLimits": {}},
+    {"labels": {}, "annotations": {}, "sizeLimits": {}},
+    {"fetchResources": {}},
+    {"fetchResources": {"limits": {}}},
+    {"fetchResources": {"limits": {}, "requests": {}}},
+]
+
+
+def test_the_cases_above_are_all_that_can_be_empty() -> None:
+    can = set()
+    for name, field in Pod.model_fields.items():
+        for empty in ({}, [], ""):
+            with contextlib.suppress(ValidationError):
+                Pod.model_validate({name: empty})
+                can.add(field.alias or name)
+    assert can == {field for case in EMPTY for field in case}
+
+
+@pytest.mark.parametrize("said", [{}, {"labels": {"team": "vision"}}, {"fetchResources": {}}])
+@pytest.mark.parametrize("empty", EMPTY)
+def test_what_is_empty_makes_a_version_only_where_it_makes_another_template(
+    empty: dict[str, Any], said: dict[str, Any]
+) -> None:
+    before, after = (Serving.model_validate(o.SERVING.wire() | {"pod": p}) for p in (said, empty | said))
+    same = o.template(before) == o.template(after)
+    assert same is ("fetchResources" not in empty or "fetchResources" in said)
+    assert same_version(version(before), version(after)) is same
+    assert (version(before) == version(after)) is same, "the name of a revision is made of it"
+
+
 def test_the_operators_own_labels_and_annotations_win() -> None:
     theirs = {
         "labels": {names.LABEL_NAME: "other", "team": "vision"},
@@ -159,6 +195,41 @@ def test_a_server_that_is_tuned_has_the_same_runtime_and_displaces_no_pod() -> N
     frozen = o.template(Serving.model_validate(o.SERVING.wire() | fields))
     beside = server.beside(frozen, o.VERSION, o.ARTIFACT, o.CONFIG)
     assert wanted.items() <= beside.items() and "priorityClassName" not in beside
+
+
+@pytest.mark.parametrize(
+    ("limits", "hidden"),
+    [
+        ({}, True),
+        ({"cpu": 1, "memory": "1Gi"}, True),
+        ({"nvidia.com/gpu": 0}, True),
+        ({"nvidia.com/gpu": "0.0"}, True),
+        ({"example.com/dongle": 1}, True),
+        ({"nvidia.com/gpu": 1}, False),
+        ({"nvidia.com/gpu": "1000m"}, False),
+        ({"nvidia.com/mig-1g.10gb": 1}, False),
+        ({"nvidia.com/gpu.shared": 1}, False),
+        ({"example.com/vgpu-number": 1}, False),
+    ],
+)
+def test_with_a_runtime_a_server_that_requests_no_gpu_sees_none(limits: dict[str, Any], hidden: bool) -> None:
+    """Images of CUDA say NVIDIA_VISIBLE_DEVICES=all, which NVIDIA's runtime carries out."""
+    env = [{"name": "HF_HOME", "value": "/tmp"}]
+    fields = {"resources": {"limits": limits}, "pod": {"runtimeClassName": "nvidia", "env": env}}
+    frozen = o.template(Serving.model_validate(fields))
+    tuned = tune_job(o.context("t"), Tune(objective="50ms"), None, frozen, o.ARTIFACT)
+    for pod in (o.pod(o.deployment(frozen)), o.pod(tuned)):
+        (triton,) = (c for c in [*pod["containers"], *pod["initContainers"]] if c["name"] == server.TRITON)
+        assert pod["runtimeClassName"] == "nvidia"
+        said = [e["value"] for e in triton["env"] if e["name"] == "NVIDIA_VISIBLE_DEVICES"]
+        assert said == (["void"] if hidden else [])
+        assert env[0] in triton["env"]
+
+
+def test_without_a_runtime_of_the_spec_the_environment_is_what_it_was() -> None:
+    fields = {"resources": {}, "pod": {"labels": {"team": "vision"}}}
+    (triton,) = o.template(Serving.model_validate(fields))["spec"]["containers"]
+    assert {e["name"] for e in triton["env"]} == {"HOME", "POD_UID"}
 
 
 @pytest.mark.parametrize(
@@ -201,12 +272,24 @@ def env_problems(env: list[dict[str, Any]]) -> list[str]:
         "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONSTARTUP", "AIP_MODE", "TRITON_X",
         "TRITONSERVER_X", "NVIDIA_VISIBLE_DEVICES", "BASH_ENV", "BASH_FUNC_x", "HOME", "PATH", "POD_UID",
         "ENV", "SAGEMAKER_MODE", "MODELROLLOUT_TASK", "CUDA_INJECTION64_PATH", "OPENSSL_CONF",
-        "GLIBC_TUNABLES", "KUBERNETES_SERVICE_HOST",
+        "GLIBC_TUNABLES", "KUBERNETES_SERVICE_HOST", "SHELLOPTS", "BASHOPTS", "PS0", "PS4", "PROMPT_COMMAND",
+        "VLLM_NCCL_SO_PATH", "VLLM_CUDART_SO_PATH", "NCCL_NET_PLUGIN", "NCCL_TUNER_PLUGIN", "NCCL_CONF_FILE",
+        "CC", "CXX", "NVCC_PREPEND_FLAGS", "CPATH", "TORCHINDUCTOR_CACHE_DIR", "OMPI_MCA_plm_rsh_agent",
     ],
 )  # fmt: skip
 def test_names_that_decide_what_a_program_loads_are_refused(name: str) -> None:
     (told,) = env_problems([{"name": name, "value": "x"}])
     assert told.startswith("env: HOME, PATH") and told.endswith("; leave it out")
+
+
+def test_the_page_lists_what_is_refused() -> None:
+    page = (ROOT / "docs/reference/pods.md").read_text()
+    listed = page.split("Refused are names of the operator's own", 1)[1].split("\n- ", 1)[0]
+    shown = re.findall(r"`([^`]+)`", listed)
+    assert {"SHELLOPTS", "PS0", "CC", "NCCL_*PLUGIN*", "VLLM_*_SO_PATH", "NVIDIA_*"} <= set(shown)
+    assert [n for n in shown if not env_problems([{"name": n.replace("*", "X"), "value": "x"}])] == []
+    hidden = set(re.findall(r"[A-Z][A-Z_]+", EnvVar.rules[1].rule)) - set(re.findall(r"[A-Z][A-Z_]+", listed))
+    assert hidden == set(), "refused, and not on the page"
 
 
 def test_the_variables_that_the_operator_writes_itself_are_refused() -> None:
@@ -216,8 +299,12 @@ def test_the_variables_that_the_operator_writes_itself_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["HF_TOKEN", "VLLM_USE_V1", "OMP_NUM_THREADS", "HOMEPAGE", "CUDA_CACHE_PATH"]
-)
+    "name",
+    [
+        "HF_TOKEN", "VLLM_USE_V1", "OMP_NUM_THREADS", "HOMEPAGE", "CUDA_CACHE_PATH", "PS", "ACCOUNT", "CCX",
+        "NCCL_DEBUG", "VLLM_PLUGINS", "MODEL_CC",
+    ],
+)  # fmt: skip
 def test_other_names_are_free(name: str) -> None:
     assert env_problems([{"name": name, "value": ""}]) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -147,7 +148,8 @@ def test_no_secret_is_named_that_no_policy_allows(field: str) -> None:
     renamed = ModelDeploymentSpec.model_validate(
         _renamed(EVERYWHERE, field.removeprefix("spec.").removesuffix(".name"), "theirs")
     )
-    allowing = policy(allowedSecrets=sorted(names | {one.name}))
+    known = sorted(names | {one.name})
+    allowing = policy(allowedSecrets=known, allowedPods={"secrets": known})
     assert told(spec, allowing) == ""
     assert told(renamed, allowing).startswith(
         f"SecretNotAllowed: {field}: theirs: RolloutPolicy p allows only "
@@ -183,7 +185,12 @@ class TestSecrets:
         assert told(spec, shut=True).startswith(
             "SecretNotAllowed: spec.model.credentials.secretRef.name: mine: no RolloutPolicy allows any"
         )
-        assert told(spec, policy(allowedSecrets=["*"], allowedPods={"env": ["*"]}), shut=True) == ""
+        assert (
+            told(spec, policy(allowedSecrets=["*"], allowedPods={"env": ["*"], "secrets": ["*"]}), shut=True)
+            == ""
+        )
+        jobs_alone = policy(allowedSecrets=["*"], allowedPods={"env": ["*"]})
+        assert told(spec, jobs_alone, shut=True).startswith("SecretNotAllowed: spec.serving.pod.env[0].")
 
     def test_an_empty_list_leaves_the_stores_own(self) -> None:
         nothing = policy(allowedSecrets=[])
@@ -203,6 +210,64 @@ class TestSecrets:
             desired, policy("a", allowedSecrets=["mi*"]), policy("b", allowedSecrets=["s3-*", "signer"])
         )
         assert "RolloutPolicy b allows only s3-*, signer, each store's own Secret" in message
+
+
+NAMES_A_SECRET: list[dict[str, Any]] = [
+    {"env": [{"name": "T", "valueFrom": {"secretKeyRef": {"name": "s3-data", "key": "k"}}}]},
+    {"volumes": [{"name": "v", "secret": {"name": "s3-data"}}]},
+]
+
+
+class TestSecretsOfServers:
+    """Code of the model reads them; what ``allowedSecrets`` lists is for Jobs."""
+
+    @pytest.mark.parametrize("pod", NAMES_A_SECRET)
+    def test_a_policy_that_lists_secrets_for_jobs_hands_none_to_a_server(self, pod: dict[str, Any]) -> None:
+        wanted = spec(serving={"pod": pod})
+        for allowed in (["s3-*"], ["*"], []):
+            message = told(wanted, policy("old", allowedSecrets=allowed))
+            assert message.startswith("SecretNotAllowed: spec.serving.pod.") and (
+                ".name: s3-data: RolloutPolicy old allows only none to servers (allowedPods.secrets;"
+                in message
+            )
+
+    @pytest.mark.parametrize("pod", NAMES_A_SECRET)
+    def test_its_list_for_servers_does_and_each_policy_must(self, pod: dict[str, Any]) -> None:
+        wanted, some = spec(serving={"pod": pod}), {"secrets": ["s3-*"], "env": ["*"]}
+        assert told(wanted) == "" == told(wanted, policy(allowedPods={}))
+        assert (
+            told(wanted, policy(allowedPods=some)) == "" == told(wanted, policy(allowedPods=some), shut=True)
+        )
+        assert told(wanted, policy(allowedSecrets=[], allowedPods=some)) == ""
+        for other in ({"allowedSecrets": ["s3-*"]}, {"allowedPods": {"secrets": ["hf"]}}):
+            message = told(wanted, policy("a", allowedPods=some), policy("b", **other))
+            assert "RolloutPolicy b allows only " in message
+        assert "no RolloutPolicy allows any (allowedPods.secrets)" in told(
+            wanted, policy(allowedPods={"env": ["*"]}), shut=True
+        )
+
+    def test_its_list_for_servers_is_none_for_jobs(self) -> None:
+        model = {"uri": "s3://models/digits/v1/model.onnx", "credentials": MINE}
+        servers = policy(allowedSecrets=["other"], allowedPods={"secrets": ["*"]})
+        assert "SecretNotAllowed: spec.model.credentials" in told(spec(model=model), servers)
+        assert "no RolloutPolicy allows any (allowedSecrets)" in told(
+            spec(model=model), policy(allowedPods={"secrets": ["*"]}), shut=True
+        )
+
+    @pytest.mark.parametrize("pod", NAMES_A_SECRET)
+    @pytest.mark.parametrize("name", ["s3-reader", "s3-writer", "s3-servers"])
+    def test_a_stores_secret_is_for_no_server(self, pod: dict[str, Any], name: str) -> None:
+        """Neither those to read with nor the one to write with, in any store."""
+        config = CONFIG.model_copy(
+            update={"artifacts": CONFIG.artifacts.model_copy(update={"read_secret_name": "s3-servers"})}
+        )
+        assert {s.secret_name for s in (*config.stores, config.artifacts)} == {"s3-reader", "s3-writer", None}
+        wanted = spec(serving={"pod": json.loads(json.dumps(pod).replace("s3-data", name))})
+        everything = policy(allowedSecrets=["*"], allowedPods={"secrets": ["*"], "env": ["*"]})
+        for rules in (NO_RULES, combine([everything])):
+            problem = allowance_violation(rules, wanted, "ml", config)
+            assert problem is not None and problem.reason == "SecretNotAllowed"
+            assert f".name: {name}: the operator's configuration names it for a store" in problem.message
 
 
 class TestAccounts:

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.v1alpha1 import QueueStatus, SlotStatus
+from modelrollout.api.v1alpha1 import QueueStatus, Resources, SlotStatus
+from modelrollout.resources.server import wants_gpu
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.pods import replicas_with_traffic
+from modelrollout.rollout.policy.requirements import gpus_of_pod, gpus_of_spec
 from modelrollout.rollout.policy.rules import combine, read
+from modelrollout.rollout.policy.slot_limits import pods_covered_by_slot
 from modelrollout.rollout.snapshot import Slot, Snapshot
 from modelrollout.testing import builders as b
 
@@ -45,6 +48,30 @@ def holds(
         changes=changes,
         **(known | facts),
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "gpus"),
+    [
+        (2, 2), ("2", 2), ("2.0", 2), ("2000m", 2), ("1k", 1000), ("1Ki", 1024), ("1500m", 2), ("1.5", 2),
+        (0, 0), ("0", 0), ("0.0", 0), ("0m", 0), ("0k", 0),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["nvidia.com/gpu", "nvidia.com/mig-1g.10gb"])
+def test_gpus_count_however_the_quantity_is_written(kind: str, written: int | str, gpus: int) -> None:
+    wanted = b.spec(2, serving={"replicas": 3, "resources": {"limits": {kind: written, "memory": "1Gi"}}})
+    assert gpus_of_pod(wanted) == ({kind: gpus} if gpus else {})
+    assert gpus_of_spec(wanted) == ({kind: 3 * gpus} if gpus else {})
+    assert wants_gpu(wanted.serving.resources) is (kind == "nvidia.com/gpu" and gpus > 0)
+
+
+@pytest.mark.parametrize("written", ["1.0", "1000m"])
+def test_a_rollout_has_no_more_pods_than_its_slot_covers_however_gpus_are_written(written: str) -> None:
+    s = holds()
+    assert s.spec is not None
+    limits = Resources(limits={"nvidia.com/gpu": written})
+    rewritten = s.spec.model_copy(update={"serving": s.spec.serving.model_copy(update={"resources": limits})})
+    assert pods_covered_by_slot(replace(s, spec=rewritten)) == pods_covered_by_slot(s) == 1
 
 
 @pytest.mark.parametrize("stage", ["Provision", "Evaluate", "Canary", "Promote", "Bake"])

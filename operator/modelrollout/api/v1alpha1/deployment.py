@@ -110,8 +110,7 @@ class ModelDeploymentSpec(ApiModel):
 
 def user_input(model: Model, optimization: Optimization, serving: Serving) -> dict[str, Any]:
     """Canonical form of the three parts, without sha256: the pinned digest stands for it."""
-    # An empty one says nothing, so it is left out as where none is written.
-    pod = {} if serving.pod is not None and serving.pod.wire() else {"pod"}
+    pod = _said_of_pods(serving)
     return {
         "model": model.model_dump(
             mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256", "interface_change"}
@@ -126,9 +125,21 @@ def user_input(model: Model, optimization: Optimization, serving: Serving) -> di
             mode="json",
             by_alias=True,
             exclude_none=True,
-            exclude={"replicas", "surge", "floor", "tune", "drain", *pod},
-        ),
+            exclude={"replicas", "surge", "floor", "tune", "drain", "pod"},
+        )
+        | ({"pod": pod} if pod else {}),
     }
+
+
+def _said_of_pods(serving: Serving) -> dict[str, Any]:
+    """``pod`` without what is empty: it says nothing, and the template is that of a spec without.
+    Only ``fetchResources`` says something by being there, in the place of the usual ones.
+    """
+    fields = serving.pod.wire() if serving.pod is not None else {}
+    said = {name: value for name, value in fields.items() if value}
+    if (fetch := fields.get("fetchResources")) is not None:
+        said["fetchResources"] = {part: value for part, value in fetch.items() if value}
+    return said
 
 
 def as_today(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,11 +40,16 @@ _OWN_ANNOTATIONS = (
 )
 
 
-# The operator's own, those of shells and loaders, and switches by which a server or a runtime
-# becomes another. No list of these is complete: policies say which names there may be.
+# The operator's own, those of shells, compilers and loaders, and switches by which a server or a
+# runtime becomes another. With a volume in /mnt a path is code: of a library, a plugin, a program,
+# a header, or of what a compiler left in a cache. No list of these is complete: policies say which
+# names there may be.
 _REFUSED_ENV = (
-    "^(HOME|PATH|ENV|IFS|POD_UID|GCONV_PATH|GLIBC_TUNABLES"
-    "|(MODELROLLOUT_|LD_|PYTHON|AIP_|SAGEMAKER_|TRITON|NVIDIA_|BASH|OPENSSL_|KUBERNETES_).*"
+    "^(HOME|PATH|ENV|IFS|SHELLOPTS|PS[0-9]|PROMPT_COMMAND|POD_UID|GCONV_PATH|GLIBC_TUNABLES"
+    "|CC|CXX|GCC_EXEC_PREFIX|COMPILER_PATH|LIBRARY_PATH|CPATH|C_INCLUDE_PATH|CPLUS_INCLUDE_PATH"
+    "|CUDAHOSTCXX|CUDA_HOME|CUDA_PATH|NVCC_.*|NCCL_CONF_FILE|NCCL_.*PLUGIN.*|VLLM_.*_SO_PATH"
+    "|VLLM_CACHE_ROOT|XDG_CACHE_HOME|TORCHINDUCTOR_CACHE_DIR|TORCH_EXTENSIONS_DIR"
+    "|(MODELROLLOUT_|LD_|PYTHON|AIP_|SAGEMAKER_|TRITON|NVIDIA_|BASH|OPENSSL_|KUBERNETES_|OMPI_|PMIX_).*"
     "|.*INJECTION.*)$"
 )
 
@@ -77,7 +82,7 @@ class EnvVar(ApiModel):
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=253)] = Field(
         description=(
             "Its name. Not one of the operator's own or by which a program loads or becomes another, such as"
-            " LD_*, PYTHON*, AIP_*, TRITON*, NVIDIA_*."
+            " LD_*, PYTHON*, AIP_*, TRITON*, NVIDIA_*, CC (docs/reference/pods.md lists them)."
         )
     )
     value: Annotated[str, StringConstraints(max_length=4096)] | None = Field(
@@ -88,9 +93,10 @@ class EnvVar(ApiModel):
         Rule("has(self.value) != has(self.valueFrom)", "env: give either value or valueFrom"),
         Rule(
             f"!self.name.matches('{_REFUSED_ENV}')",
-            "env: HOME, PATH, ENV, IFS, POD_UID and names of MODELROLLOUT_, LD_, PYTHON, AIP_, SAGEMAKER_,"
-            " TRITON, NVIDIA_, BASH, OPENSSL_, KUBERNETES_, of glibc and of INJECTION are the operator's, or"
-            " decide what a program loads; leave it out",
+            "env: HOME, PATH, POD_UID, those of shells, compilers and their caches (such as ENV, PS4, CC), of"
+            " glibc, and names of MODELROLLOUT_, LD_, PYTHON, AIP_, SAGEMAKER_, TRITON, NVIDIA_, BASH,"
+            " OPENSSL_, KUBERNETES_, OMPI_, PMIX_, INJECTION, plugins of NCCL and libraries of vLLM are the"
+            " operator's, or decide what a program loads (docs/reference/pods.md lists them); leave it out",
         ),
     )
 

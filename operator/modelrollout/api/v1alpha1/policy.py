@@ -279,7 +279,14 @@ class AllowedPods(ApiModel):
         None, description="Names in the server's environment, for example HF_*."
     )
     volume_claims: Annotated[list[NamePattern], Field(max_length=64)] | None = Field(
-        None, description="PersistentVolumeClaims to mount; for Secrets allowedSecrets holds."
+        None, description="PersistentVolumeClaims to mount."
+    )
+    secrets: Annotated[list[NamePattern], Field(max_length=64)] | None = Field(
+        None,
+        description=(
+            "Secrets that env and volumes may name, which code of the model and of its image reads. Left out"
+            " where the policy has allowedSecrets: none."
+        ),
     )
 
 
@@ -427,7 +434,8 @@ class RolloutPolicySpec(ApiModel):
         description=(
             "Secrets that a spec may name, for credentials, signers' keys and to pull images: names, or"
             " patterns with * and ?. The Secret that the operator's configuration has for a store may always"
-            " be named for what lies there; empty: no other. Left out: any of the namespace."
+            " be named for what lies there; empty: no other. Left out: any of the namespace. Those that a"
+            " server gets are in allowedPods.secrets."
         ),
     )
     allowed_pods: AllowedPods | None = None

@@ -20,6 +20,7 @@ from modelrollout.rollout.policy.rules import Rules
 DEFAULT_ACCOUNT = "default"  # of pods that name no account
 DEFAULT_SCHEDULER = "default-scheduler"
 _ANTI_AFFINITY = "requiredDuringSchedulingIgnoredDuringExecution"
+_POD = "spec.serving.pod"
 
 
 class NamedSecret(NamedTuple):
@@ -38,6 +39,7 @@ def allowance_violation(
         _image(rules, spec, config)
         or _account(rules, spec, config)
         or _secret(rules, spec, config)
+        or _secret_of_pods(rules, spec, config)
         or _pod(rules, spec, config)
         or keeps_others_off(spec, namespace)
     )
@@ -166,10 +168,14 @@ def _account(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) ->
 
 
 def _secret(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
-    """A store's own Secret is always allowed: the platform configured it."""
+    """Those that our Jobs and the kubelet read, and no code of a model. A store's own Secret is
+    always allowed: the platform configured it.
+    """
     if not rules.secrets and not config.workloads.only_by_policy:
         return None  # the spec is not searched for what every pass would allow
     for field, secret, uri in secrets(spec):
+        if field.startswith(f"{_POD}."):
+            continue
         store = config.store_for(uri) if uri else None
         if store is not None and store.secret_name == secret:
             continue
@@ -188,6 +194,37 @@ def _secret(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> 
                 return Problem(
                     Reason.SECRET_NOT_ALLOWED,
                     f"{violation}; name one of them, leave it out, or have it allowed",
+                )
+    return None
+
+
+def _secret_of_pods(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
+    """Those that code of the model and of its image reads. A policy that lists Secrets for Jobs
+    (``allowedSecrets``) hands none of them to servers: that is a list of its own.
+    """
+    lists: dict[str, Sequence[str]] = {
+        **{name: () for name, _ in rules.secrets},
+        **{name: pods.secrets for name, pods in rules.pods if pods.secrets is not None},
+    }
+    stores = {config.artifacts.read_secret_name, *(s.secret_name for s in (*config.stores, config.artifacts))}
+    for field, secret, _ in _secrets(spec.serving.pod, _POD, None):
+        what = f"{field}: {secret}"
+        if secret in stores:
+            return Problem(
+                Reason.SECRET_NOT_ALLOWED,
+                f"{what}: the operator's configuration names it for a store (secretName, readSecretName), so"
+                " only Jobs and what fetches models have it; leave it out, or give the server a Secret of"
+                " its own",
+            )
+        if not lists and config.workloads.only_by_policy:
+            return _needs_policy(Reason.SECRET_NOT_ALLOWED, what, "allowedPods.secrets")
+        for name, patterns in lists.items():
+            if not _fits(secret, patterns):
+                return Problem(
+                    Reason.SECRET_NOT_ALLOWED,
+                    f"{what}: RolloutPolicy {name} allows only {', '.join(patterns) or 'none'} to servers"
+                    " (allowedPods.secrets; allowedSecrets is for Jobs and to pull images); name one of"
+                    " them, leave it out, or have it allowed",
                 )
     return None
 
@@ -231,7 +268,7 @@ def _pod(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> Pro
             if (patterns := pods.wire().get(part.allowed)) is not None
         ]
         for named in part.names:
-            what = f"spec.serving.pod.{part.field}: {named}"
+            what = f"{_POD}.{part.field}: {named}"
             if part.listed is not None and not PodRules.lists(part.listed, named):
                 return Problem(
                     Reason.POD_FIELD_NOT_ALLOWED,

@@ -4,6 +4,7 @@ field and the remedy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
@@ -13,6 +14,7 @@ from modelrollout.api.uris import lies_in
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.api.v1alpha1.policy import PolicyGates, Queries
 from modelrollout.problem import Problem
+from modelrollout.quantity import quantity
 from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.rules import Limit, Rules
 from modelrollout.rollout.strategy import strategy_of
@@ -225,5 +227,5 @@ def gpus_of_pod(spec: ModelDeploymentSpec) -> dict[str, int]:
     nvidia.com/mig-1g.10gb.
     """
     limits = spec.serving.resources.limits or {}
-    counts = {kind: int(value) for kind, value in limits.items() if "/" in kind and str(value).isdigit()}
+    counts = {kind: math.ceil(quantity(value)) for kind, value in limits.items() if "/" in kind}
     return {kind: count for kind, count in counts.items() if count > 0}
