@@ -4,6 +4,7 @@ a place. Imports nothing of this project.
 
 from __future__ import annotations
 
+import json
 import re
 
 HIDDEN = "***"
@@ -40,9 +41,13 @@ _SECRETS = [
 
 
 def hide(value: str) -> str:
-    """Remember ``value`` as a secret of this process; returns it."""
+    """Remember ``value`` as a secret of this process, also as exceptions and JSON write it; returns
+    it.
+    """
     if value:
-        _KNOWN.add(value)
+        sent = [value.encode(coding, "replace") for coding in ("utf-8", "latin-1")]
+        quoted = (json.dumps(value), *map(repr, (value, *sent)))
+        _KNOWN.update((value, *(text.partition(text[-1])[2][:-1] for text in quoted)))
     return value
 
 

@@ -271,7 +271,13 @@ def test_a_token_that_expires_while_a_layer_is_read_is_got_again(
     assert [path for _, path in server.requests].count(token) == 2
 
 
-@pytest.mark.parametrize("answer", [b"{}", b"[]", b"{", b'{"token": null}'])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(b"{}", b"[]", b"{", b'{"token": null}', b'{"token": ["right"]}'),
+        *(b'{"token": "right\\nX-Other: 1"}', b'{"token": "\\u03b1"}', b'{"token": "\\ud800"}'),
+    ],
+)
 def test_an_answer_without_a_token(server: ObjectStore, tmp_path: Path, answer: bytes) -> None:
     at, root = artifact(server), mounted(tmp_path, KINDS["oci"].keys())
     server.authorization = "Bearer right"

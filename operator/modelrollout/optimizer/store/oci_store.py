@@ -19,7 +19,7 @@ from modelrollout.api.uris import STORE_KINDS
 from modelrollout.contract.common import Location
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.store import backend, oci_layers
-from modelrollout.optimizer.store.backend import ReadOnly, Scheme, incomplete, read_secret
+from modelrollout.optimizer.store.backend import LINE, SENT, ReadOnly, Scheme, incomplete, read_secret
 from modelrollout.optimizer.store.http_client import Client, Fault
 from modelrollout.reasons import Reason
 from modelrollout.telemetry.redaction import hide
@@ -87,7 +87,7 @@ def _checked(content: Generator[bytes, None, None], expected: str) -> Generator[
 
 def _credentials(folder: Path, field: str) -> str:
     """As HTTP's Basic writes them."""
-    user, password = read_secret(folder, "username"), read_secret(folder, "password")
+    user, password = (read_secret(folder, key, field, LINE) for key in ("username", "password"))
     if not user or not password:
         raise incomplete(field, folder, f"has no username and password; {_KIND.name} needs both")
     return hide(base64.b64encode(f"{user}:{hide(password)}".encode()).decode())
@@ -125,7 +125,9 @@ def _open(location: Location, uri: SplitResult, secret: Path | None, field: str)
             token = content.get("token") or content["access_token"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return False
-        headers["authorization"] = f"Bearer {hide(str(token))}"
+        if not isinstance(token, str) or not SENT.fullmatch(token):
+            return False
+        headers["authorization"] = f"Bearer {hide(token)}"
         return True
 
     client = Client(
