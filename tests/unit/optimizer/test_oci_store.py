@@ -195,7 +195,11 @@ def test_an_archive_that_unpacks_to_too_much(server: ObjectStore, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "path", [f"{REPOSITORY}:latest", f"{REPOSITORY}@sha256:0123", REPOSITORY, f"Team@sha256:{'0' * 64}"]
+    "path",
+    [
+        *(f"{REPOSITORY}:latest", f"{REPOSITORY}@sha256:0123", REPOSITORY, f"Team@sha256:{'0' * 64}"),
+        *(f"{REPOSITORY}/..@sha256:{'0' * 64}", f"..@sha256:{'0' * 64}/m.onnx"),
+    ],
 )
 def test_only_a_digest_is_taken(server: ObjectStore, path: str) -> None:
     error = error_of(server.oci(path))
