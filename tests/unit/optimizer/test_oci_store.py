@@ -380,6 +380,18 @@ def test_an_answer_without_a_token(server: ObjectStore, tmp_path: Path, answer: 
     assert error_of(server.oci(at, SECRET), root).reason == "AccessDenied"
 
 
+@pytest.mark.parametrize(("letters", "read_so_far"), [(3900, True), (4100, False)])
+def test_of_a_challenge_only_the_start_is_read(server: ObjectStore, letters: int, read_so_far: bool) -> None:
+    at = artifact(server)
+    server.authorization = "Bearer right"
+    server.challenge = f'Bearer {"a" * letters} realm="{server.url}/token"'
+    server.objects["/token?service=&scope=repository%3Ateam%2Fmodel%3Apull"] = b'{"token": "right"}'
+    if read_so_far:
+        assert read(server.oci(at)) == b"model"
+    else:
+        assert error_of(server.oci(at)).reason == "CredentialsMissing" and len(server.requests) == 1
+
+
 def test_layers_of_a_content_host_that_is_named(
     server: ObjectStore, other: ObjectStore, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ _MANIFESTS = ", ".join(
     )
 )
 _MANIFEST_LIMIT_BYTES = 4 << 20
+_CHALLENGE_LIMIT = 4096  # characters; a real one has some 200
 
 
 def _endpoint(location: Location) -> str:
@@ -95,8 +96,9 @@ def _credentials(folder: Path, field: str) -> str:
 
 def _parameters(challenge: str) -> dict[str, str]:
     """Those of a challenge for a token; none where it is another one."""
-    kind, _, rest = challenge.partition(" ")
-    return dict(re.findall(r'(\w+)="([^"]*)"', rest)) if kind.lower() == "bearer" else {}
+    kind, _, rest = challenge[:_CHALLENGE_LIMIT].partition(" ")
+    # from the start of a word, or the search would be quadratic
+    return dict(re.findall(r'\b(\w+)="([^"]*)"', rest)) if kind.lower() == "bearer" else {}
 
 
 def _open(location: Location, uri: SplitResult, secret: Path | None, field: str) -> _Registry:
