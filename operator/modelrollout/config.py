@@ -54,6 +54,17 @@ def _plain(instead: str) -> AfterValidator:
     return AfterValidator(checked)
 
 
+def _with_host(url: str) -> str:
+    """Refuse an address that leads to no host: as a prefix it would hold every host."""
+    try:
+        uris.origin(url)
+    except ValueError:
+        raise ValueError(
+            f"{url} is no http(s) address of a host; write for example https://models.example.com/"
+        ) from None
+    return url
+
+
 StoreUri = Annotated[str, _plain("name a Secret of the user's namespace in secretName")]
 PrometheusUrl = Annotated[
     str,
@@ -65,6 +76,7 @@ RedirectPrefix = Annotated[
     str,
     Field(pattern=r"^https?://[^/\s]+/"),
     _plain("a prefix is enough, whatever query the redirect carries"),
+    AfterValidator(_with_host),
 ]
 
 
@@ -85,7 +97,7 @@ class StoreConfig(_Config):
 
     name: str
     uri: StoreUri = Field(description="Prefix, for example s3://models/ or https://models.example.com/.")
-    endpoint: StoreUri | None = Field(
+    endpoint: Annotated[StoreUri, AfterValidator(_with_host)] | None = Field(
         None,
         description=(
             "Where requests go: of S3 that is not AWS, of Azure (https://ACCOUNT.blob.core.windows.net),"
@@ -110,6 +122,13 @@ class StoreConfig(_Config):
         kind = uris.STORE_KINDS.get(self.uri.partition("://")[0])
         if kind is None:
             raise ValueError(f"uri: {self.uri} is in no kind of store; write {uris.FORMS}")
+        if kind.on_host:
+            try:
+                uris.origin(f"https://{self.uri.partition('://')[2]}")
+            except ValueError:
+                raise ValueError(
+                    f"uri: {self.uri} names no host, so it would hold every one; write {kind.form}"
+                ) from None
         if kind.needs_endpoint and self.endpoint is None:
             raise ValueError(
                 f"endpoint: a URI in {kind.name} does not say where it is; write for example"

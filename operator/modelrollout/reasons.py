@@ -100,7 +100,7 @@ class Reason(StrEnum):
         "the store requires credentials and spec names none, or the Secret is not mounted",
         11,
     )
-    CREDENTIALS_INCOMPLETE = "CredentialsIncomplete", JOB, "the Secret lacks a key", 11
+    CREDENTIALS_INCOMPLETE = "CredentialsIncomplete", JOB, "the Secret lacks a key, or one cannot be used", 11
     CREDENTIALS_EXPIRED = "CredentialsExpired", JOB, "the store says that the credentials have expired", 11
     ACCESS_DENIED = "AccessDenied", JOB, "the store refused the credentials", 11
     OBJECT_REPLACED = (

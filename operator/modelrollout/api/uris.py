@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class StoreKind:
     secret: str  # what the Secret that opens it has
     # whether its requests may be redirected to the places in redirectsTo
     follows_redirects: bool
+    on_host: bool = False  # whether its URIs say which host has it
     needs_endpoint: str = ""  # where a store has no endpoint of its own: how one is written
     keeps_artifacts: bool = True  # whether it can be written
     # Of a kind whose URIs pin what they name (NAME@PIN): their form, for RE2 and Python alike.
@@ -40,7 +41,13 @@ _AZURE = StoreKind(
     follows_redirects=False,
     needs_endpoint="https://ACCOUNT.blob.core.windows.net",
 )
-_HTTP = StoreKind("HTTP", "http(s)://HOST/PATH", "token, or username and password", follows_redirects=True)
+_HTTP = StoreKind(
+    "HTTP",
+    "http(s)://HOST/PATH",
+    "token, or username and password",
+    follows_redirects=True,
+    on_host=True,
+)
 _HF = StoreKind(
     "Hugging Face",
     "hf://ORG/NAME@COMMIT/PATH",
@@ -54,8 +61,9 @@ _OCI = StoreKind(
     "oci://REGISTRY/REPOSITORY@sha256:DIGEST/FILE",
     "username and password",
     follows_redirects=True,
+    on_host=True,
     keeps_artifacts=False,
-    pattern=r"^oci://[^/\s]+/[a-z0-9][a-z0-9._/-]*@sha256:[0-9a-f]{64}(/[^\s]+)?$",
+    pattern=r"^oci://[^/\s]+/[a-z0-9]+(([.]|__?|-+|/)[a-z0-9]+)*@sha256:[0-9a-f]{64}(/[^\s]+)?$",
 )
 # the kinds of stores by the scheme of their URIs
 STORE_KINDS: Mapping[str, StoreKind] = {
@@ -78,7 +86,8 @@ PATTERN = "|".join(
         *(kind.pattern for kind in _KINDS if kind.pattern),
     ]
 )
-PREFIX_PATTERN = rf"^({'|'.join(STORE_KINDS)})://[^\s]+$"
+# with a host, a bucket or an organization: "s3:///" would hold all of S3
+PREFIX_PATTERN = rf"^({'|'.join(STORE_KINDS)})://[^\s/][^\s]*$"
 # A query, a fragment; an @ in the authority; a colon in it (not within an IPv6 address) that begins
 # no port. RE2 and Python read it alike.
 CARRIES_MORE = r"[?#]|^[^/]*//[^/]*@|^[^/]*//[^/:\[]*:[^/]*[^/0-9]"
@@ -109,7 +118,8 @@ def lies_in(uri: str, prefix: str) -> bool:
     inside = uri.startswith(base + "/") or (
         kind is not None and bool(kind.pattern) and uri.startswith(base + "@")
     )
-    return inside and "/../" not in uri and not uri.endswith("/..")
+    # also before an @, and as HTTP writes it: who sends the path may take it for a way out
+    return inside and ".." not in re.split("[/@]", unquote(uri))
 
 
 def lies_below(uri: str, folder: str) -> bool:

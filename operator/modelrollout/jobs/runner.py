@@ -112,7 +112,8 @@ def _unexpected(error: BaseException) -> JobError:
             "the Job ran out of disk; raise spec.optimization.resources.limits[ephemeral-storage] or free the"
             " node's disk",
         )
-    first_line = (str(error).splitlines() or [""])[0][:300]
+    # before it is cut: part of a secret is not recognized
+    first_line = (redact_known(str(error)).splitlines() or [""])[0][:300]
     return JobError(
         ExitCode.RETRYABLE,
         Reason.INTERNAL_ERROR,

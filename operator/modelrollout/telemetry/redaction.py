@@ -4,11 +4,13 @@ a place. Imports nothing of this project.
 
 from __future__ import annotations
 
+import json
 import re
 
 HIDDEN = "***"
 # Secrets that this process has read. One set for the process, so that no caller can forget it.
 _KNOWN: set[str] = set()
+_SHORTEST = 6  # characters of a secret that is removed from texts
 _LONGEST = 4096  # twice what a URI may have; of a longer one only the scheme is shown
 _HOST = re.compile(r"(?:[^/?#@:\[\]\\]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 # Ends with the word or the JSON string (in which a quote is escaped); punctuation after it is kept.
@@ -40,9 +42,14 @@ _SECRETS = [
 
 
 def hide(value: str) -> str:
-    """Remember ``value`` as a secret of this process; returns it."""
-    if value:
-        _KNOWN.add(value)
+    """Remember ``value`` as a secret of this process, also as exceptions and JSON write it; returns
+    it. A few letters are in every text: without them no message could be read, and a registry
+    could give such a token.
+    """
+    if len(value) >= _SHORTEST:
+        sent = [value.encode(coding, "replace") for coding in ("utf-8", "latin-1")]
+        quoted = (json.dumps(value), *map(repr, (value, *sent)))
+        _KNOWN.update((value, *(text.partition(text[-1])[2][:-1] for text in quoted)))
     return value
 
 

@@ -367,6 +367,26 @@ async def test_a_header_that_cannot_be_sent_is_named_without_its_value(tmp_path:
         assert (await problem(reader)).reason == "ProviderDenied"
 
 
+@pytest.mark.parametrize("field", ["token_file", "username_file", "password_file"])
+@pytest.mark.parametrize(
+    "value", [f"{SECRET}\nX-Other: 1", f"{SECRET}\0", f"{SECRET}\N{GREEK SMALL LETTER ALPHA}", b"\xff"]
+)
+async def test_credentials_that_cannot_be_sent_are_named_without_their_value(
+    tmp_path: Path, field: str, value: str | bytes
+) -> None:
+    async def handler(_: web.Request) -> web.Response:
+        return vector()
+
+    good, odd = tmp_path / "good", tmp_path / "odd"
+    good.write_text("good")
+    odd.write_bytes(value if isinstance(value, bytes) else value.encode())
+    files = {"username_file": str(good), "password_file": str(good)} if field != "token_file" else {}
+    async with reading(handler, **{**files, field: str(odd)}) as reader:
+        refused = await problem(reader)
+    assert refused.reason == "ProviderDenied" and SECRET not in refused.message
+    assert str(odd) in refused.message and "correct it in the Secret" in refused.message
+
+
 @pytest.mark.parametrize(
     ("headers", "token", "sent"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from modelrollout.api.uris import STORE_KINDS
 from modelrollout.config import (
     ArtifactStoreConfig,
     ConfigError,
@@ -53,6 +54,8 @@ def test_a_store_holds_what_lies_under_its_prefix(uri: str) -> None:
         "https://models/a",
         "s3://models/../other/a",
         "s3://models/a/..",
+        "s3://models/a/..@b",
+        "s3://models/%2e%2e/a",
         "S3://models/a",
     ],
 )
@@ -83,6 +86,28 @@ def test_a_repository_of_a_registry_holds_its_digests() -> None:
     assert store.holds(f"oci://registry.example.com:5000/team/model/small@{pin}/m.onnx")
     assert not store.holds(f"oci://registry.example.com:5000/team/model-2@{pin}")
     assert not store.holds(f"oci://registry.example.com/team/model@{pin}")
+    assert not store.holds(f"oci://registry.example.com:5000/team/model/..@{pin}")
+    assert not store.holds(f"oci://registry.example.com:5000/team/model/../other@{pin}")
+
+
+@pytest.mark.parametrize("scheme", [s for s, kind in STORE_KINDS.items() if kind.on_host])
+@pytest.mark.parametrize("place", ["", "/", "//", "/models", ":5000/", "[/", "h:99999/"])
+def test_a_store_on_a_host_names_it(scheme: str, place: str) -> None:
+    with pytest.raises(ValidationError, match="names no host"):
+        StoreConfig(name="x", uri=f"{scheme}://{place}", allow_http=True)
+    assert StoreConfig(name="x", uri=f"{scheme}://[2001:db8::1]:5000").name
+
+
+@pytest.mark.parametrize("place", [":443/x", "h:99999/x", "[/x"])
+def test_every_address_in_the_configuration_has_a_host(place: str) -> None:
+    for fields in ({"endpoint": f"https://{place}"}, {"redirectsTo": [f"https://{place}"]}):
+        with pytest.raises(ValidationError, match="no http"):
+            StoreConfig.model_validate({"name": "x", "uri": "oci://registry.example.com", **fields})
+
+
+def test_an_endpoint_says_how_it_is_asked() -> None:
+    with pytest.raises(ValidationError, match="no http"):
+        StoreConfig(name="x", uri="s3://models", endpoint="s3.example.com:9000")
 
 
 def test_artifacts_lie_where_they_can_be_written() -> None:

@@ -106,6 +106,29 @@ def test_what_is_a_place_stays_as_it_is(uri: str) -> None:
     assert redaction.mask_uris(f"({uri}), '{uri}'.") == f"({uri}), '{uri}'."
 
 
+@pytest.mark.parametrize(
+    ("repository", "good"),
+    [
+        *((r, True) for r in ("a", "team/model", "te.am/my_model", "a__b/c---d", "1/2/3")),
+        *((r, False) for r in ("team/..", "..", "team/../other", "team/.", "team//m", "/m", "team/", "a..b")),
+        *((r, False) for r in ("Team/m", "team/-m", "team/m-", "team/%2e%2e", "a___b")),
+    ],
+)
+def test_a_repository_is_written_as_registries_know_it(repository: str, good: bool) -> None:
+    """So that no part of it is a way out of the prefix that holds it."""
+    uri = f"oci://registry.example.com/{repository}@sha256:{'0' * 64}"
+    for text in (uri, f"{uri}/m.onnx"):
+        assert bool(re.search(uris.PATTERN, text)) is good
+
+
+@pytest.mark.parametrize("scheme", uris.STORE_KINDS)
+def test_no_source_of_a_policy_holds_all_of_a_scheme(scheme: str) -> None:
+    for prefix in (f"{scheme}://", f"{scheme}:///", f"{scheme}:///a"):
+        with pytest.raises(ValidationError):
+            RolloutPolicySpec.model_validate({"allowedSources": {"models": [prefix]}})
+    assert RolloutPolicySpec.model_validate({"allowedSources": {"models": [f"{scheme}://a"]}})
+
+
 SECRET = st.text(
     st.characters(codec="utf-8", blacklist_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), min_size=1, max_size=12
 ).map(lambda s: f"~{s}~")

@@ -23,18 +23,22 @@ COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 @cache
-def private_key() -> rsa.RSAPrivateKey:
+def private_key(bits: int = 2048) -> rsa.RSAPrivateKey:
     """Of that service account."""
-    return rsa.generate_private_key(65537, 2048)
+    return rsa.generate_private_key(65537, bits)
+
+
+def pem(key: rsa.RSAPrivateKey) -> str:
+    """The key as text."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
 
 
 def account(**more: str) -> str:
     """The JSON key of a service account of Google."""
-    key = private_key().private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
     return json.dumps(
-        {"client_email": "m@p.example", "private_key": key.decode(), "private_key_id": "k-1", **more}
+        {"client_email": "m@p.example", "private_key": pem(private_key()), "private_key_id": "k-1", **more}
     )
 
 

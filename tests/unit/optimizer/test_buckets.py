@@ -19,7 +19,7 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.store.object_store import ObjectStore as Store
 from modelrollout.telemetry.redaction import redact_known
 from modelrollout.testing.object_store import ObjectStore, object_store
-from tests.unit.optimizer.store_kinds import FIELD, KINDS, SECRET, account, mounted, private_key
+from tests.unit.optimizer.store_kinds import FIELD, KINDS, SECRET, account, mounted, pem, private_key
 
 CLOUDS = ("gs", "az")
 
@@ -149,6 +149,13 @@ def test_a_signature_of_azure_goes_along(server: ObjectStore, tmp_path: Path) ->
         ("gs", {"GOOGLE_SERVICE_ACCOUNT_KEY": "[]"}),
         ("gs", {"GOOGLE_SERVICE_ACCOUNT_KEY": account(private_key="hunter2")}),
         ("gs", {"GOOGLE_SERVICE_ACCOUNT_KEY": account(client_email="")}),
+        ("gs", {"GOOGLE_SERVICE_ACCOUNT_KEY": account(client_email="hunter2\ud800")}),
+        ("gs", {"GOOGLE_SERVICE_ACCOUNT_KEY": account(client_email="hunter2\n")}),
+        ("gs", {"GOOGLE_SERVICE_ACCOUNT_KEY": account(private_key_id="hunter2\n")}),
+        ("gs", {"GOOGLE_SERVICE_ACCOUNT_KEY": account(private_key="hunter2\ud800")}),
+        ("gs", {"GOOGLE_SERVICE_ACCOUNT_KEY": account(private_key=pem(private_key(1024)))}),
+        ("az", {"AZURE_STORAGE_SAS_TOKEN": "hunter2-and-no-pair"}),
+        ("az", {"AZURE_STORAGE_ACCOUNT_NAME": "account", "AZURE_STORAGE_ACCOUNT_KEY": "YWJjZB=="}),
         ("az", {"AZURE_STORAGE_ACCOUNT_NAME": "account"}),
         ("az", {"AZURE_STORAGE_ACCOUNT_KEY": "c2VjcmV0"}),
         ("az", {"AZURE_STORAGE_ACCOUNT_NAME": "account", "AZURE_STORAGE_ACCOUNT_KEY": "hunter2!"}),

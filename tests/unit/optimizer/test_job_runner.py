@@ -6,10 +6,12 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -156,6 +158,34 @@ def test_secrets_are_neither_logged_nor_returned(caplog: pytest.LogCaptureFixtur
     assert lines
     assert all(secret not in line for line in lines)
     assert "Traceback" in json.loads(lines[-1])["exc_info"]
+
+
+@pytest.mark.parametrize("write", [str, repr, str.encode, json.dumps])
+@pytest.mark.parametrize("secret", ["hunter\nhunter", "hunter's\t\\hunter", 'hunter"hunter', "hunter\xe4s"])
+def test_a_secret_is_recognized_however_an_exception_writes_it(
+    caplog: pytest.LogCaptureFixture, secret: str, write: Callable[[str], object]
+) -> None:
+    hide(secret)
+
+    def runner(*_: object) -> TaskResult:
+        raise ValueError(f"Invalid header value {write(secret)}")
+
+    with caplog.at_level(logging.INFO, "modelrollout.job"):
+        _, result = execute(runner, RESOLVE, log.Progress())
+    assert "***" in result.message
+    told = [result.message, *(JsonLines(redact_known).format(record) for record in caplog.records)]
+    assert not [line for line in told if "hunter" in line]
+
+
+@pytest.mark.parametrize("text", ["x" * 290 + "s3cr3t-of-this-test-", "first\nsecond-of-this-test"])
+def test_no_part_of_a_secret_is_left_where_a_message_is_cut(text: str) -> None:
+    hide(text.lstrip("x"))
+
+    def runner(*_: object) -> TaskResult:
+        raise ValueError(text)
+
+    _, result = execute(runner, RESOLVE, log.Progress())
+    assert "***" in result.message and not re.search("s3cr|first", result.message)
 
 
 def run_child(body: str, tmp_path: Path, **env: str) -> subprocess.Popen[str]:

@@ -137,21 +137,23 @@ def test_refused_with_credentials_is_another_reason(server: ObjectStore, tmp_pat
 
 
 def test_credentials_are_sent(server: ObjectStore, tmp_path: Path) -> None:
-    secret(tmp_path, "keys", AWS_ACCESS_KEY_ID="AKIA", AWS_SECRET_ACCESS_KEY="sk-1", AWS_SESSION_TOKEN="st-1")
-    secret(tmp_path, "bearer", token="tok-1")
-    secret(tmp_path, "basic", username="me", password="pw-1")
+    secret(
+        tmp_path, "keys", AWS_ACCESS_KEY_ID="AKIA", AWS_SECRET_ACCESS_KEY="sk-123", AWS_SESSION_TOKEN="st-123"
+    )
+    secret(tmp_path, "bearer", token="tok-123")
+    secret(tmp_path, "basic", username="me", password="pw-123")
     for name, kind, scheme in (
         ("keys", "s3", "AWS4-HMAC-SHA256 Credential=AKIA/"),
-        ("bearer", "http", "Bearer tok-1"),
-        ("basic", "http", "Basic bWU6cHctMQ=="),
+        ("bearer", "http", "Bearer tok-123"),
+        ("basic", "http", "Basic bWU6cHctMTIz"),
     ):
         server.authorization = scheme
         downloaded = Store(getattr(server, kind)("models/a/m.onnx", name), "f", tmp_path).download(
             tmp_path / "out", max_bytes=1 << 30
         )
         assert downloaded.sha256 == SHA
-    assert server.headers[0]["x-amz-security-token"] == "st-1"
-    assert redact_known("sk-1 st-1 tok-1 pw-1 bWU6cHctMQ==") == "*** *** *** *** ***"
+    assert server.headers[0]["x-amz-security-token"] == "st-123"
+    assert redact_known("sk-123 st-123 tok-123 pw-123 bWU6cHctMTIz") == "*** *** *** *** ***"
 
 
 def test_anonymous_means_no_signature(

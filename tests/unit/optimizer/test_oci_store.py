@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import tarfile
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from modelrollout.jobs.errors import JobError
 from modelrollout.optimizer.store import backend, http_client, oci_layers
 from modelrollout.optimizer.store.object_store import ObjectStore as Store
 from modelrollout.testing.object_store import ObjectStore, object_store
-from tests.unit.optimizer.store_kinds import FIELD, KINDS, SECRET, layer, mounted, push, sha256
+from tests.unit.optimizer.store_kinds import FIELD, KINDS, SECRET, layer, manifest, mounted, push, sha256
 
 MODELPACK = "application/vnd.cncf.model.weight.v1"
 MODELKIT = "application/vnd.kitops.modelkit"
 IMAGE = "application/vnd.oci.image.layer.v1.tar"
 REPOSITORY = "team/model"
+SPARSE = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"
 
 
 @pytest.fixture
@@ -47,8 +49,8 @@ def blob(server: ObjectStore, name: str, content: bytes, media: str) -> dict[str
     return layer(name, content, media)
 
 
-def tarred(*entries: tuple[str, bytes | None], link: str = "") -> bytes:
-    """An archive of these files; None is an empty folder."""
+def tarred(*entries: tuple[str, bytes | None], link: str = "", kind: bytes = tarfile.SYMTYPE) -> bytes:
+    """An archive of these files; None is an empty folder. ``link``, of ``kind``, comes last."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, content in entries:
@@ -59,9 +61,22 @@ def tarred(*entries: tuple[str, bytes | None], link: str = "") -> bytes:
             archive.addfile(entry, io.BytesIO(content or b""))
         if link:
             entry = tarfile.TarInfo(link)
-            entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            entry.type, entry.linkname = kind, "other.onnx"
             archive.addfile(entry)
     return buffer.getvalue()
+
+
+def headers(kind: bytes, content: bytes, number: int, *, extended: bool = False) -> bytes:
+    """So many headers of headers, and a file; ``extended``: more of the header is to follow."""
+    entry, file = tarfile.TarInfo("x"), tarfile.TarInfo("f")
+    entry.type, entry.size = kind, len(content)
+    block = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+    if extended:
+        block[482] = 1
+        block[148:156] = b"%06o\0 " % (sum(block[:148]) + 8 * 32 + sum(block[156:]))
+        return bytes(block)
+    padded = content + bytes(-len(content) % 512)
+    return (bytes(block) + padded) * number + file.tobuf() + bytes(1024)
 
 
 def read(location: Location, root: Path = Path("/nowhere")) -> bytes:
@@ -114,9 +129,74 @@ def test_a_file_of_an_image_is_the_one_that_its_container_would_see(server: Obje
         assert error_of(server.oci(f"{at}/{gone}")).reason == "ObjectMissing"
 
 
-def test_a_link_is_no_file(server: ObjectStore) -> None:
-    at = push(server, REPOSITORY, blob(server, "", tarred(link="models/m.onnx"), IMAGE))
-    assert error_of(server.oci(f"{at}/models/m.onnx")).reason == "ObjectMissing"
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+@pytest.mark.parametrize("link", ["models/m.onnx", "models", "./models/../models/m.onnx"])
+def test_a_link_is_no_file_and_hides_the_file_of_an_earlier_layer(
+    server: ObjectStore, kind: bytes, link: str
+) -> None:
+    below = blob(server, "", tarred(("models/m.onnx", b"old"), ("other.onnx", b"other")), IMAGE)
+    at = push(server, REPOSITORY, below, blob(server, "", tarred(link=link, kind=kind), IMAGE))
+    error = error_of(server.oci(f"{at}/models/m.onnx"))
+    assert (error.code, error.reason) == (ExitCode.BAD_INPUT, "UriInvalid") and "link" in error.message
+    assert read(server.oci(f"{at}/other.onnx")) == b"other"
+
+
+def test_what_took_the_place_of_a_file_or_of_its_folder_hides_it(server: ObjectStore) -> None:
+    below = blob(server, "", tarred(("models/m.onnx", b"old")), IMAGE)
+    for entries in ([("models", b"a file")], [("models/m.onnx", None)]):
+        at = push(server, REPOSITORY, below, blob(server, "", tarred(*entries), IMAGE))
+        assert error_of(server.oci(f"{at}/models/m.onnx")).reason == "UriInvalid"
+
+
+@pytest.mark.parametrize("second", ["m.onnx", "./m.onnx", "/m.onnx", "a/../m.onnx"])
+def test_two_files_of_one_name_are_no_file(server: ObjectStore, second: str) -> None:
+    archive = tarred(("m.onnx", b"first"), ("a", None), (second, b"last"), ("other.onnx", b"other"))
+    at = push(server, REPOSITORY, blob(server, "", archive, IMAGE))
+    error = error_of(server.oci(f"{at}/m.onnx"))
+    assert error.reason == "UriInvalid" and "is several files of this name" in error.message
+    assert read(server.oci(f"{at}/other.onnx")) == b"other"
+    layers = [blob(server, "m.onnx", content, f"{MODELPACK}.raw") for content in (b"first", b"last")]
+    assert (
+        "is 2 layers of this name"
+        in error_of(server.oci(f"{push(server, REPOSITORY, *layers)}/m.onnx")).message
+    )
+    assert read(server.oci(f"{push(server, REPOSITORY, layers[0], layers[0])}/m.onnx")) == b"first"
+
+
+def test_a_link_after_the_file_is_seen_as_well(server: ObjectStore) -> None:
+    at = push(server, REPOSITORY, blob(server, "", tarred(("m/m.onnx", b"model"), link="m"), IMAGE))
+    assert error_of(server.oci(f"{at}/m/m.onnx")).reason == "UriInvalid"
+
+
+def test_members_of_gzip_are_one_archive(server: ObjectStore) -> None:
+    """As images that can be read lazily are packed."""
+    archive = tarred(("a", b"x" * 999), ("m.onnx", b"model"))
+    packed = b"".join(gzip.compress(archive[at : at + 512]) for at in range(0, len(archive), 512))
+    for padded in (packed, packed + bytes(700)):
+        at = push(server, REPOSITORY, blob(server, "", padded, f"{IMAGE}+gzip"))
+        assert read(server.oci(f"{at}/m.onnx")) == b"model"
+
+
+@pytest.mark.parametrize(
+    "archive", [tarred(("zeros", bytes(64 << 20))), tarred(*((f"f{i}", b"") for i in range(3000)))]
+)
+def test_memory_does_not_grow_with_what_a_layer_unpacks_to(archive: bytes) -> None:
+    packed = gzip.compress(archive)
+    layer = oci_layers.Layer(f"{IMAGE}+gzip", sha256(packed), "")
+    tracemalloc.start()
+    try:
+        assert oci_layers.find(layer, (part for part in [packed]), "m.onnx") is None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 << 20
+
+
+def test_the_size_of_a_layer_is_not_believed(server: ObjectStore) -> None:
+    content = manifest(blob(server, "m.onnx", b"model", "x")).replace(b'"size": 5', b'"size": 1e999')
+    server.objects[f"/v2/{REPOSITORY}/manifests/sha256:{sha256(content)}"] = content
+    assert b"1e999" in content
+    assert read(server.oci(f"{REPOSITORY}@sha256:{sha256(content)}")) == b"model"
 
 
 def test_what_has_several_models_needs_a_name(server: ObjectStore) -> None:
@@ -170,8 +250,18 @@ def test_manifests_that_name_no_model(server: ObjectStore, content: bytes, words
         (b"x" * 2000, f"{IMAGE}+gzip", "is no archive"),
         (gzip.compress(tarred(("a", b"x" * 9999)))[:60], f"{IMAGE}+gzip", "is no archive"),
         (b"(\xb5/\xfd", f"{IMAGE}+zstd", "packed with zstd"),
+        (b"x", f"{IMAGE}+encrypted", "packed with encrypted"),
+        (gzip.compress(tarred(("a", b"x"))) + b"more", f"{IMAGE}+gzip", "is no archive"),
+        (tarred(("a", b""))[:512] + b"x" * 512 + bytes(1024), IMAGE, "is no archive"),
+        (headers(tarfile.XHDTYPE, b"9 a=bcde\n", 2500), IMAGE, "is no archive"),
+        (headers(tarfile.XHDTYPE, b"9 a=bcde\n", 800), IMAGE, "is no archive"),
+        (headers(tarfile.GNUTYPE_SPARSE, b"", 1, extended=True), IMAGE, "is no archive"),
+        (headers(tarfile.XHDTYPE, SPARSE, 1), IMAGE, "is no archive"),
     ],
-    ids=["text", "text as gzip", "cut off", "zstd"],
+    ids=[
+        *("text", "text as gzip", "cut off", "zstd", "another packing", "more behind it"),
+        *("broken header", "very many headers", "many headers", "sparse", "another sparse"),
+    ],
 )
 def test_layers_that_are_no_archives(server: ObjectStore, content: bytes, media: str, words: str) -> None:
     at = push(server, REPOSITORY, blob(server, "", content, media))
@@ -195,7 +285,11 @@ def test_an_archive_that_unpacks_to_too_much(server: ObjectStore, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "path", [f"{REPOSITORY}:latest", f"{REPOSITORY}@sha256:0123", REPOSITORY, f"Team@sha256:{'0' * 64}"]
+    "path",
+    [
+        *(f"{REPOSITORY}:latest", f"{REPOSITORY}@sha256:0123", REPOSITORY, f"Team@sha256:{'0' * 64}"),
+        *(f"{REPOSITORY}/..@sha256:{'0' * 64}", f"..@sha256:{'0' * 64}/m.onnx"),
+    ],
 )
 def test_only_a_digest_is_taken(server: ObjectStore, path: str) -> None:
     error = error_of(server.oci(path))
@@ -271,13 +365,31 @@ def test_a_token_that_expires_while_a_layer_is_read_is_got_again(
     assert [path for _, path in server.requests].count(token) == 2
 
 
-@pytest.mark.parametrize("answer", [b"{}", b"[]", b"{", b'{"token": null}'])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(b"{}", b"[]", b"{", b'{"token": null}', b'{"token": ["right"]}'),
+        *(b'{"token": "right\\nX-Other: 1"}', b'{"token": "\\u03b1"}', b'{"token": "\\ud800"}'),
+    ],
+)
 def test_an_answer_without_a_token(server: ObjectStore, tmp_path: Path, answer: bytes) -> None:
     at, root = artifact(server), mounted(tmp_path, KINDS["oci"].keys())
     server.authorization = "Bearer right"
     server.challenge = f'Bearer realm="{server.url}/token"'
     server.objects["/token?service=&scope=repository%3Ateam%2Fmodel%3Apull"] = answer
     assert error_of(server.oci(at, SECRET), root).reason == "AccessDenied"
+
+
+@pytest.mark.parametrize(("letters", "read_so_far"), [(3900, True), (4100, False)])
+def test_of_a_challenge_only_the_start_is_read(server: ObjectStore, letters: int, read_so_far: bool) -> None:
+    at = artifact(server)
+    server.authorization = "Bearer right"
+    server.challenge = f'Bearer {"a" * letters} realm="{server.url}/token"'
+    server.objects["/token?service=&scope=repository%3Ateam%2Fmodel%3Apull"] = b'{"token": "right"}'
+    if read_so_far:
+        assert read(server.oci(at)) == b"model"
+    else:
+        assert error_of(server.oci(at)).reason == "CredentialsMissing" and len(server.requests) == 1
 
 
 def test_layers_of_a_content_host_that_is_named(

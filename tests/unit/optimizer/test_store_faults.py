@@ -4,6 +4,7 @@ docs/reference/stores.md, against a real HTTP server that stands in for each sto
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -169,6 +170,62 @@ def test_a_secret_of_another_kind_is_incomplete(kind: Kind, server: ObjectStore,
         Store(kind.location(server, NAME, SECRET), FIELD, root)
     assert (error.value.code, error.value.reason) == (ExitCode.DENIED, "CredentialsIncomplete")
     assert all(key in error.value.message for key in kind.needs) and not server.requests
+
+
+# keys of Secrets, each by the scheme that has it
+SECRET_KEYS = [
+    *((scheme, key) for scheme, kind in KINDS.items() for key in sorted(kind.keys())),
+    ("http", "username"),
+    ("http", "password"),
+    ("az", "AZURE_STORAGE_SAS_TOKEN"),
+]
+ODD = {
+    "two lines": b"hunter2\nhunter2",
+    "CRLF": b"hunter2\r\nhunter2",
+    "a folded header": b"hunter2\n hunter2",
+    "NUL": b"hunter2\0hunter2",
+    "DEL": b"hunter2\x7fhunter2",
+    "C1": "hunter2\x85hunter2".encode(),
+    "not UTF-8": b"hunter2\xff",
+}
+
+
+@pytest.mark.parametrize(("scheme", "key"), SECRET_KEYS)
+@pytest.mark.parametrize("content", ODD.values(), ids=ODD)
+def test_a_key_that_cannot_be_sent_is_named_and_not_repeated(
+    server: ObjectStore, tmp_path: Path, scheme: str, key: str, content: bytes
+) -> None:
+    """Libraries refuse it in words that have the whole header, or with a panic."""
+    kind, basic = KINDS[scheme], {"username": "me-1", "password": "pw-1"}
+    root = mounted(tmp_path, basic if key in basic else kind.keys())
+    (root / SECRET / key).write_bytes(content)
+    with pytest.raises(JobError) as error:
+        Store(kind.location(server, NAME, SECRET), FIELD, root).write(NAME, b"")
+    assert (error.value.code, error.value.reason) == (ExitCode.DENIED, "CredentialsIncomplete")
+    assert key in error.value.message and "hunter2" not in error.value.message and not server.requests
+
+
+@pytest.mark.parametrize(
+    ("scheme", "key"), [entry for entry in SECRET_KEYS if entry[1] not in ("username", "password")]
+)
+def test_a_key_beyond_ascii_is_named_unless_it_is_encoded(
+    server: ObjectStore, tmp_path: Path, scheme: str, key: str
+) -> None:
+    root = mounted(tmp_path, {**KINDS[scheme].keys(), key: "hunter2\N{GREEK SMALL LETTER ALPHA}"})
+    with pytest.raises(JobError) as error:
+        Store(KINDS[scheme].location(server, NAME, SECRET), FIELD, root)
+    assert (error.value.code, error.value.reason) == (ExitCode.DENIED, "CredentialsIncomplete")
+    assert key in error.value.message and "hunter2" not in error.value.message
+
+
+@pytest.mark.parametrize("scheme", ["http", "oci"])
+def test_a_password_may_have_any_letters(server: ObjectStore, tmp_path: Path, scheme: str) -> None:
+    kind, password = KINDS[scheme], "pass\N{GREEK SMALL LETTER ALPHA} word"
+    kind.put(server, NAME, CONTENT)
+    root = mounted(tmp_path, {"username": "m\N{LATIN SMALL LETTER U WITH DIAERESIS}", "password": password})
+    Store(kind.location(server, NAME, SECRET), FIELD, root).digest(max_bytes=len(CONTENT))
+    sent = server.headers[-1]["authorization"].removeprefix("Basic ")
+    assert base64.b64decode(sent).decode().endswith(f":{password}")
 
 
 def test_the_table_has_every_scheme_and_every_fault() -> None:

@@ -99,6 +99,14 @@ def test_what_looks_secret_is_blotted_out_everywhere_and_the_line_stays_json(
     assert not [t for t in TELLTALES if t in out.getvalue()]
 
 
+def test_a_few_letters_are_no_secret_that_is_removed(out: io.StringIO) -> None:
+    for short in ("e", "the", "store"):
+        redaction.hide(short)
+    redaction.hide("q7w8e9")
+    log.info("the store refused q7w8e9")
+    assert lines(out)[0]["message"] == "the store refused ***"
+
+
 def test_a_known_secret_is_removed_whatever_its_characters(out: io.StringIO) -> None:
     secret = redaction.hide('s3"cr\\et-ä')
     log.info("it is %s", secret, extra={"more": secret})

@@ -19,7 +19,7 @@ from modelrollout.contract.common import Location
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.store import backend
 from modelrollout.optimizer.store.backend import Scheme, incomplete, read_secret
-from modelrollout.optimizer.store.bucket import SIGNED_FOR, Bucket, client_options
+from modelrollout.optimizer.store.bucket import SIGNED_FOR, Bucket, client_options, opened_with
 from modelrollout.optimizer.store.http_client import Fault
 from modelrollout.reasons import Reason
 from modelrollout.telemetry.redaction import hide
@@ -81,7 +81,7 @@ def _open(location: Location, uri: SplitResult, secret: Path | None, field: str)
             f"{field}: the store has no endpoint; set it in the operator's configuration, for example"
             " https://ACCOUNT.blob.core.windows.net",
         )
-    account, key, sas = (read_secret(secret, key) if secret else None for key in (_NAME, _KEY, _SAS))
+    account, key, sas = (read_secret(secret, key, field) if secret else None for key in (_NAME, _KEY, _SAS))
     if secret and not sas and not (account and _decoded(key)):
         raise incomplete(
             field,
@@ -101,13 +101,17 @@ def _open(location: Location, uri: SplitResult, secret: Path | None, field: str)
                 raise Fault("Expired")
             return f"{unsigned(method, path)}?{query}"
 
-        return Bucket(_connect(uri.netloc, location, sas_key=query, credential_type="sas_token"), opened)
+        with opened_with(secret, field):
+            store = _connect(uri.netloc, location, sas_key=query, credential_type="sas_token")
+        return Bucket(store, opened)
     if account and key:
         secret_bytes = _decoded(hide(key))
-        return Bucket(
-            _connect(
+        with opened_with(secret, field):
+            store = _connect(
                 uri.netloc, location, account_name=account, account_key=key, credential_type="access_key"
-            ),
+            )
+        return Bucket(
+            store,
             lambda method, path: (
                 f"{unsigned(method, path)}?"
                 + _signature(account, secret_bytes, f"{uri.netloc}/{path}", datetime.now(UTC))

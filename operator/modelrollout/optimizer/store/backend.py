@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -99,12 +100,32 @@ class Scheme:
     redirect_remedy: str  # what to do where the store redirects to a place that is not allowed
 
 
-def read_secret(folder: Path, key: str) -> str | None:
+# What a header or a signed address takes as it is. Others fail in the libraries that send them,
+# with words that repeat the value, or with a panic.
+SENT = re.compile(r"[\x20-\x7e]*")
+LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f]*")  # of what is encoded before it is sent
+DOCUMENT = re.compile(r"(?s:.*)")  # of which parts are used
+
+
+def read_secret(folder: Path, key: str, field: str, form: re.Pattern[str] = SENT) -> str | None:
     """One key of a mounted Secret. White space around it is a file's last newline, never part of a
-    key.
+    key. Raises JobError (CredentialsIncomplete) where it has another form.
     """
     path = folder / key
-    return path.read_text().strip() or None if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        value = path.read_bytes().decode().strip()
+    except UnicodeDecodeError:
+        raise incomplete(field, folder, f"has a {key} that is not UTF-8; write it as text") from None
+    if not form.fullmatch(value):
+        raise incomplete(
+            field,
+            folder,
+            f"has a {key} with a line break or another character that cannot be sent; write it on one line,"
+            " without quotes or anything else around it",
+        )
+    return value or None
 
 
 def incomplete(field: str, folder: Path, what: str) -> JobError:

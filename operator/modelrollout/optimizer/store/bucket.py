@@ -22,7 +22,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 
 from modelrollout.contract.common import Location
 from modelrollout.optimizer.store import backend
-from modelrollout.optimizer.store.backend import Listed
+from modelrollout.optimizer.store.backend import Listed, incomplete
 from modelrollout.optimizer.store.http_client import Client, Fault, fault_of, is_expired
 
 if TYPE_CHECKING:
@@ -77,6 +77,21 @@ class Bucket:
 def client_options(location: Location) -> ClientConfig:
     """Of obstore's own requests."""
     return {**_TIMEOUTS, "allow_http": location.allow_http}
+
+
+@contextmanager
+def opened_with(secret: Path | None, field: str) -> Iterator[None]:
+    """Around what connects with the keys of a Secret: what obstore says of keys that it cannot use
+    may repeat them.
+    """
+    try:
+        yield
+    except BaseError:
+        if secret is None:
+            raise
+        raise incomplete(
+            field, secret, "has keys that cannot be used; compare them with those that the store gave"
+        ) from None
 
 
 @contextmanager

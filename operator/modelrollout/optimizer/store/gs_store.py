@@ -16,14 +16,14 @@ from obstore.store import GCSStore
 
 from modelrollout.contract.common import Location
 from modelrollout.optimizer.store import backend
-from modelrollout.optimizer.store.backend import Scheme, incomplete, read_secret
-from modelrollout.optimizer.store.bucket import SIGNED_FOR, Bucket, client_options
+from modelrollout.optimizer.store.backend import DOCUMENT, SENT, Scheme, incomplete, read_secret
+from modelrollout.optimizer.store.bucket import SIGNED_FOR, Bucket, client_options, opened_with
 from modelrollout.telemetry.redaction import hide
 
 _KEY = "GOOGLE_SERVICE_ACCOUNT_KEY"
 # All of the key that is used. The rest of a file may name a place that requests go to
 # (gcs_base_url): that is for the configuration to say.
-_FIELDS = ("client_email", "private_key", "private_key_id")
+_FIELDS = {"client_email": SENT, "private_key": DOCUMENT, "private_key_id": SENT}
 # For anonymous access. Without it obstore would ask the metadata service whom it writes as, also
 # with skip_signature.
 _ANONYMOUS: dict[str, Any] = {**dict.fromkeys(_FIELDS, ""), "gcs_base_url": "", "disable_oauth": True}
@@ -43,9 +43,12 @@ def _account(folder: Path, field: str) -> tuple[dict[str, str], rsa.RSAPrivateKe
         " needs it",
     )
     try:
-        content = json.loads(read_secret(folder, _KEY) or "")
+        content = json.loads(read_secret(folder, _KEY, field, DOCUMENT) or "")
         account = {name: content[name] for name in _FIELDS}
-        if not all(isinstance(value, str) and value for value in account.values()):
+        if not all(
+            isinstance(account[name], str) and account[name] and form.fullmatch(account[name])
+            for name, form in _FIELDS.items()
+        ):
             raise wrong
         key = serialization.load_pem_private_key(hide(account["private_key"]).encode(), password=None)
     except (ValueError, KeyError, TypeError, RecursionError, UnsupportedAlgorithm):
@@ -82,16 +85,17 @@ def signed(url: str, method: str, email: str, key: rsa.RSAPrivateKey, now: datet
 def _open(location: Location, uri: SplitResult, secret: Path | None, field: str) -> Bucket:
     base = f"{_endpoint(location)}/{uri.netloc}"
     account, key = _account(secret, field) if secret else (_ANONYMOUS, None)
-    store = GCSStore(
-        uri.netloc,
-        config={
-            "base_url": _endpoint(location),
-            "service_account_key": json.dumps(account),
-            "skip_signature": secret is None,
-        },
-        client_options=client_options(location),
-        retry_config=backend.RETRY,
-    )
+    with opened_with(secret, field):
+        store = GCSStore(
+            uri.netloc,
+            config={
+                "base_url": _endpoint(location),
+                "service_account_key": json.dumps(account),
+                "skip_signature": secret is None,
+            },
+            client_options=client_options(location),
+            retry_config=backend.RETRY,
+        )
     if key is None:
         return Bucket(store, lambda _, path: f"{base}/{quote(path)}")
     return Bucket(

@@ -26,7 +26,7 @@ def _endpoint(location: Location) -> str:
 
 
 def _token(folder: Path, field: str) -> str:
-    token = read_secret(folder, "token")
+    token = read_secret(folder, "token", field)
     if not token:
         raise incomplete(field, folder, f"has no token; {_KIND.name} needs one")
     return hide(token)

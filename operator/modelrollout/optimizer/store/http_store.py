@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, quote, unquote
 
 from modelrollout.contract.common import Location
 from modelrollout.optimizer.store import backend
-from modelrollout.optimizer.store.backend import ReadOnly, Scheme, incomplete, read_secret
+from modelrollout.optimizer.store.backend import LINE, ReadOnly, Scheme, incomplete, read_secret
 from modelrollout.optimizer.store.http_client import Client
 from modelrollout.telemetry.redaction import hide
 
@@ -22,7 +22,8 @@ class _Http(ReadOnly):
 
 
 def _headers(folder: Path, field: str) -> dict[str, str]:
-    token, user, password = (read_secret(folder, key) for key in ("token", "username", "password"))
+    token = read_secret(folder, "token", field)
+    user, password = (read_secret(folder, key, field, LINE) for key in ("username", "password"))
     if token:
         return {"authorization": f"Bearer {hide(token)}"}
     if user and password:

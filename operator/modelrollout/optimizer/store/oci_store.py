@@ -19,7 +19,7 @@ from modelrollout.api.uris import STORE_KINDS
 from modelrollout.contract.common import Location
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.store import backend, oci_layers
-from modelrollout.optimizer.store.backend import ReadOnly, Scheme, incomplete, read_secret
+from modelrollout.optimizer.store.backend import LINE, SENT, ReadOnly, Scheme, incomplete, read_secret
 from modelrollout.optimizer.store.http_client import Client, Fault
 from modelrollout.reasons import Reason
 from modelrollout.telemetry.redaction import hide
@@ -36,6 +36,7 @@ _MANIFESTS = ", ".join(
     )
 )
 _MANIFEST_LIMIT_BYTES = 4 << 20
+_CHALLENGE_LIMIT = 4096  # characters; a real one has some 200
 
 
 def _endpoint(location: Location) -> str:
@@ -87,7 +88,7 @@ def _checked(content: Generator[bytes, None, None], expected: str) -> Generator[
 
 def _credentials(folder: Path, field: str) -> str:
     """As HTTP's Basic writes them."""
-    user, password = read_secret(folder, "username"), read_secret(folder, "password")
+    user, password = (read_secret(folder, key, field, LINE) for key in ("username", "password"))
     if not user or not password:
         raise incomplete(field, folder, f"has no username and password; {_KIND.name} needs both")
     return hide(base64.b64encode(f"{user}:{hide(password)}".encode()).decode())
@@ -95,8 +96,9 @@ def _credentials(folder: Path, field: str) -> str:
 
 def _parameters(challenge: str) -> dict[str, str]:
     """Those of a challenge for a token; none where it is another one."""
-    kind, _, rest = challenge.partition(" ")
-    return dict(re.findall(r'(\w+)="([^"]*)"', rest)) if kind.lower() == "bearer" else {}
+    kind, _, rest = challenge[:_CHALLENGE_LIMIT].partition(" ")
+    # from the start of a word, or the search would be quadratic
+    return dict(re.findall(r'\b(\w+)="([^"]*)"', rest)) if kind.lower() == "bearer" else {}
 
 
 def _open(location: Location, uri: SplitResult, secret: Path | None, field: str) -> _Registry:
@@ -125,7 +127,9 @@ def _open(location: Location, uri: SplitResult, secret: Path | None, field: str)
             token = content.get("token") or content["access_token"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return False
-        headers["authorization"] = f"Bearer {hide(str(token))}"
+        if not isinstance(token, str) or not SENT.fullmatch(token):
+            return False
+        headers["authorization"] = f"Bearer {hide(token)}"
         return True
 
     client = Client(

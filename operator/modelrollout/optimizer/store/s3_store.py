@@ -13,7 +13,7 @@ from obstore.store import S3Store
 from modelrollout.contract.common import Location
 from modelrollout.optimizer.store import backend
 from modelrollout.optimizer.store.backend import Scheme, incomplete, read_secret
-from modelrollout.optimizer.store.bucket import SIGNED_FOR, Bucket, client_options, faults
+from modelrollout.optimizer.store.bucket import SIGNED_FOR, Bucket, client_options, faults, opened_with
 from modelrollout.telemetry.redaction import hide
 
 # For anonymous access. These keys sign nothing that anyone reads: of the signed address only the
@@ -35,7 +35,8 @@ def _connect(bucket: str, location: Location, keys: Mapping[str, Any]) -> S3Stor
 
 def _keys(folder: Path, field: str) -> dict[str, str]:
     access, secret, token = (
-        read_secret(folder, f"AWS_{key}") for key in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")
+        read_secret(folder, f"AWS_{key}", field)
+        for key in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")
     )
     if not access or not secret:
         missing = " and ".join(
@@ -60,7 +61,8 @@ def _signed(store: S3Store) -> Callable[[str, str], str]:
 
 def _open(location: Location, uri: SplitResult, secret: Path | None, field: str) -> Bucket:
     if secret:
-        store = _connect(uri.netloc, location, _keys(secret, field))
+        with opened_with(secret, field):
+            store = _connect(uri.netloc, location, _keys(secret, field))
         return Bucket(store, _signed(store))
     # Without keys obstore would ask the cloud's metadata service: anonymous has to be explicit.
     store = _connect(uri.netloc, location, {"skip_signature": True})

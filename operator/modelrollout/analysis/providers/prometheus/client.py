@@ -332,10 +332,8 @@ class PrometheusReader:
         _UnusableError.
         """
         p = self._provider
-        token, username, password = (
-            Path(f).read_text().strip() if f else None
-            for f in (p.token_file, p.username_file, p.password_file)
-        )
+        token = _header_value("Authorization", p.token_file) if p.token_file else None
+        username, password = (_line(f) if f else None for f in (p.username_file, p.password_file))
         headers = tuple((name, _header_value(name, file)) for name, file in p.header_files.items())
         return _Credentials(
             token, username, password, headers, _certificates(p.ca_file) if p.ca_file is not None else None
@@ -381,6 +379,19 @@ class PrometheusReader:
 
     def _problem(self, reason: MeasurementReason, what: str) -> MeasurementProblem:
         return MeasurementProblem(reason, f"Prometheus {self._provider.name} {what}")
+
+
+def _line(file: str) -> str:
+    """Raises OSError and _UnusableError."""
+    # as requests sends it, in latin-1
+    with contextlib.suppress(UnicodeError):
+        text = Path(file).read_bytes().decode().strip()
+        text.encode("latin-1")
+        if not re.search(r"[\x00-\x1f\x7f]", text):
+            return text
+    raise _UnusableError(
+        f"{file} has more than one line, or characters that cannot be sent; correct it in the Secret"
+    )
 
 
 def _header_value(name: str, file: str) -> str:
