@@ -37,7 +37,7 @@ EACH = {
         "update modelrevisions/status": 4,
         "create jobs": 2,
         "patch httproutes": 2,
-        "patch modelrevisions": 1,
+        "patch modelrevisions": 2,
         "create modelrevisions": 1,
         "create deployments": 1,
         "create services": 1,

@@ -64,7 +64,6 @@ from modelrollout.reasons import Reason
 from modelrollout.resources import network_policies
 from modelrollout.resources.common import NotAllowedError
 from modelrollout.resources.server import grace_once_proven_worse
-from modelrollout.rollout.desired.revisions import keeps_outcome
 from modelrollout.rollout.plan import Desired, Event
 from modelrollout.rollout.snapshot import NAME_TAKEN
 from modelrollout.traffic.registry import backends_of
@@ -433,7 +432,7 @@ class Actor:
         self._fence()
         try:
             copied = annotations_of(live).get(names.ANNOTATION_OUTCOME, "Pending")
-            if not keeps_outcome(observation.observed, name, status.outcome, copied):
+            if status.outcome not in ("Pending", "Canary", copied):
                 annotations = {
                     names.ANNOTATION_OUTCOME: status.outcome,
                     names.ANNOTATION_REASON: status.reason,

@@ -15,7 +15,6 @@ from modelrollout.rollout.plan import NewRevision
 from modelrollout.rollout.server_crashes import without_pods
 from modelrollout.rollout.snapshot import (
     SERVED,
-    Observed,
     Revision,
     Snapshot,
     artifact_is_unusable,
@@ -83,20 +82,6 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
         if desired != revision.status:
             changed[revision.name] = desired
     return changed
-
-
-def keeps_outcome(s: Observed, name: str, outcome: Outcome, copied: str) -> bool:
-    """Whether the annotations of a revision, which a backup keeps, say enough of its outcome.
-
-    ``copied``: what they say. One that a later revision has replaced may go on as one that served
-    (``recovery`` takes the last of these), one that a person left for an earlier one may not.
-    """
-    stable = s.revision(s.status.stable.revision) if s.status.stable else None
-    revision = s.revision(name)
-    replaced = stable is not None and revision is not None and stable.number > revision.number
-    return outcome in ("Pending", "Canary", copied) or (
-        outcome == "Retired" and copied in ("Stable", "Promoted") and replaced
-    )
 
 
 def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStatus:
