@@ -20,7 +20,7 @@ EACH = {
         "create events": 3,
         "create jobs": 2,
         "create services": 2,
-        "update modelrevisions/status": 1,
+        "update modelrevisions/status": 2,
         "patch modelrevisions": 1,
         "create leases": 1,
         "create modelrevisions": 1,

@@ -204,6 +204,18 @@ def test_what_the_next_stage_writes_of_a_revision_is_not_written_before(stage: S
     assert V2 not in revision_status(b.second(stage))
 
 
+@pytest.mark.parametrize("stage", ["Provision", "Evaluate"])
+def test_a_first_versions_revision_says_before_it_serves_whose_children_there_are(stage: Stage) -> None:
+    s = b.snapshot(
+        b.spec(1),
+        b.status(None, rollout=b.rollout(stage, 1), last_number=1),
+        revisions=(b.revision(1),),
+        children=("uid-1",),
+    )
+    written = revision_status(s)[V1]
+    assert (written.outcome, written.children) == ("Pending", ["uid-1"])
+
+
 def test_what_tuning_found_stands_in_the_revision_before_it_serves() -> None:
     tuning = TuningEvidence(message="as configured")
     assert revision_status(b.second("Provision", changes={"tuning": tuning}))[V2].tuning == tuning

@@ -15,6 +15,7 @@ from modelrollout.rollout.plan import NewRevision
 from modelrollout.rollout.server_crashes import without_pods
 from modelrollout.rollout.snapshot import (
     SERVED,
+    Observed,
     Revision,
     Snapshot,
     artifact_is_unusable,
@@ -44,12 +45,14 @@ _PASSING = ("Prepare", "Promote", "Revert")
 _BEFORE_TRAFFIC = ("Provision", "Evaluate")
 
 
-def _is_passing(rollout: RolloutStatus) -> bool:
+def _is_passing(s: Observed, rollout: RolloutStatus) -> bool:
     """Whether the revision's status can wait for the next stage. It cannot where the stage may last
-    (in a queue), or where much work would be lost with the rollout's status.
+    (in a queue), or where much work would be lost with the rollout's status; nor can that of a
+    first version, which alone says whose children there are already.
     """
     lasts = rollout.queue is not None or rollout.tuning is not None
-    return rollout.stage in _PASSING or (rollout.stage in _BEFORE_TRAFFIC and not lasts)
+    waits = rollout.stage in _BEFORE_TRAFFIC and s.status.stable is not None and not lasts
+    return rollout.stage in _PASSING or waits
 
 
 def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
@@ -61,7 +64,7 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
     rollout = s.status.rollout
     for revision in s.revisions:
         desired = revision.status
-        if rollout and rollout.revision == revision.name and _is_passing(rollout):
+        if rollout and rollout.revision == revision.name and _is_passing(s, rollout):
             continue
         if rollout and rollout.revision == revision.name and rollout.reason != Reason.QUARANTINED:
             step = s.status.step if in_flight(rollout) else None
