@@ -255,11 +255,15 @@ class Actor:
                 )
             except (Conflict, NotFound):  # it has ended
                 continue
-            except (Forbidden, Invalid) as e:
+            except KubeError as e:
+                remedy = (
+                    "grant the operator delete on pods, as the chart's Role does"
+                    if isinstance(e, Forbidden)
+                    else "the next pass asks again"
+                )
                 text = (
                     f"pods of revision {revision}, which was proven worse, keep their {before} s to end"
-                    f" instead of {grace}, and with them their GPUs: {e.message}; grant the operator delete"
-                    " on pods, as the chart's Role does"
+                    f" instead of {grace}, and with them their GPUs: {e.message}; {remedy}"
                 )
                 await self.report(observation, Event(Reason.GRACE_KEPT, text, "Warning"))
                 continue
