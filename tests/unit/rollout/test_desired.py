@@ -247,6 +247,16 @@ def test_the_evidence_of_a_rollout_stands_in_its_revision() -> None:
     assert (statuses.accuracy, statuses.size, statuses.p99) == ("0.975 (-0.005)", "260 (-74 %)", "3.1ms")
 
 
+@pytest.mark.parametrize(("reason", "worse"), [("ErrorsHigh", True), ("SlotHeldTooLong", False)])
+def test_only_the_reason_for_which_a_step_failed_proves_a_version_worse(reason: str, worse: bool) -> None:
+    """What clients may have caused pauses a step that failed, until a person or a deadline ends it."""
+    evidence = StepEvidence(index=0, weight=5, verdict="Failed", reason="ErrorsHigh", seconds=30)
+    changes = {"outcome": "RolledBack", "reason": reason, "history": [evidence]}
+    s = b.second("Failed", changes=changes)
+    ended = replace(s.revisions[1], status=revision_status(s)[V2])
+    assert ended.status.outcome == "RolledBack" and ended.proven_worse is worse
+
+
 def test_the_former_stable_is_retired() -> None:
     s = b.snapshot(
         b.spec(2),
