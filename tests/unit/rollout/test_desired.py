@@ -249,7 +249,7 @@ def test_the_evidence_of_a_rollout_stands_in_its_revision() -> None:
 
 @pytest.mark.parametrize(("reason", "worse"), [("ErrorsHigh", True), ("SlotHeldTooLong", False)])
 def test_only_the_reason_for_which_a_step_failed_proves_a_version_worse(reason: str, worse: bool) -> None:
-    """What clients may have caused pauses a step that failed, until a person or a deadline ends it."""
+    """What clients may have caused pauses a step that failed, until something else ends it."""
     evidence = StepEvidence(index=0, weight=5, verdict="Failed", reason="ErrorsHigh", seconds=30)
     changes = {"outcome": "RolledBack", "reason": reason, "history": [evidence]}
     s = b.second("Failed", changes=changes)
