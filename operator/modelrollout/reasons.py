@@ -1384,7 +1384,7 @@ class Reason(StrEnum):
     GRACE_KEPT = (
         "GraceKept",
         ROLLOUT,
-        "pods of a version that was proven worse keep their whole time to end, for the operator may not"
+        "pods of a version that was proven worse keep their whole time to end, for the operator could not"
         " shorten it",
     )
     CHILD_REVERTED = (

@@ -29,6 +29,9 @@ OURS = f"{names.LABEL_NAME}"
 # of a watch event that are held: in a custom resource managed fields as large as itself come before
 # its name
 LINE_BYTES = 2 << 20
+# how long a list of everything waits in all for an API server that puts its pages off; no pass
+# waits for it
+PATIENCE_SECONDS = 600.0
 _TYPE = re.compile(rb'\s*\{"type":"([A-Z]+)"')
 _TAKEN = ("ADDED", "MODIFIED", "DELETED")
 
@@ -141,7 +144,9 @@ class Intake:
             return {"metadata": {"namespace": place[0], "name": place[1]}}
 
         selector = "" if resource.watch_all else OURS
-        listing = await self._kube.list(resource, namespace, label_selector=selector, keep=take)
+        listing = await self._kube.list(
+            resource, namespace, label_selector=selector, keep=take, patience=PATIENCE_SECONDS
+        )
         unread |= {(u.namespace, u.name) for u in listing.unread}
         listed = {(o["metadata"]["namespace"], o["metadata"]["name"]) for o in listing.items} - unread
         for key in self._cache.forget_unlisted(resource, listed, listing.resource_version, namespace):

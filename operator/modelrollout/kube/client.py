@@ -49,8 +49,8 @@ MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"  # JSON is YAML
 # not every request of a revoked account may run the kubeconfig's exec plugin
 CREDENTIALS_RETRY_SECONDS = 10.0
-# how long a page of a list waits in all for an API server that puts it off
-PATIENCE_SECONDS = 60.0
+# a pass may need several lists, and its worker counts as stuck after two minutes
+PATIENCE_SECONDS = 20.0
 
 
 TABLE_ROWS = 500
@@ -199,34 +199,35 @@ class Kube:
         field_selector: str = "",
         limit: int = decoding.PAGE_ITEMS,
         keep: Callable[[Object], Object] = lambda o: o,
+        patience: float = PATIENCE_SECONDS,
     ) -> Listing:
         """Read all objects, ``limit`` at a time, with apiVersion and kind filled in. If the
         continue token expires, the list is retried once.
 
         ``keep``: what the list has of each object, called when its page has been read. Objects that
         cannot be read, or that exceed NAMESPACE_BYTES for one namespace, are left out and reported.
+        ``patience``: seconds that its pages may wait in all for an API server that puts them off.
         """
+        selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
         try:
-            return await self._list(resource, namespace, label_selector, field_selector, limit, keep)
+            return await self._list(resource, namespace, selectors, limit, keep, patience)
         except Gone:
-            return await self._list(resource, namespace, label_selector, field_selector, limit, keep)
+            return await self._list(resource, namespace, selectors, limit, keep, patience)
 
     async def _list(
         self,
         resource: Resource,
         namespace: str | None,
-        label_selector: str,
-        field_selector: str,
+        selectors: Mapping[str, str],
         limit: int,
         keep: Callable[[Object], Object],
+        patience: float,
     ) -> Listing:
         items: list[Object] = []
         unread: list[UnreadableObject] = []
         bytes_by_namespace: defaultdict[str, int] = defaultdict(int)  # bytes by namespace
         version = ""
-        async for page in self._pages(
-            resource, namespace, {"labelSelector": label_selector, "fieldSelector": field_selector}, limit
-        ):
+        async for page in self._pages(resource, namespace, selectors, limit, patience):
             version = page.resource_version or version
             unread += page.unread
             for read in page.items:
@@ -245,17 +246,29 @@ class Kube:
         return Listing(items, version, tuple(unread))
 
     async def _pages(
-        self, resource: Resource, namespace: str | None, selectors: Mapping[str, str], limit: int
+        self,
+        resource: Resource,
+        namespace: str | None,
+        selectors: Mapping[str, str],
+        limit: int,
+        patience: float,
     ) -> AsyncIterator[Page]:
         path, token, most = resource.path(namespace), "", limit
 
         async def fetch(count: int) -> bytes:
+            nonlocal patience
             query = {**selectors, "limit": str(count), "continue": token}
-            return await self._patiently(
-                lambda: self._request_raw(
-                    "list", resource, path, query=query, most=decoding.PAGE_BYTES if count > 1 else None
-                )
-            )
+            while True:
+                try:
+                    return await self._request_raw(
+                        "list", resource, path, query=query, most=decoding.PAGE_BYTES if count > 1 else None
+                    )
+                except TooManyRequests as e:
+                    # a list that began anew would only add to what the API server has to do
+                    if e.retry_after is None or e.retry_after > patience:
+                        raise
+                    patience -= e.retry_after
+                    await asyncio.sleep(e.retry_after)
 
         while True:
             try:
@@ -266,20 +279,6 @@ class Kube:
             yield page
             if not token:
                 return
-
-    async def _patiently(self, read: Callable[[], Awaitable[bytes]]) -> bytes:
-        """Read, and wait as long as the API server says where it has too many requests: a list that
-        began anew instead would only add to them.
-        """
-        waited = 0.0
-        while True:
-            try:
-                return await read()
-            except TooManyRequests as e:
-                if e.retry_after is None or waited + e.retry_after > PATIENCE_SECONDS:
-                    raise
-                waited += e.retry_after
-                await asyncio.sleep(e.retry_after)
 
     async def create(self, resource: Resource, obj: Object) -> Object:
         """Create; AlreadyExists when the name is taken."""

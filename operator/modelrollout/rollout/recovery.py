@@ -116,7 +116,8 @@ def _is_usable(metric: MetricStatus) -> bool:
     """Whether a stored measurement is usable: its timestamp, counts and per-process counters are
     all valid.
     """
-    counters = [c for c in (metric.canary, metric.stable) if c is not None]
+    sides = (metric, metric.servers) if metric.servers is not None else (metric,)
+    counters = [c for side in sides for c in (side.canary, side.stable) if c is not None]
     raw = [(name, numbers) for c in counters for name, numbers in c.last.items()]
     shaped = all(len(numbers) == (GROUP_FIELDS if name.startswith(GROUP) else 3) for name, numbers in raw)
     counts = all(0 <= c.bad <= c.total <= _MOST and all(0 <= v <= _MOST for v in c.spread) for c in counters)

@@ -181,9 +181,11 @@ class Revision:
         """Whether its last rollout ended because it was judged and found worse, and for no other
         reason: a person's, a deadline, too little evidence.
         """
-        outcome, steps = self.status.outcome, self.status.steps
+        outcome, last = self.status.outcome, self.status.steps[-1:]
+        # the reason: a step that failed may have been paused over it, and something else ended it
         return outcome == "Rejected" or (
-            outcome == "RolledBack" and bool(steps) and steps[-1].verdict == "Failed"
+            outcome == "RolledBack"
+            and any(step.verdict == "Failed" and step.reason == self.status.reason for step in last)
         )
 
     def is_version(self, spec: ModelDeploymentSpec) -> bool:

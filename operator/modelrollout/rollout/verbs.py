@@ -303,8 +303,10 @@ def _rollback(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
     if rollout is not None and in_flight(rollout):
         if rollout.stage == "Revert":
             return None, None
-        if rollout.mode == "Rollback" and rollout.revision == verb.revision:
-            return f"a rollback to {verb.revision} is in flight already", None
+        if rollout.revision == verb.revision:
+            # to end it would say of the version that it was given up, and refuse the rollback then
+            what = "rollback to" if rollout.mode == "Rollback" else "rollout of"
+            return f"a {what} {verb.revision} is in flight already", None
         return None, _end(
             s, now, Reason.ROLLED_BACK_BY_USER, f"ended in favour of a rollback to {verb.revision}"
         )

@@ -73,6 +73,7 @@ class FakeApi:
         field_selector: str = "",
         limit: int = 200,
         keep: Callable[[Object], Object] = lambda o: o,
+        patience: float = 20.0,
     ) -> Listing:
         def act() -> Listing:
             items = [

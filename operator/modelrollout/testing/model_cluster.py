@@ -37,7 +37,6 @@ from modelrollout.rollout import strategy
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.jobs import asks_made_up, stage_job
 from modelrollout.rollout.desired.pods import has_pods_for, stable_floor
-from modelrollout.rollout.desired.revisions import keeps_outcome
 from modelrollout.rollout.desired.traffic import needs_measurement, split
 from modelrollout.rollout.plan import Converge, Desired, Plan, Wait, Write
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
@@ -389,7 +388,7 @@ class ModelCluster:
         ]:
             yield lambda name=name: self._delete_job(name)  # type: ignore[misc]
         for name, status in desired.revision_status.items():
-            if not keeps_outcome(s, name, status.outcome, self.mirrors.get(name, "Pending")):
+            if status.outcome not in ("Pending", "Canary", self.mirrors.get(name)):
                 yield lambda name=name, status=status: self.mirrors.update({name: status.outcome})  # type: ignore[misc]
             yield lambda name=name, status=status: self._record(name, status)  # type: ignore[misc]
         for name in desired.forget:

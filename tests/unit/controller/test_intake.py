@@ -70,7 +70,9 @@ class Lists:
         *,
         label_selector: str,
         keep: Callable[[Object], Object],
+        patience: float,
     ) -> Listing:
+        assert patience, "a list that is put off goes on from the page that was"
         self.asked.append((resource, namespace, label_selector))
         if self.error:
             raise self.error

@@ -20,7 +20,7 @@ from modelrollout.kube.kinds import (
     POD_DISRUPTION_BUDGET,
     Resource,
 )
-from modelrollout.kube.objects import Object
+from modelrollout.kube.objects import Object, controller_of
 from modelrollout.telemetry.metrics import Metrics
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import CONFIG, Cluster, Operator
@@ -370,5 +370,28 @@ def test_a_list_that_is_forbidden_keeps_nobody_from_leading_if_it_is_only_of_pol
         else:
             with pytest.raises(Forbidden):
                 await operator._resync()
+
+    run(main())
+
+
+def test_policies_of_a_first_version_that_still_waits_for_pods_are_adopted_after_its_deletion() -> None:
+    async def main() -> None:
+        cluster = Cluster()
+        cluster.user(b.spec(1))
+        operator = Operator(cluster, config())
+        cluster.start_pods = lambda: None  # type: ignore[method-assign]
+        await operator.live(rounds=6)
+        assert cluster.status.rollout and cluster.status.rollout.stage == "Provision"
+        before = {name: o["metadata"]["uid"] for name, o in policies(cluster).items()}
+        assert before.keys() == NAMES
+        cluster.orphan(MODEL_DEPLOYMENT, b.NAME)
+        await operator.settle()
+        cluster.user(b.spec(1))
+        fresh = Operator(cluster, config())
+        await fresh.live(rounds=6)
+        assert "NameTaken" not in {e.reason for e in fresh.events}
+        owner = cluster.all(MODEL_DEPLOYMENT)[b.NAME]["metadata"]["uid"]
+        assert {controller_of(o) for o in policies(cluster).values()} == {owner}
+        assert {name: o["metadata"]["uid"] for name, o in policies(cluster).items()} == before
 
     run(main())

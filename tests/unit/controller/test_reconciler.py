@@ -937,6 +937,31 @@ def test_a_backup_without_any_status_brings_the_same_state_back() -> None:
     run(main())
 
 
+def test_a_backup_of_after_a_rollback_brings_back_the_version_that_served() -> None:
+    """Neither a route nor a status: annotations alone say which version that is."""
+
+    async def main() -> None:
+        cluster, operator = await serving()
+        operator.assessment = b.judged("Successful")
+        for version in (2, 3):
+            cluster.user(b.spec(version, traffic=BOTH))
+            await operator.live(rounds=60)
+            assert cluster.status.stable and cluster.status.stable.number == version
+        cluster.annotate(V1, "rollback", "n1")
+        await operator.live(rounds=60)
+        for resource in (MODEL_DEPLOYMENT, MODEL_REVISION):
+            for name in cluster.all(resource):
+                cluster.change(resource, name, lambda o: o.pop("status"))
+        for resource in (HTTP_ROUTE, GRPC_ROUTE, SERVICE):
+            for name in cluster.all(resource):
+                cluster.remove(resource, name)
+        await Operator(cluster).live(rounds=4)
+        assert cluster.status.stable and cluster.status.stable.revision == V1
+        assert cluster.status.pinned and cluster.status.pinned.revision == V1
+
+    run(main())
+
+
 def test_an_outcome_is_mirrored_before_status_says_it() -> None:
     """Whatever dies in between, status still differs, and the next pass does both."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
-from modelrollout.kube.errors import Forbidden
+from modelrollout.kube.errors import Forbidden, KubeError, TooManyRequests, Unavailable
 from modelrollout.kube.kinds import DEPLOYMENT, LEASE, MODEL_DEPLOYMENT, MODEL_REVISION, POD, Resource
 from modelrollout.kube.objects import Object, annotations_of
 from modelrollout.reasons import Reason
@@ -205,6 +205,36 @@ def test_an_operator_that_may_not_shorten_it_says_so_and_goes_on(streaming: None
         operator.assessment = b.judged("Successful")
         await operator.live(rounds=30)
         assert cluster.status.stable and cluster.status.stable.revision == b.revision_name(3)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unavailable(500, "InternalError", 'failed calling webhook "pods.example.com"'),
+        TooManyRequests(429, "TooManyRequests", "too many requests"),
+    ],
+    ids=lambda e: str(e.status),
+)
+def test_an_api_server_that_does_not_shorten_it_now_holds_nothing_up(
+    streaming: None, error: KubeError
+) -> None:
+    async def main() -> None:
+        cluster, operator, deployment = await ended_trial("Failed")
+
+        def refuse(verb: str, resource: Resource, name: str) -> None:
+            if resource == POD:
+                raise error
+
+        cluster.before = refuse
+        ending(cluster, deployment)
+        assert await operator.settle() is None
+        [event] = [e for e in operator.events if e.reason == Reason.GRACE_KEPT]
+        assert error.message in event.message and "grant" not in event.message
+        cluster.before = lambda *_: None
+        await operator.settle()
+        assert grace(cluster) == 10 + 30 + 5
 
     asyncio.run(main())
 

@@ -405,7 +405,8 @@ async def test_a_page_that_is_put_off_waits_and_the_list_goes_on_from_there(
     first = {"metadata": {"continue": "more"}, "items": [{"metadata": {"name": "1"}}]}
     last = {"metadata": {"resourceVersion": "9"}, "items": [{"metadata": {"name": "2"}}]}
     pages = [put_off(7), web.json_response(first), put_off(2), put_off(3), web.json_response(last)]
-    pages += [put_off(50), put_off(50), status(429, "TooManyRequests")]
+    pages += [put_off(10), web.json_response(first), put_off(8), put_off(8)]
+    pages += [put_off(30), put_off(31), status(429, "TooManyRequests")]
 
     async def respond(_: web.Request) -> web.StreamResponse:
         return pages.pop(0)
@@ -415,10 +416,15 @@ async def test_a_page_that_is_put_off_waits_and_the_list_goes_on_from_there(
     listing = await kube.list(POD, "ns", limit=1)
     assert [i["metadata"]["name"] for i in listing.items] == ["1", "2"]
     assert waits == [7.0, 2.0, 3.0]
+    waits.clear()
+    with pytest.raises(TooManyRequests):
+        await kube.list(POD, "ns", limit=1)
+    assert waits == [10.0, 8.0], "its pages have one patience together"
+    waits.clear()
     for _ in ("put off for too long", "put off without an end"):
         with pytest.raises(TooManyRequests):
-            await kube.list(POD, "ns")
-    assert waits == [7.0, 2.0, 3.0, 50.0] and not pages
+            await kube.list(POD, "ns", patience=60)
+    assert waits == [30.0] and not pages
 
 
 async def test_a_list_tells_what_it_leaves_out(server: Server, kube: Kube) -> None:

@@ -9,16 +9,14 @@ import pytest
 
 from modelrollout.api.v1alpha1 import (
     Draining,
-    Outcome,
     QueueStatus,
-    RevisionRef,
     Stage,
     StepEvidence,
     TuningEvidence,
 )
 from modelrollout.rollout.desired import desired
 from modelrollout.rollout.desired.pods import replicas, share_replicas
-from modelrollout.rollout.desired.revisions import human_bytes, keeps_outcome, revision_status
+from modelrollout.rollout.desired.revisions import human_bytes, revision_status
 from modelrollout.rollout.desired.traffic import service_selector, split
 from modelrollout.rollout.plan import Desired
 from modelrollout.rollout.snapshot import Server, Snapshot
@@ -206,31 +204,21 @@ def test_what_the_next_stage_writes_of_a_revision_is_not_written_before(stage: S
     assert V2 not in revision_status(b.second(stage))
 
 
+@pytest.mark.parametrize("stage", ["Provision", "Evaluate"])
+def test_a_first_versions_revision_says_before_it_serves_whose_children_there_are(stage: Stage) -> None:
+    s = b.snapshot(
+        b.spec(1),
+        b.status(None, rollout=b.rollout(stage, 1), last_number=1),
+        revisions=(b.revision(1),),
+        children=("uid-1",),
+    )
+    written = revision_status(s)[V1]
+    assert (written.outcome, written.children) == ("Pending", ["uid-1"])
+
+
 def test_what_tuning_found_stands_in_the_revision_before_it_serves() -> None:
     tuning = TuningEvidence(message="as configured")
     assert revision_status(b.second("Provision", changes={"tuning": tuning}))[V2].tuning == tuning
-
-
-@pytest.mark.parametrize(
-    ("stable", "name", "outcome", "copied", "keeps"),
-    [
-        (2, V1, "Retired", "Stable", True),
-        (2, V1, "Retired", "Promoted", True),
-        (1, V2, "Retired", "Promoted", False),
-        (2, V1, "Retired", "Pending", False),
-        (2, V2, "Promoted", "Pending", False),
-        (2, V2, "Promoted", "Promoted", True),
-        (1, V2, "RolledBack", "Pending", False),
-        (1, V2, "Canary", "Pending", True),
-    ],
-)
-def test_an_outcome_is_copied_where_a_restored_backup_would_miss_it(
-    stable: int, name: str, outcome: Outcome, copied: str, keeps: bool
-) -> None:
-    s = b.second("Done")
-    ref = RevisionRef(revision=b.revision_name(stable), number=stable)
-    s = replace(s, status=s.status.model_copy(update={"stable": ref}))
-    assert keeps_outcome(s, name, outcome, copied) is keeps
 
 
 def test_the_evidence_of_a_rollout_stands_in_its_revision() -> None:
@@ -257,6 +245,16 @@ def test_the_evidence_of_a_rollout_stands_in_its_revision() -> None:
         b.ago(10),
     )
     assert (statuses.accuracy, statuses.size, statuses.p99) == ("0.975 (-0.005)", "260 (-74 %)", "3.1ms")
+
+
+@pytest.mark.parametrize(("reason", "worse"), [("ErrorsHigh", True), ("SlotHeldTooLong", False)])
+def test_only_the_reason_for_which_a_step_failed_proves_a_version_worse(reason: str, worse: bool) -> None:
+    """What clients may have caused pauses a step that failed, until something else ends it."""
+    evidence = StepEvidence(index=0, weight=5, verdict="Failed", reason="ErrorsHigh", seconds=30)
+    changes = {"outcome": "RolledBack", "reason": reason, "history": [evidence]}
+    s = b.second("Failed", changes=changes)
+    ended = replace(s.revisions[1], status=revision_status(s)[V2])
+    assert ended.status.outcome == "RolledBack" and ended.proven_worse is worse
 
 
 def test_the_former_stable_is_retired() -> None:

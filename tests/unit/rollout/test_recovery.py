@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.v1alpha1 import Counter, MetricStatus, ModelDeploymentStatus, RevisionRef, StepEvidence
+from modelrollout.api.v1alpha1 import (
+    Counter,
+    MetricStatus,
+    ModelDeploymentStatus,
+    RevisionRef,
+    ServerCounts,
+    StepEvidence,
+)
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.recovery import sanitize
 from modelrollout.rollout.snapshot import Revision, Snapshot, Split, Verb
@@ -236,6 +243,8 @@ def test_handled_verbs_of_another_form_are_dropped() -> None:
         {"canary": Counter(total=5, bad=10)},
         {"stable": Counter(total=5, bad=-1)},
         {"stable": Counter(total=5, bad=1, spread=[1.0, 1.0, -1.0, 1.0, 5.0, 1.0])},
+        {"servers": ServerCounts(canary=Counter(last={"g": [1.0]}))},
+        {"servers": ServerCounts(stable=Counter(total=5, bad=10))},
     ],
 )
 def test_a_damaged_measurement_is_made_anew_and_the_rollout_goes_on(fields: dict[str, Any]) -> None:

@@ -66,6 +66,7 @@ def test_a_better_version_climbs_step_by_step_and_is_promoted() -> None:
     assert weights == [5, 25, 50, 100]
     assert outcome(world, V2) == ("Promoted", "-")
     assert outcome(world, V1) == ("Retired", "Replaced")
+    assert world.mirrors == {V1: "Retired", V2: "Promoted"}
     assert [(e.weight, e.verdict) for e in world.revisions[V2].status.steps] == [
         (5, "Successful"),
         (25, "Successful"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.plan import Converge
+from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.snapshot import Server
 from modelrollout.testing import builders as b
 
@@ -37,6 +38,18 @@ def test_a_stage_in_which_nothing_is_asked_is_no_write_of_its_own() -> None:
     assert {what: to.stage for what, to in entered.items()} == dict.fromkeys(asks, "Evaluate")
     to = b.moved(decide(b.second("Provision", servers=served), b.START))
     assert (to.stage, to.stages["Evaluate"]) == ("Canary", 0)
+
+
+def test_servers_that_were_ready_in_a_freeze_may_fail_until_it_ends() -> None:
+    window = {"start": b.ago(60), "end": b.ago(-36000)}
+    frozen = combine([read({"metadata": {"name": "p"}, "spec": {"freezeWindows": [window]}})])
+    s = b.second("Provision", wanted=b.spec(2, rollout=DEADLINE), rules=frozen, servers=pods(2))
+    plan = decide(s, b.START)
+    assert b.moved(plan).stage == "Evaluate"
+    later = decide(replace(s, status=plan.status, servers=pods(1)), b.at(7200))
+    assert later.status.rollout and later.status.rollout.stage == "Evaluate"
+    over = decide(replace(s, status=plan.status, rules=combine([])), b.at(7201))
+    assert b.moved(over).stage == "Canary"
 
 
 def test_a_rollback_by_hand_goes_on_to_promote() -> None:

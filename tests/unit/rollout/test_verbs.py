@@ -380,6 +380,13 @@ def test_a_second_rollback_to_the_same_revision_does_not_start_it_over() -> None
     assert "in flight already" in refusal(replace(s, status=state))
 
 
+@pytest.mark.parametrize("stage", ["Prepare", "Provision", "Evaluate"])
+def test_rollback_to_what_spec_requests_again_does_not_end_its_rollout(stage: str) -> None:
+    state = b.status(2, rollout=b.rollout(stage, 1))
+    s = replace(third(verbs=(ROLLBACK,)), spec=b.spec(1))
+    assert f"a rollout of {V1} is in flight already" in refusal(replace(s, status=state))
+
+
 def test_a_rollback_that_fails_says_nothing_about_the_version_and_stays_pinned() -> None:
     rollout = b.rollout("Provision", 1, mode="Rollback")
     state = b.status(2, rollout=rollout, pinned=Pinned(revision=V1, generation=1))

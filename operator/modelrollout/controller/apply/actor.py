@@ -65,7 +65,6 @@ from modelrollout.reasons import Reason
 from modelrollout.resources import network_policies
 from modelrollout.resources.common import NotAllowedError
 from modelrollout.resources.server import grace_once_proven_worse
-from modelrollout.rollout.desired.revisions import keeps_outcome
 from modelrollout.rollout.plan import Desired, Event
 from modelrollout.rollout.snapshot import NAME_TAKEN
 from modelrollout.traffic.registry import backends_of
@@ -257,11 +256,15 @@ class Actor:
                 )
             except (Conflict, NotFound):  # it has ended
                 continue
-            except (Forbidden, Invalid) as e:
+            except KubeError as e:
+                remedy = (
+                    "grant the operator delete on pods, as the chart's Role does"
+                    if isinstance(e, Forbidden)
+                    else "the next pass asks again"
+                )
                 text = (
                     f"pods of revision {revision}, which was proven worse, keep their {before} s to end"
-                    f" instead of {grace}, and with them their GPUs: {e.message}; grant the operator delete"
-                    " on pods, as the chart's Role does"
+                    f" instead of {grace}, and with them their GPUs: {e.message}; {remedy}"
                 )
                 await self.report(observation, Event(Reason.GRACE_KEPT, text, "Warning"))
                 continue
@@ -434,7 +437,7 @@ class Actor:
         self._fence()
         try:
             copied = annotations_of(live).get(names.ANNOTATION_OUTCOME, "Pending")
-            if not keeps_outcome(observation.observed, name, status.outcome, copied):
+            if status.outcome not in ("Pending", "Canary", copied):
                 annotations = {
                     names.ANNOTATION_OUTCOME: status.outcome,
                     names.ANNOTATION_REASON: status.reason,

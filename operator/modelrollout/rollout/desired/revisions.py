@@ -45,12 +45,14 @@ _PASSING = ("Prepare", "Promote", "Revert")
 _BEFORE_TRAFFIC = ("Provision", "Evaluate")
 
 
-def _is_passing(rollout: RolloutStatus) -> bool:
+def _is_passing(s: Observed, rollout: RolloutStatus) -> bool:
     """Whether the revision's status can wait for the next stage. It cannot where the stage may last
-    (in a queue), or where much work would be lost with the rollout's status.
+    (in a queue), or where much work would be lost with the rollout's status; nor can that of a
+    first version, which alone says whose children there are already.
     """
     lasts = rollout.queue is not None or rollout.tuning is not None
-    return rollout.stage in _PASSING or (rollout.stage in _BEFORE_TRAFFIC and not lasts)
+    waits = rollout.stage in _BEFORE_TRAFFIC and s.status.stable is not None and not lasts
+    return rollout.stage in _PASSING or waits
 
 
 def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
@@ -62,7 +64,7 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
     rollout = s.status.rollout
     for revision in s.revisions:
         desired = revision.status
-        if rollout and rollout.revision == revision.name and _is_passing(rollout):
+        if rollout and rollout.revision == revision.name and _is_passing(s, rollout):
             continue
         if rollout and rollout.revision == revision.name and rollout.reason != Reason.QUARANTINED:
             step = s.status.step if in_flight(rollout) else None
@@ -83,20 +85,6 @@ def revision_status(s: Snapshot) -> dict[str, ModelRevisionStatus]:
         if desired != revision.status:
             changed[revision.name] = desired
     return changed
-
-
-def keeps_outcome(s: Observed, name: str, outcome: Outcome, copied: str) -> bool:
-    """Whether the annotations of a revision, which a backup keeps, say enough of its outcome.
-
-    ``copied``: what they say. One that a later revision has replaced may go on as one that served
-    (``recovery`` takes the last of these), one that a person left for an earlier one may not.
-    """
-    stable = s.revision(s.status.stable.revision) if s.status.stable else None
-    revision = s.revision(name)
-    replaced = stable is not None and revision is not None and stable.number > revision.number
-    return outcome in ("Pending", "Canary", copied) or (
-        outcome == "Retired" and copied in ("Stable", "Promoted") and replaced
-    )
 
 
 def _of_rollout(revision: Revision, rollout: RolloutStatus) -> ModelRevisionStatus:

@@ -14,6 +14,7 @@ from modelrollout.rollout.desired.jobs import asks_made_up
 from modelrollout.rollout.desired.pods import has_pods_for
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
 from modelrollout.rollout.policy.requirements import golden_violation
+from modelrollout.rollout.policy.rules import active_freeze
 from modelrollout.rollout.snapshot import baseline, predecessor, rollout_of, shadow_of, step_of
 from modelrollout.rollout.transitions import at_step, change, enter
 from modelrollout.rollout.views import InFlight, Specified, SpecifiedSnapshot
@@ -21,12 +22,13 @@ from modelrollout.rollout.views import InFlight, Specified, SpecifiedSnapshot
 
 def after_provision(s: InFlight, now: datetime) -> ModelDeploymentStatus:
     """Evaluate; or what follows it, where it would ask the served model nothing and only be a write
-    of its own. Evaluate also waits for golden data that a policy demands, and looks whether a
-    stable without a ready pod is dead.
+    of its own. Evaluate also waits for golden data that a policy demands, and for the end of a
+    freeze, in which the servers need not stay ready, and looks whether a stable without a ready pod
+    is dead.
     """
     status = enter(s.status, "Evaluate", now)
     asks = s.spec.rollout.analysis.golden is not None or asks_made_up(s)
-    if asks or is_down(s) or golden_violation(s.rules, s.spec):
+    if asks or is_down(s) or golden_violation(s.rules, s.spec) or active_freeze(s.rules, now):
         return status
     return after_evaluate(replace(s, status=status), status, now)
 
