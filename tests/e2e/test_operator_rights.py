@@ -247,7 +247,7 @@ PODS: dict[str, Change] = {
     "the account's token by default": pod(lambda s: s.pop("automountServiceAccountToken")),
     "a Secret as environment of what is no server": first(
         lambda c: (
-            c.update(name="other"),
+            c.update(name=c["name"].replace("triton", "other")),
             c["env"].append({"name": "K", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}),
         )
     ),
