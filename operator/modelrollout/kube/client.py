@@ -264,7 +264,7 @@ class Kube:
                         "list", resource, path, query=query, most=decoding.PAGE_BYTES if count > 1 else None
                     )
                 except TooManyRequests as e:
-                    # a list that began anew would only add to what the API server has to do
+                    # a list that began again would only add to what the API server has to do
                     if e.retry_after is None or e.retry_after > patience:
                         raise
                     patience -= e.retry_after

@@ -10,6 +10,7 @@ from pydantic.alias_generators import to_camel
 
 from modelrollout.api.v1alpha1.model import Data, ModelFile
 from modelrollout.api.v1alpha1.schema import ApiModel, Argument, Duration, ListMapKey, Resources, Rule
+from modelrollout.contract.gate import MetricName
 
 AUTO_TIME_LIMIT = "20m"
 
@@ -367,21 +368,7 @@ class GateMetric(GateBudget):
     how many samples are missing.
     """
 
-    name: Literal[
-        "accuracy",
-        "topK",
-        "precision",
-        "recall",
-        "f1",
-        "auc",
-        "agreement",
-        "mae",
-        "mse",
-        "relativeError",
-        "cosine",
-        "closeness",
-        "boxIou",
-    ] = Field(
+    name: MetricName = Field(
         description=(
             "accuracy; topK (the label is among the k highest scores); precision, recall, f1; auc (area under"
             " the ROC curve; with several classes the mean of one against the rest); agreement (same class as"
