@@ -28,12 +28,14 @@ _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 # Of one entry, long names and maps of sparse files included: tarfile has them in memory whole.
 _HEADERS_LIMIT_BYTES = 1 << 20
+# Of one entry: for each of them tarfile calls itself, and how deep it may is for others to say.
+_HEADERS_LIMIT = 50
 _READ_BYTES = 16 << 10  # for each header tarfile copies what it has read ahead
 _PIECE_BYTES = 1 << 20
 _GZIP = zlib.MAX_WBITS | 16
 # What tarfile raises for odd archives: it foresees some, and stumbles over others.
 _BROKEN = (
-    *(tarfile.TarError, zlib.error, EOFError, RecursionError),
+    *(tarfile.TarError, zlib.error, EOFError),
     *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
 )
 
@@ -108,7 +110,19 @@ def archives(layers: list[Layer]) -> Iterator[Layer]:
             )
 
 
+class _Tar(tarfile.TarFile):
+    headers = 0  # of the entry that is being read
+
+
 class _Entry(tarfile.TarInfo):
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        assert isinstance(tar, _Tar)
+        tar.headers += 1
+        if tar.headers > _HEADERS_LIMIT:
+            raise tarfile.ReadError("too many headers")
+        return super().fromtarfile(tar)
+
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         """tarfile takes a broken header for the end: what comes after it would not be seen."""
@@ -173,7 +187,7 @@ class _Archive:
         self._stream = _Stream(_unpacked(blob) if layer.media.endswith("gzip") else blob)
         stream: Any = self._stream  # reads, and does nothing else that a file does
         # what it remembers of entries is in attributes that its annotations do not have
-        self._tar: Any = tarfile.open(  # noqa: SIM115
+        self._tar: Any = _Tar.open(  # noqa: SIM115
             mode="r|", fileobj=stream, bufsize=_READ_BYTES, tarinfo=_Entry
         )
 
@@ -184,6 +198,7 @@ class _Archive:
             if self._tar.offset > MAX_MODEL_BYTES:
                 raise Fault("TooLarge", detail=f"unpacks to more than the limit of {MAX_MODEL_BYTES} bytes")
             self._stream.most = self._tar.offset + _HEADERS_LIMIT_BYTES
+            self._tar.headers = 0
             entry = self._tar.next()
             if entry is None:
                 return
