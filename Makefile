@@ -102,7 +102,7 @@ bench-optimizer: venv ## Measure every optimization step on a convolutional netw
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
 .PHONY: bench-fleet
-bench-fleet: venv ## What 300 models cost the operator: CPU, requests, memory, on an API server of its own; FLEET_ARGS="--objects 1000"
+bench-fleet: venv ## What 300 models cost the operator, and 300 rollouts Argo Rollouts: CPU, requests, memory; FLEET_ARGS="--objects 1000"
 	@$(BIN)/python -m fleet $(FLEET_ARGS)
 
 .PHONY: lint

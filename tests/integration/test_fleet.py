@@ -54,7 +54,7 @@ SOME = 0.6
 
 
 async def test_fifty_models_take_no_write_more(tmp_path: Path) -> None:
-    async with fleet(COUNT, tmp_path, print) as run:
+    async with fleet("ours", COUNT, tmp_path, print) as run:
         phases = {"create": await run.create(), "canary": await run.canary(), "restart": await run.restart()}
     for phase, figures in phases.items():
         assert more(figures, EACH[phase]) == {}, f"{phase}: more than {EACH[phase]}"

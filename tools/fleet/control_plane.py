@@ -112,7 +112,7 @@ def _apiserver(program: Path, folder: Path, keys: Path, audit: Path, etcd: int, 
 
 
 def audit_policy() -> dict[str, Any]:
-    """One line for each request of the operator."""
+    """One line for each request of what is measured."""
     return {
         "apiVersion": "audit.k8s.io/v1",
         "kind": "Policy",

@@ -16,7 +16,7 @@ OBJECTIVE_SECONDS = 0.05  # of latency; a bucket bound of the Prometheus that is
 
 def platform() -> list[tuple[Resource, Object]]:
     """Namespaces, and a Gateway that takes every route."""
-    tenants = [_namespace(i) for i in range(NAMESPACES)]
+    tenants = [namespace_of(i) for i in range(NAMESPACES)]
     listener = {
         "name": "http",
         "port": 80,
@@ -24,11 +24,11 @@ def platform() -> list[tuple[Resource, Object]]:
         "allowedRoutes": {"namespaces": {"from": "All"}},
     }
     return [
-        *((NAMESPACE, _object(NAMESPACE, n)) for n in (OPERATORS, GATEWAYS, *tenants)),
-        (GATEWAY_CLASS, _object(GATEWAY_CLASS, "simple", spec={"controllerName": CONTROLLER})),
+        *((NAMESPACE, an_object(NAMESPACE, n)) for n in (OPERATORS, GATEWAYS, *tenants)),
+        (GATEWAY_CLASS, an_object(GATEWAY_CLASS, "simple", spec={"controllerName": CONTROLLER})),
         (
             GATEWAY,
-            _object(
+            an_object(
                 GATEWAY, "public", GATEWAYS, spec={"gatewayClassName": "simple", "listeners": [listener]}
             ),
         ),
@@ -40,10 +40,10 @@ def model(i: int, version: int = 1) -> Object:
     and two queries.
     """
     objective = f"{round(OBJECTIVE_SECONDS * 1000)}ms"
-    return _object(
+    return an_object(
         MODEL_DEPLOYMENT,
         f"model-{i}",
-        _namespace(i % NAMESPACES),
+        namespace_of(i),
         spec={
             **source(i, version),
             "serving": {"resources": {"limits": {"nvidia.com/gpu": 1}}},
@@ -95,10 +95,12 @@ def is_done(deployment: Object, version: int) -> bool:
     )
 
 
-def _namespace(i: int) -> str:
-    return f"team-{i}"
+def namespace_of(i: int) -> str:
+    """Of the i-th object."""
+    return f"team-{i % NAMESPACES}"
 
 
-def _object(resource: Resource, name: str, namespace: str | None = None, **parts: Any) -> Object:
+def an_object(resource: Resource, name: str, namespace: str | None = None, **parts: Any) -> Object:
+    """``parts``: beside kind and metadata."""
     metadata = {"name": name} | ({"namespace": namespace} if namespace else {})
     return {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, **parts}

@@ -1,29 +1,18 @@
-"""The operator under measurement: ``modelrollout run`` as a process, and what Linux says of it."""
+"""What is measured, as a process, and what Linux says of it."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from fleet import FleetError
-from fleet.objects import OPERATORS
 from sandbox.shell import stop, tail
 
 STOP_SECONDS = 15.0
 _TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def operator(config: Path, kubeconfig: Path, health_port: int) -> list[str]:
-    """Its command. A second life has the same identity, and so need not wait for the Lease."""
-    return [
-        *(sys.executable, "-m", "modelrollout.cli.main", "run"),
-        *("--config", str(config), "--kubeconfig", str(kubeconfig), "--health-port", str(health_port)),
-        *("--identity", "fleet", "--lease-namespace", OPERATORS),
-    ]
 
 
 class MeasuredProcess:
@@ -77,7 +66,7 @@ class MeasuredProcess:
         if self._process is None or self._process.poll() is not None:
             code = None if self._process is None else self._process.returncode
             raise FleetError(
-                f"the operator ended with code {code}; {self._log} ends with:\n{tail(self._log)}"
+                f"what is measured ended with code {code}; {self._log} ends with:\n{tail(self._log)}"
             )
         return Path("/proc") / str(self._process.pid)
 

@@ -1,4 +1,4 @@
-"""The operator's requests, from the API server's audit log."""
+"""The requests of what is measured, from the API server's audit log."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pathlib import Path
 
 from demo.audit import events
 from fleet.control_plane import OPERATOR
-from modelrollout.controller.process import LEASE_NAME
 
 WRITES = frozenset({"create", "update", "patch", "delete"})
 
 
 class Requests:
     """Counts by verb and resource (``"create jobs"``, ``"update modeldeployments/status"``),
-    without watches and without what the leader's Lease costs, which go on whatever happens.
+    without watches and without what the leader's ``lease`` costs, which go on whatever happens.
     """
 
-    def __init__(self, audit: Path) -> None:
-        self._audit, self._seen = audit, 0
+    def __init__(self, audit: Path, lease: str) -> None:
+        self._audit, self._lease, self._seen = audit, lease, 0
 
     def since_last(self) -> Counter[str]:
         """Those that were answered since the last call, or since the start."""
@@ -29,7 +28,7 @@ class Requests:
                 continue
             self._seen = n + 1
             about = event.get("objectRef") or {}
-            if event["verb"] == "watch" or about.get("name") == LEASE_NAME:
+            if event["verb"] == "watch" or about.get("name") == self._lease:
                 continue
             resource = "/".join(filter(None, (about.get("resource"), about.get("subresource"))))
             kinds[f"{event['verb']} {resource or event['requestURI'].partition('?')[0]}"] += 1

@@ -13,23 +13,22 @@ from pathlib import Path
 
 import yaml
 
-from fleet import FleetError, objects, servers
+from fleet import FleetError, servers
 from fleet.api import Api, ApiError
 from fleet.control_plane import OPERATOR, WORLD, ControlPlane
-from fleet.process import MeasuredProcess, Rest, operator
+from fleet.controllers import CONTROLLERS, Controller
+from fleet.player import Player
+from fleet.process import MeasuredProcess, Rest
 from fleet.requests import Requests, writes
-from fleet.world import World
-from modelrollout.kube.kinds import GATEWAY, GATEWAY_CLASS, HTTP_ROUTE, MODEL_DEPLOYMENT, Resource
+from modelrollout.kube.kinds import Resource
 from modelrollout.kube.objects import Object
-from sandbox import build_parts
-from sandbox.paths import CHECKOUT, cache_root
-from sandbox.shell import free_ports
+from sandbox import build_parts, pins
+from sandbox.paths import cache_root
 
 CRD = Resource(
     "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
 )
 PHASES = ("create", "idle", "canary", "restart")
-OURS = "ours"  # who is measured; Argo Rollouts is to be "argo"
 _AT_ONCE = 8  # objects that are applied at one time
 _LOOK_SECONDS = 0.5
 _SAY_SECONDS = 15.0
@@ -39,8 +38,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Figures:
-    """What one phase cost. Times are seconds, CPU and requests those of the operator; of the phase
-    itself and of what it does afterwards until it rests.
+    """What one phase cost. Times are seconds, CPU and requests of what is measured, in the
+    phase and in what it does afterwards until it rests.
     """
 
     count: int  # objects
@@ -72,13 +71,14 @@ class Figures:
 
 
 class Fleet:
-    """N objects, the operator, and the world; ``fleet`` makes one."""
+    """N objects, what is measured, and the world; ``fleet`` makes one."""
 
     def __init__(
         self,
         count: int,
+        controller: Controller,
         api: Api,
-        world: World,
+        world: Player,
         playing: asyncio.Task[None],
         process: MeasuredProcess,
         requests: Requests,
@@ -86,24 +86,32 @@ class Fleet:
     ) -> None:
         """``playing``: the world's task."""
         self.count = count
-        self._api, self._world, self._playing = api, world, playing
+        self._controller, self._api, self._world, self._playing = controller, api, world, playing
         self._process, self._requests, self._say = process, requests, say
 
     async def start(self) -> None:
-        """The operator starts and rests."""
+        """It starts and rests."""
         self._process.start()
         await self._rest("start")
         self._requests.since_last()
 
     async def create(self) -> Figures:
         """All objects are created, and their first version serves."""
-        return await self._version(1, lambda i: self._api.create(MODEL_DEPLOYMENT, objects.model(i)))
+
+        async def create(i: int) -> None:
+            for resource, obj in self._controller.created(i):
+                await self._api.create(resource, obj)
+
+        return await self._version(1, create)
 
     async def canary(self) -> Figures:
         """All get a new version at once, and it is promoted."""
-        return await self._version(
-            2, lambda i: self._api.patch(MODEL_DEPLOYMENT, objects.model(i), {"spec": objects.source(i, 2)})
-        )
+
+        async def change(i: int) -> None:
+            resource, obj = list(self._controller.created(i))[-1]
+            await self._api.patch(resource, obj, self._controller.change(i, 2))
+
+        return await self._version(2, change)
 
     async def idle(self, seconds: float) -> Figures:
         """Nothing happens for so long."""
@@ -112,7 +120,7 @@ class Fleet:
         return self._figures(time.monotonic() - began, used)
 
     async def restart(self) -> Figures:
-        """The operator is killed and started again, until it rests."""
+        """It is killed and started again, until it rests."""
         self._process.kill()
         began = time.monotonic()
         self._process.start()
@@ -135,10 +143,10 @@ class Fleet:
 
     async def _all_done(self, version: int, deadline: float) -> None:
         """Returns with the last one; says how far it is meanwhile."""
-        models, said = self._world.models, 0.0
+        seen, said = self._world.seen, 0.0
         while True:
-            waiting = [o for o in models.values() if not objects.is_done(o, version)]
-            if len(models) == self.count and not waiting:
+            waiting = [o for o in seen.values() if not self._controller.is_done(o, version)]
+            if len(seen) == self.count and not waiting:
                 return
             now = time.monotonic()
             if now > deadline:
@@ -146,18 +154,18 @@ class Fleet:
             if now - said >= _SAY_SECONDS:
                 phases = Counter((o.get("status") or {}).get("phase", "New") for o in waiting)
                 said, listed = now, ", ".join(f"{n} {phase}" for phase, n in phases.most_common())
-                self._say(f"# version {version}: {len(models) - len(waiting)} of {self.count} done; {listed}")
+                self._say(f"# version {version}: {len(seen) - len(waiting)} of {self.count} done; {listed}")
             await asyncio.sleep(_LOOK_SECONDS)
-            self._process.cpu_seconds()  # fails where the operator has ended
+            self._process.cpu_seconds()  # fails where it has ended
             if self._playing.done():
                 raise FleetError("the world has ended") from self._playing.exception()
 
     async def _rest(self, what: str) -> float:
-        """Wait until the operator rests; since when."""
+        """Wait until it rests; since when."""
         rest, deadline = Rest(self._process), time.monotonic() + _PATIENCE_SECONDS
         while (since := rest.since()) is None:
             if time.monotonic() > deadline + _PATIENCE_EACH * self.count:
-                raise FleetError(f"{what}: the operator does not come to rest; see its log")
+                raise FleetError(f"{what}: it does not come to rest; see its log")
             await asyncio.sleep(_LOOK_SECONDS)
         return since
 
@@ -179,46 +187,48 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(count: int, folder: Path, say: Say) -> AsyncIterator[Fleet]:
-    """A control plane, the world, and the operator, which has started; ``folder`` takes everything
-    that they write.
+async def fleet(who: str, count: int, folder: Path, say: Say) -> AsyncIterator[Fleet]:
+    """A control plane, the world, and the one of ``CONTROLLERS`` that is measured, which has
+    started; ``folder`` takes everything that they write.
     """
+    controller = CONTROLLERS[who]
+    if controller.part is not None:
+        await asyncio.to_thread(_build, controller.part, say)
     with ControlPlane(folder) as plane:
         say(f"# API server at {plane.server}, logs in {folder}")
         async with AsyncExitStack() as stack:
             url = await stack.enter_async_context(servers.prometheus())
-            pod_address = await stack.enter_async_context(servers.triton())
             api = await stack.enter_async_context(Api(plane.server, plane.trust(WORLD)))
-            world = World(api, pod_address)
-            await _prepare(api, world, plane)
+            world = await stack.enter_async_context(controller.world(api))
+            await world.begin(await _prepare(api, controller, url))
             playing = asyncio.create_task(world.run())
             stack.push_async_callback(_end, playing)
-            config = folder / "operator.json"
-            config.write_text(json.dumps(objects.configuration(url)))
-            command = operator(config, plane.kubeconfig(OPERATOR), *free_ports(1))
-            process = MeasuredProcess(command, folder / "operator.log")
+            command = controller.command(folder, plane.kubeconfig(OPERATOR), url)
+            process = MeasuredProcess(command, folder / f"{who}.log")
             stack.callback(process.stop)
-            made = Fleet(count, api, world, playing, process, Requests(plane.audit), say)
+            requests = Requests(plane.audit, controller.lease)
+            made = Fleet(count, controller, api, world, playing, process, requests, say)
             await made.start()
             yield made
 
 
-async def _prepare(api: Api, world: World, plane: ControlPlane) -> None:
-    """The definitions, and what the platform team creates."""
-    files = [
-        *sorted((CHECKOUT / "crds").glob("*.yaml")),
-        build_parts.crds(cache_root() / "logs" / "crds.log")[0],
-    ]
-    definitions = [d for file in files for d in yaml.safe_load_all(file.read_text()) if d]
+def _build(part: pins.Part, say: Say) -> None:
+    log = cache_root() / "logs" / f"build-{part.name}.log"
+    if not build_parts.cached(part):
+        say(f"# {part.name} is built, which takes some {part.cold_seconds} s; log: {log}")
+    build_parts.build(part, log)
+
+
+async def _prepare(api: Api, controller: Controller, prometheus: str) -> dict[Resource, Object]:
+    """The definitions, and what the platform team creates, the last one of each kind."""
+    definitions = [d for file in controller.definitions() for d in yaml.safe_load_all(file.read_text()) if d]
     for definition in definitions:
         if definition["kind"] == CRD.kind:
             await api.create(CRD, definition)
-    for resource in (MODEL_DEPLOYMENT, HTTP_ROUTE, GATEWAY):
+    platform = list(controller.platform(prometheus))
+    for resource in {resource for resource, _ in (*platform, *controller.created(0))}:
         await _served(api, resource)
-    made = {}
-    for resource, obj in objects.platform():
-        made[resource] = await api.create(resource, obj)
-    await world.open_gateway(made[GATEWAY_CLASS], made[GATEWAY])
+    return {resource: await api.create(resource, obj) for resource, obj in platform}
 
 
 async def _served(api: Api, resource: Resource) -> None:

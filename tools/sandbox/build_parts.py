@@ -107,6 +107,12 @@ def argo_cd_manifests(log: Path) -> tuple[Path, Path]:
     )
 
 
+def rollouts_crds(log: Path) -> Path:
+    """The definitions of Argo Rollouts."""
+    module = f"github.com/argoproj/argo-rollouts@v{pins.ARGO_ROLLOUTS}"
+    return _yaml_of("argo-rollouts-crds", module, "manifests/crds/*-crd.yaml", log)
+
+
 def envoy_gateway_crds(log: Path) -> Path:
     """Those of Envoy Gateway's own chart: its kinds, and the Gateway API's experimental channel."""
     return _yaml_of(

