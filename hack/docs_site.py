@@ -75,6 +75,7 @@ NAV: Mapping[str, tuple[str, ...]] = {
         "docs/explanation/fleets.md",
         "docs/explanation/safety.md",
         "docs/explanation/threat-model.md",
+        "docs/explanation/comparison.md",
         "docs/explanation/failures-elsewhere.md",
         "docs/explanation/invariants.md",
         "docs/glossary.md",
