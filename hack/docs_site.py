@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+STYLE = ROOT / "hack" / "docs_site.css"
 INDEX = "docs/README.md"
 # What a reader finds at the left, in the order of the pages; paths from the root of the repository.
 NAV: Mapping[str, tuple[str, ...]] = {
@@ -194,6 +195,8 @@ def closure(listed: Iterable[str]) -> list[str]:
 
 def stage(source: Path) -> None:
     """Write what Sphinx reads."""
+    (source / "_static").mkdir(parents=True)
+    shutil.copy(STYLE, source / "_static")
     parts = navigation()
     listed = [INDEX, *(page for pages in parts.values() for page in pages)]
     for path in closure(listed):
@@ -233,6 +236,8 @@ def build(source: Path, out: Path) -> int:
             "release": version(),
             "html_title": name,
             "html_theme": "furo",
+            "html_static_path": ["_static"],
+            "html_css_files": [STYLE.name],
             "html_show_sphinx": False,
             "html_copy_source": False,
             "html_permalinks_icon": "#",
