@@ -129,19 +129,23 @@ def chart_schema() -> dict[str, Any]:
     return found
 
 
-@cache
-def blocks() -> list[Block]:
-    """Every YAML block of the pages."""
+def pages() -> list[str]:
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", *PAGES],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        check=False,  # not a checkout of Git: no blocks, which a test of its own notices
+        check=False,  # not a checkout of Git: no pages, which a test of its own notices
     )
+    return sorted({page for page in listed.stdout.splitlines() if (ROOT / page).is_file()})
+
+
+@cache
+def blocks() -> list[Block]:
+    """Every YAML block of the pages."""
     return [
         Block(page, number, text)
-        for page in sorted(set(listed.stdout.splitlines()))
+        for page in pages()
         for number, text in enumerate(
             re.findall(r"^```yaml\n(.*?)^```", (ROOT / page).read_text(), flags=re.S | re.M), 1
         )

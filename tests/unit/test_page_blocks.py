@@ -16,7 +16,18 @@ from modelrollout.cli.manifests.documents import Document
 from modelrollout.cli.manifests.form import as_sent, wrong_form
 from modelrollout.cli.manifests.validate import findings
 from tests import page_blocks
-from tests.page_blocks import CHART, OTHERS, ROOT, Block, Sort, blocks, chart_schema, laid_over, of_sort
+from tests.page_blocks import (
+    CHART,
+    OTHERS,
+    ROOT,
+    Block,
+    Sort,
+    blocks,
+    chart_schema,
+    laid_over,
+    of_sort,
+    pages,
+)
 
 
 def name(block: Block) -> str:
@@ -71,9 +82,11 @@ def test_what_looks_like_yaml_is_marked_as_yaml() -> None:
     """Otherwise no test would see it."""
     unmarked = [
         f"{page}: {text.splitlines()[0]}"
-        for page in sorted({block.page for block in blocks()})
-        for text in re.findall(r"^```\n(.*?)^```", (ROOT / page).read_text(), flags=re.S | re.M)
-        if re.match(r"(apiVersion|kind|spec|rollout|serving|traffic):", text)
+        for page in pages()
+        for language, text in re.findall(
+            r"^```(\w*)\n(.*?)^```", (ROOT / page).read_text(), flags=re.S | re.M
+        )
+        if not language and re.match(r"(apiVersion|kind|spec|rollout|serving|traffic):", text)
     ]
     assert unmarked == []
 
