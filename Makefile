@@ -114,12 +114,19 @@ lint: venv ## ruff, mypy --strict, layer contracts, generated files current
 	$(BIN)/python -m modelrollout.crdgen --check
 	PYTHONPATH=tools $(BIN)/python -m dashboards --check
 	$(BIN)/python -m modelrollout.reasonsgen --check
+	$(BIN)/python -m hack.reference --check
+
+.PHONY: docs
+docs: ## Build the documentation as a site in build/site/html, and check its links and anchors
+	@hack/venv.sh $(CURDIR)/.cache/docs requirements/docs.txt
+	@$(CURDIR)/.cache/docs/bin/python hack/docs_site.py
 
 .PHONY: generate
-generate: venv ## Write crds/, the chart's copy of it, the dashboards, and the pages on reasons
+generate: venv ## Write crds/, the chart's copy of it, the dashboards, and the pages on reasons, fields and commands
 	$(BIN)/python -m modelrollout.crdgen
 	PYTHONPATH=tools $(BIN)/python -m dashboards
 	$(BIN)/python -m modelrollout.reasonsgen
+	$(BIN)/python -m hack.reference
 
 .PHONY: pins
 pins: ## Resolve pyproject.toml into requirements/*.txt, to the newest versions that fit

@@ -1,5 +1,5 @@
 """Resolve the dependencies in pyproject.toml into requirements/*.txt: exact versions of everything,
-for the images and for development.
+for the images, for development and for the site of the documentation.
 
 Run it with a bare Python 3.11 (`make pins`), on the platform of the images. It takes the newest
 versions that fit, not the present pins.
@@ -73,6 +73,7 @@ def main() -> None:
         )
     finally:
         together.unlink()
+    resolve("docs", *project["dependency-groups"]["docs"])
 
 
 if __name__ == "__main__":

@@ -1,16 +1,10 @@
 """The chart: its values reach the operator's configuration, its pods are hardened, its rights are
 few.
-
-It is rendered with helm: on PATH, or its path in the environment variable HELM (the sandbox builds
-one).
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -36,13 +30,9 @@ from modelrollout.contract.tasks import CleanTask
 from modelrollout.controller import process as operator
 from modelrollout.feedback.settings import SETTINGS_ENV, FeedbackLimits, FeedbackSettings
 from modelrollout.jobs.runner import parse_task
+from tests.integration.helm import CHART, TEMPLATE, helm
 
 ROOT = Path(__file__).parents[2]
-CHART = ROOT / "charts" / "model-rollout-operator"
-HELM = os.environ.get("HELM") or shutil.which("helm")
-# helm's own default is the Kubernetes version that it was built against, or 1.20 when its build
-# says nothing.
-KUBE_VERSION = "1.34.0"
 
 
 def values() -> dict[str, Any]:
@@ -55,23 +45,13 @@ def schema() -> dict[str, Any]:
     return found
 
 
-def helm(*args: str, ok: bool = True) -> str:
-    assert HELM, (
-        "no helm: put it on PATH, or set HELM to its path; `make test-integration` takes the sandbox's"
-    )
-    done = subprocess.run([HELM, *args], capture_output=True, text=True, timeout=60)
-    assert (done.returncode == 0) is ok, done.stdout + done.stderr
-    return done.stdout if ok else done.stderr
-
-
 def template(*changes: str, values: str | None = "ci/default-values", ok: bool = True) -> str:
     """A release ``mro`` in namespace ``modelrollout`` with the values of that file and ``--set`` of
     each change; unless ``ok``, why Helm refuses it.
     """
     file = ["-f", str(CHART / f"{values}.yaml")] if values else []
     sets = [argument for change in changes for argument in ("--set", change)]
-    where = ("-n", "modelrollout", "--kube-version", KUBE_VERSION)
-    return helm("template", "mro", str(CHART), *where, *file, *sets, ok=ok)
+    return helm(*TEMPLATE, *file, *sets, ok=ok)
 
 
 def objects(*changes: str, values: str = "ci/default-values") -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from modelrollout.api import names
+from tests.integration.helm import CHART, KUBE_VERSION, helm
 from tests.integration.own_group import Kubectl
-from tests.integration.test_chart import CHART, KUBE_VERSION, helm
 from tests.unit.crdgen.test_crdgen import ROOT
 
 pytestmark = pytest.mark.sandbox

@@ -84,6 +84,11 @@ def test_the_pages_on_reasons_are_what_the_enumeration_says() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+def test_the_pages_on_fields_and_commands_are_what_the_code_says() -> None:
+    checked = run("-m", "hack.reference", "--check")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 def test_a_flavour_of_the_optimizer_has_all_that_every_job_needs() -> None:
     """It mostly stands on the layers of the others, and what is in both must be of one version."""
     flavours = re.findall(
