@@ -388,6 +388,25 @@ def test_an_artifact_is_made_for_hardware(serving: dict[str, object], hardware: 
     assert o.task(o.prepare(serving=Serving.model_validate(serving)))["target_hardware"] == hardware
 
 
+@pytest.mark.parametrize(
+    ("triton", "limits", "gpus"),
+    [
+        ({"backend": "VLLM"}, {"nvidia.com/gpu": 4}, 4),
+        ({"backend": "Python", "code": "Allowed"}, {"amd.com/gpu": "2"}, 2),
+        ({"backend": "VLLM"}, {"nvidia.com/mig-3g.40gb": 1}, 1),
+        ({"backend": "VLLM"}, {"example.com/vgpu": 1}, None),
+        ({"backend": "VLLM"}, {"cpu": 4}, None),
+        ({"backend": "TensorRT"}, {"nvidia.com/gpu": 4}, None),
+        ({}, {"nvidia.com/gpu": 4}, None),
+    ],
+)
+def test_a_model_that_may_be_divided_is_prepared_for_the_gpus_of_a_pod(
+    triton: dict[str, object], limits: dict[str, object], gpus: int | None
+) -> None:
+    serving = Serving.model_validate({"triton": triton, "resources": {"limits": limits}})
+    assert o.task(o.prepare(serving=serving)).get("gpus") == gpus
+
+
 def test_prepare_has_the_users_resources_and_time() -> None:
     optimization = o.OPTIMIZATION.model_copy(
         update={"resources": Optimization.model_validate({"resources": {"limits": {"cpu": "4"}}}).resources}

@@ -62,6 +62,7 @@ from modelrollout.resources.jobs.container import DISK_STEPS, add_container, env
 from modelrollout.resources.server import FETCH, tolerations
 
 _PRODUCT = "nvidia.com/gpu.product"  # label by NVIDIA's discovery
+_DIVIDED: frozenset[Backend] = frozenset({"VLLM", "Python"})  # may be divided over several GPUs
 _CONVERT = "convert"  # the container that reads what was fetched
 _READER = "artifacts-reader"  # volume of the Secret that only reads the artifact store
 _DEFAULT_RESOURCES = Resources(
@@ -144,6 +145,9 @@ def prepare_job(
         salt=salt,
         recorded=tuple(Recorded(uri=uri, digest=digest) for uri, digest in recorded),
         target_hardware=_hardware(serving, config.gpu_table),
+        gpus=config.gpu_table.devices(serving.resources.limits)
+        if serving.triton.backend in _DIVIDED
+        else None,
     )
     resources = optimization.resources or _DEFAULT_RESOURCES
     job = build_job(
