@@ -576,12 +576,28 @@ def preview_service(owner: Owner, revision: str) -> Object:
 
 
 def disruption_budget(owner: Owner, revision: str) -> Object:
-    """Lets a drain take one of stable's pods at a time. A budget for a canary would only block
-    drains.
-    """
+    """Lets a drain take one of stable's pods at a time."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": metadata(owner, owner.name, labels(owner.name, names.COMPONENT_SERVER)),
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": server_selector(owner.name, revision)}},
+    }
+
+
+def canary_budget(owner: Owner, deployment: str, number: int) -> Object:
+    """The same for a canary's pods that are ready. Those that are not hold up no drain: a version
+    may be so bad that none ever is.
+    """
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": metadata(
+            owner, owner.name, labels(deployment, names.COMPONENT_SERVER, owner.name, number)
+        ),
+        "spec": {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": server_selector(deployment, owner.name)},
+        },
     }
