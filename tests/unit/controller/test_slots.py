@@ -121,7 +121,7 @@ def end(cluster: Cluster, name: str) -> None:
     cluster.change(MODEL_DEPLOYMENT, name, done)
 
 
-def running(cluster: Cluster) -> dict[str, int]:
+def running(cluster: Cluster) -> dict[str, Fraction]:
     """GPUs by name of the rollouts that have been let through and are not over."""
     actual = {}
     for (resource, _, name), o in cluster.objects.items():
@@ -131,7 +131,7 @@ def running(cluster: Cluster) -> dict[str, int]:
     return actual
 
 
-GPUS = {"a": 1, "b": 1, "c": 2, "d": 1, "e": 3}
+GPUS = {"a": Fraction(1), "b": Fraction(2, 7), "c": Fraction(2), "d": Fraction(5, 7), "e": Fraction(3)}
 
 
 def world(**limits: int) -> Cluster:
