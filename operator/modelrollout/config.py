@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -11,6 +13,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -22,6 +25,7 @@ from pydantic.alias_generators import to_camel
 from modelrollout.api import selectors, uris
 from modelrollout.api.v1alpha1.policy import Queries
 from modelrollout.contract.formats import Flavour
+from modelrollout.gpus import USUAL, GpuResource, GpuTable
 from modelrollout.telemetry.redaction import mask_uris
 
 
@@ -496,6 +500,54 @@ class CapacityConfig(_Config):
     )
 
 
+_WEIGHT = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6}|/[1-9][0-9]{0,5})?")
+
+
+def _weight(value: object) -> object:
+    """The exact number: of a float the one that was written."""
+    if isinstance(value, Fraction):
+        return value
+    text = "" if isinstance(value, bool) else str(value)
+    if not _WEIGHT.fullmatch(text):
+        raise ValueError(f"{value!r} is no weight; write a number from 0 on, for example 1, 0.5 or 1/7")
+    return Fraction(text)
+
+
+_DOMAIN = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
+ResourceName = Annotated[
+    str, Field(pattern=rf"^{_DOMAIN}/([A-Za-z0-9][-A-Za-z0-9_.]{{0,62}}\*?|\*)$", max_length=317)
+]
+TaintKey = Annotated[str, Field(pattern=rf"^({_DOMAIN}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$")]
+
+
+class GpuConfig(_Config):
+    """What a resource of pods is: a GPU, a part of one, or none."""
+
+    weight: Annotated[Fraction, BeforeValidator(_weight)] = Field(
+        description=(
+            "GPUs that one of it counts in limits.gpus of a RolloutPolicy, for example 1 or 1/7; 0: it is no"
+            " GPU."
+        )
+    )
+    toleration: TaintKey | None = Field(
+        None, description="Key of the taint (NoSchedule) of its nodes, which pods that request it tolerate."
+    )
+    one_device: bool = Field(
+        False,
+        description=(
+            "One of it is at most one device to a program, so that what a model says of devices can be"
+            " compared."
+        ),
+    )
+
+
+def _usual_gpus() -> dict[str, GpuConfig]:
+    return {
+        name: GpuConfig(weight=row.weight, toleration=row.toleration, one_device=row.one_device)
+        for name, row in USUAL.items()
+    }
+
+
 def _block(text: str) -> str:
     """An address range as the API server accepts it; a single address is a range too."""
     try:
@@ -622,6 +674,13 @@ class OperatorConfig(_Config):
     routes: RoutesConfig = Field(default_factory=RoutesConfig)
     workloads: WorkloadRules = Field(default_factory=WorkloadRules)
     capacity: CapacityConfig = Field(default_factory=CapacityConfig)
+    gpus: dict[ResourceName, GpuConfig] = Field(
+        default_factory=_usual_gpus,
+        description=(
+            "The whole table of GPUs: names of resources, or the beginning of names and a *; the longest"
+            " that fits holds. Left out: those of the usual device plugins."
+        ),
+    )
     network_policies: NetworkPoliciesConfig | None = Field(
         None, description="Left out: the operator neither reads nor writes NetworkPolicies."
     )
@@ -648,6 +707,12 @@ class OperatorConfig(_Config):
     def store_for(self, uri: str) -> StoreConfig | None:
         """The store with the longest prefix of ``uri``; None: the URI is not allowed."""
         return max((s for s in self.stores if s.holds(uri)), key=lambda s: len(s.uri), default=None)
+
+    @property
+    def gpu_table(self) -> GpuTable:
+        """``gpus``, to ask."""
+        rows = {n: GpuResource(g.weight, g.toleration, g.one_device) for n, g in self.gpus.items()}
+        return GpuTable(rows)
 
     @property
     def providers(self) -> Sequence[ProviderConfig]:

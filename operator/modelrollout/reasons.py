@@ -301,6 +301,12 @@ class Reason(StrEnum):
         "sequences, paths, numbers of GPUs",
         10,
     )
+    TOO_FEW_GPUS = (
+        "TooFewGPUs",
+        JOB,
+        "the model is divided over more GPUs (vLLM, TensorRT-LLM) than a pod requests",
+        10,
+    )
     TENSOR_UNKNOWN = "TensorUnknown", JOB, "the model has no such input or output", 10
     ENGINE_INVALID = "EngineInvalid", JOB, "model.json is not a JSON object with a model", 10
     WEIGHTS_MISSING = (

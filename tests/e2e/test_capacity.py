@@ -4,6 +4,7 @@ demands, on the real scheduler and API server.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from tests.e2e.models import FEATURES
 pytestmark = [pytest.mark.sandbox, pytest.mark.alone]
 
 GPU = "nvidia.com/gpu"
+MIG = "nvidia.com/mig-1g.10gb"
 HOST = "in-place.e2e.example"
 BODY = {"inputs": [{"name": "x", "shape": [1, FEATURES], "datatype": "FP32", "data": [0.5] * FEATURES}]}
 
@@ -209,6 +211,58 @@ def test_one_rollout_at_a_time_in_the_order_in_which_they_came(stage: Stage, pol
         "/apis/coordination.k8s.io/v1/leases?labelSelector=modelrollout.dev/policy=" + stage.namespace
     )["items"]
     assert len(slots) == 1
+
+
+@pytest.fixture
+def slices(stage: Stage) -> Iterator[str]:
+    """A name, and a node with GPUs that offers seven slices of one, too."""
+    node = next(
+        n["metadata"]["name"]
+        for n in stage.cluster.get("/api/v1/nodes")["items"]
+        if int(n["status"]["allocatable"].get(GPU, 0))
+    )
+
+    def offer(count: str | None) -> None:
+        amount = {MIG: count}
+        patch = json.dumps({"status": {"capacity": amount, "allocatable": amount}})
+        stage.cluster.kubectl("patch", "node", node, "--subresource=status", "--type=merge", "-p", patch)
+
+    offer("7")
+    yield "sliced"
+    stage.cluster.kubectl(
+        "delete", "mdep", "sliced", "-n", stage.namespace, "--ignore-not-found", "--wait=true"
+    )
+    offer(None)
+
+
+def test_slices_of_a_gpu_count_exactly_and_find_their_node(
+    stage: Stage, policy: dict[str, Any], slices: str
+) -> None:
+    def deployment(file: str, replicas: int) -> dict[str, Any]:
+        resources = {"limits": {MIG: 1, "cpu": "500m", "memory": "512Mi"}, "requests": {"cpu": "50m"}}
+        return stage.deployment(
+            slices,
+            file,
+            serving={"replicas": replicas, "resources": resources},
+            rollout={"canary": {"steps": [{"pause": {}}]}, "progressDeadline": "5m"},
+        )
+
+    stage.apply(deployment("good.onnx", 3))
+    first = stage.until_ready(slices)["status"]["stable"]["revision"]
+    assert pods(stage, slices) == {first: [True] * 3}, "on the node with the taint of GPUs"
+    applied(stage, policy, limits={"gpus": 1})
+    stage.apply(deployment("better.onnx", 3))
+    slot = stage.until("it holds a slot", lambda: stage.get(slices)["status"]["rollout"].get("slot"))
+    assert (slot["gpus"], slot["exactGpus"]) == (1, "3/7")
+    leases = stage.cluster.get(
+        "/apis/coordination.k8s.io/v1/leases?labelSelector=modelrollout.dev/policy=" + stage.namespace
+    )["items"]
+    [lease] = [o for o in leases if f"/{slices}/" in o["spec"].get("holderIdentity", "")]
+    assert lease["metadata"]["annotations"]["modelrollout.dev/exact-gpus"] == "3/7"
+    stage.cluster.modelrollout("abort", slices, "-n", stage.namespace)
+    stage.until("it is aborted", lambda: stage.get(slices)["status"]["rollout"]["outcome"] == "Aborted")
+    stage.apply(deployment("third.onnx", 8))
+    assert "ask for 1 1/7 GPUs" in stage.until_stalled(slices, "LimitTooSmall")
 
 
 def test_what_a_gate_demands_is_told_and_met(stage: Stage, policy: dict[str, Any]) -> None:

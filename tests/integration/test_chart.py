@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from modelrollout.config import (
     ArtifactStoreConfig,
     FeedbackMetrics,
     GatewayQueries,
+    GpuConfig,
     NetworkPoliciesConfig,
     OperatorConfig,
     PrometheusConfig,
@@ -161,6 +163,11 @@ class TestWithoutHelm:
             by_alias=True
         )
 
+    def test_the_table_of_gpus_is_the_operators_own(self) -> None:
+        own = OperatorConfig.model_fields["gpus"].get_default(call_default_factory=True)
+        rows = {name: GpuConfig.model_validate(row) for name, row in values()["gpus"].items()}
+        assert rows == own and list(rows) == list(own)
+
     def test_the_crds_are_the_committed_ones(self) -> None:
         committed = {p.name: p.read_text() for p in (ROOT / "crds").glob("*.yaml")}
         assert committed
@@ -212,6 +219,23 @@ class TestWithoutHelm:
     @pytest.mark.parametrize("uri", ["gs://artifacts/", "az://artifacts/", "abfs://artifacts/"])
     def test_what_can_be_listed_is_cleaned_up(self, uri: str) -> None:
         assert "artifacts.json" in template(f"artifacts.uri={uri}", values="ci/full-values")
+
+    def test_a_row_of_gpus_is_added_and_another_removed(self, tmp_path: Path) -> None:
+        path = tmp_path / "config.yaml"
+        path.write_text(configuration(rendered("full")))
+        table = load_config(path).gpu_table
+        assert (table.weight("example.com/vgpu"), table.weight("rdma/hca")) == (Fraction(1, 10), 0)
+        assert table.tolerated({"example.com/vgpu": 1, "nvidia.com/mig-1g.5gb": 7}) == [
+            "example.com/vgpu",
+            "nvidia.com/gpu",
+        ]
+        assert table.row("google.com/tpu") is None
+        assert table.share({"nvidia.com/mig-1g.5gb": 7}) == 1
+
+    @pytest.mark.parametrize("weight", ["-1", "a", "1/0", "true"])
+    def test_a_weight_that_is_no_number_is_refused(self, weight: str) -> None:
+        why = template(f"gpus.rdma/hca.weight={weight}", ok=False)
+        assert "gpus" in why and "weight" in why
 
     def test_the_version_is_that_of_the_package(self) -> None:
         chart = yaml.safe_load((CHART / "Chart.yaml").read_text())

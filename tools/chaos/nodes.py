@@ -27,7 +27,7 @@ OFF_SECONDS = 4.0
 # after 50 s.
 UNKNOWN_SECONDS = 60.0
 WEIGHED_SECONDS = 5.0  # the operator takes their traffic away within this long
-# A canary has no disruption budget, which would only block drains: its pods go at once.
+# A canary with one pod has no disruption budget, which could only block drains: it goes at once.
 EMPTIED_SECONDS = 5.0
 DRAIN_SECONDS = 240
 TOLERATED = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]

@@ -130,6 +130,7 @@ capabilities: {drop: [ALL]}
   "routes" .Values.routes
   "workloads" .Values.workloads
   "capacity" .Values.capacity
+  "gpus" .Values.gpus
   "namespaces" .Values.namespaces
   "stampedVerbs" (ne (include "modelrollout.stampVersion" .) "")
   "workers" .Values.workers

@@ -44,7 +44,8 @@ ANNOTATION_EXIT = f"{GROUP}/exit-timeout"
 ANNOTATION_EXECUTION = f"{GROUP}/execution-hash"
 # on the Lease of a slot: start of the rollout that holds it
 ANNOTATION_ROLLOUT = f"{GROUP}/rollout"
-ANNOTATION_GPUS = f"{GROUP}/gpus"  # on the Lease of a slot: GPUs that the rollout requests
+ANNOTATION_GPUS = f"{GROUP}/gpus"  # on the Lease of a slot: GPUs that the rollout requests, rounded up
+ANNOTATION_EXACT_GPUS = f"{GROUP}/exact-gpus"  # the same where it is no whole number, as 10/7
 ANNOTATION_HOSTNAME = f"{GROUP}/hostname"  # on the Lease of a host name: the name itself
 # on the same: how long the name stays reserved for the version that served last
 ANNOTATION_RESERVED = f"{GROUP}/reserved"

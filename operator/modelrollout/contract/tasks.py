@@ -95,6 +95,9 @@ class PrepareTask(ContractModel):
     salt: str = Field(pattern=r"^[0-9a-f]{16}$")
     recorded: tuple[Recorded, ...] = ()  # the only artifacts of the store that the Job may reuse
     target_hardware: str = "any"
+    # the most devices that a server of it can see, where the model may be divided over several;
+    # None: not known, or no matter
+    gpus: int | None = None
     max_bytes: int = MAX_MODEL_BYTES
     one_file_bytes: int = ONE_FILE_BYTES  # a larger model is written as graph and weights apart
     # The containers of the Job share the work; each has the whole task. Convert, or with a

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from modelrollout.contract.common import (
     ServingConfig,
 )
 from modelrollout.contract.tasks import FetchTask
+from modelrollout.gpus import GpuTable
 from modelrollout.quantity import quantity
 from modelrollout.resources.common import (
     ARTIFACTS,
@@ -50,7 +51,6 @@ _EXIT_FLAG = "--exit-timeout-secs"
 _DEFAULT, _STREAMS = "default", "streams"  # values of ANNOTATION_EXIT
 _TAKES_WARMUP = 5  # the first whose init container takes a config.pbtxt with warm-up requests
 _FETCH_CPU = "50m"
-GPU = "nvidia.com/gpu"
 FETCH = "fetch"
 # On the node's disk: the model, twice while the leftover of a lost container is replaced, and what
 # the server unpacks.
@@ -149,7 +149,7 @@ def template(
                 ],
                 "env": [
                     {"name": "HOME", "value": "/tmp"},
-                    *_no_gpu(serving),
+                    *_no_gpu(serving, config.gpu_table),
                     *(e.wire() for e in pod.env or ()),
                 ],
                 "ports": [
@@ -189,7 +189,7 @@ def template(
         ],
         "topologySpreadConstraints": _spread(version, pod),
     }
-    spec.update(_placement(serving))
+    spec.update(_placement(serving, config.gpu_table))
     made = {
         "metadata": {
             # Its own come last: Services select by them, and Prometheus reads them.
@@ -301,29 +301,25 @@ def _serves(serving: Serving) -> Object:
     return {} if triton.backend is None else {"backend": triton.backend, "code": triton.code == "Allowed"}
 
 
-def wants_gpu(resources: Resources) -> bool:
-    """Whether a container with these resources requests a GPU."""
-    return quantity((resources.limits or {}).get(GPU, 0)) > 0
-
-
-def _no_gpu(serving: Serving) -> list[Object]:
+def _no_gpu(serving: Serving, gpus: GpuTable) -> list[Object]:
     """Hides the node's GPUs from a server that requests none: images of CUDA ask for all of them,
     and NVIDIA's runtime gives what an image asks for. Where a GPU is requested the device plugin
     says which, and a variable here would win.
     """
-    pod, limits = serving.pod or Pod(), serving.resources.limits or {}
-    # Also shares of GPUs, which have names of other domains; a plugin may rename what it gives.
-    gpus = (n for kind, n in limits.items() if kind.startswith("nvidia.com/") or "gpu" in kind)
-    if pod.runtime_class_name is None or any(quantity(n) > 0 for n in gpus):
+    pod = serving.pod or Pod()
+    if pod.runtime_class_name is None or gpus.has_gpu(serving.resources.limits):
         return []
     return [{"name": VISIBLE_GPUS, "value": "void"}]
 
 
-def tolerations(serving: Serving, gpu: bool) -> list[Any]:
-    """Those of the spec, plus the usual one for GPU nodes if the pod requests a GPU."""
-    usual = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
+def tolerations(serving: Serving, requested: Iterable[Resources], gpus: GpuTable) -> list[Any]:
+    """Those of the spec, plus the usual ones of the nodes that have what the pod requests."""
     specified: list[Any] = list(serving.tolerations or [])
-    return [*specified, usual] if gpu and usual not in specified else specified
+    for key in dict.fromkeys(key for r in requested for key in gpus.tolerated(r.limits)):
+        usual = {"key": key, "operator": "Exists", "effect": "NoSchedule"}
+        if usual not in specified:
+            specified.append(usual)
+    return specified
 
 
 def _size(own: int | str | None, usual: str) -> str:
@@ -373,12 +369,12 @@ def _spread(version: Version, pod: Pod) -> list[Object]:
     return [own | constraint for constraint in pod.topology_spread_constraints or [usual]]
 
 
-def _placement(serving: Serving) -> Object:
+def _placement(serving: Serving, gpus: GpuTable) -> Object:
     placement: Object = {}
     for key, value in (serving.pod or Pod()).wire().items():
         if key in ("runtimeClassName", "priorityClassName", "schedulerName"):
             placement[key] = value
-    if tolerated := tolerations(serving, wants_gpu(serving.resources)):
+    if tolerated := tolerations(serving, [serving.resources], gpus):
         placement["tolerations"] = tolerated
     if serving.node_selector:
         placement["nodeSelector"] = dict(serving.node_selector)
@@ -580,12 +576,28 @@ def preview_service(owner: Owner, revision: str) -> Object:
 
 
 def disruption_budget(owner: Owner, revision: str) -> Object:
-    """Lets a drain take one of stable's pods at a time. A budget for a canary would only block
-    drains.
-    """
+    """Lets a drain take one of stable's pods at a time."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": metadata(owner, owner.name, labels(owner.name, names.COMPONENT_SERVER)),
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": server_selector(owner.name, revision)}},
+    }
+
+
+def canary_budget(owner: Owner, deployment: str, number: int) -> Object:
+    """The same for a canary's pods that are ready. Those that are not hold up no drain: a version
+    may be so bad that none ever is.
+    """
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": metadata(
+            owner, owner.name, labels(deployment, names.COMPONENT_SERVER, owner.name, number)
+        ),
+        "spec": {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": server_selector(deployment, owner.name)},
+        },
     }

@@ -20,7 +20,7 @@ from modelrollout.rollout.pod_restarts import waiting_restart, withdraw_incompat
 from modelrollout.rollout.policy.freeze import block_while_frozen
 from modelrollout.rollout.policy.mandatory_metrics import is_return
 from modelrollout.rollout.policy.rules import active_freeze
-from modelrollout.rollout.policy.slot_limits import gpus_requested, held_too_long, slot_of
+from modelrollout.rollout.policy.slot_limits import count, counted, gpus_requested, held_too_long, slot_of
 from modelrollout.rollout.policy.weight_cap import cap_unproven_weight
 from modelrollout.rollout.recovery import recover
 from modelrollout.rollout.server_crashes import count_ends
@@ -200,15 +200,15 @@ def enlarge_slot(s: Snapshot, now: datetime) -> Transition | None:
     """Count all GPUs of the present replicas, once every limit has room for them."""
     slot, requested = slot_of(s), gpus_requested(s)
     # a limit that was added after the slot was taken counts no GPUs
-    counted = [x for x in s.slots if x.gpus]
+    growing = [x for x in s.slots if x.gpus]
     if (
         slot is None
-        or slot.gpus >= requested
-        or not counted
-        or not all(x.held and x.gpus >= requested for x in counted)
+        or counted(slot) >= requested
+        or not growing
+        or not all(x.held and x.gpus >= requested for x in growing)
     ):
         return None
-    return Transition(change(s.status, slot=slot.model_copy(update={"gpus": requested})))
+    return Transition(change(s.status, slot=slot.model_copy(update=count(requested))))
 
 
 def confirm_drained(s: Snapshot, now: datetime) -> Transition | None:

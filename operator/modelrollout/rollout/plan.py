@@ -61,7 +61,8 @@ class Desired:
     preview: str | None = None
     # revision behind the stable Service; "*" for all revisions; None: no Service yet
     selector: str | None = None
-    budget: str | None = None
+    budget: str | None = None  # revision whose pods a drain takes one at a time
+    canary_budget: str | None = None  # the same of a canary
     revision_status: Mapping[str, ModelRevisionStatus] = field(default_factory=dict)
     forget: tuple[str, ...] = ()  # revisions beyond the history limit
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from fractions import Fraction
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -30,6 +31,7 @@ from modelrollout.api.v1alpha1 import (
     same_version,
 )
 from modelrollout.contract.results import TaskResult
+from modelrollout.gpus import GpuTable
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.rules import NO_RULES, Rules
@@ -251,7 +253,7 @@ class Slot:
     position: int = 0  # in the queue, from 1
     waiting: int = 0
     holders: tuple[str, ...] = ()  # namespace/name
-    gpus: int = 0  # counted by its slot
+    gpus: Fraction = Fraction(0)  # counted by its slot
 
 
 @dataclass(frozen=True)
@@ -308,6 +310,7 @@ class Observed:
     templates: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
     mandatory: tuple[Metric, ...] = ()  # metrics that those policies require
     triton_versions: Mapping[str, str] = field(default_factory=dict)  # by revision, where a pod answered
+    gpu_table: GpuTable = field(default_factory=GpuTable)  # which resources are GPUs
 
     def revision(self, name: str | None) -> Revision | None:
         """The revision of that name, if it exists."""

@@ -9,6 +9,7 @@ import logging
 import re
 import types
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -183,7 +184,7 @@ def leaves(kind: Any, path: str) -> Iterator[tuple[str, Any]]:
     elif kind is str:
         yield path, str
     elif origin is not Literal:
-        assert kind in (int, float, bool, types.NoneType, Any), (path, kind)
+        assert kind in (int, float, bool, Fraction, types.NoneType, Any), (path, kind)
 
 
 def taken(kind: Any, text: str) -> bool:

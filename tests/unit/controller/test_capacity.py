@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from modelrollout.config import CapacityConfig as Settings
+from modelrollout.config import GpuConfig
 from modelrollout.controller.lookups.capacity import (
     Capacity,
     extended_resources,
@@ -160,6 +161,51 @@ def test_one_look_is_shared_for_some_seconds() -> None:
 def test_where_it_is_not_allowed_nobody_knows(caplog: pytest.LogCaptureFixture) -> None:
     assert look(Api([], [], allowed=False), times=3) == [None] * 4
     assert len([r for r in caplog.records if "free GPUs are unknown" in r.message]) == 1
+
+
+MIG = "nvidia.com/mig-1g.5gb"
+
+
+def with_more(obj: Object, **amounts: int) -> Object:
+    """A node or pod with these resources, too."""
+    more = {{"mig": MIG, "rdma": "rdma/hca"}[name]: str(n) for name, n in amounts.items()}
+    for part in (obj["status"].get("allocatable"), *(c["resources"]["limits"] for c in containers_of(obj))):
+        if part is not None:
+            part.update(more)
+    return obj
+
+
+def containers_of(obj: Object) -> list[Object]:
+    return obj["spec"].get("containers") or []
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "found"),
+    [
+        ({"mig": 2}, {"mig": 7}, Gpus(GPU, 2, 4, 4, 1)),  # enough of both
+        ({"mig": 2}, {"mig": 3}, Gpus(MIG, 4, 2, 3, 1)),
+        ({"mig": 2}, {}, Gpus(MIG, 4, 0, 0, 0)),
+        ({"rdma": 1}, {}, Gpus("rdma/hca", 2, 0, 0, 0)),
+    ],
+)
+def test_of_several_kinds_the_one_that_is_missing_is_said(
+    asked: dict[str, int], there: dict[str, int], found: Gpus
+) -> None:
+    spec = with_more(pod(), **asked)["spec"]
+    assert run_look(Api([with_more(node(), **there)], []), spec) == found
+
+
+def test_what_the_table_says_is_no_gpu_is_not_looked_for() -> None:
+    rows = LOOKING.gpus | {"rdma/hca": GpuConfig(weight=0)}
+    config = LOOKING.model_copy(update={"gpus": rows})
+    spec = with_more(pod(), rdma=1)["spec"]
+    assert run_look(Api([node()], []), spec, config) == Gpus(GPU, 2, 4, 4, 1)
+
+
+def run_look(api: Api, spec: dict[str, Any], config: Any = LOOKING) -> Gpus | None:
+    """For two pods."""
+    capacity = Capacity(api, config, lambda: 0.0)  # type: ignore[arg-type]
+    return asyncio.run(capacity.gpus_for(spec, 2))
 
 
 def test_switched_off_nobody_asks() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from datetime import timedelta
+from fractions import Fraction
 from typing import Any
 
 import hypothesis.strategies as st
@@ -24,7 +25,7 @@ from modelrollout.kube.kinds import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY
 from modelrollout.kube.objects import Object
 from modelrollout.rollout.decide import enlarge_slot
 from modelrollout.rollout.policy.rules import Limit
-from modelrollout.rollout.policy.slot_limits import waiting_replicas
+from modelrollout.rollout.policy.slot_limits import count, waiting_replicas
 from modelrollout.rollout.policy.slots import SlotRequest, TakenSlot, is_within_limit, standing
 from modelrollout.rollout.snapshot import Slot
 from modelrollout.testing import builders as b
@@ -104,9 +105,9 @@ class Process:
         await self.slots.acquire_or_release(seen, slots)
 
 
-def begin(cluster: Cluster, name: str, at: float, gpus: int = 1) -> None:
+def begin(cluster: Cluster, name: str, at: float, gpus: Fraction | int = 1) -> None:
     """A rollout of this ModelDeployment comes to the queue."""
-    queue = QueueStatus(since=b.ago(-at), gpus=gpus)
+    queue = QueueStatus.model_validate({"since": b.ago(-at)} | count(Fraction(gpus)))
     state = b.status(1, rollout=b.rollout("Provision", 2, queue=queue, started=b.ago(-at)))
     cluster.set_spec(MODEL_DEPLOYMENT, name, {})
     cluster.set_status(MODEL_DEPLOYMENT, name, state.wire())
@@ -120,7 +121,7 @@ def end(cluster: Cluster, name: str) -> None:
     cluster.change(MODEL_DEPLOYMENT, name, done)
 
 
-def running(cluster: Cluster) -> dict[str, int]:
+def running(cluster: Cluster) -> dict[str, Fraction]:
     """GPUs by name of the rollouts that have been let through and are not over."""
     actual = {}
     for (resource, _, name), o in cluster.objects.items():
@@ -130,7 +131,7 @@ def running(cluster: Cluster) -> dict[str, int]:
     return actual
 
 
-GPUS = {"a": 1, "b": 1, "c": 2, "d": 1, "e": 3}
+GPUS = {"a": Fraction(1), "b": Fraction(2, 7), "c": Fraction(2), "d": Fraction(5, 7), "e": Fraction(3)}
 
 
 def world(**limits: int) -> Cluster:
@@ -314,6 +315,48 @@ def test_two_who_take_the_last_gpus_at_once_are_not_both_let_through() -> None:
         )
 
     asyncio.run(main())
+
+
+def slots_of(cluster: Cluster) -> list[dict[str, str]]:
+    """What the annotations of taken slots count."""
+    known = {names.ANNOTATION_GPUS: "gpus", names.ANNOTATION_EXACT_GPUS: "exact-gpus"}
+    return [
+        {known[k]: v for k, v in o["metadata"]["annotations"].items() if k in known}
+        for (resource, _, _), o in cluster.objects.items()
+        if resource == LEASE and o["spec"]
+    ]
+
+
+def test_seven_slices_share_one_gpu_and_the_eighth_waits() -> None:
+    """As floats seven sevenths are less than one, or more."""
+    cluster = world(gpus=1)
+    slices = "abcdefgh"
+    for i, name in enumerate(slices):
+        begin(cluster, name, i, Fraction(1, 7))
+    process = Process(cluster)
+    run(passes(process, *slices, times=12))
+    rollouts = {n: cluster.objects[MODEL_DEPLOYMENT, b.NAMESPACE, n]["status"]["rollout"] for n in slices}
+    assert [n for n, rollout in rollouts.items() if "queue" in rollout] == ["h"], "the last that came"
+    assert slots_of(cluster) == [{"gpus": "1", "exact-gpus": "1/7"}] * 7
+
+
+def test_whole_gpus_are_written_as_ever_and_an_earlier_operators_slots_are_read() -> None:
+    cluster = world(gpus=2)
+    begin(cluster, "a", 1, 1)
+    begin(cluster, "b", 2, Fraction(9, 7))
+    process = Process(cluster)
+    run(passes(process, "a", "b"))
+    assert slots_of(cluster) == [{"gpus": "1"}], "9/7 more are too many"
+    end(cluster, "a")
+    run(passes(process, "a", "b"))
+    assert slots_of(cluster) == [{"gpus": "2", "exact-gpus": "9/7"}], "an earlier operator counts no less"
+
+    lease = cluster.objects[LEASE, "operators", "modelrollout-slot-p-0"]
+    del lease["metadata"]["annotations"][names.ANNOTATION_EXACT_GPUS]
+    begin(cluster, "c", 3, Fraction(5, 7))
+    cluster.now += timedelta(seconds=6)
+    run(passes(process, "c"))
+    assert slots_of(cluster) == [{"gpus": "2"}]
 
 
 class TestStanding:

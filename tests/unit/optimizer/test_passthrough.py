@@ -163,6 +163,13 @@ def test_equal_work_is_found_and_other_work_is_other(store: ObjectStore) -> None
         prepared(store, PLAN, "TensorRT", told=True, recorded=known(first), target_hardware="H100"),
     ]
     assert not any(r.reused for r in others)
+    # What was found to fit two GPUs is checked again for one.
+    fitting = prepared(store, vllm(engine(tensor_parallel_size=2)), "VLLM", gpus=2)
+    assert prepared(
+        store, vllm(engine(tensor_parallel_size=2)), "VLLM", recorded=known(fitting), gpus=2
+    ).reused
+    with pytest.raises(JobError, match="divides the model over 2; request 2 in limits"):
+        prepared(store, vllm(engine(tensor_parallel_size=2)), "VLLM", recorded=known(fitting), gpus=1)
     # What was prepared with the right to run code is not taken for a model without it.
     allowed = prepared(store, vllm(), "VLLM", code=True)
     assert not prepared(store, vllm(), "VLLM", recorded=known(allowed)).reused

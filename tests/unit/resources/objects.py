@@ -166,6 +166,7 @@ def everything() -> list[Object]:
         server.revision_service(OWNER, NAME, 7),
         server.stable_service(DEPLOYMENT, REVISION),
         server.disruption_budget(DEPLOYMENT, REVISION),
+        server.canary_budget(OWNER, NAME, 7),
         *network_policies.policies(DEPLOYMENT, [], POLICIES),
         *routes.routes(DEPLOYMENT, TRAFFIC, routes.client_rules((("digits-1", 95), (REVISION, 5)))),
     ]

@@ -377,12 +377,34 @@ def test_an_open_store_needs_none() -> None:
             "H100",
         ),
         ({"resources": {"limits": {"nvidia.com/gpu": "2"}}}, "gpu"),
+        ({"resources": {"limits": {"nvidia.com/mig-1g.5gb": 1}}}, "gpu"),
+        ({"resources": {"limits": {"amd.com/gpu": 1}}}, "gpu"),
+        ({"resources": {"limits": {"example.com/dongle": 1}}}, "any"),
         ({"resources": {"limits": {"cpu": 4}}}, "any"),
         ({"resources": {}}, "any"),
     ],
 )
 def test_an_artifact_is_made_for_hardware(serving: dict[str, object], hardware: str) -> None:
     assert o.task(o.prepare(serving=Serving.model_validate(serving)))["target_hardware"] == hardware
+
+
+@pytest.mark.parametrize(
+    ("triton", "limits", "gpus"),
+    [
+        ({"backend": "VLLM"}, {"nvidia.com/gpu": 4}, 4),
+        ({"backend": "Python", "code": "Allowed"}, {"amd.com/gpu": "2"}, 2),
+        ({"backend": "VLLM"}, {"nvidia.com/mig-3g.40gb": 1}, 1),
+        ({"backend": "VLLM"}, {"example.com/vgpu": 1}, None),
+        ({"backend": "VLLM"}, {"cpu": 4}, None),
+        ({"backend": "TensorRT"}, {"nvidia.com/gpu": 4}, None),
+        ({}, {"nvidia.com/gpu": 4}, None),
+    ],
+)
+def test_a_model_that_may_be_divided_is_prepared_for_the_gpus_of_a_pod(
+    triton: dict[str, object], limits: dict[str, object], gpus: int | None
+) -> None:
+    serving = Serving.model_validate({"triton": triton, "resources": {"limits": limits}})
+    assert o.task(o.prepare(serving=serving)).get("gpus") == gpus
 
 
 def test_prepare_has_the_users_resources_and_time() -> None:

@@ -14,7 +14,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Pod, RevisionRef, Serving, Shadow, Tune, same_version
 from modelrollout.api.v1alpha1.pod import EnvVar
 from modelrollout.cli.manifests.rules import broken_rules, schema_of
-from modelrollout.config import DrainConfig, ImagesConfig, WorkloadRules
+from modelrollout.config import DrainConfig, GpuConfig, ImagesConfig, WorkloadRules
 from modelrollout.resources import comparer, server
 from modelrollout.resources.common import container_security
 from modelrollout.resources.jobs.prepare import prepare_job
@@ -58,6 +58,7 @@ DEFAULTS = o.CONFIG.model_copy(
         "images": ImagesConfig(optimizer="example/newer", triton="example/newer", pull_policy="Never"),
         "workloads": WorkloadRules(users="Platform"),
         "drain": DrainConfig(pre_stop_seconds=1, exit_timeout_seconds=2, margin_seconds=3),
+        "gpus": {"nvidia.com/gpu": GpuConfig(weight="1/2", toleration="example.com/gpu")},
     }
 )
 
@@ -209,7 +210,10 @@ def test_a_server_that_is_tuned_has_the_same_runtime_and_displaces_no_pod() -> N
         ({"nvidia.com/gpu": "1000m"}, False),
         ({"nvidia.com/mig-1g.10gb": 1}, False),
         ({"nvidia.com/gpu.shared": 1}, False),
-        ({"example.com/vgpu-number": 1}, False),
+        ({"nvidia.com/anything": 1}, False),
+        ({"amd.com/gpu": 1}, False),
+        ({"gpu.intel.com/millicores": 1}, True),
+        ({"example.com/vgpu-number": 1}, True),
     ],
 )
 def test_with_a_runtime_a_server_that_requests_no_gpu_sees_none(limits: dict[str, Any], hidden: bool) -> None:

@@ -323,6 +323,7 @@ def test_selectors_meet_the_pods_of_their_revision_and_no_job() -> None:
         server.stable_service(o.DEPLOYMENT, o.REVISION)["spec"]["selector"],
         server.stable_service(o.DEPLOYMENT, None)["spec"]["selector"],
         server.disruption_budget(o.DEPLOYMENT, o.REVISION)["spec"]["selector"]["matchLabels"],
+        server.canary_budget(o.OWNER, o.NAME, 7)["spec"]["selector"]["matchLabels"],
     ]
     for selector in mine:
         assert selects(selector, o.deployment())
@@ -360,6 +361,16 @@ def test_prometheus_finds_the_metrics_and_the_revision() -> None:
 
 def test_the_budget_lets_drains_through_one_by_one() -> None:
     assert server.disruption_budget(o.DEPLOYMENT, o.REVISION)["spec"]["maxUnavailable"] == 1
+
+
+def test_a_canary_that_never_gets_ready_holds_up_no_drain() -> None:
+    budget = server.canary_budget(o.OWNER, o.NAME, 7)
+    assert budget["metadata"]["name"] == o.REVISION
+    assert budget["spec"] == {
+        "maxUnavailable": 1,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        "selector": {"matchLabels": server.server_selector(o.NAME, o.REVISION)},
+    }
 
 
 def test_servers_read_with_a_secret_of_their_own_and_jobs_write() -> None:

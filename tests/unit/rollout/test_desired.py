@@ -190,6 +190,34 @@ def test_the_disruption_budget_is_stables() -> None:
     assert desired_by(b.in_canary()).budget == V1 == desired_by(b.second("Promote")).budget
 
 
+@pytest.mark.parametrize(
+    ("stage", "weight", "budgets"),
+    [
+        ("Provision", 0, (V1, None)),
+        ("Canary", 5, (V1, None)),  # one pod, which a budget could only hold on its node
+        ("Canary", 50, (V1, V2)),
+        ("Promote", 50, (V1, V2)),
+        ("Bake", 100, (V2, None)),
+        ("Revert", 50, (V1, None)),
+        ("Done", 100, (V1, None)),
+    ],
+)
+@pytest.mark.parametrize("gateway", [True, False])
+def test_a_canary_with_several_pods_has_a_budget_and_no_revision_has_two(
+    stage: str, weight: int, budgets: tuple[str, str | None], gateway: bool
+) -> None:
+    canary = {"steps": [{"weight": 5}, {"weight": 50}], "scale": "Weight"}
+    wanted = b.spec(2, rollout={"canary": canary}, replicas=4, gateway=gateway)
+    step = (
+        {"step": b.step({5: 0, 50: 1, 100: 2}.get(weight, 0), weight)}
+        if stage in ("Canary", "Promote", "Bake")
+        else {}
+    )
+    s = b.second(stage, wanted=wanted, changes=step, servers=pods((4, 4), (1, 1)), exact_weights=gateway)
+    actual = desired_by(s)
+    assert (actual.budget, actual.canary_budget) == budgets
+
+
 # --- what stands in revisions
 
 

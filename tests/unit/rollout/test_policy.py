@@ -12,6 +12,7 @@ import pytest
 
 from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec
 from modelrollout.api.v1alpha1.policy import Queries
+from modelrollout.gpus import GpuTable
 from modelrollout.rollout.policy.allowances import allowance_violation
 from modelrollout.rollout.policy.requirements import first_violation, gpus_of_spec, query_violation
 from modelrollout.rollout.policy.rules import (
@@ -278,7 +279,7 @@ def demand(spec: ModelDeploymentSpec, *policies: Policy) -> str | None:
         else []
     )
     rules = combine(policies)
-    actual = first_violation(rules, spec, uris, sum(gpus_of_spec(spec).values())) or allowance_violation(
+    actual = first_violation(rules, spec, uris, gpus_of_spec(spec, GpuTable())) or allowance_violation(
         rules, spec, "ml", CONFIG
     )
     return f"{actual.reason}: {actual.message}" if actual else None

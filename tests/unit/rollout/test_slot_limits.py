@@ -5,12 +5,13 @@ says.
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
 
 from modelrollout.api.v1alpha1 import QueueStatus, Resources, SlotStatus
-from modelrollout.resources.server import wants_gpu
+from modelrollout.gpus import GpuTable
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.pods import replicas_with_traffic
 from modelrollout.rollout.policy.requirements import gpus_of_pod, gpus_of_spec
@@ -51,18 +52,22 @@ def holds(
 
 
 @pytest.mark.parametrize(
-    ("written", "gpus"),
+    ("written", "number"),
     [
         (2, 2), ("2", 2), ("2.0", 2), ("2000m", 2), ("1k", 1000), ("1Ki", 1024), ("1500m", 2), ("1.5", 2),
         (0, 0), ("0", 0), ("0.0", 0), ("0m", 0), ("0k", 0),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("kind", ["nvidia.com/gpu", "nvidia.com/mig-1g.10gb"])
-def test_gpus_count_however_the_quantity_is_written(kind: str, written: int | str, gpus: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "weight"), [("nvidia.com/gpu", Fraction(1)), ("nvidia.com/mig-1g.10gb", Fraction(1, 7))]
+)
+def test_gpus_count_however_the_quantity_is_written(
+    kind: str, weight: Fraction, written: int | str, number: int
+) -> None:
     wanted = b.spec(2, serving={"replicas": 3, "resources": {"limits": {kind: written, "memory": "1Gi"}}})
-    assert gpus_of_pod(wanted) == ({kind: gpus} if gpus else {})
-    assert gpus_of_spec(wanted) == ({kind: 3 * gpus} if gpus else {})
-    assert wants_gpu(wanted.serving.resources) is (kind == "nvidia.com/gpu" and gpus > 0)
+    assert gpus_of_pod(wanted, GpuTable()) == number * weight
+    assert gpus_of_spec(wanted, GpuTable()) == 3 * number * weight
+    assert GpuTable().has_gpu(wanted.serving.resources.limits) is (number > 0)
 
 
 @pytest.mark.parametrize("written", ["1.0", "1000m"])

@@ -352,7 +352,8 @@ class PolicyLimits(ApiModel):
         le=10000,
         description=(
             "GPUs that the new revisions of rollouts in flight may ask for together, beside what stable"
-            " revisions have. Replicas that are requested later wait until there is room."
+            " revisions have; a slice counts as its part of one (the chart's gpus). Replicas that are"
+            " requested later wait until there is room."
         ),
     )
     jobs: int | None = Field(

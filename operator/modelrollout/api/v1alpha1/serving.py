@@ -186,7 +186,10 @@ class Serving(ApiModel):
     node_selector: Labels | None = Field(None, description="Node labels that a pod needs.")
     tolerations: Annotated[list[TolerationAsWritten], Field(max_length=32)] | None = Field(
         None,
-        description="As in a pod; the usual toleration of nvidia.com/gpu is added when a GPU is requested.",
+        description=(
+            "As in a pod; that of the usual taint of GPU nodes is added when a GPU is requested (the chart's"
+            " gpus)."
+        ),
     )
     affinity: AffinityAsWritten | None = Field(None, description="As in a pod.")
     service_account_name: Name | None = Field(

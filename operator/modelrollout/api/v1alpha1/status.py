@@ -151,7 +151,8 @@ class QueueStatus(StatusModel):
     """The rollout waits for GPUs; it has no pods yet."""
 
     since: str = Field(description="Since when it waits; the queue is first in, first out.")
-    gpus: int = Field(0, description="GPUs that its pods will ask for.")
+    gpus: int = Field(0, description="GPUs that its pods will ask for, rounded up.")
+    exact_gpus: str | None = Field(None, description="The same where it is no whole number, as 10/7.")
     position: int | None = Field(
         None, description="Place in the queue for a slot, from 1, as last published."
     )
@@ -164,7 +165,8 @@ class SlotStatus(StatusModel):
     """The rollout holds a slot of every RolloutPolicy that limits it."""
 
     since: str = Field(description="Since when: limits.maxHold counts from here.")
-    gpus: int = Field(0, description="GPUs that it may use; replicas that ask for more wait.")
+    gpus: int = Field(0, description="GPUs that it may use, rounded up; replicas that ask for more wait.")
+    exact_gpus: str | None = Field(None, description="The same where it is no whole number, as 10/7.")
 
 
 class InPlaceStatus(StatusModel):

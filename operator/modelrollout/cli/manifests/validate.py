@@ -18,6 +18,7 @@ from modelrollout.cli.manifests.form import as_sent, unknown, wrong_form
 from modelrollout.cli.manifests.rules import broken_rules, schema_of
 from modelrollout.config import Profile
 from modelrollout.crdgen.schema import Schema
+from modelrollout.gpus import GpuTable
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT, ROLLOUT_POLICY
 from modelrollout.rollout.policy.requirements import first_violation, gpus_of_spec, sources
 from modelrollout.rollout.policy.rules import Policy, Rules, combine, read, spec_in_force
@@ -110,7 +111,7 @@ def _refused_by_policies(
         error = e.errors(include_input=False, include_url=False)[0]
         path = ".".join(map(str, error["loc"]))
         return f"spec.{path}: with the defaults of {', '.join(rules.names)}: {error['msg']}"
-    problem = first_violation(rules, spec, sources(spec), sum(gpus_of_spec(spec).values()))
+    problem = first_violation(rules, spec, sources(spec), gpus_of_spec(spec, GpuTable()))
     return problem.message if problem else _metrics_problem(spec, rules)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
@@ -24,6 +24,7 @@ from modelrollout.controller.apply.render import (
     render_traffic,
 )
 from modelrollout.controller.observe.observation import Observation
+from modelrollout.controller.observe.pods import disruption
 from modelrollout.controller.observe.validation import job_violation
 from modelrollout.kube.cache import ObjectCache, revisions_of
 from modelrollout.kube.client import Kube
@@ -48,6 +49,7 @@ from modelrollout.kube.kinds import (
     MODEL_REVISION,
     NETWORK_POLICY,
     POD,
+    POD_DISRUPTION_BUDGET,
     SERVICE,
     Resource,
 )
@@ -66,7 +68,8 @@ from modelrollout.resources import network_policies
 from modelrollout.resources.common import NotAllowedError
 from modelrollout.resources.server import grace_once_proven_worse
 from modelrollout.rollout.plan import Desired, Event
-from modelrollout.rollout.snapshot import NAME_TAKEN
+from modelrollout.rollout.snapshot import NAME_TAKEN, in_flight
+from modelrollout.rollout.stages import STAGES
 from modelrollout.traffic.registry import backends_of
 
 log = logging.getLogger(__name__)
@@ -209,13 +212,16 @@ class Actor:
             )
             return True, None  # its uid owns the rest
         rendered = render_children(observation, desired, self.config)
+        unwanted = list(no_longer_desired(observation, desired, rendered))
+        released = await self._release_from_budgets(unwanted, desired.budget)
+        wrote = bool(released)
         for obj in rendered:
             await writer.add(obj)
-        wrote = False
         # Deletion comes after: a backend goes only once the route that named it has been rewritten.
         if not writer.routes_incomplete:
-            for live in list(no_longer_desired(observation, desired, rendered)):
-                wrote |= await self._delete(CHILDREN[live["kind"]], live)
+            for live in unwanted:
+                if live["metadata"]["uid"] not in released:
+                    wrote |= await self._delete(CHILDREN[live["kind"]], live)
         for name, status in desired.revision_status.items():
             wrote |= await self._record(observation, name, status)
         for name in desired.forget:
@@ -229,7 +235,43 @@ class Actor:
             elif desired.recreate_work or queued_for_outdated_request(live_job, job):
                 wrote |= await self._delete(JOB, live_job)
         await self._shorten_grace(observation, desired)
+        await self._report_disruptions(observation)
         return wrote or writer.wrote, writer.refused
+
+    async def _report_disruptions(self, observation: Observation) -> None:
+        """Say which pods are taken away in the middle of a trial: fewer pods answer for a while,
+        and the reader of a verdict should know why.
+        """
+        rollout = observation.observed.status.rollout
+        if rollout is None or not in_flight(rollout) or not STAGES[rollout.stage].carries_weight:
+            return
+        for pod in observation.ending:
+            if problem := disruption(pod):
+                revision = label(pod, names.LABEL_REVISION)
+                text = (
+                    f"{problem.message}; revision {revision} has one pod less until its successor is ready,"
+                    " and its end counts as no failure of the version"
+                )
+                await self.report(observation, Event(problem.reason, text, "Warning"))
+
+    async def _release_from_budgets(self, unwanted: Iterable[Object], revision: str | None) -> set[str]:
+        """Delete the budget of a canary before stable's takes over the pods of this ``revision``:
+        one with two budgets cannot be evicted. No rollback waits for it, and a refusal blocks
+        nothing: pruning, after the traffic, meets it again. Returns uids of what is deleted.
+        """
+        released = set()
+        for live in unwanted:
+            if live["kind"] != POD_DISRUPTION_BUDGET.kind or _protects(live) != revision:
+                continue
+            try:
+                await self._delete(POD_DISRUPTION_BUDGET, live)
+            except NotLeading:
+                raise
+            except KubeError as e:
+                log.info("PodDisruptionBudget %s stays for now: %s", live["metadata"]["name"], e)
+            else:
+                released.add(live["metadata"]["uid"])
+        return released
 
     async def _shorten_grace(self, observation: Observation, desired: Desired) -> None:
         """Give pods that are being deleted less time where their version was proven worse.
@@ -471,6 +513,13 @@ def _child_refused(resource: Resource, obj: Object, e: KubeError) -> ChildRefuse
     return ChildRefused(
         e.status, Reason.CHILD_REFUSED, f"{resource.kind} {obj['metadata']['name']}: {e.message}"
     )
+
+
+def _protects(budget: Object) -> str | None:
+    """The revision whose pods a budget selects."""
+    selector = ((budget.get("spec") or {}).get("selector") or {}).get("matchLabels") or {}
+    revision: str | None = selector.get(names.LABEL_REVISION)
+    return revision
 
 
 def _name_conflict(live: Object, desired: Object) -> str:

@@ -106,6 +106,8 @@ def render_children(observation: Observation, desired: Desired, config: Operator
         objects += _render_server(observation, desired, name, config)
     if desired.preview is not None:
         objects.append(server.preview_service(owner, desired.preview))
+    if desired.canary_budget is not None:
+        objects += _render_canary_budget(observation, desired.canary_budget)
     if desired.budget is not None:
         objects.append(server.disruption_budget(owner, desired.budget))
     return objects + render_traffic(observation, desired)
@@ -141,6 +143,14 @@ def _render_server(
     if running is not None and not is_known(desired.hardened.get(name)):
         deployment["spec"]["template"] = running["spec"]["template"]
     return [deployment, server.revision_service(owner, s.name, revision.number)]
+
+
+def _render_canary_budget(observation: Observation, name: str) -> list[Object]:
+    s, live = observation.observed, observation.children.get((MODEL_REVISION.kind, name))
+    revision = s.revision(name)
+    if revision is None or live is None:
+        return []
+    return [server.canary_budget(owner_of(live, MODEL_REVISION.kind), s.name, revision.number)]
 
 
 def _evidence(s: Observed, name: str) -> tuple[ArtifactEvidence | None, TuningEvidence | None]:

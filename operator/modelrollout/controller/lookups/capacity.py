@@ -34,16 +34,17 @@ class Capacity:
 
     def __init__(self, kube: Kube, config: OperatorConfig, clock: Callable[[], float]) -> None:
         self._kube, self._config, self._clock = kube, config.capacity, clock
+        self._table = config.gpu_table
         self._seen: tuple[float, list[Object], dict[str, dict[str, int]]] | None = None
         self._looking = asyncio.Lock()
         self._warned = False
 
     async def gpus_for(self, pod: Mapping[str, Any], count: int) -> Gpus | None:
-        """GPUs for ``count`` more pods with this spec; None when they ask for none, or when the
-        operator may not look.
+        """GPUs for ``count`` more pods with this spec, of several kinds the one that is missing;
+        None when they ask for none, or when the operator may not look.
         """
-        kind, each = next(iter(extended_resources(pod).items()), ("", 0))
-        if not self._config.look_at_nodes or not each or not count:
+        asked = {kind: n for kind, n in extended_resources(pod).items() if self._table.weight(kind)}
+        if not self._config.look_at_nodes or not asked or not count:
             return None
         async with self._looking:
             try:
@@ -53,7 +54,8 @@ class Capacity:
                     log.warning("free GPUs are unknown: %s", e)
                 self._warned = True
                 return None
-        return free_gpus(pod, kind, each, count, nodes, used)
+        counts = [free_gpus(pod, kind, n, count, nodes, used) for kind, n in sorted(asked.items())]
+        return next((gpus for gpus in counts if gpus.free < gpus.needed), counts[0])
 
     async def _nodes(self) -> tuple[list[Object], dict[str, dict[str, int]]]:
         if self._seen is None or self._clock() - self._seen[0] >= self._config.remember_seconds:

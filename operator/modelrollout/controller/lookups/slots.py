@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 from pydantic import ValidationError
 
@@ -22,6 +23,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import RolloutStatus
 from modelrollout.controller.lookups.policies import Policies
 from modelrollout.controller.observe.observation import Observation
+from modelrollout.gpus import exact, exact_text, rounded_up, shown
 from modelrollout.kube.cache import QUEUED, Key, ObjectCache
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unreadable
@@ -29,7 +31,7 @@ from modelrollout.kube.kinds import LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY
 from modelrollout.kube.objects import Object, annotations_of, condition
 from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.rules import Limit
-from modelrollout.rollout.policy.slot_limits import gpu_limits, gpus_requested
+from modelrollout.rollout.policy.slot_limits import counted, gpu_limits, gpus_requested
 from modelrollout.rollout.policy.slots import SlotRequest, TakenSlot, standing, standing_enlarged
 from modelrollout.rollout.snapshot import Slot, in_flight
 from modelrollout.traffic.hostnames import holder_of
@@ -40,6 +42,7 @@ REMEMBER_SECONDS = 5.0  # those far back in line share one list for this long
 # how many of those in line are woken when a slot is set free: those who may take it, and those
 # whose position is published
 WOKEN = 12
+CONTENDERS = 16  # free slots beyond the present ones to try: others may take some first
 
 
 class SlotLeases:
@@ -100,7 +103,7 @@ class SlotLeases:
         if not in_flight(rollout) and _key(observation.deployment) in self._mine:
             return await self._release(observation)
         if rollout is not None and rollout.slot is not None and rollout.queue is None:
-            return await self._resize(observation, slots, rollout.slot.gpus)
+            return await self._resize(observation, slots, counted(rollout.slot))
         slot = slots[-1] if slots else None
         if slot is None or slot.held or rollout is None or rollout.queue is None:
             return False
@@ -189,7 +192,8 @@ class SlotLeases:
             limit, [h for _, h in self._taken_slots(list(leases.values()))], self._queue(limit), claim
         ).turn:
             return False  # another rollout was faster
-        for index in range(limit.slots):
+        # A limit of GPUs alone has no number of slots; others may take some of them meanwhile.
+        for index in range(limit.rollouts or len(leases) + CONTENDERS):
             lease = leases.get(names.slot_name(limit.policy, index))
             if lease is not None and _holder(lease) is not None:
                 continue
@@ -203,7 +207,7 @@ class SlotLeases:
             return True
         return False
 
-    async def _resize(self, observation: Observation, slots: Sequence[Slot], granted: int) -> bool:
+    async def _resize(self, observation: Observation, slots: Sequence[Slot], granted: Fraction) -> bool:
         """Let the slot count the GPUs requested now, if there is room. If two slots grew beyond the
         limit at the same time, both shrink back.
         """
@@ -238,12 +242,17 @@ class SlotLeases:
                 continue
             finally:
                 self._lists.pop(limit.policy, None)
-            log.info("slot %d of %s counts %d GPUs", own[1].index, limit.policy, gpus)
+            log.info("slot %d of %s counts %s GPUs", own[1].index, limit.policy, shown(gpus))
             return True
         return False
 
     async def _write(self, limit: Limit, index: int, lease: Object | None, claim: SlotRequest) -> None:
-        annotations = {names.ANNOTATION_ROLLOUT: claim.rollout, names.ANNOTATION_GPUS: str(claim.gpus)}
+        annotations = {
+            names.ANNOTATION_ROLLOUT: claim.rollout,
+            names.ANNOTATION_GPUS: str(rounded_up(claim.gpus)),  # an earlier operator counts no less
+        }
+        if text := exact_text(claim.gpus):
+            annotations[names.ANNOTATION_EXACT_GPUS] = text
         spec = {"holderIdentity": claim.holder}
         if lease is not None:
             await self._kube.replace(
@@ -366,7 +375,7 @@ def _claim(deployment: Object) -> SlotRequest | None:
     rollout = _rollout(deployment)
     if rollout is None or rollout.queue is None:
         return None
-    return SlotRequest(holder_of(deployment), rollout.started, rollout.queue.gpus)
+    return SlotRequest(holder_of(deployment), rollout.started, counted(rollout.queue))
 
 
 def _larger_claim(observation: Observation) -> SlotRequest | None:
@@ -386,12 +395,9 @@ def _holder(lease: Object) -> SlotRequest | None:
         (lease.get("spec") or {}).get("holderIdentity") or "",
         annotations.get(names.ANNOTATION_ROLLOUT),
     )
-    gpus = str(annotations.get(names.ANNOTATION_GPUS, "0"))
-    return (
-        SlotRequest(holder, rollout, int(gpus) if gpus.isdigit() else 0)
-        if holder.count("/") == 2 and rollout
-        else None
-    )
+    whole = str(annotations.get(names.ANNOTATION_GPUS, "0"))
+    gpus = exact(int(whole) if whole.isdigit() else 0, annotations.get(names.ANNOTATION_EXACT_GPUS))
+    return SlotRequest(holder, rollout, gpus) if holder.count("/") == 2 and rollout else None
 
 
 def _is_over(deployment: Object | None, uid: str, started: str) -> bool:

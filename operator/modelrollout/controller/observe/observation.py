@@ -164,6 +164,7 @@ def observe(
         rules=rules,
         templates=rules.templates,
         mandatory=rules.mandatory,
+        gpu_table=config.gpu_table,
     )
     if spec is None:
         router = router_for(

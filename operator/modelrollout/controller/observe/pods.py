@@ -416,14 +416,14 @@ def ending(pods: Iterable[Object]) -> Ending | None:
         result = result.model_copy(update={"artifact_uri": None, "artifact_digest": None})
     if status["phase"] == "Succeeded" or (result is not None and code in FINAL):
         return Ending(code, result, at=at)
-    if problem := _disruption(pod):
+    if problem := disruption(pod):
         return Ending(code, None, problem, at=at)
     if problem := _pod_ended(pod) or (_container_step_problem(pod, done) if theirs else _killed(pod, last)):
         return Ending(code, None, problem, hopeless=problem.reason in _HOPELESS, at=at)
     return Ending(code, result, at=at)
 
 
-def _disruption(pod: Object) -> Problem | None:
+def disruption(pod: Object) -> Problem | None:
     """Why the pod was evicted: the condition DisruptionTarget, which Kubernetes sets beforehand."""
     target = condition(pod, "DisruptionTarget")
     if target.get("status") != "True":

@@ -50,7 +50,7 @@ def spec_violation(
     except NotAllowedError as e:
         return Problem(Reason.STORE_NOT_ALLOWED, str(e))
     if problem := first_violation(
-        rules, spec, sources(spec), sum(gpus_of_spec(spec).values()), returns=returns
+        rules, spec, sources(spec), gpus_of_spec(spec, config.gpu_table), returns=returns
     ):
         return problem
     if problem := allowance_violation(rules, spec, key[0], config):

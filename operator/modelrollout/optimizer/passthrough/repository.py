@@ -25,6 +25,7 @@ from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.model.archive import extract, is_archive
 from modelrollout.optimizer.passthrough import openvino, vllm
 from modelrollout.optimizer.passthrough.config import CONFIG_LIMIT_BYTES, Config, label_files, written
+from modelrollout.optimizer.passthrough.devices import compared, division
 from modelrollout.optimizer.store.artifact import REPORT, is_name
 from modelrollout.reasons import Reason
 from modelrollout.triton.backends import KINDS
@@ -89,13 +90,14 @@ def pass_through(
     limit: int,
     *,
     gpu: bool = True,
+    gpus: int | None = None,
 ) -> PassedThrough:
     """Check ``source`` for its backend; what is unpacked of it lies in ``folder``, at most
-    ``limit`` bytes. ``gpu``: its pods have one.
+    ``limit`` bytes. ``gpu``: its pods have one; ``gpus``: as of PrepareTask.
 
     Raises JobError: those of archives and of the configuration, BackendFileMissing,
     BackendFileInvalid, BackendFileAmbiguous, PickleRefused, CodeRefused, NameRefused,
-    TensorUnknown, and those of ``vllm_engine``.
+    TensorUnknown, TooFewGPUs, and those of ``vllm_engine``.
     """
     if served.backend == "Python" and not served.code:
         raise bad_input(
@@ -104,11 +106,18 @@ def pass_through(
             " another format",
         )
     found = archive_files(source, served.backend, folder, limit)
-    return checked(found, served, batching, instance_kind, folder, gpu=gpu)
+    return checked(found, served, batching, instance_kind, folder, gpu=gpu, gpus=gpus)
 
 
 def checked(
-    found: Found, served: Served, batching: Batching, instance_kind: str, folder: Path, *, gpu: bool
+    found: Found,
+    served: Served,
+    batching: Batching,
+    instance_kind: str,
+    folder: Path,
+    *,
+    gpu: bool,
+    gpus: int | None = None,
 ) -> PassedThrough:
     """``pass_through`` of files that were found already."""
     files = servable(found.version, served)
@@ -129,7 +138,7 @@ def checked(
         | {f"{found.place}{name}" for name in found.beside if f"{BESIDE}{name}" not in files}
     )
     _check(files, served, config, folder)
-    warnings = []
+    warnings = list(compared(division(served.backend, files, parse(config.text)), gpus))
     if left:
         warnings.append(
             f"files of the archive that {served.backend} does not read are not served:"

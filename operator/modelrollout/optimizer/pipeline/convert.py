@@ -78,6 +78,7 @@ def serve_unchanged(s: PrepareState) -> TaskResult | None:
                 s.folder,
                 s.task.max_bytes,
                 gpu=s.task.target_hardware != "any",
+                gpus=s.task.gpus,
             )
     size = sum(path.stat().st_size for path in checked.files.values())
     # the size before is that of the files, not of the archive: nothing was made smaller

@@ -91,6 +91,8 @@ def inputs_of(task: PrepareTask, data: dict[str, str], signer: str | None = None
     own = (
         ({"signer": signer} if signer else {})
         | ({"warmup": True} if task.warmup else {})
+        # the model was found to fit so many
+        | ({"gpus": task.gpus} if task.gpus is not None else {})
         | {
             name: value.model_dump()
             for name, value in (("served", task.served), ("tensors", task.tensors))

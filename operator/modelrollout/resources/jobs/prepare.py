@@ -31,6 +31,7 @@ from modelrollout.contract.formats import FLAVOUR_BY_BACKEND, Backend, Served, T
 from modelrollout.contract.gate import Gate, GateMetric
 from modelrollout.contract.steps import Step
 from modelrollout.contract.tasks import MADE_DIR, WORK_DIR, Batching, PrepareTask, Recorded, Signature
+from modelrollout.gpus import GpuTable
 from modelrollout.resources.common import (
     DISK,
     Located,
@@ -58,8 +59,10 @@ from modelrollout.resources.jobs.common import (
     mount,
 )
 from modelrollout.resources.jobs.container import DISK_STEPS, add_container, environment
-from modelrollout.resources.server import FETCH, GPU, tolerations, wants_gpu
+from modelrollout.resources.server import FETCH, tolerations
 
+_PRODUCT = "nvidia.com/gpu.product"  # label by NVIDIA's discovery
+_DIVIDED: frozenset[Backend] = frozenset({"VLLM", "Python"})  # may be divided over several GPUs
 _CONVERT = "convert"  # the container that reads what was fetched
 _READER = "artifacts-reader"  # volume of the Secret that only reads the artifact store
 _DEFAULT_RESOURCES = Resources(
@@ -141,7 +144,10 @@ def prepare_job(
         artifacts=artifacts.location,
         salt=salt,
         recorded=tuple(Recorded(uri=uri, digest=digest) for uri, digest in recorded),
-        target_hardware=_hardware(serving),
+        target_hardware=_hardware(serving, config.gpu_table),
+        gpus=config.gpu_table.devices(serving.resources.limits)
+        if serving.triton.backend in _DIVIDED
+        else None,
     )
     resources = optimization.resources or _DEFAULT_RESOURCES
     job = build_job(
@@ -170,13 +176,14 @@ def prepare_job(
         (artifact_location(config, artifacts.location.uri, to_read=True), artifacts),
         our_user(config),
     )
-    if any(
-        wants_gpu(r)
+    requested = [
+        r
         for r in (optimization.resources, optimization.container and optimization.container.resources)
-        if r
-    ):
-        # it runs where the servers run
-        job["spec"]["template"]["spec"]["tolerations"] = tolerations(serving, gpu=True)
+        if r and config.gpu_table.has_gpu(r.limits)
+    ]
+    if requested:  # it runs where the servers run
+        placed = tolerations(serving, requested, config.gpu_table)
+        job["spec"]["template"]["spec"]["tolerations"] = placed
     if optimization.container:
         add_container(job, task, optimization.container, resources)
     return job
@@ -314,12 +321,12 @@ def _signature(
     return (Signature(location=where.location, key_file=f"{SIGNER_DIR}/{ref.key}"), where), [(volume, mount)]
 
 
-def _hardware(serving: Serving) -> str:
+def _hardware(serving: Serving, gpus: GpuTable) -> str:
     """The hardware that the artifact targets: the GPU product in the node selector, "gpu", or
     "any".
     """
-    product = (serving.node_selector or {}).get(f"{GPU}.product")
-    return product or ("gpu" if wants_gpu(serving.resources) else "any")
+    product = (serving.node_selector or {}).get(_PRODUCT)
+    return product or ("gpu" if gpus.has_gpu(serving.resources.limits) else "any")
 
 
 def _step(

@@ -4,8 +4,8 @@ field and the remedy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from itertools import chain
 
 from modelrollout.analysis.providers.prometheus.confinement import USE_A_TEMPLATE
@@ -13,8 +13,8 @@ from modelrollout.analysis.providers.prometheus.custom_queries import own_query_
 from modelrollout.api.uris import lies_in
 from modelrollout.api.v1alpha1 import ModelDeploymentSpec
 from modelrollout.api.v1alpha1.policy import PolicyGates, Queries
+from modelrollout.gpus import GpuTable, shown
 from modelrollout.problem import Problem
-from modelrollout.quantity import quantity
 from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.rules import Limit, Rules
 from modelrollout.rollout.strategy import strategy_of
@@ -24,7 +24,7 @@ def first_violation(
     rules: Rules,
     spec: ModelDeploymentSpec,
     uris: Sequence[tuple[str, str]],
-    gpus: int,
+    gpus: Fraction,
     *,
     returns: bool = False,
 ) -> Problem | None:
@@ -141,13 +141,13 @@ def query_violation(
     return None
 
 
-def too_small(limit: Limit, gpus: int) -> Problem | None:
+def too_small(limit: Limit, gpus: Fraction) -> Problem | None:
     """Why the limit is too small even for this revision alone."""
     if limit.gpus is None or gpus <= limit.gpus:
         return None
     text = (
-        f"spec.serving: the pods of a new revision ask for {gpus} GPUs, RolloutPolicy {limit.policy} allows"
-        f" {limit.gpus} to all rollouts"
+        f"spec.serving: the pods of a new revision ask for {shown(gpus)} GPUs, RolloutPolicy {limit.policy}"
+        f" allows {limit.gpus} to all rollouts"
     )
     return Problem(Reason.LIMIT_TOO_SMALL, f"{text} together: ask for fewer, or have limits.gpus raised")
 
@@ -216,16 +216,11 @@ def _missing(gates: PolicyGates, spec: ModelDeploymentSpec) -> Iterator[str]:
             )
 
 
-def gpus_of_spec(spec: ModelDeploymentSpec) -> dict[str, int]:
-    """GPUs (and other extended resources) of all pods of a new revision, by resource name."""
-    pods = max(1, spec.serving.replicas)
-    return {kind: count * pods for kind, count in gpus_of_pod(spec).items()}
+def gpus_of_spec(spec: ModelDeploymentSpec, table: GpuTable) -> Fraction:
+    """GPUs that all pods of a new revision count in a budget."""
+    return gpus_of_pod(spec, table) * max(1, spec.serving.replicas)
 
 
-def gpus_of_pod(spec: ModelDeploymentSpec) -> dict[str, int]:
-    """Extended resources of one pod, whose names have a domain, such as nvidia.com/gpu or
-    nvidia.com/mig-1g.10gb.
-    """
-    limits = spec.serving.resources.limits or {}
-    counts = {kind: math.ceil(quantity(value)) for kind, value in limits.items() if "/" in kind}
-    return {kind: count for kind, count in counts.items() if count > 0}
+def gpus_of_pod(spec: ModelDeploymentSpec, table: GpuTable) -> Fraction:
+    """GPUs that one pod counts in a budget."""
+    return table.share(spec.serving.resources.limits)

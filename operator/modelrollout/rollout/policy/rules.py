@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -83,15 +84,10 @@ class Limit:
     gpus: int | None
     max_hold: str | None = None  # how long a rollout may hold its slot
 
-    @property
-    def slots(self) -> int:
-        """The most rollouts that can have a slot. A rollout without GPUs needs none where only GPUs
-        are limited.
+    def concerns(self, gpus: Fraction) -> bool:
+        """Whether a rollout with so many GPUs needs a slot: where only GPUs are limited, one
+        without GPUs needs none.
         """
-        return min(n for n in (self.rollouts, self.gpus) if n is not None)
-
-    def concerns(self, gpus: int) -> bool:
-        """Whether a rollout with so many GPUs needs a slot."""
         return self.rollouts is not None or gpus > 0
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
+from fractions import Fraction
 
 from modelrollout.api.times import since
-from modelrollout.api.v1alpha1 import SlotStatus, seconds
+from modelrollout.api.v1alpha1 import QueueStatus, SlotStatus, seconds
+from modelrollout.gpus import exact, exact_text, rounded_up, shown
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.policy.requirements import gpus_of_pod, gpus_of_spec
@@ -21,9 +23,19 @@ def slot_of(s: Observed) -> SlotStatus | None:
     return rollout.slot if rollout is not None and in_flight(rollout) and rollout.queue is None else None
 
 
-def gpus_requested(s: Observed) -> int:
+def counted(held: QueueStatus | SlotStatus) -> Fraction:
+    """The GPUs that a queue or a slot counts."""
+    return exact(held.gpus, held.exact_gpus)
+
+
+def count(gpus: Fraction) -> dict[str, int | str | None]:
+    """The fields of a queue or a slot that counts so many GPUs."""
+    return {"gpus": rounded_up(gpus), "exact_gpus": exact_text(gpus)}
+
+
+def gpus_requested(s: Observed) -> Fraction:
     """GPUs of all replicas in spec."""
-    return sum(gpus_of_spec(s.spec).values()) if s.spec is not None else 0
+    return gpus_of_spec(s.spec, s.gpu_table) if s.spec is not None else Fraction(0)
 
 
 def gpu_limits(s: Observed) -> list[Limit]:
@@ -34,8 +46,8 @@ def gpu_limits(s: Observed) -> list[Limit]:
 def pods_covered_by_slot(s: Observed) -> int | None:
     """Pods that the slot's GPUs cover; None if no limit counts GPUs."""
     slot = slot_of(s)
-    each = sum(gpus_of_pod(s.spec).values()) if s.spec is not None else 0
-    return max(1, slot.gpus // each) if slot is not None and each and gpu_limits(s) else None
+    each = gpus_of_pod(s.spec, s.gpu_table) if s.spec is not None else 0
+    return max(1, counted(slot) // each) if slot is not None and each and gpu_limits(s) else None
 
 
 def waiting_replicas(s: Observed) -> Problem | None:
@@ -45,8 +57,8 @@ def waiting_replicas(s: Observed) -> Problem | None:
         return None
     policies = ", ".join(limit.policy for limit in gpu_limits(s))
     text = (
-        f"spec.serving.replicas: {s.spec.serving.replicas} ask for {gpus_requested(s)} GPUs, the slot of"
-        f" RolloutPolicy {policies} has {slot.gpus}"
+        f"spec.serving.replicas: {s.spec.serving.replicas} ask for {shown(gpus_requested(s))} GPUs, the slot"
+        f" of RolloutPolicy {policies} has {shown(counted(slot))}"
     )
     return Problem(
         Reason.WAITING_FOR_SLOT,
@@ -60,7 +72,9 @@ def held_too_long(s: Observed, now: datetime) -> Problem | None:
     if slot is None:
         return None
     longest = [
-        (seconds(x.max_hold), x) for x in s.rules.limits if x.max_hold is not None and x.concerns(slot.gpus)
+        (seconds(x.max_hold), x)
+        for x in s.rules.limits
+        if x.max_hold is not None and x.concerns(counted(slot))
     ]
     least, limit = min(longest, key=lambda entry: entry[0], default=(0.0, None))
     if limit is None or since(slot.since, now) <= least:

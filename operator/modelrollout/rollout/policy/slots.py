@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from modelrollout.rollout.policy.rules import Limit
 from modelrollout.rollout.snapshot import Slot
@@ -17,7 +18,7 @@ class SlotRequest:
 
     holder: str
     rollout: str
-    gpus: int
+    gpus: Fraction
 
     @property
     def display_name(self) -> str:
@@ -72,7 +73,7 @@ def standing(
     ]
     position = next((i for i, c in enumerate(waiting) if c.holder == mine.holder), len(waiting))
     ahead = waiting[:position]
-    room = len(working) + len(ahead) < limit.slots
+    room = limit.rollouts is None or len(working) + len(ahead) < limit.rollouts
     if limit.gpus is not None:
         room = (
             room and sum(h.claim.gpus for h in working) + sum(c.gpus for c in ahead) + mine.gpus <= limit.gpus

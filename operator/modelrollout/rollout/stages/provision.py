@@ -18,6 +18,7 @@ from modelrollout.rollout.desired.pods import replicas_with_traffic
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.requirements import gpus_of_spec, too_small
 from modelrollout.rollout.policy.rules import active_freeze
+from modelrollout.rollout.policy.slot_limits import count, counted
 from modelrollout.rollout.security_bulletins import known_flaws
 from modelrollout.rollout.snapshot import Gpus, Slot
 from modelrollout.rollout.stages.in_place import UNSCHEDULABLE, release_stable_pods
@@ -89,11 +90,11 @@ def _evaluate_if_patched(s: InFlight, policy: str, now: datetime) -> Transition:
 
 def queued(s: InFlight, now: datetime) -> QueueStatus | None:
     """The queue that a rollout enters before it gets GPUs; None if nothing limits it."""
-    gpus = sum(gpus_of_spec(s.spec).values())
+    gpus = gpus_of_spec(s.spec, s.gpu_table)
     limited = any(limit.concerns(gpus) for limit in s.rules.limits) or active_freeze(s.rules, now) is not None
     if s.rollout.mode == "Rollback" or not (limited or (s.spec.serving.surge == "Wait" and gpus)):
         return None
-    return QueueStatus(since=stamp(now), gpus=gpus)
+    return QueueStatus(since=stamp(now), **count(gpus))
 
 
 def wait_in_queue(s: InFlight, queue: QueueStatus, now: datetime) -> Transition:
@@ -102,19 +103,19 @@ def wait_in_queue(s: InFlight, queue: QueueStatus, now: datetime) -> Transition:
     """
     if freeze := active_freeze(s.rules, now):
         return wait(s, Problem(Reason.FROZEN, freeze.message), min(CHECK_SECONDS, freeze.left(now)))
-    gpus = sum(gpus_of_spec(s.spec).values())
-    if gpus != queue.gpus:  # replicas were edited or scaled meanwhile
-        return Transition(change(s.status, queue=queue.model_copy(update={"gpus": gpus})))
+    gpus = gpus_of_spec(s.spec, s.gpu_table)
+    if gpus != counted(queue):  # replicas were edited or scaled meanwhile, or the table of GPUs
+        return Transition(change(s.status, queue=queue.model_copy(update=count(gpus))))
     slots = {slot.policy: slot for slot in s.slots}
     for limit in s.rules.limits:
-        if problem := too_small(limit, queue.gpus):
+        if problem := too_small(limit, gpus):
             return wait(s, problem)
         slot = slots.get(limit.policy)
-        if limit.concerns(queue.gpus) and (slot is None or not slot.held):
+        if limit.concerns(gpus) and (slot is None or not slot.held):
             # without a slot the Leases cannot be read, and s.write_problem says why
             return _wait_in_line(s, queue, slot) if slot else wait(s)
     events: tuple[Event, ...] = ()
-    if s.spec.serving.surge == "Wait" and queue.gpus:
+    if s.spec.serving.surge == "Wait" and gpus:
         if s.gpus is None:
             text = (
                 "spec.serving.surge is Wait, but the operator may not look at nodes (capacity.lookAtNodes):"
@@ -132,9 +133,10 @@ def _slot(s: InFlight, queue: QueueStatus, slots: Mapping[str, Slot], now: datet
     """The slot from now on. It counts the GPUs in the Leases, even if replicas were edited
     since.
     """
-    counted = [slots[x.policy].gpus for x in s.rules.limits if x.gpus is not None and x.policy in slots]
-    limited = any(limit.concerns(queue.gpus) for limit in s.rules.limits)
-    return SlotStatus(since=stamp(now), gpus=min([queue.gpus, *counted])) if limited else None
+    own = counted(queue)
+    leased = [slots[x.policy].gpus for x in s.rules.limits if x.gpus is not None and x.policy in slots]
+    limited = any(limit.concerns(own) for limit in s.rules.limits)
+    return SlotStatus(since=stamp(now), **count(min([own, *leased]))) if limited else None
 
 
 def _wait_in_line(s: InFlight, queue: QueueStatus, slot: Slot) -> Transition:
