@@ -12,6 +12,9 @@ SERVES_ENV = "MODELROLLOUT_SERVES"
 # JSON list of milliseconds: latencies that the server's own histogram is to tell, frozen with its
 # template
 OBJECTIVES_ENV = "MODELROLLOUT_OBJECTIVES_MS"
+# how many CPUs a server may use, whole ones: its backend gets as many threads; frozen with its
+# template
+CPUS_ENV = "MODELROLLOUT_CPUS"
 REPOSITORY = "/models"  # Triton's model repository in a server
 CREDENTIALS_DIR = "/var/run/modelrollout/credentials"
 RESULT_LIMIT_BYTES = 2048

@@ -16,6 +16,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Drain, Pod, Resources, Serving, SizeLimits, Volume, seconds
 from modelrollout.config import OperatorConfig
 from modelrollout.contract.common import (
+    CPUS_ENV,
     CREDENTIALS_DIR,
     OBJECTIVES_ENV,
     REPOSITORY,
@@ -43,7 +44,7 @@ from modelrollout.resources.hardening import MODELS, TRITON, VISIBLE_GPUS, for_t
 
 # Version of what this file renders. A revision keeps its frozen template, so raising this restarts
 # no pod.
-BUILDER = "7"
+BUILDER = "8"
 STREAM_SECONDS = 900  # to end, for a model that streams its answers; a stream may take minutes
 WORSE_SECONDS = 30  # the same for a version that was proven worse, whatever it streams
 _EXIT_FLAG = "--exit-timeout-secs"
@@ -126,6 +127,7 @@ def template(
                         if objectives
                         else []
                     ),
+                    *([{"name": CPUS_ENV, "value": str(cpus)}] if (cpus := _cpus(serving)) else []),
                 ],
                 "resources": on_disk(
                     fetching if pod.fetch_resources is None else pod.fetch_resources.wire(),
@@ -205,6 +207,14 @@ def template(
         "spec": spec,
     }
     return harden(made, deployment)
+
+
+def _cpus(serving: Serving) -> int:
+    """How many threads a server may run at once without being stopped by its own limit, so whole
+    CPUs, and one at least; 0: it has no limit.
+    """
+    limit = quantity((serving.resources.limits or {}).get("cpu", 0))
+    return max(1, math.floor(limit)) if limit else 0
 
 
 def image(serving: Serving, config: OperatorConfig) -> str:

@@ -127,7 +127,7 @@ def test_a_spec_that_says_nothing_of_pods_is_what_it_was() -> None:
     """
     name = names.revision_name("ml", "digits", b.spec(1).user_input(), b.sha(1))
     assert name == "digits-349dbdf4"
-    assert {"7": names.short_hash(o.template(), 16)} == {server.BUILDER: "fc1530a651081aaf"}
+    assert {"8": names.short_hash(o.template(), 16)} == {server.BUILDER: "fc1530a651081aaf"}
     empty = b.spec(1, serving=b.spec(1).serving.wire() | {"pod": {}})
     assert empty.user_input() == b.spec(1).user_input()
     assert o.template(Serving.model_validate(o.SERVING.wire() | {"pod": {}})) == o.template()
