@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 
 from modelrollout.api import names
 from tests.e2e.conftest import Stage
+from tests.e2e.models import CLASSES, FEATURES
 
 pytestmark = pytest.mark.sandbox
 
@@ -49,3 +51,31 @@ def test_a_server_has_as_many_threads_as_its_limit_and_the_artifact_stays_the_sa
         digests.add(digest)
         stage.cluster.kubectl("delete", "mdep", name, "-n", stage.namespace, "--wait=false")
     assert len(digests) == 1, "what depends on the server is no part of the artifact"
+
+
+def test_triton_takes_the_settings_of_tensorrt_and_serves(stage: Stage) -> None:
+    """Its core reads them; nothing here has a GPU, so that ONNX Runtime's own kernels answer."""
+    made = stage.deployment("accelerated")
+    made["spec"]["serving"]["accelerator"] = {"tensorRT": {"workspace": "1Gi"}}
+    stage.apply(made)
+    config, digest = served(stage, "accelerated")
+    [accelerator] = config["optimization"]["execution_accelerators"]["gpu_execution_accelerator"]
+    engines = f"/tmp/engines/{digest.removeprefix('sha256:')}-{1 << 30}"
+    assert accelerator == {
+        "name": "tensorrt",
+        "parameters": {
+            "max_workspace_size_bytes": str(1 << 30),
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": engines,
+        },
+    }
+    assert stage.answers("accelerated", np.ones((1, FEATURES), np.float32))["logits"].shape == (1, CLASSES)
+    revision = stage.get("accelerated")["status"]["stable"]["revision"]
+    [pod] = stage.cluster.pods(stage.namespace, f"{names.LABEL_REVISION}={revision}")
+
+    def own() -> list[str]:
+        pod_name, command = pod["metadata"]["name"], ("-c", "triton", "--", "ls", "-A", engines)
+        return stage.cluster.kubectl("exec", "-n", stage.namespace, pod_name, *command).split()
+
+    stage.until("what starts the server has seen that the model is ready", lambda: own() == [".whole"])
+    stage.cluster.kubectl("delete", "mdep", "accelerated", "-n", stage.namespace, "--wait=false")

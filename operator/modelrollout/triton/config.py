@@ -33,6 +33,7 @@ VLLM_PARAMETERS = ("REPORT_CUSTOM_METRICS", "ENABLE_VLLM_HEALTH_CHECK")
 MISSING_VALUES, NAN = "missing_values", "NaN"
 # Another: the CPUs that the instances share, for whoever changes the number of instances.
 SHARED_CPUS = "shared_cpus"
+TENSORRT = "tensorrt"  # ONNX Runtime's backend knows TensorRT by this name
 
 
 class BatchingImpossible(ValueError):
@@ -180,6 +181,26 @@ def with_threads(config: Any, cpus: int) -> Any:
     if kind.each:
         updated.parameters[SHARED_CPUS].string_value = str(cpus)
         _share_cpus(updated, str(cpus))
+    return updated
+
+
+def with_tensorrt(config: Any, workspace_bytes: int | None, engines: str) -> Any:
+    """The configuration with TensorRT in ONNX Runtime, whose engines are kept in that folder (the
+    README of Triton's backend). Parameters of the author stay beside it.
+
+    None says a precision: it is that of the graph. TensorRT has no flags for it since its version
+    11; an author who serves with an earlier one may say precision_mode.
+    """
+    updated = pb.ModelConfig()
+    updated.CopyFrom(config)
+    accelerators = updated.optimization.execution_accelerators.gpu_execution_accelerator
+    ours = next((a for a in accelerators if a.name == TENSORRT), None)
+    if ours is None:
+        ours = accelerators.add(name=TENSORRT)
+    ours.parameters["trt_engine_cache_enable"] = "1"
+    ours.parameters["trt_engine_cache_path"] = engines
+    if workspace_bytes is not None:
+        ours.parameters["max_workspace_size_bytes"] = str(workspace_bytes)
     return updated
 
 

@@ -13,7 +13,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.contract.common import CPUS_ENV, OBJECTIVES_ENV, SERVES_ENV, ServingConfig
+from modelrollout.contract.common import (
+    CPUS_ENV,
+    OBJECTIVES_ENV,
+    SERVES_ENV,
+    TENSORRT_ENV,
+    ServingConfig,
+)
 from modelrollout.contract.gate import Gate, GateMetric
 from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import Batching, FetchTask, PrepareTask
@@ -255,6 +261,39 @@ def test_servers_have_as_many_threads_as_they_may_use_cpus(
     assert run(fetch.model_copy(update={"serving": ServingConfig(instances=4)}), Progress()).reused
     for odd in ("", "-1", "1.5", "many", "1" * 10):
         monkeypatch.setenv(CPUS_ENV, odd)
+        with pytest.raises(JobError) as failed:
+            run(fetch, Progress())
+        assert failed.value.reason == "TaskInvalid" and "one version" in failed.value.message
+
+
+def test_a_servers_engines_lie_by_artifact_and_settings(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run(task(store), Progress())
+    digest = str(result.artifact_digest)
+    fetch = FetchTask(
+        artifact=store.s3(str(result.artifact_uri).removeprefix("s3://")),
+        digest=digest,
+        model="digits",
+        number=7,
+        target=str(tmp_path),
+    )
+
+    def accelerators() -> list[dict[str, str]]:
+        run(fetch, Progress())
+        optimization = parse((tmp_path / "digits" / "config.pbtxt").read_text()).optimization
+        return [dict(a.parameters) for a in optimization.execution_accelerators.gpu_execution_accelerator]
+
+    assert accelerators() == []
+    for told, workspace in (("{}", "0"), ('{"workspace_bytes":1024}', "1024")):
+        monkeypatch.setenv(TENSORRT_ENV, told)
+        [parameters] = accelerators()
+        path = f"/tmp/engines/{digest.removeprefix('sha256:')}-{workspace}"
+        assert parameters["trt_engine_cache_path"] == path
+        assert parameters.get("max_workspace_size_bytes", "0") == workspace
+    assert run(fetch, Progress()).reused
+    for odd in ("", "[]", '{"workspace_bytes":0}', '{"precision":"FP16"}'):
+        monkeypatch.setenv(TENSORRT_ENV, odd)
         with pytest.raises(JobError) as failed:
             run(fetch, Progress())
         assert failed.value.reason == "TaskInvalid" and "one version" in failed.value.message

@@ -20,7 +20,15 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from modelrollout.contract.common import CPUS_ENV, OBJECTIVES_ENV, SERVES_ENV, ServingConfig
+from modelrollout.contract.common import (
+    CPUS_ENV,
+    ENGINES,
+    OBJECTIVES_ENV,
+    SERVES_ENV,
+    TENSORRT_ENV,
+    ServingConfig,
+    TensorRT,
+)
 from modelrollout.contract.formats import Served
 from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import FetchTask
@@ -57,8 +65,14 @@ def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
         link = root / VERSION_LINK
         link.unlink(missing_ok=True)
         link.symlink_to(f"{task.model}/{number}")
-    changes = _Changes(task.serving, _cpus(), _objectives(), served is not None and served.backend == "VLLM")
-    changed = _changed_config(store, config, changes) if any(changes) else None
+    changes = _Changes(
+        task.serving,
+        _cpus(),
+        _objectives(),
+        reports=served is not None and served.backend == "VLLM",
+        tensorrt=_tensorrt(),
+    )
+    changed = _changed_config(store, config, changes, task.digest) if any(changes) else None
     files = {CONFIG_FILE: config} | {
         name.removeprefix(BESIDE) if name.startswith(BESIDE) else f"{number}/{name}": entry
         for name, entry in version.items()
@@ -170,9 +184,31 @@ class _Changes(NamedTuple):
     cpus: int
     objectives: tuple[int, ...]
     reports: bool  # of vLLM
+    tensorrt: TensorRT | None
 
 
-def _changed_config(store: ObjectStore, entry: artifact.Entry, changes: _Changes) -> bytes:
+def _tensorrt() -> TensorRT | None:
+    """Whether TensorRT computes the model, and how; raises JobError."""
+    text = os.environ.get(TENSORRT_ENV)
+    if text is None:
+        return None
+    try:
+        return TensorRT.model_validate_json(text)
+    except ValidationError:
+        raise bad_input(
+            Reason.TASK_INVALID,
+            f"{TENSORRT_ENV}: {text[:100]!r} is not understood; are operator and image of one version?",
+        ) from None
+
+
+def _engines(digest: str, tensorrt: TensorRT) -> str:
+    """The folder of engines of this artifact with these settings: an engine has weights and
+    settings inside, and its file's name tells neither.
+    """
+    return f"{ENGINES}/{digest.removeprefix('sha256:')}-{tensorrt.workspace_bytes or 0}"
+
+
+def _changed_config(store: ObjectStore, entry: artifact.Entry, changes: _Changes, digest: str) -> bytes:
     """config.pbtxt with these changes; equal inputs give equal bytes."""
     # not needed by a fetch without them
     from modelrollout.triton.config import (
@@ -180,6 +216,7 @@ def _changed_config(store: ObjectStore, entry: artifact.Entry, changes: _Changes
         printed,
         with_objectives,
         with_serving,
+        with_tensorrt,
         with_threads,
         with_vllm_reports,
     )
@@ -191,6 +228,8 @@ def _changed_config(store: ObjectStore, entry: artifact.Entry, changes: _Changes
         config = with_threads(config, changes.cpus)
     if changes.objectives:
         config = with_objectives(config, changes.objectives)
+    if changes.tensorrt is not None:
+        config = with_tensorrt(config, changes.tensorrt.workspace_bytes, _engines(digest, changes.tensorrt))
     return printed(with_vllm_reports(config) if changes.reports else config).encode()
 
 
