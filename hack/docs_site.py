@@ -34,6 +34,7 @@ NAV: Mapping[str, tuple[str, ...]] = {
         "docs/how-to/air-gapped.md",
         "docs/how-to/few-gpus.md",
         "docs/how-to/gpus.md",
+        "docs/how-to/tensorrt.md",
         "docs/how-to/network.md",
         "docs/how-to/upgrade.md",
         "docs/how-to/backup.md",

@@ -17,7 +17,7 @@ import yaml
 
 from demo.cluster import RELEASE, SYSTEM_NAMESPACE
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import RevisionRef, Shadow
+from modelrollout.api.v1alpha1 import RevisionRef, Shadow, Tune
 from modelrollout.kube.client import MERGE_PATCH
 from modelrollout.kube.kinds import (
     BACKEND_TRAFFIC_POLICY,
@@ -36,6 +36,7 @@ from modelrollout.kube.kinds import (
 )
 from modelrollout.resources import comparer, server
 from modelrollout.resources.common import Owner
+from modelrollout.resources.jobs.tune import tune_job
 from modelrollout.traffic.gateway_api import mirror, traefik
 from tests.e2e.conftest import Stage
 from tests.unit.resources import objects as o
@@ -179,12 +180,21 @@ def shadowing(owner: Owner) -> list[Object]:
     ]
 
 
+def with_engines() -> tuple[Object, Object]:
+    """A server that keeps TensorRT's engines in a claim, and the Job that tunes one."""
+    cache = {"persistentVolumeClaim": {"claimName": "data"}}
+    accelerator = {"accelerator": {"tensorRT": {"cache": cache}}}
+    frozen = o.template(o.SERVING.model_validate(o.SERVING.wire() | accelerator))
+    tuned = tune_job(o.context("t"), Tune(objective="50ms"), None, frozen, o.ARTIFACT)
+    return o.deployment(frozen), tuned
+
+
 def test_what_the_operator_makes_it_may_make(thief: Thief, owner: Owner) -> None:
     container = {"name": "train", "image": f"example/train@sha256:{'0' * 64}"}
     step = o.OPTIMIZATION.model_validate({"steps": [{"container": {"image": container["image"]}}]})
     secret = {"name": "K", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
     serving = o.SERVING.model_validate(o.SERVING.wire() | {"pod": {"env": [secret], "volumes": VOLUMES}})
-    more = (o.prepare(optimization=step), o.deployment(o.template(serving)))
+    more = (o.prepare(optimization=step), o.deployment(o.template(serving)), *with_engines())
     for obj in (*o.everything(), *more, *shadowing(owner)):
         resource = BY_KIND.get(obj["kind"], NETWORK_POLICY)
         refused = thief.creates(owned(obj, owner), resource)
@@ -201,6 +211,21 @@ def pod(change: Change) -> Change:
 
 def first(change: Change) -> Change:
     return pod(lambda spec: change(spec["containers"][0]))
+
+
+def engines(name: str = "triton", **mount: str) -> Change:
+    """A claim to write, mounted as the folder of engines but for these fields. ``name``: of the
+    server's container; of a Job's none has another.
+    """
+    usual = {"name": "engines", "mountPath": "/engines", "subPath": o.OWNER_UID}
+
+    def change(spec: Object) -> None:
+        spec["volumes"].append({"name": "engines", "persistentVolumeClaim": {"claimName": "data"}})
+        first = spec["containers"][0]
+        first["name"] = first["name"].replace("triton", name)
+        first["volumeMounts"].append(usual | mount)
+
+    return pod(change)
 
 
 PODS: dict[str, Change] = {
@@ -236,6 +261,10 @@ PODS: dict[str, Change] = {
     "a claim of the namespace to write": pod(
         lambda s: s["volumes"].append({"name": "data", "persistentVolumeClaim": {"claimName": "data"}})
     ),
+    "a claim to write in another folder": engines(mountPath="/data"),
+    "the whole claim of engines": engines(subPath=""),
+    "a folder of the claim of engines that is no uid": engines(subPath="all"),
+    "engines in what is no server": engines("other"),
     "a token": pod(
         lambda s: s["volumes"].append(
             {"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}

@@ -256,6 +256,25 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         put("spec.serving.resources.limits", {"memory": "lots"}),
         "spec.serving.resources.limits.memory",
     ),
+    "TensorRT without a GPU": (
+        lambda o: o["spec"]["serving"].update(resources={"limits": {"cpu": 1}}, accelerator={"tensorRT": {}}),
+        "accelerator.tensorRT needs a GPU of NVIDIA",
+    ),
+    "TensorRT for another backend": (
+        backend(put("spec.serving.accelerator", {"tensorRT": {}}), backend="OpenVINO"),
+        "leave triton.backend or accelerator out",
+    ),
+    "TensorRT for int4": (
+        lambda o: (
+            put("spec.optimization.steps", [{"int4": {}}])(o),
+            put("spec.serving.accelerator", {"tensorRT": {}})(o),
+        ),
+        "no operators for int4",
+    ),
+    "no workspace": (
+        put("spec.serving.accelerator", {"tensorRT": {"workspace": "0Gi"}}),
+        "spec.serving.accelerator.tensorRT.workspace",
+    ),
     "negative quantity": (
         put("spec.serving.resources.limits", {"cpu": -1}),
         "spec.serving.resources.limits.cpu",

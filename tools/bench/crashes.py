@@ -103,7 +103,7 @@ def _server_pod(load: Load, image: str) -> Object:
     )
     version = server.Version(NAME, NAME, 1, NAMESPACE)
     serving = Serving.model_validate({"resources": resources})
-    spec: Object = server.template(version, serving, config)["spec"]
+    spec: Object = server.template(version, serving, config, owner_uid="")["spec"]
     del spec["initContainers"]
     (triton,) = spec["containers"]
     triton["args"] = [*triton["args"], *load.flags]

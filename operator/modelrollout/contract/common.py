@@ -12,6 +12,12 @@ SERVES_ENV = "MODELROLLOUT_SERVES"
 # JSON list of milliseconds: latencies that the server's own histogram is to tell, frozen with its
 # template
 OBJECTIVES_ENV = "MODELROLLOUT_OBJECTIVES_MS"
+# how many CPUs a server may use, whole ones: its backend gets as many threads; frozen with its
+# template
+CPUS_ENV = "MODELROLLOUT_CPUS"
+# JSON of TensorRT: what is to compute a model of ONNX Runtime, frozen with the template
+TENSORRT_ENV = "MODELROLLOUT_TENSORRT"
+ENGINES = "/tmp/engines"  # where a server has TensorRT's engines, by model and settings
 REPOSITORY = "/models"  # Triton's model repository in a server
 CREDENTIALS_DIR = "/var/run/modelrollout/credentials"
 RESULT_LIMIT_BYTES = 2048
@@ -68,6 +74,12 @@ class ServingConfig(ContractModel):
     instances: int = Field(1, ge=1)  # executions of the model side by side
     batch: int = Field(0, ge=0)  # waiting requests are joined up to so many rows; 0: never
     queue_delay_us: int = Field(0, ge=0)  # how long a request may wait for others, microseconds
+
+
+class TensorRT(ContractModel):
+    """How ONNX Runtime uses TensorRT in a server."""
+
+    workspace_bytes: int | None = Field(None, ge=1)
 
 
 CONTAINER_STEP = "container-step"  # the user's container in the pod

@@ -16,16 +16,20 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Drain, Pod, Resources, Serving, SizeLimits, Volume, seconds
 from modelrollout.config import OperatorConfig
 from modelrollout.contract.common import (
+    CPUS_ENV,
     CREDENTIALS_DIR,
     OBJECTIVES_ENV,
     REPOSITORY,
     SERVES_ENV,
     TASK_ENV,
+    TENSORRT_ENV,
     ServingConfig,
+    TensorRT,
 )
 from modelrollout.contract.tasks import FetchTask
 from modelrollout.gpus import GpuTable
 from modelrollout.quantity import quantity
+from modelrollout.resources import engines
 from modelrollout.resources.common import (
     ARTIFACTS,
     DISK,
@@ -44,7 +48,7 @@ from modelrollout.resources.hardening import MODELS, TRITON, VISIBLE_GPUS, for_t
 
 # Version of what this file renders. A revision keeps its frozen template, so raising this restarts
 # no pod.
-BUILDER = "7"
+BUILDER = "8"
 STREAM_SECONDS = 900  # to end, for a model that streams its answers; a stream may take minutes
 WORSE_SECONDS = 30  # the same for a version that was proven worse, whatever it streams
 _EXIT_FLAG = "--exit-timeout-secs"
@@ -87,11 +91,17 @@ def _fetch_cpu(server: Object) -> str:
 
 
 def template(
-    version: Version, serving: Serving, config: OperatorConfig, objectives: Sequence[int] = ()
+    version: Version,
+    serving: Serving,
+    config: OperatorConfig,
+    objectives: Sequence[int] = (),
+    *,
+    owner_uid: str,
 ) -> Object:
     """Pod template of a revision, complete except for the artifact, which does not exist yet
     (``server_deployment`` adds it). ``objectives``: milliseconds that are to be bounds of Triton's
-    histogram of latencies; only for an image whose Triton takes them.
+    histogram of latencies; only for an image whose Triton takes them. ``owner_uid``: of the
+    ModelDeployment.
 
     The grace period is preStop + exit timeout + margin: endpoints drop the pod while preStop
     sleeps, then Triton finishes its requests (docs of Triton, "Graceful shutdown").
@@ -126,6 +136,8 @@ def template(
                         if objectives
                         else []
                     ),
+                    *([{"name": CPUS_ENV, "value": str(cpus)}] if (cpus := _cpus(serving)) else []),
+                    *_tensorrt(serving),
                 ],
                 "resources": on_disk(
                     fetching if pod.fetch_resources is None else pod.fetch_resources.wire(),
@@ -140,7 +152,9 @@ def template(
                 "name": TRITON,
                 "image": image(serving, config),
                 **pull,
-                "command": ["tritonserver"],
+                "command": (
+                    ["tritonserver"] if serving.accelerator is None else engines.command(deployment, number)
+                ),
                 "args": [
                     # Auto-completion gives ONNX a silent maximum batch of 4; the config is written
                     # out in full.
@@ -166,7 +180,7 @@ def template(
                     | {
                         "periodSeconds": 1,
                         "timeoutSeconds": 2,
-                        "failureThreshold": max(1, math.ceil(seconds(serving.startup_timeout))),
+                        "failureThreshold": max(1, math.ceil(serving.startup_seconds())),
                     }
                 ),
                 "readinessProbe": (
@@ -177,6 +191,7 @@ def template(
                     tmp,
                     {"name": "shm", "mountPath": "/dev/shm"},
                     *map(_mount, pod.volumes or ()),
+                    *engines.mounts(serving, owner_uid),
                 ],
             }
         ],
@@ -185,6 +200,7 @@ def template(
             {"name": "tmp", "emptyDir": {"sizeLimit": _size(sizes.tmp, _DISK_TMP)}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _size(sizes.shm, "1Gi")}},
             *map(_volume, pod.volumes or ()),
+            *engines.volumes(serving),
             *artifacts.volumes(),
         ],
         "topologySpreadConstraints": _spread(version, pod),
@@ -205,6 +221,23 @@ def template(
         "spec": spec,
     }
     return harden(made, deployment)
+
+
+def _cpus(serving: Serving) -> int:
+    """How many threads a server may run at once without being stopped by its own limit, so whole
+    CPUs, and one at least; 0: it has no limit.
+    """
+    limit = quantity((serving.resources.limits or {}).get("cpu", 0))
+    return max(1, math.floor(limit)) if limit else 0
+
+
+def _tensorrt(serving: Serving) -> list[Object]:
+    """What the loader has to know of TensorRT."""
+    if serving.accelerator is None:
+        return []
+    workspace = serving.accelerator.tensor_rt.workspace
+    task = TensorRT(workspace_bytes=None if workspace is None else math.ceil(quantity(workspace)))
+    return [{"name": TENSORRT_ENV, "value": names.canonical_json(task.model_dump(exclude_none=True))}]
 
 
 def image(serving: Serving, config: OperatorConfig) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from modelrollout.api.times import since, stamp
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RolloutStatus, seconds
+from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RolloutStatus
 from modelrollout.reasons import Reason
 from modelrollout.rollout.snapshot import Observed, in_flight, predecessor
 from modelrollout.rollout.transitions import weight
@@ -22,7 +22,8 @@ COMPARING_STAGES = ("Evaluate", "Shadow", "Canary")
 def down_since(s: Observed, status: ModelDeploymentStatus, now: datetime) -> str | None:
     """Since when no pod of stable is ready although some are asked for, for status.
 
-    The pods of a stable that had none are starting: they are down once ``startupTimeout`` is over.
+    The pods of a stable that had none are starting: they are down once the time that they
+    may take to start is over.
     """
     if status.stable is None or not _has_no_ready_pod(s, status.stable.revision):
         return None
@@ -30,7 +31,7 @@ def down_since(s: Observed, status: ModelDeploymentStatus, now: datetime) -> str
     if before.stable_down_since and before.stable and before.stable.revision == status.stable.revision:
         return before.stable_down_since
     started = any(c.type == "Available" and c.reason == Reason.SCALED_TO_ZERO for c in before.conditions)
-    grace = seconds(s.spec.serving.startup_timeout) if started and s.spec is not None else 0.0
+    grace = s.spec.serving.startup_seconds() if started and s.spec is not None else 0.0
     return stamp(now + timedelta(seconds=grace))
 
 

@@ -8,6 +8,7 @@ be written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from tritonclient.grpc import model_config_pb2
 
 from modelrollout.contract.common import ServingConfig
 from modelrollout.contract.tasks import Batching
+from modelrollout.triton.backends import KINDS, ONNX
 from modelrollout.triton.histogram import FAMILY
 from modelrollout.triton.layout import MODEL_FILE, WARMUP
 from modelrollout.triton.tensors import TensorSpec
@@ -29,6 +31,9 @@ pb: Any = model_config_pb2  # generated, without types
 VLLM_PARAMETERS = ("REPORT_CUSTOM_METRICS", "ENABLE_VLLM_HEALTH_CHECK")
 # A parameter that no backend reads: whoever sends golden data learns from it that NaN is data.
 MISSING_VALUES, NAN = "missing_values", "NaN"
+# Another: the CPUs that the instances share, for whoever changes the number of instances.
+SHARED_CPUS = "shared_cpus"
+TENSORRT = "tensorrt"  # ONNX Runtime's backend knows TensorRT by this name
 
 
 class BatchingImpossible(ValueError):
@@ -156,7 +161,58 @@ def with_serving(config: Any, serving: ServingConfig) -> Any:
         if serving.batch < updated.max_batch_size:
             updated.dynamic_batching.preferred_batch_size.append(serving.batch)
             _warm_up_for(updated, serving.batch)
+    if SHARED_CPUS in updated.parameters:
+        _share_cpus(updated, updated.parameters[SHARED_CPUS].string_value)
     return updated
+
+
+def with_threads(config: Any, cpus: int) -> Any:
+    """The configuration with as many threads as the server has CPUs, unless its author has chosen
+    or its backend has no such parameter. Backends take one for each CPU of the node by themselves,
+    and the kernel stops all of them once they have used what the container's limit allows.
+    """
+    updated = pb.ModelConfig()
+    updated.CopyFrom(config)
+    kind = next((k for k in (ONNX, *KINDS.values()) if k.backend == config.backend), None)
+    if kind is None or any(name in config.parameters for name in kind.threads):
+        return updated
+    for name in kind.threads:
+        updated.parameters[name].string_value = str(cpus)
+    if kind.each:
+        updated.parameters[SHARED_CPUS].string_value = str(cpus)
+        _share_cpus(updated, str(cpus))
+    return updated
+
+
+def with_tensorrt(config: Any, workspace_bytes: int | None, engines: str) -> Any:
+    """The configuration with TensorRT in ONNX Runtime, whose engines are kept in that folder (the
+    README of Triton's backend). Parameters of the author stay beside it.
+
+    None says a precision: it is that of the graph. TensorRT has no flags for it since its version
+    11; an author who serves with an earlier one may say precision_mode.
+    """
+    updated = pb.ModelConfig()
+    updated.CopyFrom(config)
+    accelerators = updated.optimization.execution_accelerators.gpu_execution_accelerator
+    ours = next((a for a in accelerators if a.name == TENSORRT), None)
+    if ours is None:
+        ours = accelerators.add(name=TENSORRT)
+    ours.parameters["trt_engine_cache_enable"] = "1"
+    ours.parameters["trt_engine_cache_path"] = engines
+    if workspace_bytes is not None:
+        ours.parameters["max_workspace_size_bytes"] = str(workspace_bytes)
+    return updated
+
+
+def _share_cpus(config: Any, cpus: str) -> None:
+    """Divide the CPUs between the instances, of which each has threads of its own. Other text than
+    ours, which an author may have written, divides nothing.
+    """
+    if not re.fullmatch(r"[0-9]{1,6}", cpus):
+        return
+    instances = sum(max(1, group.count) for group in config.instance_group)
+    for name in ONNX.threads:
+        config.parameters[name].string_value = str(max(1, int(cpus) // max(1, instances)))
 
 
 def with_objectives(config: Any, milliseconds: Iterable[int]) -> Any:

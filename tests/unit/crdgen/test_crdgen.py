@@ -224,6 +224,7 @@ def test_full_example_names_every_field_of_the_spec() -> None:
         "regression",
         "detector",
         "tensorrt",
+        "onnx-tensorrt",
         "python-backend",
         "training-image",
         "trees",
@@ -386,7 +387,7 @@ def test_a_template_of_ours_has_no_field_that_the_schema_would_drop() -> None:
             "serviceAccountName": "a", "imagePullSecrets": [{"name": "b"}],
         }
     )  # fmt: skip
-    made = template(Version("digits", "digits-1", 1, "ml"), serving, CONFIG)
+    made = template(Version("digits", "digits-1", 1, "ml"), serving, CONFIG, owner_uid="uid")
     assert pruned(root(MODEL_REVISION)["properties"]["spec"]["properties"]["template"], made) == made
 
 

@@ -13,7 +13,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from modelrollout.contract.common import OBJECTIVES_ENV, SERVES_ENV, ServingConfig
+from modelrollout.contract.common import (
+    CPUS_ENV,
+    OBJECTIVES_ENV,
+    SERVES_ENV,
+    TENSORRT_ENV,
+    ServingConfig,
+)
 from modelrollout.contract.gate import Gate, GateMetric
 from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import Batching, FetchTask, PrepareTask
@@ -224,6 +230,70 @@ def test_servers_count_what_their_revision_is_to_tell_of_latencies(
     assert run(fetch, Progress()).reused, "a restarted container finds it in place"
     for odd in ("50", "[true]", "[0]", "[1.5]", "{", '["50"]'):
         monkeypatch.setenv(OBJECTIVES_ENV, odd)
+        with pytest.raises(JobError) as failed:
+            run(fetch, Progress())
+        assert failed.value.reason == "TaskInvalid" and "one version" in failed.value.message
+
+
+def test_servers_have_as_many_threads_as_they_may_use_cpus(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run(task(store), Progress())
+    fetch = FetchTask(
+        artifact=store.s3(str(result.artifact_uri).removeprefix("s3://")),
+        digest=str(result.artifact_digest),
+        model="digits",
+        number=7,
+        target=str(tmp_path),
+    )
+
+    def threads(serving: ServingConfig | None = None) -> str | None:
+        run(fetch.model_copy(update={"serving": serving}), Progress())
+        written = parse((tmp_path / "digits" / "config.pbtxt").read_text()).parameters
+        return written["intra_op_thread_count"].string_value if "intra_op_thread_count" in written else None
+
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert threads() is None, "the artifact says nothing of a server's threads"
+    for cpus, expected in (("0", None), ("1", "1"), ("6", "6"), ("64", "8"), ("999999999", "8")):
+        monkeypatch.setenv(CPUS_ENV, cpus)
+        assert threads() == expected
+    assert threads(ServingConfig(instances=4)) == "2"
+    assert run(fetch.model_copy(update={"serving": ServingConfig(instances=4)}), Progress()).reused
+    for odd in ("", "-1", "1.5", "many", "1" * 10):
+        monkeypatch.setenv(CPUS_ENV, odd)
+        with pytest.raises(JobError) as failed:
+            run(fetch, Progress())
+        assert failed.value.reason == "TaskInvalid" and "one version" in failed.value.message
+
+
+def test_a_servers_engines_lie_by_artifact_and_settings(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run(task(store), Progress())
+    digest = str(result.artifact_digest)
+    fetch = FetchTask(
+        artifact=store.s3(str(result.artifact_uri).removeprefix("s3://")),
+        digest=digest,
+        model="digits",
+        number=7,
+        target=str(tmp_path),
+    )
+
+    def accelerators() -> list[dict[str, str]]:
+        run(fetch, Progress())
+        optimization = parse((tmp_path / "digits" / "config.pbtxt").read_text()).optimization
+        return [dict(a.parameters) for a in optimization.execution_accelerators.gpu_execution_accelerator]
+
+    assert accelerators() == []
+    for told, workspace in (("{}", "0"), ('{"workspace_bytes":1024}', "1024")):
+        monkeypatch.setenv(TENSORRT_ENV, told)
+        [parameters] = accelerators()
+        path = f"/tmp/engines/{digest.removeprefix('sha256:')}-{workspace}"
+        assert parameters["trt_engine_cache_path"] == path
+        assert parameters.get("max_workspace_size_bytes", "0") == workspace
+    assert run(fetch, Progress()).reused
+    for odd in ("", "[]", '{"workspace_bytes":0}', '{"precision":"FP16"}'):
+        monkeypatch.setenv(TENSORRT_ENV, odd)
         with pytest.raises(JobError) as failed:
             run(fetch, Progress())
         assert failed.value.reason == "TaskInvalid" and "one version" in failed.value.message

@@ -98,8 +98,11 @@ VERSION = server.Version(NAME, REVISION, 7, "ml")
 ARTIFACT = server.Artifact("s3://artifacts/all/ml/key", "sha256:aa")
 
 
+OWNER_UID = "1e8f2f1c-7a0b-4a56-9d53-0c1f2f0d8a11"  # of the ModelDeployment
+
+
 def template(serving: Serving = SERVING, config: OperatorConfig = CONFIG) -> Object:
-    return server.template(VERSION, serving, config)
+    return server.template(VERSION, serving, config, owner_uid=OWNER_UID)
 
 
 def deployment(

@@ -33,6 +33,7 @@ CHANGED: dict[str, Any] = {
     "affinity": {"podAffinity": {}},
     "serviceAccountName": "account",
     "imagePullSecrets": [{"name": "registry"}],
+    "accelerator": {"tensorRT": {"workspace": "4Gi"}},
     "batching": {"maxBatchSize": 8},
     "tune": {"objective": "50ms"},
     "surge": "Wait",
@@ -128,7 +129,7 @@ def test_a_spec_that_says_nothing_of_pods_is_what_it_was() -> None:
     """
     name = names.revision_name("ml", "digits", b.spec(1).user_input(), b.sha(1))
     assert name == "digits-349dbdf4"
-    assert {"7": names.short_hash(o.template(), 16)} == {server.BUILDER: "fc1530a651081aaf"}
+    assert {"8": names.short_hash(o.template(), 16)} == {server.BUILDER: "fc1530a651081aaf"}
     empty = b.spec(1, serving=b.spec(1).serving.wire() | {"pod": {}})
     assert empty.user_input() == b.spec(1).user_input()
     assert o.template(Serving.model_validate(o.SERVING.wire() | {"pod": {}})) == o.template()
@@ -228,6 +229,57 @@ def test_with_a_runtime_a_server_that_requests_no_gpu_sees_none(limits: dict[str
         said = [e["value"] for e in triton["env"] if e["name"] == "NVIDIA_VISIBLE_DEVICES"]
         assert said == (["void"] if hidden else [])
         assert env[0] in triton["env"]
+
+
+GPU: dict[str, Any] = {"resources": {"limits": {"nvidia.com/gpu": 1}}}
+TENSORRT: dict[str, Any] = {"accelerator": {"tensorRT": {}}}
+
+
+def steps(*of: dict[str, Any]) -> dict[str, Any]:
+    return {"steps": list(of)}
+
+
+@pytest.mark.parametrize(
+    ("serving", "optimization", "told"),
+    [
+        (GPU | TENSORRT, steps(), ""),
+        ({"resources": {"limits": {"nvidia.com/mig-1g.10gb": 1}}} | TENSORRT, steps(), ""),
+        (GPU | {"triton": {"image": "example/triton"}} | TENSORRT, steps(), ""),
+        (GPU | TENSORRT, steps({"halfPrecision": {}}), ""),
+        (GPU | TENSORRT, steps({"int8": {"method": "Static"}}), ""),
+        ({"resources": {"limits": {"cpu": 1}}} | TENSORRT, steps(), "needs a GPU of NVIDIA"),
+        ({"resources": {"limits": {"amd.com/gpu": 1}}} | TENSORRT, steps(), "needs a GPU of NVIDIA"),
+        ({"resources": {"requests": {"nvidia.com/gpu": 1}}} | TENSORRT, steps(), "needs a GPU of NVIDIA"),
+        (
+            GPU | {"triton": {"backend": "TorchScript"}} | TENSORRT,
+            steps(),
+            "leave triton.backend or accelerator",
+        ),
+        (GPU | TENSORRT, steps({"graph": {}}, {"int4": {}}), "no operators for int4"),
+        (GPU | TENSORRT, steps({"int8": {}}), "use int8 with method Static"),
+        (GPU | TENSORRT, steps({"int8": {"method": "Dynamic"}}), "use int8 with method Static"),
+        (GPU, steps({"int8": {}}, {"int4": {}}), ""),
+        ({"resources": {}, "triton": {"backend": "FIL"}}, steps(), ""),
+    ],
+)
+def test_tensorrt_is_refused_where_it_cannot_compute(
+    serving: dict[str, Any], optimization: dict[str, Any], told: str
+) -> None:
+    schema = schema_of("ModelDeployment")["properties"]["spec"]
+    spec = {
+        "model": {"uri": "s3://m/m.onnx"},
+        "serving": serving,
+        "optimization": optimization,
+        "rollout": {},
+    }
+    found = [message for _, message in broken_rules(schema, spec, "spec") if "accelerator" in message]
+    assert [told in message for message in found] == ([True] if told else [])
+
+
+@pytest.mark.parametrize("workspace", [0, -1, "0", "0Gi", "0.5Gi", "4 Gi", "much", "500m"])
+def test_a_workspace_is_some_memory(workspace: Any) -> None:
+    with pytest.raises(ValidationError):
+        Serving.model_validate(GPU | {"accelerator": {"tensorRT": {"workspace": workspace}}})
 
 
 def test_without_a_runtime_of_the_spec_the_environment_is_what_it_was() -> None:

@@ -12,7 +12,7 @@ import pytest
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import Serving
 from modelrollout.config import DrainConfig, ImagesConfig
-from modelrollout.contract.common import ServingConfig
+from modelrollout.contract.common import CPUS_ENV, ServingConfig
 from modelrollout.contract.tasks import FetchTask
 from modelrollout.resources import server
 from modelrollout.resources.hardening import hardening_version
@@ -161,6 +161,17 @@ def test_probes_ask_for_the_models_own_version() -> None:
 def test_startup_may_take_as_long_as_it_says(timeout: str, failures: int) -> None:
     probe = triton(o.deployment(o.template(serving(startupTimeout=timeout))))["startupProbe"]
     assert probe["failureThreshold"] * probe["periodSeconds"] == failures
+
+
+@pytest.mark.parametrize(
+    ("cpu", "cpus"), [("500m", "1"), ("1", "1"), ("2500m", "2"), (4, "4"), ("0", None), (None, None)]
+)
+def test_the_loader_knows_how_many_cpus_the_server_may_use(cpu: str | int | None, cpus: str | None) -> None:
+    """Whole ones: with a thread for a part of one the limit would stop all of them for a while."""
+    limits = {"nvidia.com/gpu": 1} | ({} if cpu is None else {"cpu": cpu})
+    frozen = o.template(serving(resources={"limits": limits, "requests": {"cpu": "250m"}}))
+    [fetch] = frozen["spec"]["initContainers"]
+    assert [e["value"] for e in fetch["env"] if e["name"] == CPUS_ENV] == ([] if cpus is None else [cpus])
 
 
 def test_grace_is_longer_than_drain() -> None:

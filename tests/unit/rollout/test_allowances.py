@@ -553,3 +553,15 @@ def test_without_a_policy_the_configuration_may_leave_runtime_scheduler_and_envi
     assert of_pods(carrying(**usual), shut) == "", "what the configuration lists needs no policy"
     nothing = policy(allowedPods={"schedulers": []})
     assert of_pods(carrying(schedulerName="default-scheduler"), CONFIG, nothing) == ""
+
+
+def test_the_claim_of_engines_is_one_of_those_that_policies_allow() -> None:
+    """Its folder is written, so it is no less than a claim that is read."""
+    cache = {"persistentVolumeClaim": {"claimName": "engines"}}
+    accelerated = spec(serving={"accelerator": {"tensorRT": {"cache": cache}}})
+    assert of_pods(accelerated, LISTED, policy("p0", allowedPods={"volumeClaims": ["eng*"]})) == ""
+    told = of_pods(accelerated, LISTED, policy("p0", allowedPods={"volumeClaims": ["data"]}))
+    assert told.startswith("spec.serving.accelerator.tensorRT.cache: engines: RolloutPolicy p0 ")
+    assert (
+        of_pods(spec(serving={"accelerator": {"tensorRT": {}}}), LISTED, policy("p0", allowedPods={})) == ""
+    )

@@ -17,6 +17,7 @@ from modelrollout.triton.config import (
     printed,
     render,
     with_serving,
+    with_tensorrt,
     with_warmup,
 )
 from modelrollout.triton.tensors import NUMPY, TensorSpec
@@ -115,6 +116,36 @@ def test_a_tuned_batch_is_warmed_up_for_where_the_warm_up_is_ours() -> None:
     assert sizes(config, 4) == []
     config.model_warmup.add(name="theirs", batch_size=2)
     assert sizes(config, 4) == [2]
+
+
+def accelerators(config: Any) -> list[tuple[str, dict[str, str]]]:
+    written = parse(printed(config)).optimization.execution_accelerators
+    assert not written.cpu_execution_accelerator
+    return [(a.name, dict(a.parameters)) for a in written.gpu_execution_accelerator]
+
+
+def test_tensorrt_keeps_its_engines_where_it_is_told_and_has_no_precision_of_its_own() -> None:
+    config = parse(render([X], [SCORES], Batching(), "KIND_AUTO"))
+    cache = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": "/tmp/engines/ab-0"}
+    assert accelerators(with_tensorrt(config, None, "/tmp/engines/ab-0")) == [("tensorrt", cache)]
+    assert accelerators(with_tensorrt(config, 1 << 32, "/tmp/engines/ab-0")) == [
+        ("tensorrt", cache | {"max_workspace_size_bytes": "4294967296"})
+    ]
+    assert accelerators(config) == [], "what is given stays as it is"
+
+
+def test_what_an_author_says_of_tensorrt_and_of_others_stays_beside_it() -> None:
+    config = parse(render([X], [SCORES], Batching(), "KIND_AUTO"))
+    theirs = config.optimization.execution_accelerators.gpu_execution_accelerator
+    theirs.add(name="cuda").parameters["cudnn_conv_use_max_workspace"] = "0"
+    theirs.add(name="tensorrt").parameters.update({"precision_mode": "FP16", "trt_engine_cache_enable": "0"})
+    assert accelerators(with_tensorrt(config, None, "/e")) == [
+        ("cuda", {"cudnn_conv_use_max_workspace": "0"}),
+        (
+            "tensorrt",
+            {"precision_mode": "FP16", "trt_engine_cache_enable": "1", "trt_engine_cache_path": "/e"},
+        ),
+    ]
 
 
 def test_text_is_deterministic() -> None:

@@ -79,6 +79,13 @@ class ModelDeploymentSpec(ApiModel):
             "backend: VLLM batches by itself: leave serving.batching out",
         ),
         Rule(
+            "!has(self.serving.accelerator) || !has(self.optimization) ||"
+            " !self.optimization.steps.exists(s, has(s.int4) || (has(s.int8) && (!has(s.int8.method) ||"
+            " s.int8.method == 'Dynamic')))",
+            "serving.accelerator.tensorRT: TensorRT has no operators for int4 and for int8 with method"
+            " Dynamic: use int8 with method Static, or halfPrecision, or leave accelerator out",
+        ),
+        Rule(
             "!has(self.rollout.blueGreen) || !has(self.rollout.blueGreen.preview) ||"
             " has(self.traffic.gateway)",
             "rollout.blueGreen.preview needs traffic.gateway; without one leave it out: the Service"

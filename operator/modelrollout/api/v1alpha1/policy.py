@@ -279,7 +279,7 @@ class AllowedPods(ApiModel):
         None, description="Names in the server's environment, for example HF_*."
     )
     volume_claims: Annotated[list[NamePattern], Field(max_length=64)] | None = Field(
-        None, description="PersistentVolumeClaims to mount."
+        None, description="PersistentVolumeClaims to mount, also those for TensorRT's engines."
     )
     secrets: Annotated[list[NamePattern], Field(max_length=64)] | None = Field(
         None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from modelrollout.api.v1alpha1.model import Data
 from modelrollout.api.v1alpha1.placement import AffinityAsWritten, TolerationAsWritten
@@ -18,6 +18,7 @@ from modelrollout.api.v1alpha1.schema import (
     Name,
     Resources,
     Rule,
+    seconds,
 )
 
 DataType = Literal[
@@ -175,6 +176,64 @@ class Drain(ApiModel):
     )
 
 
+# some memory, and not none
+_Bytes = (
+    Annotated[int, Field(ge=1)]
+    | Annotated[
+        str, StringConstraints(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(k|M|G|T|Ki|Mi|Gi|Ti)?$", max_length=32)
+    ]
+)
+
+
+class EngineClaim(ApiModel):
+    """A PersistentVolumeClaim in the same namespace, of which the pods get a folder of this
+    ModelDeployment's own, to write.
+    """
+
+    claim_name: Name = Field(
+        description="Name of the claim. Pods on all of their nodes must be able to write there."
+    )
+
+
+class EngineCache(ApiModel):
+    """Where engines are kept for the pods to come."""
+
+    persistent_volume_claim: EngineClaim
+
+
+class TensorRT(ApiModel):
+    """TensorRT in ONNX Runtime: a server builds engines for its GPU out of the model, which takes
+    minutes. Precision is that of the model: see the steps halfPrecision and int8.
+    """
+
+    workspace: _Bytes | None = Field(
+        None,
+        description=(
+            "Memory of the GPU that an engine may use for its work, for example 4Gi. Left out: as the backend"
+            " has it (1Gi)."
+        ),
+    )
+    cache: EngineCache | None = Field(
+        None,
+        description=(
+            "A volume with the engines, so that a new pod of the same version does not build them again. Left"
+            " out: each pod builds its own."
+        ),
+    )
+    build_timeout: Duration = Field(
+        "30m", description="How long a pod may take to build engines, beside startupTimeout."
+    )
+
+
+class Accelerator(ApiModel):
+    """What computes the model in the place of ONNX Runtime's own kernels."""
+
+    tensor_rt: TensorRT = Field(
+        alias="tensorRT",
+        description="TensorRT; for a model that ONNX Runtime serves on GPUs of NVIDIA.",
+    )
+
+
 class Serving(ApiModel):
     """How the model is served."""
 
@@ -202,6 +261,7 @@ class Serving(ApiModel):
         None, description="Secrets to pull the images with."
     )
     pod: Pod | None = None
+    accelerator: Accelerator | None = None
     batching: Batching = Field(default_factory=Batching)
     tune: Tune | None = None
     surge: Literal["Auto", "Wait", "InPlace"] = Field(
@@ -233,3 +293,20 @@ class Serving(ApiModel):
     startup_timeout: Duration = Field(
         "10m", description="How long a pod may take to fetch and load the model."
     )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.accelerator) || !has(self.triton) || !has(self.triton.backend)",
+            "accelerator.tensorRT is for what ONNX Runtime serves: leave triton.backend or accelerator out",
+        ),
+        Rule(
+            "!has(self.accelerator) || (has(self.resources.limits) && self.resources.limits.exists(n,"
+            " n.startsWith('nvidia.com/')))",
+            "accelerator.tensorRT needs a GPU of NVIDIA: request one in resources.limits, for example"
+            " nvidia.com/gpu: 1",
+        ),
+    )
+
+    def startup_seconds(self) -> float:
+        """How long a pod may take until it is ready."""
+        building = seconds(self.accelerator.tensor_rt.build_timeout) if self.accelerator is not None else 0.0
+        return seconds(self.startup_timeout) + building

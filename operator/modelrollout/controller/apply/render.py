@@ -56,7 +56,13 @@ def render_revision(observation: Observation, new: NewRevision, config: Operator
         "sha256": new.sha256,
         "input": spec.user_input(),
         "builder": server.BUILDER,
-        "template": server.template(version, spec.serving, config, objectives),
+        "template": server.template(
+            version,
+            spec.serving,
+            config,
+            objectives,
+            owner_uid=observation.deployment["metadata"]["uid"],
+        ),
     }
     if spec.model.lineage:
         body["lineage"] = dict(spec.model.lineage)

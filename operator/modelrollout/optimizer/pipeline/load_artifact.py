@@ -14,12 +14,21 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from modelrollout.contract.common import OBJECTIVES_ENV, SERVES_ENV, ServingConfig
+from modelrollout.contract.common import (
+    CPUS_ENV,
+    ENGINES,
+    OBJECTIVES_ENV,
+    SERVES_ENV,
+    TENSORRT_ENV,
+    ServingConfig,
+    TensorRT,
+)
 from modelrollout.contract.formats import Served
 from modelrollout.contract.results import TaskResult
 from modelrollout.contract.tasks import FetchTask
@@ -56,12 +65,14 @@ def fetch_repository(task: FetchTask, progress: Progress) -> TaskResult:
         link = root / VERSION_LINK
         link.unlink(missing_ok=True)
         link.symlink_to(f"{task.model}/{number}")
-    objectives, reports = _objectives(), served is not None and served.backend == "VLLM"
-    changed = (
-        _changed_config(store, config, task.serving, objectives, reports=reports)
-        if task.serving or objectives or reports
-        else None
+    changes = _Changes(
+        task.serving,
+        _cpus(),
+        _objectives(),
+        reports=served is not None and served.backend == "VLLM",
+        tensorrt=_tensorrt(),
     )
+    changed = _changed_config(store, config, changes, task.digest) if any(changes) else None
     files = {CONFIG_FILE: config} | {
         name.removeprefix(BESIDE) if name.startswith(BESIDE) else f"{number}/{name}": entry
         for name, entry in version.items()
@@ -153,32 +164,73 @@ def _objectives() -> tuple[int, ...]:
     return objectives
 
 
-def _changed_config(
-    store: ObjectStore,
-    entry: artifact.Entry,
-    serving: ServingConfig | None,
-    objectives: Sequence[int],
-    *,
-    reports: bool,
-) -> bytes:
-    """config.pbtxt with the settings that tuning chose, the bounds of latencies and what vLLM is
-    to report; equal inputs give equal bytes.
+def _cpus() -> int:
+    """How many CPUs the server may use, of those that the node has; 0: all. Raises JobError."""
+    text = os.environ.get(CPUS_ENV, "0")
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise bad_input(
+            Reason.TASK_INVALID,
+            f"{CPUS_ENV}: {text[:100]!r} is no number of CPUs; are operator and image of one version?",
+        )
+    return min(int(text), os.cpu_count() or 1)
+
+
+class _Changes(NamedTuple):
+    """What a server's config.pbtxt has that the stored one has not: what is different from server
+    to server is no part of an artifact.
     """
+
+    serving: ServingConfig | None  # the settings that tuning chose
+    cpus: int
+    objectives: tuple[int, ...]
+    reports: bool  # of vLLM
+    tensorrt: TensorRT | None
+
+
+def _tensorrt() -> TensorRT | None:
+    """Whether TensorRT computes the model, and how; raises JobError."""
+    text = os.environ.get(TENSORRT_ENV)
+    if text is None:
+        return None
+    try:
+        return TensorRT.model_validate_json(text)
+    except ValidationError:
+        raise bad_input(
+            Reason.TASK_INVALID,
+            f"{TENSORRT_ENV}: {text[:100]!r} is not understood; are operator and image of one version?",
+        ) from None
+
+
+def _engines(digest: str, tensorrt: TensorRT) -> str:
+    """The folder of engines of this artifact with these settings: an engine has weights and
+    settings inside, and its file's name tells neither.
+    """
+    return f"{ENGINES}/{digest.removeprefix('sha256:')}-{tensorrt.workspace_bytes or 0}"
+
+
+def _changed_config(store: ObjectStore, entry: artifact.Entry, changes: _Changes, digest: str) -> bytes:
+    """config.pbtxt with these changes; equal inputs give equal bytes."""
     # not needed by a fetch without them
     from modelrollout.triton.config import (
         parse,
         printed,
         with_objectives,
         with_serving,
+        with_tensorrt,
+        with_threads,
         with_vllm_reports,
     )
 
     config = parse(_read_config(store, entry).decode())
-    if serving is not None:
-        config = with_serving(config, serving)
-    if objectives:
-        config = with_objectives(config, objectives)
-    return printed(with_vllm_reports(config) if reports else config).encode()
+    if changes.serving is not None:
+        config = with_serving(config, changes.serving)
+    if changes.cpus:
+        config = with_threads(config, changes.cpus)
+    if changes.objectives:
+        config = with_objectives(config, changes.objectives)
+    if changes.tensorrt is not None:
+        config = with_tensorrt(config, changes.tensorrt.workspace_bytes, _engines(digest, changes.tensorrt))
+    return printed(with_vllm_reports(config) if changes.reports else config).encode()
 
 
 def _expect_served(serves: str, config: bytes, files: Collection[str]) -> Served | None:

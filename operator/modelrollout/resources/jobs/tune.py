@@ -47,7 +47,7 @@ def tune_job(
         task,
         located=located,
         resources=_RESOURCES,
-        timeout=seconds(context.serving.startup_timeout) + seconds(tune.timeout) + _MORE_SECONDS,
+        timeout=context.serving.startup_seconds() + seconds(tune.timeout) + _MORE_SECONDS,
     )
     job["spec"]["podFailurePolicy"]["rules"].insert(1, fail_on(FETCH, FINAL))
     pod, server = job["spec"]["template"]["spec"], beside(frozen, context.version, artifact, context.config)

@@ -11,7 +11,15 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from modelrollout.api.v1alpha1 import ApiModel, Filters, LocalName, ModelDeploymentSpec, Pod, SecretKey
+from modelrollout.api.v1alpha1 import (
+    ApiModel,
+    Filters,
+    LocalName,
+    ModelDeploymentSpec,
+    Pod,
+    SecretKey,
+    Serving,
+)
 from modelrollout.config import OperatorConfig, PodRules
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
@@ -21,6 +29,7 @@ DEFAULT_ACCOUNT = "default"  # of pods that name no account
 DEFAULT_SCHEDULER = "default-scheduler"
 _ANTI_AFFINITY = "requiredDuringSchedulingIgnoredDuringExecution"
 _POD = "spec.serving.pod"
+_CACHE = "spec.serving.accelerator.tensorRT.cache"
 
 
 class NamedSecret(NamedTuple):
@@ -230,8 +239,8 @@ def _secret_of_pods(rules: Rules, spec: ModelDeploymentSpec, config: OperatorCon
 
 
 class _PodField(NamedTuple):
-    """What spec.serving.pod names in one field. ``listed``: what the configuration lists for it,
-    None where it lists nothing.
+    """What the spec names in one field of its pods. ``listed``: what the configuration lists for
+    it, None where it lists nothing.
     """
 
     field: str
@@ -240,35 +249,39 @@ class _PodField(NamedTuple):
     listed: Sequence[str] | None
 
 
-def _pod_fields(pod: Pod, config: OperatorConfig) -> Iterator[_PodField]:
-    rules = config.workloads.pods
+def _pod_fields(serving: Serving, config: OperatorConfig) -> Iterator[_PodField]:
+    rules, pod = config.workloads.pods, serving.pod or Pod()
     scheduler = None if pod.scheduler_name == DEFAULT_SCHEDULER else pod.scheduler_name
-    yield _PodField("labels", tuple(pod.labels or ()), "labels", rules.labels)
-    yield _PodField("annotations", tuple(pod.annotations or ()), "annotations", rules.annotations)
+    yield _PodField(f"{_POD}.labels", tuple(pod.labels or ()), "labels", rules.labels)
+    yield _PodField(f"{_POD}.annotations", tuple(pod.annotations or ()), "annotations", rules.annotations)
     yield _PodField(
-        "priorityClassName", _one(pod.priority_class_name), "priorityClasses", rules.priority_classes
+        f"{_POD}.priorityClassName", _one(pod.priority_class_name), "priorityClasses", rules.priority_classes
     )
-    yield _PodField("runtimeClassName", _one(pod.runtime_class_name), "runtimeClasses", None)
-    yield _PodField("schedulerName", _one(scheduler), "schedulers", None)
-    yield _PodField("env", tuple(e.name for e in pod.env or ()), "env", None)
+    yield _PodField(f"{_POD}.runtimeClassName", _one(pod.runtime_class_name), "runtimeClasses", None)
+    yield _PodField(f"{_POD}.schedulerName", _one(scheduler), "schedulers", None)
+    yield _PodField(f"{_POD}.env", tuple(e.name for e in pod.env or ()), "env", None)
     claims = tuple(
         v.persistent_volume_claim.claim_name for v in pod.volumes or () if v.persistent_volume_claim
     )
-    yield _PodField("volumes", claims, "volumeClaims", None)
+    yield _PodField(f"{_POD}.volumes", claims, "volumeClaims", None)
+    cache = serving.accelerator.tensor_rt.cache if serving.accelerator is not None else None
+    if cache is not None:
+        claim = cache.persistent_volume_claim.claim_name
+        yield _PodField(_CACHE, (claim,), "volumeClaims", None)
 
 
 def _pod(rules: Rules, spec: ModelDeploymentSpec, config: OperatorConfig) -> Problem | None:
     """A pod's label is what others select by, a priority displaces their pods, and a class or a
     scheduler may lead around what the platform demands.
     """
-    for part in _pod_fields(spec.serving.pod or Pod(), config):
+    for part in _pod_fields(spec.serving, config):
         policies = [
             (name, patterns)
             for name, pods in rules.pods
             if (patterns := pods.wire().get(part.allowed)) is not None
         ]
         for named in part.names:
-            what = f"{_POD}.{part.field}: {named}"
+            what = f"{part.field}: {named}"
             if part.listed is not None and not PodRules.lists(part.listed, named):
                 return Problem(
                     Reason.POD_FIELD_NOT_ALLOWED,
