@@ -367,7 +367,7 @@ DEEP = (
 @pytest.mark.parametrize(
     ("raw", "why"),
     [
-        (DEEP, "Pod culprit is nested too deep"),
+        (DEEP, "Pod culprit is nested more than 64 deep"),
         (
             b'{"metadata":{"name":"culprit"},"spec":"' + b"x" * 300_000 + b'"}',
             "Pod culprit has 29. KiB of JSON, more than 256",
@@ -386,7 +386,7 @@ async def test_an_object_that_cannot_be_read_is_an_error_with_its_name(
     ):
         with pytest.raises(Unreadable, match=why):
             await request
-    await kube.delete(POD, "ns", "culprit")  # what it was nobody needs to know
+    await kube.delete(POD, "ns", "culprit")  # what it was need not be known
 
 
 async def test_a_page_that_is_put_off_waits_and_the_list_goes_on_from_there(
