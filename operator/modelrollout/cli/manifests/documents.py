@@ -140,7 +140,12 @@ def _loaded(text: str) -> Iterable[Any]:
         while loader.check_node():
             node = loader.get_node()
             assert node is not None  # as check_node says
-            expect_bounded(node)
+            expect_shallow(node)
+            values, _ = _extent(node, {})
+            if values > _MOST_VALUES:
+                raise yaml.composer.ComposerError(
+                    None, None, f"with its aliases it has more than {_MOST_VALUES} values", node.start_mark
+                )
             yield loader.construct_document(node)
     finally:
         loader.dispose()
@@ -151,16 +156,12 @@ def spaced(text: str) -> str:
     return text.replace("\t", " ") if text.lstrip("\ufeff \t\r\n").startswith("{") else text
 
 
-def expect_bounded(node: Node) -> None:
-    """Raises YAMLError for more values than a manifest has, and RecursionError for one that is
-    nested too deeply, or in itself.
+def expect_shallow(node: Node) -> None:
+    """Raises RecursionError for what is nested too deeply, or in itself: by a number, since where
+    Python would raise it depends on the process.
     """
-    values, depth = _extent(node, {})
-    if values > _MOST_VALUES:
-        raise yaml.composer.ComposerError(
-            None, None, f"with its aliases it has more than {_MOST_VALUES} values", node.start_mark
-        )
-    if depth > _DEEPEST:  # the same in every process, whatever its recursion limit
+    _, depth = _extent(node, {})
+    if depth > _DEEPEST:
         raise RecursionError
 
 

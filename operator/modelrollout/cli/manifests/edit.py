@@ -18,7 +18,7 @@ from modelrollout.api import names, uris
 from modelrollout.api.v1alpha1.model import Lineage
 from modelrollout.api.v1alpha1.schema import Sha256, Uri
 from modelrollout.cli.errors import Refused
-from modelrollout.cli.manifests.documents import expect_bounded, spaced
+from modelrollout.cli.manifests.documents import expect_shallow, spaced
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT
 
 _TAG = "tag:yaml.org,2002:"
@@ -97,7 +97,7 @@ def _check_values(change: Change) -> None:
 def _composed(text: str) -> list[Node]:
     nodes = []
     for node in yaml.compose_all(spaced(text), yaml.SafeLoader):
-        expect_bounded(node)
+        expect_shallow(node)
         nodes.append(node)
     return nodes
 
