@@ -223,7 +223,7 @@ def test_a_process_that_sees_old_things_takes_no_slot_from_who_runs() -> None:
     assert set(running(cluster)) == {"a"}
 
 
-def test_a_lowered_limit_lets_nobody_through_until_it_is_kept() -> None:
+def test_a_lowered_limit_lets_no_model_through_until_it_is_kept() -> None:
     cluster = world(concurrentRollouts=3)
     for i, name in enumerate("abc"):
         begin(cluster, name, i)
@@ -239,7 +239,7 @@ def test_a_lowered_limit_lets_nobody_through_until_it_is_kept() -> None:
 
 
 @pytest.mark.parametrize("how", ["going", "unreadable"])
-def test_who_cannot_take_a_slot_holds_up_nobody(how: str) -> None:
+def test_who_cannot_take_a_slot_holds_up_no_other(how: str) -> None:
     """The one at the head of the line waits for a finalizer, or has a spec that this operator
     cannot read: its passes take no slot.
     """
@@ -328,7 +328,7 @@ class TestStanding:
         small = standing(self.LIMIT, [self.taken("x", 1)], queue, queue[1])
         assert not small.turn and (small.position, small.waiting, small.holders) == (2, 2, ("ns/x",))
 
-    def test_who_asks_for_more_than_the_lowered_limit_holds_up_nobody(self) -> None:
+    def test_who_asks_for_more_than_the_lowered_limit_holds_up_no_other(self) -> None:
         queue = [SlotRequest("ns/huge/u", "r", 8), SlotRequest("ns/small/u", "r", 1)]
         assert not standing(self.LIMIT, [], queue, queue[0]).turn
         small = standing(self.LIMIT, [], queue, queue[1])
@@ -453,7 +453,7 @@ def test_never_more_than_the_limit(limits: dict[str, int], actions: list[tuple[s
             assert sum(running(cluster).values()) <= limits.get("gpus", 99)
             assert len(running(cluster)) <= limits.get("concurrentRollouts", 99)
         process.hear()
-        assert not process.store.find_marked(cache.QUEUED), "somebody waits for ever"
+        assert not process.store.find_marked(cache.QUEUED), "a model waits for ever"
 
     asyncio.run(main())
 
@@ -521,7 +521,7 @@ class TestGrowing:
         asyncio.run(main())
 
     @pytest.mark.parametrize("other", ["holds the rest", "waits"])
-    def test_where_there_is_none_or_somebody_waits_it_does_not(self, other: str) -> None:
+    def test_where_there_is_none_or_another_waits_it_does_not(self, other: str) -> None:
         async def main() -> None:
             cluster = Cluster()
             cluster.policy("p", limits={"gpus": 3})

@@ -421,7 +421,7 @@ def test_a_named_host_must_prove_its_name(
         assert error.value.reason == "CertificateRefused"
 
 
-def test_a_certificate_that_nobody_trusts(
+def test_a_certificate_that_no_authority_signed(
     certified: Callable[[str], ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with object_store(certified("own")) as secure:

@@ -155,7 +155,7 @@ def test_a_tenants_own_policy_can_open_more_and_close_nothing() -> None:
 
 
 @pytest.mark.parametrize("part", ["proxies", "prometheus"])
-def test_a_rule_for_nobody_is_left_out_and_is_none_for_everybody(part: str) -> None:
+def test_a_rule_without_peers_is_left_out_and_is_none_for_all(part: str) -> None:
     """Kubernetes takes an empty list of peers for all of them."""
     config = CONFIG.model_copy(update={part: type(CONFIG.proxies)(), "stores": []})
     made = network_policies.policies(o.DEPLOYMENT, [], config)

@@ -154,7 +154,7 @@ def test_going_back_to_an_older_operator_begins_nothing_either() -> None:
     assert begins(at_rest(2, revisions=(newer,)))
 
 
-def test_an_input_of_a_newer_operator_hurts_nobody() -> None:
+def test_an_input_of_a_newer_operator_does_no_harm() -> None:
     old = b.revision(1, "Retired")
     newer = replace(
         old, name="digits-newer", number=9, input=old.input | {"model": {"uri": b.uri(1), "quantum": True}}
@@ -382,7 +382,7 @@ def test_a_revert_within_its_window_is_as_proven_as_a_rollback_by_hand() -> None
         reverted("1h", None),
         replace(reverted("1h"), names_since=b.START),
     ],
-    ids=["no window", "too long ago", "somebody went back from it", "it never served these host names"],
+    ids=["no window", "too long ago", "a person went back from it", "it never served these host names"],
 )
 def test_any_other_revert_is_a_rollout_like_any_other(s: Snapshot) -> None:
     to = b.moved(decide(s, b.START))
