@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus
+from modelrollout.controller.lookups import slots
 from modelrollout.controller.lookups.policies import Policies
 from modelrollout.controller.lookups.slots import SlotLeases
 from modelrollout.controller.observe.observation import Observation
@@ -566,3 +567,11 @@ class TestGrowing:
                     process.hear()
 
         asyncio.run(main())
+
+
+@pytest.mark.parametrize("gpus", ["", "-1", "two", "²", "9" * 5000])
+def test_a_slot_whose_gpus_are_no_number_is_held_all_the_same(gpus: str) -> None:
+    """An edit of the Lease ends no pass."""
+    metadata = {"annotations": {names.ANNOTATION_ROLLOUT: b.ago(0), names.ANNOTATION_GPUS: gpus}}
+    held = slots._holder({"metadata": metadata, "spec": {"holderIdentity": "ml/digits/u"}})
+    assert held is not None and (held.holder, held.gpus) == ("ml/digits/u", 0)

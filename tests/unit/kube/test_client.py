@@ -29,6 +29,7 @@ from modelrollout.kube.errors import (
     TooManyRequests,
     Unavailable,
     Unreadable,
+    error_of,
 )
 from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE, JOB, MODEL_DEPLOYMENT, POD, SERVICE
 
@@ -247,6 +248,12 @@ async def test_retry_after_of_header_and_of_details(server: Server, kube: Kube) 
     with pytest.raises(Unavailable) as second:
         await kube.get(POD, "ns", "a")
     assert (first.value.retry_after, second.value.retry_after) == (7.0, 3.0)
+
+
+@pytest.mark.parametrize("header", ["²", "-1", "soon", "9" * 5000, "Wed, 21 Oct 2026 07:28:00 GMT"])
+def test_a_retry_after_that_is_no_number_says_nothing(header: str) -> None:
+    assert error_of(429, header, {}).retry_after is None
+    assert error_of(429, header, {"details": {"retryAfterSeconds": 3}}).retry_after == 3.0
 
 
 async def test_slow_headers_and_a_slow_body_are_cut_off(server: Server, kube: Kube) -> None:

@@ -14,6 +14,7 @@ releases it.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError
@@ -388,7 +389,7 @@ def _holder(lease: Object) -> SlotRequest | None:
     )
     gpus = str(annotations.get(names.ANNOTATION_GPUS, "0"))
     return (
-        SlotRequest(holder, rollout, int(gpus) if gpus.isdigit() else 0)
+        SlotRequest(holder, rollout, int(gpus) if re.fullmatch("[0-9]{1,9}", gpus) else 0)
         if holder.count("/") == 2 and rollout
         else None
     )
