@@ -352,7 +352,7 @@ def own_images(request: pytest.FixtureRequest) -> Iterator[Future[str]]:
 
 @pytest.fixture(scope="session")
 def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
-    """The release, with a second Prometheus that nobody answers at. Triton waits as long for idle
+    """The release, with a second Prometheus that nothing answers at. Triton waits as long for idle
     connections of the gateway as for requests: the exit timeout is short, for requests here take
     milliseconds.
     """

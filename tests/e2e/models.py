@@ -186,7 +186,7 @@ def write_models(folder: Path) -> list[Path]:
         "renamed.onnx": classifier(WEIGHTS, "renamed", of="pixels"),
         "renamed-again.onnx": classifier(WEIGHTS, "renamed-again", of="pixels"),
         "truncated.onnx": good[: len(good) // 2],
-        "text.onnx": b"this is not a model at all, but somebody called it one\n" * 20,
+        "text.onnx": b"this is not a model at all, but it was called one\n" * 20,
         "reviewed-good.zip": python_model(WEIGHTS),
         "reviewed-wrong.zip": python_model(-WEIGHTS),
         "reviewed-broken.zip": python_model(None),

@@ -44,7 +44,7 @@ def pods(stage: Stage, name: str) -> dict[str, list[bool]]:
 
 def free_gpus(stage: Stage) -> int:
     """On the node that has most of them: others may be serving on this cluster, too. Zero while
-    somebody with GPUs is on the way out.
+    another with GPUs is on the way out.
     """
     free = {
         n["metadata"]["name"]: int(n["status"]["allocatable"].get(GPU, 0))

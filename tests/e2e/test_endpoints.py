@@ -1,4 +1,4 @@
-"""Every endpoint of a model server, from outside and from inside: nobody but the kubelet manages it
+"""Every endpoint of a model server, from outside and from inside: only the kubelet manages it
 (docs/reference/endpoints.md).
 """
 
@@ -266,7 +266,7 @@ def test_the_real_clients_work_through_the_gateway(stage: Stage, pod: dict[str, 
             rpc.unload_model(NAME)
 
 
-# --- routes that somebody opens
+# --- routes that a user opens
 
 
 def test_a_route_that_is_opened_by_hand_is_shut_again(stage: Stage, pod: dict[str, Any]) -> None:

@@ -363,7 +363,7 @@ def test_a_users_own_image_makes_the_model_that_is_served(flavours: Stage, own_i
     assert artifact["sizeAfter"] < 0.6 * artifact["sizeBefore"]
     x, labels = models.inputs(200, 22)
     assert (stage.answers("own", x)["logits"].argmax(1) == labels).mean() > 0.9
-    # The same work for somebody else: found, and the image does not run again.
+    # The same work for another model: found, and the image does not run again.
     stage.apply(own(stage, "own-again", own_image, "0.4"))
     status = stage.until_ready("own-again", 240)["status"]
     again = stage.cluster.revision(stage.namespace, status["stable"]["revision"])["status"]["artifact"]

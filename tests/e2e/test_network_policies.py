@@ -133,7 +133,7 @@ def test_policies_come_to_what_runs_select_its_pods_and_go(
     assert selected(stage, live[f"{NAME}-servers"]) - before and set(policies(stage)) == ALL
     answers(stage)
 
-    # what somebody opens is shut again
+    # what a user opens is shut again
     stage.cluster.kubectl(
         "patch",
         "networkpolicy",
@@ -153,7 +153,7 @@ def test_policies_come_to_what_runs_select_its_pods_and_go(
 def test_without_the_right_it_is_told_and_the_model_goes_on(
     stage: Stage, switched: Callable[[str], None]
 ) -> None:
-    """The right is taken away by hand, as if somebody had forgotten it in roles of his own."""
+    """The right is taken away by hand, as if it were forgotten in roles of a platform's own."""
     switched("Write")
     role = f"clusterrole/{RELEASE}"
     rules = json.loads(stage.cluster.kubectl("get", role, "-o", "json"))["rules"]

@@ -129,7 +129,7 @@ def unreadable(cluster: Cluster) -> float:
     return total
 
 
-def test_a_thousand_odd_objects_disturb_nobody(stage: Stage, raw: Raw) -> None:
+def test_a_thousand_odd_objects_disturb_no_model(stage: Stage, raw: Raw) -> None:
     cluster = stage.cluster
     victim = Victim(stage)
     victim.rolled_out()  # the first version prepares the model
@@ -182,9 +182,9 @@ def test_a_thousand_odd_objects_disturb_nobody(stage: Stage, raw: Raw) -> None:
         assert stored > 200
         stage.until("what cannot be read is counted", lambda: unreadable(cluster) > 50, 60)
 
-        # pods, Services and routes with our labels: with the name of nobody's, and beside the
+        # pods, Services and routes with our labels: with a name that no model has, and beside the
         # victim with its own
-        where = [(ATTACKER, "nobody"), (stage.namespace, "victim")]
+        where = [(ATTACKER, "no-model"), (stage.namespace, "victim")]
         parts = [
             pool.submit(lambda n=n, of=of, s=s: [write(*o) for o in children(n, of, 200, s)])
             for s, (n, of) in enumerate(where, 3)

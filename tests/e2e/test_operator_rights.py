@@ -471,7 +471,7 @@ def test_what_is_anothers_is_neither_changed_nor_taken_nor_deleted(
         {"metadata": {"ownerReferences": [owner.reference()]}},
     ):
         assert "-owner'" in (refused := thief.patches(stranger, patch)), refused
-    assert "belongs to somebody else" in thief.deletes(stranger)
+    assert "is not the operator's" in thief.deletes(stranger)
     service = put(
         stage,
         {
@@ -483,7 +483,7 @@ def test_what_is_anothers_is_neither_changed_nor_taken_nor_deleted(
     )
     assert "-owner'" in thief.patches(
         service, {"spec": {"selector": {names.LABEL_NAME: "m"}}}
-    ) and "somebody else" in thief.deletes(service)
+    ) and "is not the operator's" in thief.deletes(service)
 
 
 def test_of_pods_only_servers_that_are_being_deleted_get_less_time(stage: Stage, thief: Thief) -> None:
@@ -532,7 +532,7 @@ def test_what_is_its_own_is_changed_and_deleted_and_never_given_away(
     more = {"spec": {"template": {"spec": {"hostPID": True}}}}
     assert "-pods'" in thief.patches(mine, more)
     assert thief.deletes(mine) == ""
-    # What somebody with rights of his own has written into it keeps nobody from scaling it down.
+    # Whatever a user with rights of his own has written into it, it may be scaled down.
     stage.cluster.kubectl(
         "patch", "deployment", mine["metadata"]["name"], "-n", stage.namespace, "-p", json.dumps(more)
     )

@@ -18,8 +18,8 @@ from tests.e2e.conftest import Stage
 pytestmark = pytest.mark.sandbox
 
 X = np.full((1, models.FEATURES), 0.5, dtype=np.float32)
-# Nobody sends labels: nothing is ever proven. Names stay as long as the tests need, so that another
-# run on this cluster may have them.
+# No client sends labels: nothing is ever proven. Names stay as long as the tests need, so that
+# another run on this cluster may have them.
 GATES = {"metrics": [{"name": "accuracy", "maxDrop": 0.02, "minSamples": 1000}], "reserveNames": "2m"}
 WAYS: dict[str, dict[str, Any]] = {
     "at-once": {"canary": {"steps": [{"weight": 100}]}},

@@ -201,7 +201,7 @@ def forged(stage: Stage, job: dict[str, Any], name: str, *, without: str = "", *
 
 
 def test_a_pod_with_a_jobs_labels_is_not_believed_and_the_job_goes_on(stage: Stage) -> None:
-    """With all of them but the Job's uid it is nobody's; with that too the Job controller adopts
+    """With all of them but the Job's uid it has no owner; with that too the Job controller adopts
     it, the Job ends by it, and is made anew.
     """
     job = prepared(stage, "copied")

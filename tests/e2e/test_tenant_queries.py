@@ -219,7 +219,7 @@ def test_own_queries_see_their_own_namespace_and_the_platforms_see_all(curious: 
     curious.until("each has what its namespace has", seen, 60)
 
 
-def test_dear_queries_delay_nobody(curious: Stage, victim: Victim) -> None:
+def test_dear_queries_delay_no_other_model(curious: Stage, victim: Victim) -> None:
     cluster = curious.cluster
     before = restarts(cluster)
     with load(victim.stage):

@@ -58,7 +58,7 @@ CASES: dict[str, tuple[Series, Series, dict[str, str], str]] = {
         {"severity": "warning", "reason": "WaitingForSlot"},
         "70m",
     ),
-    "OperatorNobodyLeads": (
+    "OperatorHasNoLeader": (
         {'modelrollout_leader{instance="a"}': "0x60"},
         {'modelrollout_leader{instance="b"}': "1x60"},
         {"severity": "critical"},

@@ -549,7 +549,7 @@ BAD_POLICY: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         put("spec.allowedServiceAccounts", ["Model_Server"]),
         "spec.allowedServiceAccounts[0]",
     ),
-    "nobody to run as": (put("spec.allowedServiceAccounts", []), "should have at least 1 items"),
+    "no account to run as": (put("spec.allowedServiceAccounts", []), "should have at least 1 items"),
     "long name": (put("metadata.name", "p" * 64), "metadata.name must be at most 63 characters"),
 }
 

@@ -168,7 +168,7 @@ async def end(
         with contextlib.suppress(Conflict):
             await kube._guarded(POD, finished | {"status": told}, "/status")
             return
-    pytest.fail("somebody else writes the pod all the time")
+    pytest.fail("another client writes the pod all the time")
 
 
 @pytest.mark.parametrize(
@@ -562,7 +562,7 @@ async def test_how_a_users_container_ends_is_final(
 
 async def test_a_users_container_that_was_killed_would_be_tried_again_by_the_controller(kube: Kube) -> None:
     """So ends a pod whose queue takes its place back, too, and Kubernetes cannot tell: the operator
-    does, and ends the work; unless somebody took the pod away.
+    does, and ends the work; unless the pod was taken away.
     """
 
     async def case(

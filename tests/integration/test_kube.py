@@ -307,16 +307,14 @@ async def test_fields_of_a_create_and_of_other_people_do_not_stand_in_the_way_of
     await taken_over()
     live = await kube.apply(DEPLOYMENT, deployment(by_program), uid=uid)
     assert "httpGet" not in live["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]
-    async with await Kube.connect(
-        os.environ["MODELROLLOUT_KUBECONFIG"], None, component="somebody"
-    ) as somebody:
+    async with await Kube.connect(os.environ["MODELROLLOUT_KUBECONFIG"], None, component="another") as other:
         container = live["spec"]["template"]["spec"]["containers"][0] | {"livenessProbe": by_http}
         patch = {
             "metadata": {"annotations": {"note": "mine"}},
             "spec": {"template": {"spec": {"containers": [container]}}},
         }
-        somebody._field_manager = "somebody"
-        await somebody.merge_patch(DEPLOYMENT, namespace, "x", patch)
+        other._field_manager = "another"
+        await other.merge_patch(DEPLOYMENT, namespace, "x", patch)
     with pytest.raises(Invalid):
         await kube.apply(DEPLOYMENT, deployment(by_program), uid=uid)
     await taken_over()

@@ -70,7 +70,7 @@ async def test_they_are_taken_word_by_word_and_mean_the_same(kube: Kube, namespa
     ],
     ids=["rule where none is", "all out", "type", "label", "components"],
 )
-async def test_what_somebody_else_changes_is_put_back_by_one_apply(
+async def test_what_another_client_changes_is_put_back_by_one_apply(
     kube: Kube, namespace: str, change: dict[str, Any]
 ) -> None:
     """Each list and selector is one field to server-side apply, and all of them are always written:

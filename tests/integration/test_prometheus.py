@@ -470,10 +470,10 @@ def _judged(m: Measurement) -> MetricStatus:
 
 async def test_a_prometheus_that_went_away_is_unreachable_and_keeps_the_counts(bench: Bench) -> None:
     first = await bench.measure(ERRORS)
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
         gone = PrometheusReader(
-            PrometheusConfig(name="gone", url=f"http://127.0.0.1:{nobody.getsockname()[1]}")
+            PrometheusConfig(name="gone", url=f"http://127.0.0.1:{closed.getsockname()[1]}")
         )
         measurements = (
             await measure(gone, bench.target, [ERRORS], {"errors": Counts(first.canary, first.stable)})

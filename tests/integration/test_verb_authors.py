@@ -91,6 +91,6 @@ def test_who_writes_another_name_is_stamped_all_the_same(stamped: Kubectl) -> No
     assert author(stamped, "pause") == ""
 
 
-def test_the_same_verb_again_is_nobody_elses(stamped: Kubectl) -> None:
+def test_the_same_verb_again_is_no_other_authors(stamped: Kubectl) -> None:
     assert annotate(stamped, "dave", **{"modelrollout.dev/retry": "d1d1"}) == "dave"
     assert annotate(stamped, "eve", **{"modelrollout.dev/retry": "d1d1"}) == "dave"

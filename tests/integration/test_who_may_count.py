@@ -1,5 +1,5 @@
 """A tenant's pod forges every counter that is read: with a real Prometheus, and each way in which
-somebody may write its labels.
+others may write its labels.
 """
 
 from __future__ import annotations

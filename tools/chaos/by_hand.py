@@ -261,7 +261,7 @@ def start_prometheus(arena: Arena) -> None:
 
 
 def kill_side(whose: Callable[[Arena, Subject], str]) -> Callable[[Arena, Subject], None]:
-    """All pods of a side with no grace: nobody can answer for it until one is ready again."""
+    """All pods of a side with no grace: no pod can answer for it until one is ready again."""
 
     def do(arena: Arena, subject: Subject) -> None:
         revision, start = whose(arena, subject), time.time()
@@ -281,7 +281,7 @@ def scale_to_zero(arena: Arena, subject: Subject) -> None:
 
 
 def scale_back(arena: Arena, subject: Subject) -> None:
-    """Nobody can answer until a pod of stable is ready."""
+    """No request is answered until a pod of stable is ready."""
     time.sleep(ZERO_SECONDS)
     now, start = time.time(), subject.scaled_at
     arena.kubectl("scale", "mdep", subject.name, f"--replicas={subject.replicas}")

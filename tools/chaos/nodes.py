@@ -23,7 +23,7 @@ from sandbox.slots import NODES
 
 REBOOTED = "gpu"
 OFF_SECONDS = 4.0
-# Until its kubelet is back nobody knows that the pods are gone; else the node controller does
+# Until its kubelet is back it is unknown that the pods are gone; else the node controller does
 # after 50 s.
 UNKNOWN_SECONDS = 60.0
 WEIGHED_SECONDS = 5.0  # the operator takes their traffic away within this long

@@ -194,7 +194,7 @@ class Ledger:
 
 
 def leftovers(objects: Iterable[Object], models: Collection[str], label: str) -> list[str]:
-    """Objects in the namespace that belong to none of these models, or that nobody owns.
+    """Objects in the namespace that belong to none of these models, or that have no owner.
 
     ``label``: the label with the name of the model.
     """

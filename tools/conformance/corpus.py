@@ -125,7 +125,7 @@ def _has_constants(case: Any) -> bool:
 
 
 def _with_constants(key: Key, node: Any) -> Case:
-    """The first input stays one; the others are weights, as in a model that somebody trained."""
+    """The first input stays one; the others are weights, as in a model that was trained."""
     model = ModelProto()
     model.CopyFrom(node.model)
     first, *others = [value.name for value in model.graph.input]

@@ -86,7 +86,7 @@ FLEET = Board(
                 ),
                 Panel("Stalled", {"": f"count({BY} ({D}_stalled{_NS})) or vector(0)"}, kind="stat", width=4),
                 Panel(
-                    "Answer nobody",
+                    "Unavailable",
                     {"": f"count({BY} ({D}_available{_NS}) == 0) or vector(0)"},
                     kind="stat",
                     width=4,

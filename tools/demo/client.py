@@ -408,7 +408,7 @@ class Client:
             await feedback.flush()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), FEEDBACK_SECONDS)
-            # the driver was killed: nobody else would ever stop this process
+            # the driver was killed: nothing else would ever stop this process
             if os.getppid() != parent:
                 self._stop.set()
 

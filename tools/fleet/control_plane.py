@@ -104,7 +104,7 @@ def _apiserver(program: Path, folder: Path, keys: Path, audit: Path, etcd: int, 
         service_account_key_file=keys / "sa.pub",
         service_account_signing_key_file=keys / "sa.key",
         service_account_issuer="https://kubernetes.default.svc",
-        disable_admission_plugins="ServiceAccount",  # nobody makes the accounts that pods would need
+        disable_admission_plugins="ServiceAccount",  # nothing makes the accounts that pods would need
         audit_policy_file=policy,
         audit_log_path=audit,
         profiling="false",

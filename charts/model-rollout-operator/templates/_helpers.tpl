@@ -215,7 +215,7 @@ capabilities: {drop: [ALL]}
   verbs: [get, list, watch, create, patch, delete]
 {{- end -}}
 
-{{/* Whose requests the admission policies are about: nobody else's are looked at. */}}
+{{/* Whose requests the admission policies are about: those of others are not looked at. */}}
 {{- define "modelrollout.isOperator" -}}
 - name: operator
   expression: "request.userInfo.username == 'system:serviceaccount:{{ .Release.Namespace }}:{{ include "modelrollout.serviceAccount" . }}'"

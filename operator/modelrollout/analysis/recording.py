@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, get_args
 
+from modelrollout import nesting
 from modelrollout.analysis.counters import Raw, Sample
 from modelrollout.analysis.problem import MeasurementProblem, MeasurementReason
 from modelrollout.analysis.reading import CounterReading, Reading
@@ -108,7 +109,7 @@ def read_looks(lines: Iterable[str]) -> Iterator[tuple[datetime, dict[str, Readi
 
 def _object(line: str, number: int) -> dict[str, Any]:
     try:
-        entry = json.loads(line)
+        entry = nesting.parse(line)
     except ValueError as e:
         raise RecordingError(f"line {number}: not JSON: {e}") from None
     if not isinstance(entry, dict):

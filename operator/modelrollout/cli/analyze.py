@@ -207,7 +207,7 @@ def _parse_time(text: str, option: str, now: datetime) -> datetime:
 def parse_revision(text: str, option: str) -> RevisionRef:
     """``digits-8d1b:3``: name and number of a revision; raises Refused."""
     name, _, number = text.rpartition(":")
-    if not name or not number.isdigit():
+    if not name or not re.fullmatch("[0-9]{1,9}", number):
         raise Refused(
             f"{option} {text}: write name and number of the revision, for example digits-8d1b:3 (see"
             " modelrollout history)"

@@ -33,7 +33,7 @@ Everywhere = Annotated[
 
 
 def standing(row: Row) -> str:
-    """Whether a person has to act, the operator does, or nobody."""
+    """Whether a person has to act, the operator does, or nothing is to do."""
     phase, ready, verdict = (row.cells.get(column) for column in ("Phase", "Ready", "Verdict"))
     if phase == "Failed" or (phase == "Paused" and verdict not in _ARRANGED):
         return NEEDS_A_PERSON

@@ -4,10 +4,11 @@ them.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
+
+from modelrollout import nesting
 
 MAX_ITEMS = 1000
 MAX_ID = 128
@@ -46,8 +47,8 @@ def parse(body: bytes) -> list[Item]:
     the first invalid one.
     """
     try:
-        data = json.loads(body, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as e:
+        data = nesting.parse(body, parse_constant=_no_constant)
+    except ValueError as e:
         raise BadRequestError("", f"the body is not JSON: {e}") from None
     if not isinstance(data, dict):
         raise BadRequestError("", 'send one JSON object, or {"items": [...]}')

@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from modelrollout.kube.objects import Object
+from modelrollout.nesting import is_deeper
 
 MAX_BYTES = 256 << 10  # of an object as JSON: an honest one has some 10 kB
 MAX_DEPTH = 64  # an affinity is 12 deep, a pod's managed fields 15
+# Also where Python's reader ends first: where it does depends on the process.
+_TOO_DEEP = f"is nested more than {MAX_DEPTH} deep"
 USUAL_MEMORY = 2 << 30  # where the container has no limit: that of the chart
 # cgroup v2, v1
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -84,7 +87,7 @@ def parse(raw: bytes) -> Any:
     try:
         return json.loads(raw)
     except RecursionError:
-        raise UnreadableError("is nested too deep for a JSON reader") from None
+        raise UnreadableError(_TOO_DEEP) from None
     except ValueError as e:  # no JSON, no UTF-8, a number of more than 4,300 digits
         raise NotJsonError(f"is no JSON: {e}") from None
 
@@ -94,18 +97,8 @@ _CONTAINERS = frozenset({dict, list})
 
 def check_depth(value: Any) -> None:
     """Raises UnreadableError when a value of JSON is nested deeper than MAX_DEPTH."""
-    level = [value] if type(value) in _CONTAINERS else []
-    depth = 0
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise UnreadableError(f"is nested more than {MAX_DEPTH} deep")
-        level = [
-            child
-            for outer in level
-            for child in (outer.values() if type(outer) is dict else outer)
-            if type(child) in _CONTAINERS
-        ]
+    if is_deeper(value, MAX_DEPTH):
+        raise UnreadableError(_TOO_DEEP)
 
 
 def weigh(value: Any) -> int:
@@ -252,7 +245,7 @@ def _page(raw: bytes) -> Page:
                 metadata = value if key == "metadata" else metadata
             sign, i = expect(i, ",", "}")
     except RecursionError:
-        raise UnreadableError("is nested too deep for a JSON reader") from None
+        raise UnreadableError(_TOO_DEEP) from None
     except UnreadableError:
         raise
     except (ValueError, StopIteration) as e:

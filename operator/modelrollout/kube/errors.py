@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from modelrollout.kube.objects import Object
 
 
@@ -68,7 +70,7 @@ def error_of(status: int, retry_after: str | None, answer: Object) -> KubeError:
     reason = str(answer.get("reason") or f"HTTP{status}")
     message = str(answer.get("message") or "no explanation given")[:1024]
     seconds = (answer.get("details") or {}).get("retryAfterSeconds")
-    if retry_after and retry_after.isdigit():
+    if retry_after and re.fullmatch("[0-9]{1,9}", retry_after):
         seconds = int(retry_after)
     after = float(seconds) if seconds else None
     if reason == "AlreadyExists":

@@ -12,14 +12,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from modelrollout.api import names
+from modelrollout.api.addresses import LINK, METADATA
 from modelrollout.config import NetworkPoliciesConfig, Peers
 from modelrollout.resources.common import Object, Owner, labels, metadata
 
-# What a wide range does not mean: addresses of the link, where nodes and clouds answer, and
-# metadata services elsewhere.
-NEAR = tuple(
-    map(ipaddress.ip_network, ("169.254.0.0/16", "100.100.100.200/32", "fe80::/10", "fd00:ec2::254/128"))
-)
+NEAR = (*LINK, *METADATA)  # what a wide range does not mean
 # Those that ask no server but one in their own pod. Containers of a pod share its network: with a
 # step of the user's own image in it, what the pod reaches that image does.
 _JOBS = (names.COMPONENT_RESOLVE, names.COMPONENT_PREPARE, names.COMPONENT_TUNE)

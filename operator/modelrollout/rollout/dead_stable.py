@@ -59,7 +59,7 @@ def seconds_until_dead(s: Observed, now: datetime, leading_since: datetime | Non
 
 
 def seconds_until_outage(s: Observed, now: datetime, leading_since: datetime | None = None) -> float | None:
-    """The same outside of a rollout: seconds until it is said that stable serves nobody."""
+    """The same outside of a rollout: seconds until it is said that stable serves no request."""
     stable = s.status.stable
     if stable is None or in_flight(s.status.rollout) or not _has_no_ready_pod(s, stable.revision):
         return None

@@ -476,7 +476,7 @@ def _kept_drain(s: Snapshot, alive: Iterable[str]) -> str | None:
 
 
 def _recorded_flaws(s: Snapshot, alive: Iterable[str]) -> Condition | None:
-    """What status says of the version of a revision that nobody has asked yet: a new leader knows
+    """What status says of the version of a revision that has not been asked yet: a new leader knows
     of none at first, which is no news.
     """
     unknown = tuple(f"revision {name}: " for name in alive if name not in s.triton_versions)

@@ -40,7 +40,16 @@ MAX_VERBS = 8  # records of verbs that a rollout and a revision keep
 
 def input_hash(s: Specified) -> str:
     """Hash of the version that spec requests, before a revision exists."""
-    return names.short_hash([s.spec.user_input(), s.spec.model.sha256])
+    return _hash_with(s, s.spec.user_input())
+
+
+def is_requested(s: Specified, recorded: str) -> bool:
+    """Whether spec requests the version of that ``input_hash``, perhaps an earlier operator's."""
+    return recorded == input_hash(s) or recorded == _hash_with(s, s.spec.user_input_as_written())
+
+
+def _hash_with(s: Specified, user_input: dict[str, Any]) -> str:
+    return names.short_hash([user_input, s.spec.model.sha256])
 
 
 def cut(text: str, limit: int = MAX_MESSAGE) -> str:
@@ -72,7 +81,7 @@ def is_pinned(s: Observed) -> bool:
     if pinned is None or s.spec is None:
         return False
     against = s.revision(pinned.rolled_back_from)
-    return against.is_version(s.spec) if against else pinned.input_hash == input_hash(Specified.of(s))
+    return against.is_version(s.spec) if against else is_requested(Specified.of(s), pinned.input_hash)
 
 
 def is_still_requested(s: Specified, rollout: RolloutStatus) -> bool:
@@ -84,7 +93,7 @@ def is_still_requested(s: Specified, rollout: RolloutStatus) -> bool:
         return rollout.generation == s.generation or (revision is not None and revision.is_version(s.spec))
     if revision is not None:
         return revision.is_version(s.spec)
-    return rollout.input_hash == input_hash(s)
+    return is_requested(s, rollout.input_hash)
 
 
 def has_failed_for_spec(s: Specified) -> bool:
@@ -95,7 +104,7 @@ def has_failed_for_spec(s: Specified) -> bool:
     if rollout is None or rollout.stage != "Failed" or rollout.outcome == "Superseded":
         return False
     if rollout.revision is None:
-        return rollout.input_hash == input_hash(s)
+        return is_requested(s, rollout.input_hash)
     known = known_version(s)
     return known is not None and rollout.revision == known.name
 

@@ -420,7 +420,7 @@ class ModelCluster:
     def tick(self, seconds: float) -> None:
         """Time passes; the data plane takes up what the gateway accepted within the settle time."""
         self.now += timedelta(seconds=seconds)
-        # what was ready between two looks and is not any more, nobody has seen
+        # what was ready between two looks and is not any more, no pass has seen
         self.last_ready |= {
             name: self.now for name, p in self.servers.items() if p.ready and name in self.seen_ready
         }
@@ -593,7 +593,7 @@ class ModelCluster:
         kept, flying = self.revisions[name].status.tuning, self.status.rollout
         tuning = (flying.tuning if flying and flying.revision == name else None) or kept
         assert name not in self.servers or self.servers[name].tuning == tuning, (
-            "another template: pods that nobody asked for"
+            "another template: pods that were not asked for"
         )
         rollout = self.status.rollout
         waits = rollout is not None and rollout.revision == name and rollout.queue is not None
@@ -616,7 +616,7 @@ class ModelCluster:
             )
         if restart != pods.restarted:
             assert restart is not None and restart == self.status.restarts[name].at, (
-                "new pods that nobody asked for"
+                "new pods that were not asked for"
             )
         pods.asked, pods.ready, pods.restarted = count, min(pods.ready, count), restart
 
@@ -702,7 +702,7 @@ class ModelCluster:
                 for v in set(after.handled_verbs) - set(before.handled_verbs)
                 if v.startswith(("restart:", "restart-allow-downtime:"))
             ]
-            assert asked, "a restart that nobody asked for"
+            assert asked, "a restart that was not asked for"
         if new is not None and (old is None or new.started != old.started) and not self.damaged:
             self._check_begin(before, after)
         if new is not None and (old is None or new.started != old.started or new.stage != old.stage):
@@ -817,7 +817,7 @@ class ModelCluster:
             and self.pinned_against == self.spec.model_dump(include=VERSION)
         ):
             assert any(v.startswith(("retry:", "rollback:")) for v in asked), (
-                "somebody rolled back, and nobody has said anything since"
+                "a person rolled back, and has said nothing since"
             )
 
     def _check_raise(
@@ -883,7 +883,7 @@ class ModelCluster:
                 self._check_takeover(before)
             over = self._starts_over(before, old, new)
             assert waited or proven or override or soaked or policy or alone or over, (
-                f"{old.step} -> {new.step}: nobody proved it"
+                f"{old.step} -> {new.step}: nothing proved it"
             )
             if not waited and not over:
                 assert new.history[-1].weight == old.step.weight, "the verdict is of the step before"
@@ -896,7 +896,7 @@ class ModelCluster:
             assert old.shadow is not None and old.shadow.phase == "Leaving"
             assert self.plane_mirror is None or self.damaged, "the data plane still mirrors"
             assert old.shadow.override or (old.shadow.metric and old.shadow.metric.verdict == "Successful"), (
-                "nobody proved that they agree"
+                "nothing proved that they agree"
             )
             assert self.spec is not None
             first = steps_of(Specified.of(s))[0].weight or 0
@@ -920,7 +920,7 @@ class ModelCluster:
         else:
             assert old.stage == "Provision", "what is proven goes back at once"
         assert (new.revision or "") not in self.quarantined, (
-            f"{new.revision} was refused and nobody said retry"
+            f"{new.revision} was refused and no person said retry"
         )
 
     def _check_ends(
@@ -1104,7 +1104,7 @@ class ModelCluster:
         if self.mirror is not None and self.accepted:
             s = self.snapshot()
             assert self.wanted_mirror(s) is not None or self.mirror in still_draining(s, self.now), (
-                "a mirror that nobody needs"
+                "a mirror that is not needed"
             )
         if gateway and not (trial and rollout and rollout.step and rollout.step.strategy == "ABTest"):
             assert self.matched is None, "only a test looks at headers"
@@ -1115,7 +1115,7 @@ class ModelCluster:
             rollout.revision if in_flight(rollout) and rollout else None,
             *still_draining(self.snapshot(), self.now),
         }
-        assert set(self.servers) <= expected, "pods that nobody needs"
+        assert set(self.servers) <= expected, "pods that are not needed"
         if rollout is not None and rollout.stage == "Failed":
             assert rollout.outcome is not None and rollout.reason
         assert len(self.revisions) <= 2 * spec.revision_history_limit + 4

@@ -88,7 +88,7 @@ class Prometheus:
         return [Answer(self.series)]
 
     async def query_own(self, namespace: str, queries: object) -> dict[str, Answer | MeasurementProblem]:
-        raise AssertionError("agreement is nobody's own query")
+        raise AssertionError("agreement is no query of a user")
 
     async def history(self, query: str, times: object) -> dict[int, Answer] | MeasurementProblem:
         raise AssertionError("agreement has no stable to ask about")

@@ -209,7 +209,7 @@ async def test_a_system_that_is_down_is_an_error_and_never_a_regression(api: Hos
     assert (verdict.verdict, verdict.reason) == ("Error", "ProviderUnreachable")
 
 
-async def test_nobody_vouches_for_the_counters(api: HostedApi) -> None:
+async def test_no_source_vouches_for_the_counters(api: HostedApi) -> None:
     assessor = MetricsAssessor(CONFIG, lambda: b.START)
     await assessor.verify()
     assert {d.reason for d in assessor.doubts.values()} == {"Unverified"}

@@ -289,7 +289,7 @@ async def test_a_step_that_an_earlier_operator_began_with_errors_alone_goes_on()
     assert totals == {"errors": 200, "clientErrors": 100, "refusedRequests": 100}
 
 
-async def test_where_nobody_can_tell_what_was_usual_the_step_begins_all_the_same() -> None:
+async def test_where_it_is_unknown_what_was_usual_the_step_begins_all_the_same() -> None:
     reader = FakeReader(traefik_service_requests_total=requests(10, old=(100, 1)))
     first = (await measure(reader, TARGET, [ERRORS], {}))["errors"]
     assert first.problem is None and first.stable and first.stable.spread == []

@@ -148,7 +148,7 @@ def test_the_evidence_of_earlier_steps_is_carried_in_order() -> None:
 
 def test_no_evidence_is_carried_twice() -> None:
     """A step that paused for want of a verdict is recorded, judged on, and recorded again when
-    somebody promotes.
+    a person promotes.
     """
     history = [evidence(0, 5, errors=0.5), evidence(1, 25, errors=1.0), evidence(1, 25, errors=2.0)]
     assert carried_of(history, step(1, 25)) == {"errors": [0.5]}

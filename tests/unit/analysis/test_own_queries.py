@@ -107,7 +107,7 @@ async def test_a_quick_answer_is_there_at_once(own: OwnQueries, prometheus: Prom
     assert await own.query("ours", {}) == {}
 
 
-async def test_a_slow_answer_is_for_the_next_look_and_nobody_waits_for_it(
+async def test_a_slow_answer_is_for_the_next_look_and_no_pass_waits_for_it(
     own: OwnQueries, prometheus: Prometheus
 ) -> None:
     prometheus.hang("slow")

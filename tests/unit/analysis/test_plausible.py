@@ -113,7 +113,7 @@ def test_more_labels_than_rows_are_told_once_the_servers_were_scraped_after_them
         and problem.reason == "EvidenceImplausible"
         and "feedback.labelsPerRow" in problem.message
     )
-    assert more_labels_than_rows(labels, 40, 99.9, 1) is None, "rows that nobody has read yet"
+    assert more_labels_than_rows(labels, 40, 99.9, 1) is None, "rows that have not been read yet"
     assert more_labels_than_rows(labels, 40, 100.0, 25) is None
     assert (
         more_labels_than_rows(labels, math.nan, 100.0, 1) is None

@@ -282,7 +282,7 @@ async def test_more_questions_than_threads_wait_no_longer_than_the_limit() -> No
         release.set()
 
 
-async def test_nobody_there_is_unreachable() -> None:
+async def test_a_closed_port_is_unreachable() -> None:
     with socket.socket() as taken:  # bound and not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -481,11 +481,11 @@ async def test_who_cannot_be_connected_to_is_not_waited_for_again_by_everybody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A hundred rollouts and four workers: each look would wait for the same nothing."""
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
         reader = PrometheusReader(
             PrometheusConfig(
-                name="main", url=f"http://127.0.0.1:{nobody.getsockname()[1]}", timeout_seconds=5.0
+                name="main", url=f"http://127.0.0.1:{closed.getsockname()[1]}", timeout_seconds=5.0
             )
         )
         tried: list[str] = []

@@ -159,7 +159,7 @@ def test_http_errors_are_those_of_the_server() -> None:
         (http("digits-new", code="503"), 2),
         (http("digits-new", reading="scraped"), 1234.5),
         (http("digits-old", code="200"), 900),
-        (http("somebody-else", code="500"), 50),
+        (http("another-model", code="500"), 50),
     )
     assert reading.canary == _raw(**{"g1/http": (100, 2, 1234.5)})
     assert reading.stable == _raw(**{"g1/http": (900, 0, 0)})

@@ -80,13 +80,13 @@ def test_what_is_not_set_names_the_field() -> None:
         MeasurementProblem("ProviderDenied", "Prometheus main refuses the operator's credentials (HTTP 403)"),
     ],
 )
-def test_where_nobody_can_be_asked_nobody_knows(scrape: MeasurementProblem | None) -> None:
+def test_where_no_prometheus_can_be_asked_it_is_unknown(scrape: MeasurementProblem | None) -> None:
     for source in COUNTED_BY:
         told = doubt(source, scrape, config())
         assert told is not None and told.reason == "Unverified"
 
 
-def test_a_selector_that_nobody_fits_is_told() -> None:
+def test_a_selector_that_no_target_fits_is_told() -> None:
     told = doubts_of(gatewayMetrics={"selector": 'job="traefik"'})["gateway"]
     assert (
         told is not None

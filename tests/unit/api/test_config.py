@@ -222,7 +222,7 @@ def test_where_policies_are_written(tmp_path: Path) -> None:
     assert everywhere.written_in("ml") and everywhere.prometheus.addresses == ["10.0.0.9/32"]
     some = policies(tmp_path, f"mode: Write, namespaces: [ml], {PEERS}")
     assert some.written_in("ml") and not some.written_in("shop")
-    assert not policies(tmp_path, "mode: Remove").written_in("ml"), "it needs to know nobody"
+    assert not policies(tmp_path, "mode: Remove").written_in("ml"), "it needs to know no peer"
 
 
 @pytest.mark.parametrize(

@@ -71,5 +71,5 @@ def test_a_restart_is_a_next_life_with_its_environment(process: OperatorProcess,
     assert (process.kills, process.own_ends) == (0, [])
 
 
-def test_the_credentials_are_for_nobody_else(process: OperatorProcess, tmp_path: Path) -> None:
+def test_the_credentials_are_for_the_operator_alone(process: OperatorProcess, tmp_path: Path) -> None:
     assert (tmp_path / "kubeconfig-first.json").stat().st_mode & 0o077 == 0

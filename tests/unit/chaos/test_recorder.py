@@ -63,7 +63,7 @@ def test_versions_survive_a_broken_watch_and_a_410() -> None:
     assert api.asked[:3] == ["5", "7", "5"]  # from where it broke; after a 410 from a new list
 
 
-def test_a_crash_is_told_from_a_pod_that_somebody_deleted() -> None:
+def test_a_crash_is_told_from_a_pod_that_was_deleted() -> None:
     recorder = Recorder(lambda: cast(Api, FakeApi()), "n")
 
     def pod(name: str, version: int, code: int, **metadata: str) -> Object:

@@ -47,7 +47,7 @@ def test_the_operator_is_killed_early_only_so_that_its_last_life_is_long() -> No
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_nobody_promotes_a_bad_version_and_what_is_begun_is_ended(seed: int) -> None:
+def test_no_bad_version_is_promoted_and_what_is_begun_is_ended(seed: int) -> None:
     good: dict[int, bool] = {}
     waits: dict[int, str] = {}
     for event in schedule(seed, HOURS, 3, FAULTS):
@@ -158,7 +158,7 @@ def child(kind: str, name: str, model: str | None = "m", **about: Any) -> dict[s
     return {"kind": kind, "metadata": {"name": name, "labels": labels, **about}}
 
 
-def test_leftovers_are_children_of_nobody() -> None:
+def test_leftovers_are_children_without_an_owner() -> None:
     owned = {"ownerReferences": [{"uid": "1"}]}
     objects = [
         child("Pod", "fine", **owned),

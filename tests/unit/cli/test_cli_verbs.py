@@ -469,7 +469,7 @@ class TestPauseResumeFullRestart:
         assert asked(kube)[2] == f"modelrollout.dev/{annotation}" and asked(kube)[3].startswith("shadow ")
 
     @pytest.mark.parametrize("verb", ["pause", "resume"])
-    def test_nobody_can_hold_a_shadow(self, verb: str, cli: Cli, kube: FakeKube) -> None:
+    def test_a_shadow_cannot_be_held(self, verb: str, cli: Cli, kube: FakeKube) -> None:
         with_status(
             kube,
             step="shadow",

@@ -158,7 +158,7 @@ def test_one_look_is_shared_for_some_seconds() -> None:
     assert api.asked == 4
 
 
-def test_where_it_is_not_allowed_nobody_knows(caplog: pytest.LogCaptureFixture) -> None:
+def test_where_it_is_not_allowed_it_is_unknown(caplog: pytest.LogCaptureFixture) -> None:
     assert look(Api([], [], allowed=False), times=3) == [None] * 4
     assert len([r for r in caplog.records if "free GPUs are unknown" in r.message]) == 1
 
@@ -208,7 +208,7 @@ def run_look(api: Api, spec: dict[str, Any], config: Any = LOOKING) -> Gpus | No
     return asyncio.run(capacity.gpus_for(spec, 2))
 
 
-def test_switched_off_nobody_asks() -> None:
+def test_switched_off_nothing_is_asked() -> None:
     api = Api([node()], [])
     assert look(api, config=CONFIG) == [None, None]
     assert api.asked == 0
@@ -220,7 +220,7 @@ def test_in_the_loop_pods_wait_for_gpus_and_are_made_when_there_are_enough() -> 
         cluster.user(b.spec(1))
         operator = Operator(cluster, LOOKING)
         await operator.live()
-        assert not [r for r in cluster.requests if r == "list Node"], "nobody looks where nothing waits"
+        assert not [r for r in cluster.requests if r == "list Node"], "no look where nothing waits"
         cluster.objects[NODE, "", "n1"] = node("n1", 1, taints=TAINT)
         serving = {"replicas": 2, "surge": "Wait", "resources": {"limits": {GPU: 1}}}
         cluster.user(b.spec(2, serving=serving))

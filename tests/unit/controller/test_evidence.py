@@ -107,7 +107,7 @@ def test_the_jobs_own_pod_is_believed() -> None:
     ],
     ids=["no owner", "an earlier Job", "no controller", "said to be none"],
 )
-def test_a_pod_with_the_labels_alone_is_nobodys_word(owners: list[Object], condition: str) -> None:
+def test_a_pod_with_the_labels_alone_proves_nothing(owners: list[Object], condition: str) -> None:
     job = ended(condition)
     copied = pod(job, GOOD)
     copied["metadata"]["ownerReferences"] = owners
@@ -305,7 +305,7 @@ def test_what_a_pod_says_that_ran_something_else_does_not_count(what: str) -> No
     as_kept = project(JOB, job), [project(POD, strange)]
     assert job_state(*as_kept, FOLDER) == state, "the operator's memory holds all that this is seen by"
     assert job_state(job, [strange, pod(job, GOOD, name="real")], FOLDER).result == GOOD, (
-        "and it silences nobody"
+        "and it silences no other"
     )
 
 
@@ -332,7 +332,7 @@ ADDED: dict[str, Callable[[Object], Any]] = {
         initContainers=[{"name": "mesh-init", "image": "mesh/init"}, *s.get("initContainers", [])]
     ),
     "resources": lambda s: first(s).update(resources={"requests": {"cpu": "3"}}),
-    "a volume that nobody mounts": lambda s: s["volumes"].append({"name": "more", "emptyDir": {}}),
+    "a volume that is not mounted": lambda s: s["volumes"].append({"name": "more", "emptyDir": {}}),
     "placement": lambda s: s.update(
         nodeSelector={"a": "b"}, affinity={}, priorityClassName="x", runtimeClassName="gvisor"
     ),
@@ -420,7 +420,7 @@ def test_one_that_is_waited_for_is_told_while_it_runs() -> None:
         "/models/0123",
     ],
 )
-def test_a_prepare_job_answers_for_nobody_elses_artifact(uri: str) -> None:
+def test_a_prepare_job_answers_for_its_own_artifact_alone(uri: str) -> None:
     job = ended("Complete")
     state = job_state(job, [pod(job, GOOD.model_copy(update={"artifact_uri": uri}))], FOLDER)
     assert (
@@ -456,7 +456,7 @@ def test_what_it_was_told_of_is_its_answer_too_and_by_digest() -> None:
 
 
 def test_a_job_that_was_to_publish_where_the_artifact_store_was_before_is_made_anew() -> None:
-    """The configuration names another store since it was made: nobody is to blame, and nobody has
+    """The configuration names another store since it was made: no user is to blame, and none has
     to say retry.
     """
     job = ended("Complete")

@@ -235,7 +235,7 @@ def test_who_may_make_no_job_gives_way() -> None:
     run(main())
 
 
-def test_who_cannot_take_the_result_of_its_job_keeps_nobody_waiting() -> None:
+def test_who_cannot_take_the_result_of_its_job_keeps_no_other_waiting() -> None:
     """Its spec became unreadable while the Job ran; or the Job is about to go and does not."""
 
     async def main(odd: Callable[[Fleet, str], None]) -> None:
@@ -282,7 +282,7 @@ def test_a_stale_read_makes_no_second_job() -> None:
         async def once_in_conflict(resource: Any, obj: Object, *args: Any) -> Object:
             if obj["metadata"]["name"] not in failed:
                 failed.add(obj["metadata"]["name"])
-                raise Conflict(409, "Conflict", "somebody was faster")
+                raise Conflict(409, "Conflict", "another was faster")
             return await replace(resource, obj, *args)
 
         fleet.cluster.replace_status = once_in_conflict  # type: ignore[method-assign]
@@ -292,7 +292,7 @@ def test_a_stale_read_makes_no_second_job() -> None:
     run(main())
 
 
-def test_a_strangers_job_of_that_name_is_nobodys_work() -> None:
+def test_a_strangers_job_of_that_name_is_no_work_of_a_model() -> None:
     async def main() -> None:
         fleet = Fleet(3)
         await fleet.passes(6, among=["m0"])
@@ -308,7 +308,7 @@ def test_a_strangers_job_of_that_name_is_nobodys_work() -> None:
     run(main())
 
 
-def test_other_work_waits_for_nobody() -> None:
+def test_other_work_does_not_wait() -> None:
     async def main() -> None:
         fleet = Fleet(2)
         fleet.apply(
@@ -338,7 +338,7 @@ def test_who_comes_later_has_a_job_of_its_own_that_may_take_what_is_recorded() -
     run(main())
 
 
-def test_a_status_that_somebody_else_wrote_keeps_nobody_waiting() -> None:
+def test_a_status_that_a_stranger_wrote_keeps_no_model_waiting() -> None:
     async def main() -> None:
         fleet = Fleet(3)
         await fleet.passes(2, among=["m0"])

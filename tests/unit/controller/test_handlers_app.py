@@ -1,4 +1,4 @@
-"""What a pass answers becomes the key's next turn, and what nobody foresaw is told."""
+"""What a pass answers becomes the key's next turn, and what is unforeseen is told."""
 
 from __future__ import annotations
 
@@ -143,13 +143,13 @@ def test_three_thousand_broken_specs_of_a_namespace_hold_up_another_by_one() -> 
     assert [operator._queue.get_nowait() for _ in range(2)] == [("broken", "m0"), ("fine", "m")]
 
 
-def test_an_error_that_nobody_foresaw_is_left_to_the_worker() -> None:
+def test_an_unforeseen_error_is_left_to_the_worker() -> None:
     with pytest.raises(ZeroDivisionError):
         work(ZeroDivisionError())
 
 
 @pytest.mark.parametrize("error", [RecursionError(), KeyError("x"), MemoryError()])
-def test_an_error_that_nobody_foresaw_is_told_on_the_object(error: Exception) -> None:
+def test_an_unforeseen_error_is_told_on_the_object(error: Exception) -> None:
     operator = Operator(CONFIG, Cluster(), Metrics(), "ml", "me")  # type: ignore[arg-type]
     operator._reconciler = Answers(error)  # type: ignore[assignment]
     told: list[tuple[Any, ...]] = []
@@ -177,7 +177,7 @@ def test_until_it_leads_the_queue_hands_nothing_out() -> None:
     assert operator._queue.paused and operator._queue.get_nowait() is None
 
 
-def test_conditions_that_somebody_else_wrote_cost_the_metrics_nothing() -> None:
+def test_conditions_that_a_stranger_wrote_cost_the_metrics_nothing() -> None:
     def of(conditions: Any) -> list[tuple[str, str, str]]:
         return counted_conditions({"metadata": {"namespace": "ml"}, "status": {"conditions": conditions}})
 

@@ -212,7 +212,7 @@ def test_a_holder_that_cannot_be_read_keeps_his_name() -> None:
     run(main())
 
 
-def test_leases_that_somebody_deleted_are_claimed_anew_by_who_serves() -> None:
+def test_leases_that_were_deleted_are_claimed_again_by_who_serves() -> None:
     async def main() -> None:
         cluster, operator = await serving()
         for i in [i for i in cluster.objects if i[0] == LEASE]:
@@ -570,7 +570,7 @@ def test_a_model_that_is_made_again_is_not_in_its_own_way() -> None:
 
 
 class TestNamesOutliveTheirHolder:
-    """Under a policy that demands metrics a wrong model comes to nobody as the first version of
+    """Under a policy that demands metrics a wrong model comes to no client as the first version of
     something new.
     """
 
@@ -818,7 +818,7 @@ class TestNamesOutliveTheirHolder:
             {"released": "9999-01-01T00:00:00Z", "reserved": "999999h"},
         ],
     )
-    def test_a_lease_that_somebody_has_damaged_stops_nobody(self, odd: dict[str, str]) -> None:
+    def test_a_damaged_lease_stops_no_model(self, odd: dict[str, str]) -> None:
         async def main() -> None:
             cluster, operator = await self._serving()
             for i, o in list(cluster.objects.items()):

@@ -154,7 +154,7 @@ def test_a_model_deployment_wakes_itself_and_a_child_its_owner(bench: Bench) -> 
 
 
 def test_a_gateway_wakes_those_that_name_it(bench: Bench) -> None:
-    """Its label is nobody's, and noise of other tenants is none."""
+    """Its label names no model, and noise of other tenants is none."""
     for name, gateway in (
         ("by-default", {"name": "public"}),
         ("by-name", {"name": "public", "namespace": KEY[0]}),
@@ -198,7 +198,7 @@ def test_a_gateway_class_wakes_all_that_name_a_gateway(bench: Bench) -> None:
     assert bench.woken == [(KEY[0], "a")]
 
 
-def test_strangers_old_events_and_noise_wake_nobody(bench: Bench) -> None:
+def test_strangers_old_events_and_noise_wake_no_key(bench: Bench) -> None:
     for value in (
         obj(1, labels={"app": "other"}),
         obj(5, labels=OURS),

@@ -154,7 +154,7 @@ def test_what_spec_and_configuration_say_reaches_them() -> None:
     ],
     ids=["rule where none is", "type", "rule", "ports", "selector", "our label"],
 )
-def test_what_somebody_changes_in_them_is_put_back(edit: Any) -> None:
+def test_what_a_user_changes_in_them_is_put_back(edit: Any) -> None:
     async def main() -> None:
         cluster, operator = await serving()
         name = f"{b.NAME}-jobs"
@@ -279,7 +279,7 @@ def test_whatever_keeps_them_from_being_written_holds_up_nothing(error: KubeErro
     run(main())
 
 
-def test_one_that_somebodys_finalizer_keeps_comes_back_once_it_is_gone() -> None:
+def test_one_that_a_finalizer_keeps_comes_back_once_it_is_gone() -> None:
     async def main() -> None:
         cluster, operator = await serving()
         name = f"{b.NAME}-servers"
@@ -354,7 +354,7 @@ def test_a_webhook_that_changes_them_is_told_and_not_fought_without_end() -> Non
 
 
 @pytest.mark.parametrize("resource", [NETWORK_POLICY, DEPLOYMENT])
-def test_a_list_that_is_forbidden_keeps_nobody_from_leading_if_it_is_only_of_policies(
+def test_a_list_that_is_forbidden_keeps_no_process_from_leading_if_it_is_only_of_policies(
     resource: Resource,
 ) -> None:
     class Listless:

@@ -90,7 +90,7 @@ def test_when_a_job_ends_those_that_wait_are_woken() -> None:
     run(main())
 
 
-def test_one_whose_job_is_refused_keeps_nobody_waiting_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_whose_job_is_refused_keeps_no_other_waiting_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         fleet = Commit(3, 1)
         await fleet.passes(2, among=fleet.names[:1])
@@ -111,7 +111,7 @@ def test_one_whose_job_is_refused_keeps_nobody_waiting_for_long(monkeypatch: pyt
     run(main())
 
 
-def test_without_a_limit_nobody_waits() -> None:
+def test_without_a_limit_no_job_waits() -> None:
     async def main() -> None:
         fleet = Commit(5, None)
         await fleet.passes(4)

@@ -322,7 +322,7 @@ def preempted(o: Object) -> None:
 
 
 def other_labels(o: Object) -> None:
-    """Another webhook's words, and a queue that somebody moved the Job to by hand."""
+    """Another webhook's words, and a queue that a person moved the Job to."""
     o["metadata"]["labels"] |= {LABEL_QUEUE: "elsewhere", "team": "a"}
     o["spec"]["template"]["spec"]["containers"][0]["resources"] = {"limits": {"cpu": "9"}}
 
@@ -346,7 +346,7 @@ def test_what_others_change_in_the_job_is_not_fought_over(changes: list[Callable
     run(main())
 
 
-def test_a_job_that_runs_is_left_alone_and_one_that_somebody_else_suspended() -> None:
+def test_a_job_that_runs_is_left_alone_and_one_that_another_controller_suspended() -> None:
     async def main() -> None:
         cluster = SuspendingCluster()
         operator = await queued(cluster)

@@ -511,7 +511,7 @@ async def test_more_requests_than_the_weight_gives_are_no_ground_to_roll_back() 
     ) and "97 of 110 requests" in reading.message
     bench.main.requests, bench.main.scraped = {V1: (950, 1), V2: (50, 0)}, 2.0
     after = (await bench.look(canary(metrics=reading.metrics))).metrics[0].canary
-    assert after and (after.total, after.bad) == (50, 0), "what somebody else had counted has left no trace"
+    assert after and (after.total, after.bad) == (50, 0), "what another model had counted has left no trace"
     bench.main.requests, bench.main.scraped = {V1: (13, 0), V2: (97, 87)}, 3.0
     step = b.step(0, 0, strategy="ABTest", metrics=list(after_an_hour(first.metrics)))
     by_headers = await bench.look(canary(at_step=step))
@@ -644,7 +644,7 @@ GATEWAY = {"provider": "edge", "selector": 'job="traefik"', "namespaces": ["gate
 
 async def test_who_else_may_count_is_told_of_the_sources_that_judge(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench(gatewayMetrics=GATEWAY)
-    assert (await bench.look(canary())).doubt is None, "nobody has looked yet"
+    assert (await bench.look(canary())).doubt is None, "no look yet"
     tenant = ScrapeTarget(
         "traefik", {"job": "traefik", "namespace": "tenant"}, {"__meta_kubernetes_namespace": "tenant"}
     )
@@ -719,7 +719,7 @@ async def test_counting_begins_after_the_initial_delay() -> None:
 
 @pytest.mark.parametrize("stage", ["Canary", "Bake"])
 async def test_what_a_prometheus_that_lost_its_data_sees_first_is_no_traffic_of_the_step(stage: str) -> None:
-    """It has scraped nobody at the first look; the counters that it knows at the second hold weeks
+    """It has scraped nothing at the first look; the counters that it knows at the second hold weeks
     of stable, and an outage.
     """
     bench = Bench()
@@ -857,15 +857,15 @@ async def test_the_readers_are_made_once_and_closed() -> None:
     ("written_in", "told"),
     [(None, "Unprotected"), ([], None), (["elsewhere"], "Unprotected"), ([b.NAMESPACE], None)],
 )
-async def test_a_comparer_that_nobody_is_known_to_be_kept_from_is_told(
+async def test_a_comparer_that_may_be_open_to_all_is_told(
     written_in: list[str] | None, told: str | None
 ) -> None:
-    somebody = {"namespaces": ["x"]}
+    peer = {"namespaces": ["x"]}
     policies = {
         "mode": "Write",
-        "proxies": somebody,
-        "prometheus": somebody,
-        "stores": [somebody],
+        "proxies": peer,
+        "prometheus": peer,
+        "stores": [peer],
         "namespaces": written_in,
     }
     bench = Bench(**({} if written_in is None else {"networkPolicies": policies}))

@@ -308,7 +308,7 @@ def test_the_trouble_of_a_revisions_pods_is_its_own() -> None:
         obj(POD, "p", owner=None, labels=labels, status=waiting),
         obj(POD, "q", owner=f"uid-Deployment-{V2}", labels=labels, status=waiting),
     ]
-    assert seen(*both, *copied).observed.server(V2).problem is None, "labels make nobody a server"
+    assert seen(*both, *copied).observed.server(V2).problem is None, "labels make no pod a server"
 
 
 # --- the Job of the stage

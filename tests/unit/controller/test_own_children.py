@@ -178,7 +178,7 @@ def test_a_name_that_is_taken_is_told_and_holds_up_nothing_else(
         for route in (HTTP_ROUTE, GRPC_ROUTE):
             backends = cluster.weights(route) if (resource, name) != (route, b.NAME) else {}
             assert (SERVICE, name) not in {(resource, x) for x in backends}, (
-                "nobody's requests are newly sent to a stranger"
+                "no requests are newly sent to a stranger"
             )
 
     run(main())
@@ -345,7 +345,7 @@ def test_what_cannot_be_adopted_keeps_the_others_from_nothing(resource: Resource
 
         def refused(verb: str, kind: Resource, name: str) -> None:
             if verb in ("patch", "apply") and kind == resource:
-                raise Forbidden(403, "Forbidden", "somebody has written into it what may not be")
+                raise Forbidden(403, "Forbidden", "a user has written into it what may not be")
 
         cluster.before = refused
         cluster.user(b.spec(1, traffic=BOTH))
@@ -358,7 +358,7 @@ def test_what_cannot_be_adopted_keeps_the_others_from_nothing(resource: Resource
     run(main())
 
 
-def test_an_orphan_that_nobody_recorded_is_a_strangers() -> None:
+def test_an_orphan_that_is_not_recorded_is_a_strangers() -> None:
     """An operator of before wrote no record; or a stranger took the reference off an object of his
     own.
     """

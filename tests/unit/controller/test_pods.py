@@ -218,7 +218,7 @@ def ended(code: int, message: str = "", **more: Any) -> list[dict[str, Any]]:
     return [container(name="job", state={"terminated": {"exitCode": code, "message": message} | more})]
 
 
-def disrupted(why: str, message: str = "by somebody") -> list[dict[str, str]]:
+def disrupted(why: str, message: str = "by a person") -> list[dict[str, str]]:
     return [{"type": "DisruptionTarget", "status": "True", "reason": why, "message": message}]
 
 
@@ -302,7 +302,7 @@ def test_who_takes_a_pod_away_is_the_reason_and_not_how_it_died(
         None,
         False,
     )
-    assert "by somebody" in ending.problem.message
+    assert "by a person" in ending.problem.message
 
 
 def test_what_the_program_found_out_before_it_was_taken_away_holds() -> None:

@@ -91,7 +91,7 @@ class TestWaking:
             await operator.reconciler.reconcile(("", "p"))
             cluster.policy("p", selector={"namespaces": ["elsewhere"]})
             await operator.reconciler.reconcile(("", "p"))
-            assert len(operator.woken) == 2, "it concerns nobody here"
+            assert len(operator.woken) == 2, "it concerns no model here"
 
         asyncio.run(main())
 
@@ -227,7 +227,7 @@ class TestInTheLoop:
 
         asyncio.run(main())
 
-    def test_leases_that_may_not_be_read_are_told_and_nobody_slips_through(self) -> None:
+    def test_leases_that_may_not_be_read_are_told_and_no_model_slips_through(self) -> None:
         async def main() -> None:
             cluster, operator = await serving(b.spec(2), limits={"concurrentRollouts": 1})
 
@@ -316,7 +316,7 @@ class TestLabelsOfNamespaces:
 
         asyncio.run(main())
 
-    def test_a_moments_look_serves_for_many_passes_and_nobody_looks_without_such_a_policy(self) -> None:
+    def test_a_moments_look_serves_for_many_passes_and_without_such_a_policy_there_is_none(self) -> None:
         async def main() -> None:
             cluster, operator = await serving(gates={"golden": True})
             assert not [r for r in cluster.requests if "Namespace" in r]

@@ -151,7 +151,7 @@ def test_stalled_for_shows_a_stuck_pass_and_absent_workers_but_no_idleness() -> 
         q.done(key)
         assert q.stalled_for() == 0
         q.add_after("b", 10)
-        await asyncio.sleep(30)  # nobody takes it: also a stall, from when it was due
+        await asyncio.sleep(30)  # no worker takes it: also a stall, from when it was due
         assert q.stalled_for() > 0
 
     run(main())

@@ -187,7 +187,7 @@ def test_a_canary_from_job_to_promotion_costs_few_requests() -> None:
     run(main())
 
 
-# --- what somebody else does to children
+# --- what others do to children
 
 
 @pytest.mark.parametrize(
@@ -435,7 +435,7 @@ def test_a_conflict_leads_to_a_live_read_and_the_next_pass_gets_on() -> None:
     run(main())
 
 
-def test_a_route_that_somebody_else_wrote_meanwhile_is_read_before_it_is_written() -> None:
+def test_a_route_that_was_written_meanwhile_is_read_before_it_is_written() -> None:
     async def main() -> None:
         cluster, operator = await serving()
         operator.deaf = True
@@ -1066,7 +1066,7 @@ def test_a_job_whose_pod_has_spoken_keeps_it_and_goes_when_another_begins() -> N
         cluster.put(POD, {"metadata": {"name": "ended", **of_job(job)}, "spec": spec, "status": status})
         await operator.settle()
         assert cluster.status.rollout is not None and cluster.status.rollout.stage == "Failed"
-        assert list(cluster.all(JOB)) == [name], "its log is what somebody will want to read"
+        assert list(cluster.all(JOB)) == [name], "its log is what a person will want to read"
         cluster.put(
             POD,
             {"metadata": {"name": "another", **of_job(job)}, "spec": spec, "status": {"phase": "Running"}},

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 
 from modelrollout.api import names
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus, QueueStatus
+from modelrollout.controller.lookups import slots
 from modelrollout.controller.lookups.policies import Policies
 from modelrollout.controller.lookups.slots import SlotLeases
 from modelrollout.controller.observe.observation import Observation
@@ -224,7 +225,7 @@ def test_a_process_that_sees_old_things_takes_no_slot_from_who_runs() -> None:
     assert set(running(cluster)) == {"a"}
 
 
-def test_a_lowered_limit_lets_nobody_through_until_it_is_kept() -> None:
+def test_a_lowered_limit_lets_no_model_through_until_it_is_kept() -> None:
     cluster = world(concurrentRollouts=3)
     for i, name in enumerate("abc"):
         begin(cluster, name, i)
@@ -240,7 +241,7 @@ def test_a_lowered_limit_lets_nobody_through_until_it_is_kept() -> None:
 
 
 @pytest.mark.parametrize("how", ["going", "unreadable"])
-def test_who_cannot_take_a_slot_holds_up_nobody(how: str) -> None:
+def test_who_cannot_take_a_slot_holds_up_no_other(how: str) -> None:
     """The one at the head of the line waits for a finalizer, or has a spec that this operator
     cannot read: its passes take no slot.
     """
@@ -371,7 +372,7 @@ class TestStanding:
         small = standing(self.LIMIT, [self.taken("x", 1)], queue, queue[1])
         assert not small.turn and (small.position, small.waiting, small.holders) == (2, 2, ("ns/x",))
 
-    def test_who_asks_for_more_than_the_lowered_limit_holds_up_nobody(self) -> None:
+    def test_who_asks_for_more_than_the_lowered_limit_holds_up_no_other(self) -> None:
         queue = [SlotRequest("ns/huge/u", "r", 8), SlotRequest("ns/small/u", "r", 1)]
         assert not standing(self.LIMIT, [], queue, queue[0]).turn
         small = standing(self.LIMIT, [], queue, queue[1])
@@ -496,7 +497,7 @@ def test_never_more_than_the_limit(limits: dict[str, int], actions: list[tuple[s
             assert sum(running(cluster).values()) <= limits.get("gpus", 99)
             assert len(running(cluster)) <= limits.get("concurrentRollouts", 99)
         process.hear()
-        assert not process.store.find_marked(cache.QUEUED), "somebody waits for ever"
+        assert not process.store.find_marked(cache.QUEUED), "a model waits for ever"
 
     asyncio.run(main())
 
@@ -564,7 +565,7 @@ class TestGrowing:
         asyncio.run(main())
 
     @pytest.mark.parametrize("other", ["holds the rest", "waits"])
-    def test_where_there_is_none_or_somebody_waits_it_does_not(self, other: str) -> None:
+    def test_where_there_is_none_or_another_waits_it_does_not(self, other: str) -> None:
         async def main() -> None:
             cluster = Cluster()
             cluster.policy("p", limits={"gpus": 3})
@@ -609,3 +610,11 @@ class TestGrowing:
                     process.hear()
 
         asyncio.run(main())
+
+
+@pytest.mark.parametrize("gpus", ["", "-1", "two", "²", "9" * 5000])
+def test_a_slot_whose_gpus_are_no_number_is_held_all_the_same(gpus: str) -> None:
+    """An edit of the Lease ends no pass."""
+    metadata = {"annotations": {names.ANNOTATION_ROLLOUT: b.ago(0), names.ANNOTATION_GPUS: gpus}}
+    held = slots._holder({"metadata": metadata, "spec": {"holderIdentity": "ml/digits/u"}})
+    assert held is not None and (held.holder, held.gpus) == ("ml/digits/u", 0)

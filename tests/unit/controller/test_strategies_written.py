@@ -264,7 +264,7 @@ def test_a_test_without_a_gateway_is_refused() -> None:
 
 
 def widen(cluster: Cluster, resource: Resource, name: str = b.NAME) -> None:
-    """As an earlier operator left it, or somebody's edit: every rule lets everything through, but
+    """As an earlier operator left it, or a user's edit: every rule lets everything through, but
     for its headers.
     """
     everything = {HTTP_ROUTE.kind: {"path": {"type": "PathPrefix", "value": "/"}}, GRPC_ROUTE.kind: {}}[
@@ -378,7 +378,7 @@ def led(cluster: Cluster) -> dict[str, int]:
 
 
 def test_a_deployment_that_cannot_be_written_holds_up_no_way_back() -> None:
-    """What somebody has written into its template is such that the operator may not write it."""
+    """What a user has written into its template is such that the operator may not write it."""
 
     async def main() -> None:
         cluster, operator = await on_trial({"canary": {"steps": [{"weight": 25}]}}, traffic=TRAFFIC)
@@ -402,7 +402,7 @@ def test_a_deployment_that_cannot_be_written_holds_up_no_way_back() -> None:
 
 
 def test_a_route_that_cannot_be_made_narrow_as_it_is_holds_up_no_way_back() -> None:
-    """Somebody has written a filter into it, too, which the operator may not write."""
+    """A user has written a filter into it, too, which the operator may not write."""
 
     async def main() -> None:
         cluster, operator = await on_trial({"canary": {"steps": [{"weight": 25}]}}, traffic=TRAFFIC)
@@ -508,7 +508,7 @@ def test_what_is_sent_to_a_preview_is_not_counted_with_everybodys_requests() -> 
         assert seen == {(0, 100), (5, None)}
         service = cluster.find(SERVICE, "digits-preview")
         assert service and service["spec"]["selector"][names.LABEL_REVISION] == V2, (
-            "within the cluster nobody counts"
+            "within the cluster nothing counts"
         )
         cluster.user(b.spec(1, rollout=shown, traffic=TRAFFIC))
         await operator.live(rounds=4)

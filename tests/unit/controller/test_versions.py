@@ -127,6 +127,6 @@ def test_whatever_a_pod_answers_is_no_trouble(
             assert await ask_version("127.0.0.1") == version
         finally:
             await runner.cleanup()
-        assert await ask_version("127.0.0.1") is None, "nobody is there"
+        assert await ask_version("127.0.0.1") is None, "nothing is there"
 
     run(main())

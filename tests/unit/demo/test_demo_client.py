@@ -112,7 +112,7 @@ async def test_a_slow_server_slows_nothing_down(tmp_path: Path) -> None:
     assert result["answered"] == result["sent"], "what is in flight at the end is waited for"
 
 
-async def test_nobody_there_is_a_failed_request(tmp_path: Path) -> None:
+async def test_a_closed_port_is_a_failed_request(tmp_path: Path) -> None:
     client = Client(settings(tmp_path, (1, 1), feedback_url=None), live(), Record(tmp_path))
     asyncio.get_running_loop().call_later(0.2, client.stop)
     await client.run()

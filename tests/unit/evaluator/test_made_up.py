@@ -102,7 +102,7 @@ def test_who_calls_made_up_inputs_invalid_does_not_fail() -> None:
     assert "spec.rollout.analysis.golden" in result.message
 
 
-def test_nobody_knows_which_sizes_a_free_dimension_takes() -> None:
+def test_it_is_unknown_which_sizes_a_free_dimension_takes() -> None:
     def of_seven(x: np.ndarray) -> np.ndarray:
         if x.shape[1] != 7:
             raise Failure(f"7 columns expected, not {x.shape[1]}")
@@ -122,7 +122,7 @@ def test_a_convolution_gets_an_image_that_it_takes() -> None:
     assert asked(pools, shape=(-1, 3, -1, -1))[0] == TaskResult()
 
 
-def test_nobody_can_make_up_texts() -> None:
+def test_texts_cannot_be_made_up() -> None:
     def parses(x: np.ndarray) -> np.ndarray:
         raise Failure(f"no record: {x.ravel()[0]!r}")
 

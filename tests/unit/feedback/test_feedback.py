@@ -1,4 +1,4 @@
-"""The feedback service: who may send what, what is counted once, and what can blow up nobody."""
+"""The feedback service: who may send what, what is counted once, and what does no harm."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ async def test_other_methods_and_paths_answer_in_json(caller: Caller) -> None:
             assert response.status == 404 and (await response.json())["error"]
 
 
-async def test_what_nobody_expected_is_logged_without_the_token(caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_is_unexpected_is_logged_without_the_token(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Rules):
         async def allowed(self, identity: Identity, namespace: str, name: str) -> bool:
             raise RuntimeError("bug")

@@ -1,4 +1,4 @@
-"""The store: the newest version wins, nothing that is gone comes back, our own echoes wake nobody,
+"""The store: the newest version wins, nothing that is gone comes back, our own echoes wake no key,
 others' changes always do.
 """
 
@@ -59,7 +59,7 @@ def test_newer_wins_and_older_or_equal_changes_nothing(store: ObjectCache) -> No
     assert store.get(POD, "ns", "p") == obj("p", 10, spec={"nodeName": "2"})
 
 
-def test_noise_is_stored_but_wakes_nobody(store: ObjectCache) -> None:
+def test_noise_is_stored_but_wakes_no_key(store: ObjectCache) -> None:
     conditions = [{"type": "Progressing", "status": "True", "lastUpdateTime": "1"}]
     store.observe(DEPLOYMENT, event("ADDED", obj("d", 5, status={"conditions": conditions})))
     later = [{"type": "Progressing", "status": "True", "lastUpdateTime": "2"}]
@@ -78,7 +78,7 @@ def test_managed_fields_are_not_kept_and_the_events_object_is_not_touched(store:
     assert "managedFields" in value["metadata"]
 
 
-def test_the_echo_of_a_guarded_write_wakes_nobody(store: ObjectCache) -> None:
+def test_the_echo_of_a_guarded_write_wakes_no_key(store: ObjectCache) -> None:
     store.observe(MODEL_DEPLOYMENT, event("ADDED", obj("m", 5, owner=None)))
     store.record_write(MODEL_DEPLOYMENT, obj("m", 6, owner=None, status=1), guarded=True)
     assert (store.get(MODEL_DEPLOYMENT, "ns", "m") or {})["status"] == 1
@@ -86,11 +86,11 @@ def test_the_echo_of_a_guarded_write_wakes_nobody(store: ObjectCache) -> None:
     assert store.observe(MODEL_DEPLOYMENT, event("MODIFIED", obj("m", 7, owner=None, status=1, spec=2)))
 
 
-def test_an_unguarded_write_may_hold_somebody_elses_change_so_its_event_counts_once(
+def test_an_unguarded_write_may_hold_another_clients_change_so_its_event_counts_once(
     store: ObjectCache,
 ) -> None:
     store.observe(MODEL_REVISION, event("ADDED", obj("r", 5)))
-    # version 6 was somebody's verb
+    # version 6 was a person's verb
     store.record_write(MODEL_REVISION, obj("r", 7, verb="promote", outcome=1), guarded=False)
     assert not store.observe(MODEL_REVISION, event("MODIFIED", obj("r", 6, verb="promote")))
     assert store.observe(MODEL_REVISION, event("MODIFIED", obj("r", 7, verb="promote", outcome=1)))

@@ -29,6 +29,7 @@ from modelrollout.kube.errors import (
     TooManyRequests,
     Unavailable,
     Unreadable,
+    error_of,
 )
 from modelrollout.kube.kinds import GRPC_ROUTE, HTTP_ROUTE, JOB, MODEL_DEPLOYMENT, POD, SERVICE
 
@@ -249,6 +250,12 @@ async def test_retry_after_of_header_and_of_details(server: Server, kube: Kube) 
     assert (first.value.retry_after, second.value.retry_after) == (7.0, 3.0)
 
 
+@pytest.mark.parametrize("header", ["²", "-1", "soon", "9" * 5000, "Wed, 21 Oct 2026 07:28:00 GMT"])
+def test_a_retry_after_that_is_no_number_says_nothing(header: str) -> None:
+    assert error_of(429, header, {}).retry_after is None
+    assert error_of(429, header, {"details": {"retryAfterSeconds": 3}}).retry_after == 3.0
+
+
 async def test_slow_headers_and_a_slow_body_are_cut_off(server: Server, kube: Kube) -> None:
     async def slow_headers(_: web.Request) -> web.StreamResponse:
         await asyncio.sleep(5)
@@ -367,7 +374,7 @@ DEEP = (
 @pytest.mark.parametrize(
     ("raw", "why"),
     [
-        (DEEP, "Pod culprit is nested too deep"),
+        (DEEP, "Pod culprit is nested more than 64 deep"),
         (
             b'{"metadata":{"name":"culprit"},"spec":"' + b"x" * 300_000 + b'"}',
             "Pod culprit has 29. KiB of JSON, more than 256",
@@ -386,7 +393,7 @@ async def test_an_object_that_cannot_be_read_is_an_error_with_its_name(
     ):
         with pytest.raises(Unreadable, match=why):
             await request
-    await kube.delete(POD, "ns", "culprit")  # what it was nobody needs to know
+    await kube.delete(POD, "ns", "culprit")  # what it was need not be known
 
 
 async def test_a_page_that_is_put_off_waits_and_the_list_goes_on_from_there(

@@ -63,6 +63,6 @@ def test_who_owns_another_part_of_a_map_has_not_changed_this_one() -> None:
     assert editors_of(entries, [("spec", "template")]) == ["restarter", "setter"]
 
 
-def test_odd_entries_are_nobodys() -> None:
+def test_odd_entries_have_no_owner() -> None:
     for odd in (None, "x", [None, "x", {"manager": "y"}, {"manager": "y", "fieldsV1": {"f:spec": 3}}]):
         assert foreign_entries(odd, US) == []

@@ -75,7 +75,7 @@ async def until_leader(*candidates: Candidate, limit: float = 60.0) -> Candidate
             assert len(leaders) == 1
             return leaders[0]
         await asyncio.sleep(0.1)
-    raise AssertionError("nobody leads")
+    raise AssertionError("no leader")
 
 
 def test_the_real_adapter_fits() -> None:

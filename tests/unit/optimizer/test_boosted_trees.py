@@ -140,6 +140,15 @@ def test_rounds_after_the_best_one_are_served_if_the_owner_wants_all(
         assert read[1][:, 1] == pytest.approx(want, rel=1e-5)
 
 
+@pytest.mark.parametrize("best", ["", "-1", "1.0", "²", "٣", "9" * 5000])
+def test_a_best_round_that_is_no_number_counts_for_nothing(best: str) -> None:
+    body = {"model": {"iteration_indptr": [0, 1, 2]}, "name": "gbtree"}
+    learner = {"attributes": {"best_iteration": best}, "gradient_booster": body}
+    assert xgboost_model.rounds_of(learner) == 0
+    learner["attributes"] = {"best_iteration": "0"}
+    assert xgboost_model.rounds_of(learner) == 1
+
+
 def test_probes_meet_thresholds_gaps_and_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     path = saved(trained("binary:logistic", TWO), tmp_path)

@@ -1,4 +1,4 @@
-"""Clean-up of the artifact store: by reference and by age, and never what somebody is about to
+"""Clean-up of the artifact store: by reference and by age, and never what a Job is about to
 use.
 """
 

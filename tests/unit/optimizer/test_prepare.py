@@ -181,7 +181,7 @@ def forged(store: ObjectStore, folder: str, key: str) -> str:
     return artifact.digest_of(manifest)
 
 
-def test_what_somebody_laid_under_the_key_is_never_taken(store: ObjectStore) -> None:
+def test_what_a_stranger_laid_under_the_key_is_never_taken(store: ObjectStore) -> None:
     """The audit's attack: the key of the work can be computed, and who can write to the store
     writes there what he likes.
     """

@@ -328,7 +328,7 @@ def test_without_variables_of_a_spec_the_probe_is_what_it_was() -> None:
     assert server(harden(more, o.NAME, "1"))["livenessProbe"] == LIVENESS
 
 
-def test_a_list_that_cannot_be_written_kills_nobody(pod: Pod) -> None:
+def test_a_list_that_cannot_be_written_kills_no_pod(pod: Pod) -> None:
     script = (
         LIVENESS["exec"]["command"][2]
         .replace("/tmp/", f"{pod.folder}/no-such-folder/")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from modelrollout.api import names
+from modelrollout.api.addresses import METADATA
 from modelrollout.api.v1alpha1 import RevisionRef, Shadow
 from modelrollout.config import NetworkPoliciesConfig
 from modelrollout.resources import comparer, network_policies
@@ -79,7 +80,10 @@ ENDS = {
     "api server": End("10.96.0.1"),
     "metadata": End("169.254.169.254"),
     "metadata v6": End("fd00:ec2::254"),
+    "metadata v6, identity of pods": End("fd00:ec2::23"),
     "metadata of Alibaba": End("100.100.100.200"),
+    "metadata of Azure": End("168.63.129.16"),
+    "metadata of Google v6": End("fd20:ce::254"),
     "link v6": End("fe80::1"),
 }
 JOBS = ("resolve", "prepare", "tune", "evaluate")
@@ -151,7 +155,7 @@ def test_a_tenants_own_policy_can_open_more_and_close_nothing() -> None:
 
 
 @pytest.mark.parametrize("part", ["proxies", "prometheus"])
-def test_a_rule_for_nobody_is_left_out_and_is_none_for_everybody(part: str) -> None:
+def test_a_rule_without_peers_is_left_out_and_is_none_for_all(part: str) -> None:
     """Kubernetes takes an empty list of peers for all of them."""
     config = CONFIG.model_copy(update={part: type(CONFIG.proxies)(), "stores": []})
     made = network_policies.policies(o.DEPLOYMENT, [], config)
@@ -166,10 +170,12 @@ def test_a_wide_range_leaves_out_what_is_near_and_a_named_one_means_it() -> None
     def block(address: str) -> Object:
         return network_policies._block(address)
 
-    assert block("0.0.0.0/0") == {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16", "100.100.100.200/32"]}
-    assert block("::/0") == {"cidr": "::/0", "except": ["fe80::/10", "fd00:ec2::254/128"]}
-    assert block("168.0.0.0/7") == {"cidr": "168.0.0.0/7", "except": ["169.254.0.0/16"]}
-    assert block("fd00::/8") == {"cidr": "fd00::/8", "except": ["fd00:ec2::254/128"]}
+    services = [str(network) for network in METADATA]
+    v4, v6 = ([x for x in services if (":" in x) is v6] for v6 in (False, True))
+    assert block("0.0.0.0/0") == {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16", *v4]}
+    assert block("::/0") == {"cidr": "::/0", "except": ["fe80::/10", *v6]}
+    assert block("168.0.0.0/7") == {"cidr": "168.0.0.0/7", "except": ["169.254.0.0/16", "168.63.129.16/32"]}
+    assert block("fd00::/8") == {"cidr": "fd00::/8", "except": v6}
     for named in ("169.254.0.0/16", "169.254.170.23/32", "fe80::/10", "fd00:ec2::254/128", "10.0.0.0/8"):
         assert block(named) == {"cidr": named}
 

@@ -30,7 +30,9 @@ CHANGED: dict[str, Any] = {
     "resources": {"limits": {"cpu": "3"}},
     "nodeSelector": {"zone": "a"},
     "tolerations": [{"operator": "Exists"}],
-    "affinity": {"podAffinity": {}},
+    "affinity": {
+        "podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone"}]}
+    },
     "serviceAccountName": "account",
     "imagePullSecrets": [{"name": "registry"}],
     "accelerator": {"tensorRT": {"workspace": "4Gi"}},
@@ -166,6 +168,24 @@ def test_what_is_empty_makes_a_version_only_where_it_makes_another_template(
     assert same is ("fetchResources" not in empty or "fetchResources" in said)
     assert same_version(version(before), version(after)) is same
     assert (version(before) == version(after)) is same, "the name of a revision is made of it"
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {"nodeSelector": {}},
+        {"tolerations": []},
+        {"affinity": {}},
+        {"imagePullSecrets": []},
+        {"resources": {"limits": {"nvidia.com/gpu": 1}, "requests": {}}},
+    ],
+    ids=lambda part: next(iter(part)),
+)
+def test_what_is_empty_beside_pod_makes_no_other_template(empty: dict[str, Any]) -> None:
+    """The version is the same (``tests/unit/api/test_said.py``), so the pods must be."""
+    before, after = serving(), Serving.model_validate(serving().wire() | empty)
+    assert version(before) == version(after)
+    assert o.template(before) == o.template(after)
 
 
 def test_the_operators_own_labels_and_annotations_win() -> None:

@@ -367,7 +367,7 @@ class TestAffinity:
             ({"namespaceSelector": {"matchLabels": {"a": "b"}}}, "[0].namespaceSelector"),
         ],
     )
-    def test_nobody_keeps_other_namespaces_off_a_node(self, term: dict[str, Any], refused: str) -> None:
+    def test_no_spec_keeps_other_namespaces_off_a_node(self, term: dict[str, Any], refused: str) -> None:
         anti = {"requiredDuringSchedulingIgnoredDuringExecution": [TERM | term]}
         message = told(spec(serving={"affinity": {ANTI_AFFINITY: anti}}))
         assert (
@@ -376,7 +376,7 @@ class TestAffinity:
             and (not message or message.startswith("AffinityNotAllowed: spec.serving.affinity."))
         )
 
-    def test_what_is_preferred_or_about_ones_own_place_displaces_nobody(self) -> None:
+    def test_what_is_preferred_or_about_ones_own_place_displaces_no_other(self) -> None:
         wide = TERM | {"namespaceSelector": {}}
         preferred = {
             "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": wide}]

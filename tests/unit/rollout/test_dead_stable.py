@@ -207,7 +207,7 @@ def in_shadow(phase: str) -> Snapshot:
 
 
 @pytest.mark.parametrize("phase", ["Starting", "Accepted", "Mirroring", "Observing"])
-def test_a_shadow_ends_since_there_is_nobody_to_agree_with(phase: str) -> None:
+def test_a_shadow_ends_since_there_is_nothing_to_agree_with(phase: str) -> None:
     shadow = b.moved(decide(in_shadow(phase), b.START)).shadow
     assert shadow and shadow.phase == "Leaving" and (shadow.override or "").startswith("StableDead: stable")
 
@@ -595,7 +595,7 @@ def test_stable_that_comes_back_in_the_middle_serves_again() -> None:
 
 
 def test_another_version_in_spec_begins_from_the_one_that_serves() -> None:
-    """Back to the dead stable nobody would be served until the third one is there."""
+    """Back to the dead stable no request would be served until the third one is there."""
     world = taken_over(LIMITED)
     world.edit(b.spec(3, steps=b.STEPS))
     world.reconcile()

@@ -125,7 +125,7 @@ def test_pauses_that_were_arranged_are_reconciling_each_with_its_own_reason() ->
 @pytest.mark.parametrize(
     ("down", "led", "stalled"), [(70, 900, "True"), (50, 900, "False"), (600, 5, "False")]
 )
-def test_a_stable_that_serves_nobody_for_long_is_stalled_at_rest(
+def test_a_stable_that_serves_no_request_for_long_is_stalled_at_rest(
     down: float, led: float, stalled: str
 ) -> None:
     s = serves(servers={V1: b.ready(0)}, leading_since=b.START - timedelta(seconds=led))
@@ -138,7 +138,7 @@ def test_a_stable_that_serves_nobody_for_long_is_stalled_at_rest(
     assert plan.requeue_after == pytest.approx(60 - min(down, led)) if stalled == "False" else True
 
 
-def test_a_stable_that_served_nobody_stays_stalled_under_a_new_leader_until_a_pod_is_ready() -> None:
+def test_a_stable_that_served_no_request_stays_stalled_under_a_new_leader_until_a_pod_is_ready() -> None:
     s = serves(servers={V1: b.ready(0)}, leading_since=b.START - timedelta(seconds=900))
     s = replace(s, status=s.status.model_copy(update={"stable_down_since": b.ago(70)}))
     taken_over = replace(s, status=told(s), leading_since=b.START)
@@ -224,7 +224,7 @@ def test_stable_without_ready_pods_is_neither_available_nor_ready() -> None:
 
 
 def test_scaled_to_zero_is_ready_and_not_available() -> None:
-    """It is what was asked for, and nobody gets an answer: both say so."""
+    """It is what was asked for, and no request is answered: both say so."""
     status = told(replace(serves(servers={V1: Server(0, 0)}), spec=b.spec(1, replicas=0)))
     rows = {c.type: c for c in status.conditions}
     available, ready = rows["Available"], rows["Ready"]
@@ -266,7 +266,9 @@ def test_a_store_that_is_not_allowed_any_more_is_no_trouble_for_what_serves() ->
 
 def test_a_child_that_cannot_be_written_is_told() -> None:
     status = told(
-        serves(write_problem=Problem("NameTaken", "Service digits exists and belongs to somebody else"))
+        serves(
+            write_problem=Problem("NameTaken", "Service digits exists and is controlled by another object")
+        )
     )
     assert (
         b.condition(Write(status), "Stalled").reason

@@ -162,7 +162,7 @@ def test_a_revision_that_comes_up_anew_is_hardened() -> None:
 
 
 def test_an_edit_of_the_servers_does_not_take_it_away() -> None:
-    """Somebody opens the servers of a revision by kubectl edit: drift is put back, and not to what
+    """A user opens the servers of a revision by kubectl edit: drift is put back, and not to what
     an earlier operator rendered.
     """
     came_up = serves(replace(OLD, overlay="1"))
@@ -205,7 +205,7 @@ def test_an_image_too_old_for_the_flags_leaves_the_pods_that_serve_alone() -> No
     assert desired(told, b.at(20)).hardened == {}
     again = after(replace(told, verbs=say(nonce="n2")), b.at(30))
     assert desired(again, b.at(30)).hardened.keys() == {V1}, (
-        "somebody asks once more: the image may be another by now"
+        "a person asks once more: the image may be another by now"
     )
 
 
@@ -241,7 +241,7 @@ def test_two_restarts_at_once_go_back_to_the_pods_that_serve() -> None:
 
 
 def test_a_record_of_pods_that_are_gone_is_forgotten() -> None:
-    """A Deployment that somebody deletes comes up hardened, and stays so, whatever was known of its
+    """A Deployment that is deleted comes up hardened, and stays so, whatever was known of its
     pods.
     """
     restored = after(serves(), servers={V1: OLD})

@@ -124,7 +124,7 @@ def test_a_rollback_by_hand_is_not_undone() -> None:
 
 
 @pytest.mark.parametrize("stage", ["Resolve", "Prepare", "Provision", "Failed", "Done"])
-@pytest.mark.parametrize("named", [None, "digits-nobody"])
+@pytest.mark.parametrize("named", [None, "digits-unknown"])
 def test_a_status_that_has_lost_only_stable_removes_nothing_that_serves(
     stage: str, named: str | None
 ) -> None:
@@ -164,7 +164,7 @@ def test_a_rollback_by_hand_that_has_lost_stable_removes_nothing_that_serves() -
     assert plan.stable and (plan.stable.revision, plan.rollout) == (V2, None)
 
 
-def test_a_stable_revision_that_somebody_removed_is_not_looked_for() -> None:
+def test_a_stable_revision_that_was_removed_is_not_looked_for() -> None:
     gone = b.snapshot(b.spec(1), b.status(1), revisions=(b.revision(2, "Retired"),), live_split=((V1, 100),))
     assert b.moved(decide(gone, b.START)).stage == "Resolve"
 

@@ -190,7 +190,7 @@ def test_a_preview_and_a_test_by_headers_are_one_step_beside_stable(trial: dict[
         "clients choose who is asked"
     )
     assert [(e.weight, e.what) for e in good.timeline] == [(0, "Counting"), (0, "StepPassed")], (
-        "and waits for nobody"
+        "and waits for nothing"
     )
 
 

@@ -1,4 +1,4 @@
-"""spec.serving.replicas: 0: nobody is served, and a new version waits for replicas, in words."""
+"""spec.serving.replicas: 0: no pod serves, and a new version waits for replicas, in words."""
 
 from __future__ import annotations
 

@@ -107,4 +107,4 @@ def test_a_policy_may_demand_a_patched_server(version: str | None, then: str, re
         late = decide(s, b.at(100_000)).status.rollout
         assert late and late.stage == "Failed" and "GET /v2" in (late.message or "")
     anyway = decide(with_version(b.second("Provision"), V2, version), b.START).status.rollout
-    assert anyway and anyway.stage == "Canary", "without such a policy nobody waits for it"
+    assert anyway and anyway.stage == "Canary", "without such a policy no rollout waits for it"

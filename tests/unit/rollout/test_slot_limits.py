@@ -144,7 +144,7 @@ def test_a_limit_that_came_after_the_slot_keeps_no_replicas_from_coming() -> Non
 
 
 def test_what_was_asked_between_the_slot_and_the_pods_does_not_count() -> None:
-    """Its Lease was taken with one GPU; then somebody scaled."""
+    """Its Lease was taken with one GPU; then a person scaled."""
     queued = b.second(
         "Provision",
         wanted=b.spec(2, replicas=3),

@@ -171,7 +171,7 @@ def test_the_first_version_has_nothing_to_be_compared_with() -> None:
 
 
 def test_stable_made_anew_is_not_compared_with_itself() -> None:
-    """Somebody deleted stable's revision; the same version comes back under another number."""
+    """Stable's revision was deleted; the same version comes back under another number."""
     state = b.status(1, rollout=b.rollout("Evaluate", 1, number=5), last_number=5)
     s = b.snapshot(
         b.spec(1), state, revisions=(b.revision(1, number=5),), servers={b.revision_name(1): b.ready()}

@@ -62,7 +62,7 @@ def settled(s: Snapshot, now: datetime = b.START) -> Snapshot:
     raise AssertionError("status does not settle")
 
 
-def test_without_policies_nobody_is_queued() -> None:
+def test_without_policies_no_model_is_queued() -> None:
     moved = b.moved(decide(done(), b.START))
     assert moved.stage == "Provision" and moved.queue is None
 
@@ -208,7 +208,7 @@ class TestFreeze:
             rules=FREEZE,
         )
         assert settled(by_hand).status.rollout == settled(replace(by_hand, rules=rules())).status.rollout, (
-            "somebody has said so"
+            "a person has said so"
         )
 
     @pytest.mark.parametrize("held_by", [FREEZE, BROKEN])
@@ -218,7 +218,7 @@ class TestFreeze:
             == "Revert"
         )
 
-    def test_somebody_may_promote_a_step_and_that_is_told(self) -> None:
+    def test_a_person_may_promote_a_step_and_that_is_told(self) -> None:
         verb = Verb("promote", b.revision_name(2), "n1", "1/3")
         plan = decide(b.in_canary(assessment=b.judged("Inconclusive"), verbs=(verb,), rules=FREEZE), b.START)
         moved = b.moved(plan)
@@ -311,7 +311,7 @@ class TestGpus:
         )
         assert plan.status.stable == b.ref(1)
 
-    def test_where_nobody_may_look_the_pods_are_made_and_that_is_said(self) -> None:
+    def test_where_it_may_not_be_looked_up_the_pods_are_made_and_that_is_said(self) -> None:
         plan = decide(waiting(wanted=WAIT), b.START)
         assert b.moved(plan).queue is None and [e.reason for e in plan.events] == ["CapacityUnknown"]
 

@@ -57,7 +57,7 @@ def test_a_number_is_not_used_again_after_its_revision_went() -> None:
 
 
 def test_a_source_that_still_is_stables_is_nothing_to_roll_out() -> None:
-    """Somebody said retry on the ModelDeployment to look at a URI whose content may have
+    """A person said retry on the ModelDeployment to look at a URI whose content may have
     changed.
     """
     state = b.status(1, rollout=b.rollout("Resolve", 1))

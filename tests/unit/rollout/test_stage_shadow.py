@@ -332,7 +332,7 @@ def test_promote_in_full_leads_past_the_shadow_and_all_steps() -> None:
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume"])
-def test_nobody_can_hold_a_shadow(verb: str) -> None:
+def test_a_shadow_cannot_be_held(verb: str) -> None:
     plan = decide(in_shadow("Observing", verbs=(Verb(verb, b.revision_name(2), "n1"),)), b.START)
     assert "promote or abort" in plan.status.handled_verbs[-1] and [e.reason for e in plan.events] == [
         "VerbRefused"

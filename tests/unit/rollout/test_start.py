@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.v1alpha1 import ModelDeploymentStatus
+from modelrollout.api import names
+from modelrollout.api.v1alpha1 import ModelDeploymentSpec, ModelDeploymentStatus, Pinned
 from modelrollout.problem import Problem
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.plan import Converge, Wait, Write
@@ -35,6 +36,51 @@ def begins(s: Snapshot) -> bool:
     plan = decide(s, b.START)
     before = s.status.rollout.started if s.status.rollout else None
     return plan.status.rollout is not None and plan.status.rollout.started != before
+
+
+EMPTY = {"nodeSelector": {}, "tolerations": []}
+
+
+def with_empty_fields(version: int) -> ModelDeploymentSpec:
+    plain = b.spec(version)
+    return b.spec(version, serving=plain.serving.wire() | EMPTY)
+
+
+@pytest.mark.parametrize("requested", [b.spec(1), with_empty_fields(1)], ids=["left out", "empty"])
+@pytest.mark.parametrize("recorded", [b.spec(1), with_empty_fields(1)], ids=["from left out", "from empty"])
+def test_what_is_empty_begins_no_rollout_whichever_operator_recorded_the_stable_version(
+    requested: ModelDeploymentSpec, recorded: ModelDeploymentSpec
+) -> None:
+    for written in (recorded.user_input(), recorded.user_input_as_written()):
+        s = at_rest(1, revisions=(replace(b.revision(1, "Stable"), input=written),))
+        assert not begins(replace(s, spec=requested))
+        assert begins(replace(s, spec=with_empty_fields(2)))
+
+
+@pytest.mark.parametrize("stage", ["Resolve", "Failed"])
+def test_a_rollout_of_empty_fields_that_an_earlier_operator_began_is_not_begun_again(stage: str) -> None:
+    """It has no revision, so the hash of the version tells."""
+    spec = with_empty_fields(2)
+    earlier = names.short_hash([spec.user_input_as_written(), None])
+    assert earlier != names.short_hash([spec.user_input(), None])
+    outcome = {"stage": "Failed", "outcome": "Failed", "reason": "StoreNotResolved"}
+    rollout = b.rollout("Resolve", 2, input_hash=earlier).model_copy(
+        update=outcome if stage == "Failed" else {}
+    )
+    s = replace(at_rest(2), status=b.status(1, rollout=rollout))
+    for requested, same in ((spec, True), (with_empty_fields(3), False)):
+        after = decide(replace(s, spec=requested), b.START).status.rollout
+        assert after is not None
+        assert ((after.stage, after.started) == (stage, rollout.started)) is same
+
+
+def test_a_pin_of_an_earlier_operator_holds_for_empty_fields() -> None:
+    spec = with_empty_fields(2)
+    earlier = names.short_hash([spec.user_input_as_written(), None])
+    state = b.status(1, pinned=Pinned(revision=V1, generation=1, input_hash=earlier))
+    s = replace(at_rest(2), status=state)
+    assert not begins(replace(s, spec=spec))
+    assert begins(replace(s, spec=with_empty_fields(3)))
 
 
 def test_a_new_model_deployment_begins_at_once() -> None:
@@ -108,7 +154,7 @@ def test_going_back_to_an_older_operator_begins_nothing_either() -> None:
     assert begins(at_rest(2, revisions=(newer,)))
 
 
-def test_an_input_of_a_newer_operator_hurts_nobody() -> None:
+def test_an_input_of_a_newer_operator_does_no_harm() -> None:
     old = b.revision(1, "Retired")
     newer = replace(
         old, name="digits-newer", number=9, input=old.input | {"model": {"uri": b.uri(1), "quantum": True}}
@@ -336,7 +382,7 @@ def test_a_revert_within_its_window_is_as_proven_as_a_rollback_by_hand() -> None
         reverted("1h", None),
         replace(reverted("1h"), names_since=b.START),
     ],
-    ids=["no window", "too long ago", "somebody went back from it", "it never served these host names"],
+    ids=["no window", "too long ago", "a person went back from it", "it never served these host names"],
 )
 def test_any_other_revert_is_a_rollout_like_any_other(s: Snapshot) -> None:
     to = b.moved(decide(s, b.START))

@@ -181,7 +181,7 @@ def test_a_test_takes_only_requests_with_its_headers() -> None:
     assert (
         header_revision(b.in_canary(wanted=ab_test(), at_step=beside("ABTest"), servers=pods((2, 2), (2, 0))))
         is None
-    ), "nobody would answer"
+    ), "no pod would answer"
     assert (
         header_revision(
             b.second("Revert", wanted=ab_test(), changes={"step": beside("ABTest"), "outcome": "RolledBack"})
@@ -488,7 +488,7 @@ def test_promotion_goes_on_to_bake_with_what_stable_did_last() -> None:
 
 
 def test_a_short_pause_before_promotion_does_not_stand_for_what_stable_did() -> None:
-    """The record of a pause at the last weight that somebody ended after seconds: nothing could be
+    """The record of a pause at the last weight that a person ended after seconds: nothing could be
     proven against three requests.
     """
     [metric] = COUNTED.metrics
@@ -724,7 +724,7 @@ def test_damaged_drains_are_dropped() -> None:
 # --- deadlines and those who look
 
 
-def test_time_in_which_nobody_looked_takes_no_stage_its_deadline() -> None:
+def test_time_without_a_pass_takes_no_stage_its_deadline() -> None:
     servers = pods((2, 2), (2, 0))
     s = b.second("Provision", servers=servers, leading_since=b.at(7000))
     assert b.moved(decide(replace(s, leading_since=None), b.at(7010))).stage == "Failed"

@@ -294,7 +294,7 @@ def test_in_flight_stable_is_not_available_either() -> None:
     assert b.condition(plan, "Ready").reason == "Canary"
 
 
-def test_silence_is_no_statement_for_a_while_and_then_nobody_knows() -> None:
+def test_silence_is_no_statement_for_a_while_and_then_it_is_unknown() -> None:
     """A gateway answers for a new generation a moment later; one that does not may serve or not."""
     s = settled(at_rest(SILENT, silent_since=b.START))
     early = decide(s, b.at(SILENCE_SECONDS - 1))

@@ -82,13 +82,13 @@ def test_a_pause_takes_no_time_from_the_deadline() -> None:
     assert b.moved(decide(on, b.at(1060))).reason == "Inconclusive"
 
 
-def test_a_timed_pause_does_not_end_while_somebody_holds_it() -> None:
+def test_a_timed_pause_does_not_end_while_a_person_holds_it() -> None:
     spec = b.spec(2, steps=[{"weight": 5}, {"pause": {"duration": "1m"}}, {"weight": 50}])
     s = paused(wanted=spec, at_step=b.step(1, 5, "Paused"), reason="PauseStep")
     assert decide(s, b.at(10_000)).status.weight == 5
 
 
-def test_resume_of_what_nobody_paused_is_refused() -> None:
+def test_resume_of_what_is_not_paused_is_refused() -> None:
     assert refusal(b.in_canary(verbs=say("resume"))) == "it is not paused by hand"
     waiting = b.in_canary(at_step=b.step(phase="Paused"), reason="Inconclusive", verbs=say("resume"))
     assert refusal(waiting) == "it is not paused by hand; promote it to go on"

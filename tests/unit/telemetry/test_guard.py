@@ -300,7 +300,7 @@ async def test_a_time_limit_of_the_handlers_own_is_not_taken_for_ours() -> None:
 
 @pytest.mark.parametrize("path", ["/echo", "/nothing"])
 async def test_a_chunked_body_without_end_is_cut(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it is read by the limit on bodies, where nobody reads it after a while in which the
+    """Where it is read by the limit on bodies, where it is read no more after a while in which the
     sender may read the answer.
     """
     monkeypatch.setattr(http_guard, "LINGER_SECONDS", 0.3)
@@ -330,7 +330,7 @@ async def flood(client: Client, chunk: bytes) -> int:
     return sent
 
 
-async def test_a_body_that_nobody_reads_takes_little_memory() -> None:
+async def test_a_body_that_is_not_read_takes_little_memory() -> None:
     async with world() as w:
         client = await w.connect(send=b"POST /held HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
         await until(lambda: w.app.began == 1)
@@ -425,7 +425,7 @@ async def test_many_who_scrape_at_once_share_what_is_read() -> None:
     assert await asyncio.gather(*(exposition._text() for _ in range(50))) == [b""] * 50
     assert counted.read == 1
     await exposition._text()
-    assert counted.read == 2, "but nobody gets an old one"
+    assert counted.read == 2, "but no reader gets an old one"
 
 
 async def test_the_event_loop_turns_while_metrics_are_put_into_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,7 @@ def test_request_mirror_is_a_filter_and_needs_no_other_object() -> None:
 
 @pytest.mark.parametrize("way", ["RequestMirror", "TraefikService"])
 def test_a_mirror_that_is_left_in_the_route_differs_from_one_without(way: MirrorMethod) -> None:
-    """Else nobody would take it out after a status that was lost."""
+    """Else nothing would take it out after a status that was lost."""
     mirrored, without = (
         children(router(way))["HTTPRoute", "digits"],
         children(router(None))["HTTPRoute", "digits"],

@@ -4,9 +4,12 @@ clusters there are or where requests go.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from modelrollout.api.v1alpha1 import Rollout, Traffic
 from modelrollout.resources.common import Owner
@@ -41,7 +44,7 @@ def stages(live: Object, desired: Object) -> list[Object]:
     while (following := next_stage(desired, live, accepted=True)) != live:
         written.append(following)
         live = following
-        assert len(written) < 6, "it never ends"
+        assert len(written) < 9, "it never ends"
     assert live == desired
     return written
 
@@ -77,6 +80,15 @@ CHANGES = {
         route((("v2", 100),), *AT),
         route((("v2", 100),), "v2"),
     ),
+    "another revision takes the only position": (route(STABLE, "v1"), route((("v2", 100),), "v2")),
+    "another canary follows at once": (
+        route((("v1", 95), ("v2", 5)), *AT),
+        route((("v1", 95), ("v3", 5)), "v1", "v3"),
+    ),
+    "a canary of the promoted one begins before that has moved": (
+        route((("v2", 100),), *AT),
+        route((("v2", 95), ("v3", 5)), "v2", "v3"),
+    ),
     "a test begins": (route(STABLE, *AT), route(STABLE, *AT, matched="v2")),
     "a test ends": (route(STABLE, *AT, matched="v2"), route(STABLE, *AT)),
     "a test is promoted": (route(STABLE, *AT, matched="v2"), route((("v2", 100),), *AT)),
@@ -90,6 +102,7 @@ def test_no_cluster_comes_or_goes_while_it_has_requests(change: str) -> None:
         came, went = clusters(following) - clusters(live), clusters(live) - clusters(following)
         assert not came & loaded(following), f"{backends(live)} -> {backends(following)}"
         assert not went & loaded(live), f"{backends(live)} -> {backends(following)}"
+        assert_none_changes(live, following)
         live = following
 
 
@@ -110,6 +123,37 @@ def test_the_promoted_revision_has_both_positions_for_a_moment() -> None:
         [("v2", WHOLE - 1), ("v2", 1)],
         [("v2", 100)],
     ]
+
+
+def test_a_further_position_stands_in_for_one_that_gets_another_service() -> None:
+    """Under requests its cluster would have the endpoints of the one before for a moment."""
+    assert [backends(r) for r in stages(*CHANGES["another revision takes the only position"])] == [
+        [("v1", WHOLE - 1), ("v2", 1)],
+        [("v1", 1), ("v2", WHOLE - 1)],
+        [("v1", 0), ("v2", 100)],
+        [("v2", 1), ("v2", WHOLE - 1)],
+        [("v2", WHOLE - 1), ("v2", 1)],
+        [("v2", 100)],
+    ]
+
+
+def test_a_position_that_was_only_announced_is_free_for_another_without_a_detour() -> None:
+    live, begun = CHANGES["a canary begins"]
+    announced = next_stage(begun, live, accepted=True)
+    assert [backends(r) for r in stages(announced, CHANGES["another canary follows at once"][1])] == [
+        [("v1", WHOLE), ("v2", 0)],
+        [("v1", WHOLE - 1), ("v3", 1)],
+        [("v1", 95), ("v3", 5)],
+    ]
+
+
+def test_a_share_that_the_gateway_refuses_is_waited_for_no_longer() -> None:
+    """Its Service is gone, and so the gateway never accepts the route that names it."""
+    live, begun = CHANGES["a canary begins"]
+    announced = next_stage(begun, live, accepted=True)
+    assert next_stage(live, announced, accepted=False, refused=True) == live
+    at_once = next_stage(begun, announced, accepted=False, refused=True)
+    assert at_once == announced, "what is wanted is not there yet"
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -214,6 +258,24 @@ def test_what_the_operator_may_not_write_is_replaced_at_once(backend: Object) ->
     assert next_stage(desired, plain(STABLE, FURTHER | {"backendRefs": refs}), accepted=True) == desired
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda refs: [refs[0] | {"kind": "TraefikService", "group": "traefik.io"}, refs[1]],
+        lambda refs: [refs[0] | {"namespace": "shop"}, refs[1]],
+        lambda refs: [refs[0] | {"name": f"x{m}"} for m in range(16)],
+    ],
+    ids=["another kind", "another namespace", "too many"],
+)
+def test_positions_that_cannot_stand_beside_another_are_replaced_at_once(
+    change: Callable[[list[Object]], list[Object]],
+) -> None:
+    live, desired = route(STABLE, *AT), route((("v3", 100),), "v3")
+    [rule] = live["spec"]["rules"]
+    rule["backendRefs"] = change(rule["backendRefs"])
+    assert next_stage(desired, live, accepted=True) == desired
+
+
 def test_what_the_gateway_refuses_or_would_not_fit_is_replaced_at_once() -> None:
     desired = route(STABLE, *AT)
     assert next_stage(desired, plain(), accepted=False, refused=True) == desired
@@ -274,3 +336,76 @@ def test_paths_that_get_a_rule_of_their_own_are_always_in_use() -> None:
             if not m.get("headers")
         ]
         assert "/v2/models/digits/generate_stream" in in_use and "/v2/models/digits/infer" in in_use
+
+
+Wish = tuple[list[str], Split, str | None, bool]
+
+
+@st.composite
+def wishes(draw: st.DrawFn) -> Wish:
+    """What the router may want: positions, weights, the revision of a test, and whether streams
+    have a rule of their own. Three positions are one more than it ever has.
+    """
+    at = draw(st.lists(st.sampled_from(["v1", "v2", "v3", "v4"]), min_size=1, max_size=3, unique=True))
+    cuts = sorted(draw(st.lists(st.integers(0, 100), min_size=len(at) - 1, max_size=len(at) - 1)))
+    parts = [upper - lower for lower, upper in zip([0, *cuts], [*cuts, 100], strict=True)]
+    split = tuple((name, weight) for name, weight in zip(at, parts, strict=True) if weight)
+    return at, split, draw(st.none() | st.sampled_from(at)), draw(st.booleans())
+
+
+def wished(wish: Wish) -> Object:
+    at, split, matched, streamed = wish
+    extras = Extras({}, {"request": "0s"} if streamed else {})
+    rollout = TEST if matched else None
+    [made] = GatewayRouter("digits", SPEC, rollout, matched, positions=at, extras=extras).children(
+        OWNER, split
+    )
+    return made
+
+
+def services(made: Object) -> dict[tuple[int, int], tuple[str, int]]:
+    """By position: the Service and its weight, of rules that have clusters by position."""
+    return {
+        (i, m): (ref["name"], ref["weight"])
+        for i, rule in enumerate(made["spec"]["rules"])
+        if any(ref.get("filters") for ref in rule["backendRefs"])
+        for m, ref in enumerate(rule["backendRefs"])
+    }
+
+
+@given(
+    st.one_of(wishes().map(wished), st.sampled_from([plain(), plain((("v1", 50), ("v2", 50)))])),
+    st.lists(st.tuples(wishes(), st.lists(st.booleans(), max_size=6)), min_size=1, max_size=4),
+)
+def test_whatever_is_wanted_meanwhile_no_cluster_in_use_comes_goes_or_changes(
+    live: Object, changes: list[tuple[Wish, list[bool]]]
+) -> None:
+    """Each answer says whether the gateway has accepted what was written by then. If not, it may
+    carry any route since the last one that it has accepted. In the end it accepts all.
+    """
+    desired, carried, accepted = live, [live], True
+    for n, (change, answers) in enumerate(changes, 1):
+        desired = wished(change)
+        for answer in answers + [True] * (18 if n == len(changes) else 0):
+            following = next_stage(desired, live, accepted=accepted)
+            if following != live:
+                assert_none_changes(live, following)
+                for rule in following["spec"]["rules"]:
+                    weights_of_it = sum(ref["weight"] for ref in rule["backendRefs"])
+                    assert weights_of_it in (100, WHOLE) or "is not in use" in str(rule["matches"])
+                for before in map(of_envoy, carried):
+                    after = of_envoy(following)
+                    assert not any(after[name] for name in after.keys() - before.keys()), (before, after)
+                    assert not any(before[name] for name in before.keys() - after.keys()), (before, after)
+                live, accepted = following, False
+                carried.append(live)
+            if answer:
+                carried, accepted = [live], True
+    assert live == desired
+
+
+def assert_none_changes(live: Object, following: Object) -> None:
+    """No position that has a cluster gets another Service, not even together with the weight 0."""
+    before, after = services(live), services(following)
+    changed = [at for at in before.keys() & after.keys() if before[at][0] != after[at][0]]
+    assert not any(before[at][1] for at in changed), f"{before} -> {after}"

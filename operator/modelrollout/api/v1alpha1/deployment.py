@@ -13,6 +13,7 @@ from modelrollout.api import names
 from modelrollout.api.v1alpha1.model import Model
 from modelrollout.api.v1alpha1.optimization import NO_PART, Optimization
 from modelrollout.api.v1alpha1.rollout import Rollout
+from modelrollout.api.v1alpha1.said import said
 from modelrollout.api.v1alpha1.schema import ApiModel, Rule
 from modelrollout.api.v1alpha1.serving import Serving
 from modelrollout.api.v1alpha1.traffic import Traffic
@@ -107,17 +108,32 @@ class ModelDeploymentSpec(ApiModel):
 
     def user_input(self) -> dict[str, Any]:
         """What makes a version: model, optimization and serving in canonical form, without what
-        changes no answer.
+        changes no answer and without what is empty (``said``).
 
         ``same_version`` reads both inputs with today's types before it compares them, so a field
         that a newer operator adds with a default makes no new version of an old object.
         """
         return user_input(self.model, self.optimization, self.serving)
 
+    def user_input_as_written(self) -> dict[str, Any]:
+        """The same with what is empty outside of ``pod``: an earlier operator recorded that."""
+        pod = self.user_input()["serving"].get("pod")
+        whole = _dumped(self.model, self.optimization, self.serving)
+        serving = {field: value for field, value in whole["serving"].items() if field != "pod"}
+        return whole | {"serving": serving | ({"pod": pod} if pod else {})}
+
 
 def user_input(model: Model, optimization: Optimization, serving: Serving) -> dict[str, Any]:
     """Canonical form of the three parts, without sha256: the pinned digest stands for it."""
-    pod = _said_of_pods(serving)
+    whole = _dumped(model, optimization, serving)
+    return {
+        "model": said(model, whole["model"]),
+        "optimization": said(optimization, whole["optimization"]),
+        "serving": said(serving, whole["serving"]),
+    }
+
+
+def _dumped(model: Model, optimization: Optimization, serving: Serving) -> dict[str, dict[str, Any]]:
     return {
         "model": model.model_dump(
             mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256", "interface_change"}
@@ -132,21 +148,9 @@ def user_input(model: Model, optimization: Optimization, serving: Serving) -> di
             mode="json",
             by_alias=True,
             exclude_none=True,
-            exclude={"replicas", "surge", "floor", "tune", "drain", "pod"},
-        )
-        | ({"pod": pod} if pod else {}),
+            exclude={"replicas", "surge", "floor", "tune", "drain"},
+        ),
     }
-
-
-def _said_of_pods(serving: Serving) -> dict[str, Any]:
-    """``pod`` without what is empty: it says nothing, and the template is that of a spec without.
-    Only ``fetchResources`` says something by being there, in the place of the usual ones.
-    """
-    fields = serving.pod.wire() if serving.pod is not None else {}
-    said = {name: value for name, value in fields.items() if value}
-    if (fetch := fields.get("fetchResources")) is not None:
-        said["fetchResources"] = {part: value for part, value in fetch.items() if value}
-    return said
 
 
 def as_today(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Where pods may run: affinity, tolerations and spreading as Kubernetes has them (core/v1), for
 the API server's schema.
 
-The operator passes them on as they are written and reads nothing in them, so that a version's input
-stays the same to the letter, whatever of these fields Kubernetes adds. Sizes are bounded here,
-which Kubernetes leaves open.
+The operator passes them on as they are written, so that a version's input stays the same to the
+letter, whatever of these fields Kubernetes adds. It only leaves out of the input what is empty
+(``said``). Sizes are bounded here, which Kubernetes leaves open.
 """
 
 from __future__ import annotations

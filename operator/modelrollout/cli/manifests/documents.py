@@ -127,7 +127,7 @@ def read(paths: Iterable[Path]) -> tuple[list[Document], list[dict[str, Any]]]:
 
 
 def _is_ours(raw: dict[str, Any]) -> bool:
-    """Also with a group that is meant to be ours: nobody else would say that it is wrong."""
+    """Also with a group that is meant to be ours: nothing else would say that it is wrong."""
     group = str(raw.get("apiVersion") or "").split("/")[0]
     if raw.get("kind") in _KINDS:
         return not group or bool(difflib.get_close_matches(group, [names.GROUP], 1, 0.75))
@@ -140,13 +140,12 @@ def _loaded(text: str) -> Iterable[Any]:
         while loader.check_node():
             node = loader.get_node()
             assert node is not None  # as check_node says
-            values, depth = _extent(node, {})
+            expect_shallow(node)
+            values, _ = _extent(node, {})
             if values > _MOST_VALUES:
                 raise yaml.composer.ComposerError(
                     None, None, f"with its aliases it has more than {_MOST_VALUES} values", node.start_mark
                 )
-            if depth > _DEEPEST:
-                raise RecursionError
             yield loader.construct_document(node)
     finally:
         loader.dispose()
@@ -155,6 +154,15 @@ def _loaded(text: str) -> Iterable[Any]:
 def spaced(text: str) -> str:
     """JSON may be indented with tabs, YAML not; a text in JSON has none."""
     return text.replace("\t", " ") if text.lstrip("\ufeff \t\r\n").startswith("{") else text
+
+
+def expect_shallow(node: Node) -> None:
+    """Raises RecursionError for what is nested too deeply, or in itself: by a number, since where
+    Python would raise it depends on the process.
+    """
+    _, depth = _extent(node, {})
+    if depth > _DEEPEST:
+        raise RecursionError
 
 
 def _extent(node: Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:

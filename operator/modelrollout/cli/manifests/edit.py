@@ -18,7 +18,7 @@ from modelrollout.api import names, uris
 from modelrollout.api.v1alpha1.model import Lineage
 from modelrollout.api.v1alpha1.schema import Sha256, Uri
 from modelrollout.cli.errors import Refused
-from modelrollout.cli.manifests.documents import spaced
+from modelrollout.cli.manifests.documents import expect_shallow, spaced
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT
 
 _TAG = "tag:yaml.org,2002:"
@@ -95,7 +95,11 @@ def _check_values(change: Change) -> None:
 
 
 def _composed(text: str) -> list[Node]:
-    return list(yaml.compose_all(spaced(text), yaml.SafeLoader))
+    nodes = []
+    for node in yaml.compose_all(spaced(text), yaml.SafeLoader):
+        expect_shallow(node)
+        nodes.append(node)
+    return nodes
 
 
 def _objects(nodes: list[Node], route: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], MappingNode]]:

@@ -1,4 +1,4 @@
-"""Changing a file of somebody else's."""
+"""Changing a file of the user's."""
 
 from __future__ import annotations
 

@@ -17,13 +17,13 @@ name that one of our routes carries.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from modelrollout import nesting
 from modelrollout.api import names
 from modelrollout.api.hostnames import WILDCARD, overlap, wildcards_over
 from modelrollout.api.times import stamp
@@ -397,7 +397,7 @@ def claims_of(lease: Object) -> list[Claim]:
         "since": _taken_over(lease),
     }
     try:
-        further = json.loads(annotations.get(names.ANNOTATION_SHARED_WITH) or "[]")
+        further = nesting.parse(annotations.get(names.ANNOTATION_SHARED_WITH) or "[]")
     except (TypeError, ValueError):
         further = []
     entries = [first, *(further if isinstance(further, list) else [])]

@@ -14,6 +14,7 @@ releases it.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
@@ -396,7 +397,7 @@ def _holder(lease: Object) -> SlotRequest | None:
         annotations.get(names.ANNOTATION_ROLLOUT),
     )
     whole = str(annotations.get(names.ANNOTATION_GPUS, "0"))
-    gpus = exact(int(whole) if whole.isdigit() else 0, annotations.get(names.ANNOTATION_EXACT_GPUS))
+    gpus = exact(int(whole) if re.fullmatch("[0-9]{1,9}", whole) else 0, annotations.get(names.ANNOTATION_EXACT_GPUS))
     return SlotRequest(holder, rollout, gpus) if holder.count("/") == 2 and rollout else None
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import aiohttp
 
+from modelrollout import nesting
 from modelrollout.api import names
 from modelrollout.kube.cache import Key
 from modelrollout.kube.objects import Object, is_deleting, is_true, label
@@ -32,8 +32,10 @@ async def ask_version(host: str) -> str | None:
         ) as session:
             url = f"http://{f'[{host}]' if ':' in host else host}:{names.PORT_HTTP}/v2"
             async with session.get(url, allow_redirects=False) as answer:
-                metadata = json.loads(await answer.content.read(MOST_BYTES)) if answer.status == 200 else None
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
+                metadata = (
+                    nesting.parse(await answer.content.read(MOST_BYTES)) if answer.status == 200 else None
+                )
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
         return None
     version = metadata.get("version") if isinstance(metadata, dict) else None
     return version[:32] if isinstance(version, str) else None

@@ -22,6 +22,7 @@ import onnx.inliner
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from modelrollout import nesting
 from modelrollout.contract.formats import Tensors
 from modelrollout.optimizer.formats import pt2_archive
 from modelrollout.optimizer.formats.source_model import SourceModel, code_refused, invalid
@@ -155,8 +156,8 @@ def checked_program(content: bytes) -> Any:
     CodeRefused.
     """
     try:
-        return _checked(pt2_archive.in_first_terms(json.loads(content)), "")
-    except (ValueError, RecursionError) as error:
+        return _checked(pt2_archive.in_first_terms(nesting.parse(content)), "")
+    except ValueError as error:
         raise invalid(f"the program is no JSON ({str(error)[:100]})", pt2_archive.RESAVE) from None
 
 
@@ -184,7 +185,7 @@ def _checked(value: Any, key: str) -> Any:
     elif key == "expr_str":
         _check_expression(str(value))
     elif key in ("in_spec", "out_spec") and value:
-        _check_containers(json.loads(str(value)))
+        _check_containers(nesting.parse(str(value)))
     return value
 
 

@@ -8,7 +8,6 @@ files too. This module checks both before Keras opens anything.
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modelrollout import nesting
 from modelrollout.contract.formats import Declared
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.formats.source_model import FIELD, FileStart, Format, SourceModel, invalid
@@ -118,7 +118,7 @@ def _configuration(path: Path, zipped: bool) -> Iterator[str]:
             with h5py.File(path, "r") as file:
                 _check_weights(file)
                 text = file.attrs["model_config"]
-        configuration = json.loads(text)
+        configuration = nesting.parse(text)
     except (KeyError, OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise invalid(
             f"the file holds no whole model of Keras ({str(error).strip() or type(error).__name__})"[:300],

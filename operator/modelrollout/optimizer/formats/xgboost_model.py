@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,10 +93,15 @@ def is_json(start: FileStart) -> bool:
 
 def rounds_of(learner: Mapping[str, Any]) -> int:
     """How many rounds count: those up to the best one where the file says it. 0: all."""
-    best = str(learner["attributes"].get("best_iteration", ""))
-    if not best.isdigit() or learner["gradient_booster"]["name"] == "gblinear":
+    best = _best_of(learner)
+    if best is None or learner["gradient_booster"]["name"] == "gblinear":
         return 0
-    return min(int(best) + 1, _all_rounds(learner))
+    return min(best + 1, _all_rounds(learner))
+
+
+def _best_of(learner: Mapping[str, Any]) -> int | None:
+    best = str(learner["attributes"].get("best_iteration", ""))
+    return int(best) if re.fullmatch("[0-9]{1,9}", best) else None
 
 
 def _trees_of(learner: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -111,14 +117,14 @@ def _all_rounds(learner: Mapping[str, Any]) -> int:
 
 def _notes(learner: Mapping[str, Any], kept: int) -> dict[str, Any]:
     total = _all_rounds(learner)
-    best = str(learner["attributes"].get("best_iteration", ""))
+    best = _best_of(learner)
     return {
         "objective": learner["objective"]["name"],
         "features": learner.get("feature_names") or None,
         "rounds": {
             "served": kept or total,
             "trained": total,
-            "best": int(best) + 1 if best.isdigit() else None,
+            "best": best + 1 if best is not None else None,
         },
     }
 

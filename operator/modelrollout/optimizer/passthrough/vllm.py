@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from modelrollout import nesting
 from modelrollout.contract.common import REPOSITORY
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.reasons import Reason
@@ -59,8 +60,8 @@ def _read(path: Path) -> dict[str, Any]:
     if path.stat().st_size > LIMIT_BYTES:
         raise _invalid(f"it has more than {LIMIT_BYTES} bytes")
     try:
-        engine = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        engine = nesting.parse(path.read_bytes())
+    except ValueError:
         engine = None
     if not isinstance(engine, dict):
         raise _invalid("it is no JSON object with the arguments of vLLM's engine")

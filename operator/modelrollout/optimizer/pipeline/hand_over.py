@@ -109,7 +109,7 @@ def read_made(work: Path, made: Path, limit: int) -> tuple[dict[str, Path], str,
     """
     try:
         record = _Made.model_validate_json(_plain(made / _MADE, REPORT_LIMIT_BYTES).read_bytes())
-    except (ValidationError, RecursionError):
+    except ValidationError:
         raise refused("it does not say what was made") from None
     if not record.files or any(not is_name(name) for name in record.files):
         raise refused("it names no files, or files that cannot be served")

@@ -10,7 +10,6 @@ its successor. Only the digest that a ModelRevision records makes an artifact tr
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import secrets
 from pathlib import Path, PurePosixPath
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from modelrollout import nesting
 from modelrollout.api.names import canonical_json
 from modelrollout.jobs.errors import bad_input
 from modelrollout.optimizer.store.object_store import ObjectStore
@@ -71,7 +71,7 @@ def parse_manifest(content: bytes, what: str) -> Manifest:
     """
     try:
         manifest = Manifest.model_validate_json(content)
-    except (ValidationError, RecursionError):
+    except ValidationError:
         raise bad_input(
             Reason.ARTIFACT_CORRUPT,
             f"{what}: manifest.json has an unknown form; delete the folder, and it is prepared again",
@@ -88,8 +88,8 @@ def parse_manifest(content: bytes, what: str) -> Manifest:
 def parse_report(content: bytes, what: str) -> dict[str, Any]:
     """The report; raises JobError (ArtifactCorrupt) unless it is a JSON object."""
     try:
-        report = json.loads(content)
-    except (ValueError, RecursionError):
+        report = nesting.parse(content)
+    except ValueError:
         report = None
     if not isinstance(report, dict):
         raise bad_input(

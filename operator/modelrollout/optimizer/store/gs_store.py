@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from obstore.store import GCSStore
 
+from modelrollout import nesting
 from modelrollout.contract.common import Location
 from modelrollout.optimizer.store import backend
 from modelrollout.optimizer.store.backend import DOCUMENT, SENT, Scheme, incomplete, read_secret
@@ -43,7 +44,7 @@ def _account(folder: Path, field: str) -> tuple[dict[str, str], rsa.RSAPrivateKe
         " needs it",
     )
     try:
-        content = json.loads(read_secret(folder, _KEY, field, DOCUMENT) or "")
+        content = nesting.parse(read_secret(folder, _KEY, field, DOCUMENT) or "")
         account = {name: content[name] for name in _FIELDS}
         if not all(
             isinstance(account[name], str) and account[name] and form.fullmatch(account[name])
@@ -51,7 +52,7 @@ def _account(folder: Path, field: str) -> tuple[dict[str, str], rsa.RSAPrivateKe
         ):
             raise wrong
         key = serialization.load_pem_private_key(hide(account["private_key"]).encode(), password=None)
-    except (ValueError, KeyError, TypeError, RecursionError, UnsupportedAlgorithm):
+    except (ValueError, KeyError, TypeError, UnsupportedAlgorithm):
         raise wrong from None
     if not isinstance(key, rsa.RSAPrivateKey):
         raise wrong

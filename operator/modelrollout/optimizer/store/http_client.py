@@ -3,9 +3,9 @@ configuration says.
 
 A redirect is followed only by GET and HEAD, only to the prefixes that the store's configuration
 names (its own among them), never from https to http. Credentials go to the store's own host only.
-Another host's name must not resolve to this machine or to link-local addresses (a cloud's metadata
-service answers there): the client resolves the name first, and connects to the address that it has
-checked.
+Another host's name must not resolve to this machine, to link-local addresses or to a cloud's
+metadata service (``api.addresses``): the client resolves the name first, and connects to the
+address that it has checked.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import urllib3
 from urllib3.exceptions import HTTPError, NameResolutionError, SSLError
 from urllib3.response import BaseHTTPResponse
 
+from modelrollout.api.addresses import near
 from modelrollout.api.uris import origin
 
 if TYPE_CHECKING:
@@ -38,9 +39,6 @@ _TIMEOUT = urllib3.Timeout(connect=5, read=30)
 _ERROR_BYTES = 65536  # of a store's own words, in which codes are looked for
 _REDIRECTS = (301, 302, 303, 307, 308)
 _AGAIN = (408, 425, 429)  # and all of 5xx
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Metadata services beside 169.254.169.254: of AWS over IPv6, of Alibaba.
-_METADATA = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
 
 Kind = Literal[
     "BucketMissing",
@@ -402,23 +400,6 @@ def _resolve(host: str, port: int) -> str:
                 ),
             )
     return random.choice(addresses)
-
-
-def near(address: str) -> bool:
-    """Whether the address is this machine's, link-local or unassigned: no other host should have
-    it.
-    """
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        ip = ip.ipv4_mapped or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip)
-    return (
-        ip.is_link_local
-        or ip.is_loopback
-        or ip.is_unspecified
-        or ip.is_multicast
-        or ip.is_reserved
-        or ip in _METADATA
-    )
 
 
 def _length(answer: BaseHTTPResponse) -> int:

@@ -4,7 +4,6 @@ ModelKit, a ModelPack or an image.
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 import tarfile
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Self
 
+from modelrollout import nesting
 from modelrollout.contract.common import MAX_MODEL_BYTES
 from modelrollout.optimizer.store.http_client import CHUNK_BYTES, Fault
 
@@ -62,7 +62,7 @@ class Layer:
 def layers_of(manifest: bytes) -> list[Layer]:
     """The layers of a manifest; Fault Unfit where it has none that can be read."""
     try:
-        content = json.loads(manifest)
+        content = nesting.parse(manifest)
         if "manifests" in content:
             several = len(content["manifests"])
             raise Fault(
@@ -76,7 +76,7 @@ def layers_of(manifest: bytes) -> list[Layer]:
             annotations = layer.get("annotations") or {}
             name = next((annotations[key] for key in _NAMES if key in annotations), "")
             found.append(Layer(str(layer["mediaType"]), digest[1], str(name)))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise Fault("Unfit", detail="is no manifest with layers; write the digest of an artifact") from None
     return found
 

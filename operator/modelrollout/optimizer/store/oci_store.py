@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Generator
 from pathlib import Path
 from urllib.parse import SplitResult, urlencode
 
+from modelrollout import nesting
 from modelrollout.api.uris import STORE_KINDS
 from modelrollout.contract.common import Location
 from modelrollout.jobs.errors import bad_input
@@ -123,9 +123,9 @@ def _open(location: Location, uri: SplitResult, secret: Path | None, field: str)
         place = f"{wanted['realm']}{'&' if '?' in wanted['realm'] else '?'}{query}"
         answer = client.ask(base, place, {"authorization": f"Basic {basic}"} if basic else {})
         try:
-            content = json.loads(answer)
+            content = nesting.parse(answer)
             token = content.get("token") or content["access_token"]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return False
         if not isinstance(token, str) or not SENT.fullmatch(token):
             return False

@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from modelrollout import nesting
 from modelrollout.contract.tasks import Signature
 from modelrollout.jobs.errors import JobError, bad_input
 from modelrollout.optimizer.store.object_store import ObjectStore
@@ -84,12 +84,12 @@ def check(content: bytes, key: ec.EllipticCurvePublicKey, sha256: str) -> None:
     Raises JobError: SignatureMalformed, SignatureUnsupported, SignatureInvalid.
     """
     try:
-        bundle = json.loads(content)
+        bundle = nesting.parse(content)
         envelope, material = bundle["dsseEnvelope"], bundle.get("verificationMaterial") or {}
         certified = "certificate" in material or "x509CertificateChain" in material
         kind, payload = str(envelope["payloadType"]), base64.b64decode(envelope["payload"], validate=True)
         signatures = [base64.b64decode(entry["sig"], validate=True) for entry in envelope["signatures"]]
-    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
+    except (ValueError, KeyError, TypeError, binascii.Error):
         raise _malformed("it is no Sigstore bundle with a DSSE envelope") from None
     # also where its key is the one in the Secret: nothing here checks its dates, its chain and its
     # name
@@ -125,14 +125,14 @@ def _is_of(key: ec.EllipticCurvePublicKey, signature: bytes, signed: bytes) -> b
 def _digest(payload: bytes) -> str:
     """SHA-256 of the one file that the statement is about."""
     try:
-        statement: dict[str, Any] = json.loads(payload)
+        statement: dict[str, Any] = nesting.parse(payload)
         if statement["_type"] != _STATEMENT or statement["predicateType"] != _PREDICATE:
             raise _malformed("its statement is not of model signing, version 1.0")
         (resource,) = statement["predicate"]["resources"]
         if resource["algorithm"] != "sha256":
             raise _malformed(f"it uses {resource['algorithm']!r}; sign with hash sha256")
         return str(resource["digest"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise _malformed(
             "its statement does not name one file; sign the model file itself (or the archive), not its"
             " folder"

@@ -4,7 +4,8 @@ Envoy applies a new route at once, but a new cluster only when it knows its endp
 cluster before the route that no longer names it. Requests in between are answered with 500. So a
 backend that is to get requests first gets a share that keeps its cluster and is worth no request,
 and one that has requests keeps such a share when it loses them. A rule appears and leaves with a
-header that no client sends. Each stage waits until the gateway has accepted the one before.
+header that no client sends. A cluster that gets another Service is a new one under an old name: it
+leaves before it comes back. Each stage waits until the gateway has accepted the one before.
 
 A rule whose backends have no filter has one cluster for all of them, of another name. Such a rule,
 which a person wrote or an operator that did not know the gateway, takes a detour: its requests go
@@ -21,7 +22,7 @@ What is live says which stage comes next, so nothing is remembered.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import zip_longest
+from itertools import count, zip_longest
 from typing import Any
 
 from modelrollout.resources.common import Object, Owner
@@ -32,7 +33,8 @@ from modelrollout.traffic.gateway_api.extras import FILTERS
 from modelrollout.traffic.gateway_api.routes import NO_CHANGE, ROUTE_KINDS
 from modelrollout.traffic.gateway_facts import GatewayFacts
 
-MAX_RULES, MAX_MATCHES = 16, 128  # of a route, as the Gateway API allows
+# of a route, and of a rule, as the Gateway API allows
+MAX_RULES, MAX_MATCHES, MAX_BACKENDS = 16, 128, 16
 WHOLE = 1_000_000  # weights of a rule in a stage, and the most that the Gateway API allows for one
 _KEPT = 1  # of WHOLE: the share that keeps a cluster
 # A match that no request fits: its value is long, and named nowhere else.
@@ -73,7 +75,7 @@ def next_stage(desired: Object, live: Object, *, accepted: bool, refused: bool =
     if not all(map(_is_apart, present)):
         detour = None if refused else _detour(wanted, present, accepted)
         return desired if detour is None else desired | {"spec": desired["spec"] | {"rules": detour}}
-    rules = [_stage(rule, _at(present, i), accepted) for i, rule in enumerate(wanted)]
+    rules = [_stage(rule, _at(present, i), accepted, accepted or refused) for i, rule in enumerate(wanted)]
     if any(map(_is_hidden, rules)):
         # requests of a rule that is not in use yet stay where they are
         rules = [_as_before(rule, _at(present, i)) for i, rule in enumerate(rules)]
@@ -104,8 +106,11 @@ def _detour(wanted: list[Object], present: list[Object], accepted: bool) -> list
     if not in_use or not all(map(_is_ours, stay)):
         return None
     if all(map(_is_apart, in_use)):  # the copies
-        hidden = [_hidden(x) for x in [*wanted, *(_copy(rule, wanted) for rule in stay[len(wanted) :])]]
-        last = [h if _is_hidden(rule) else rule for rule, h in zip(stay, hidden, strict=False)]
+        ends = [*wanted, *(_copy(rule, wanted) for rule in stay[len(wanted) :])]
+        last = [
+            _unused(end, rule, settled=True) if _is_hidden(rule) else rule
+            for rule, end in zip(stay, ends, strict=False)
+        ]
         return last if accepted else stay
     copies = [_copy(rule, wanted) for rule in in_use]
     kept = stay[: -len(in_use)]
@@ -121,12 +126,12 @@ def _detour(wanted: list[Object], present: list[Object], accepted: bool) -> list
 def _is_ours(rule: Object) -> bool:
     """Whether the operator may write its backends: Services of the route's own namespace."""
     return all(
-        not ref.get("group")
-        and ref.get("kind", "Service") == "Service"
-        and not ref.get("namespace")
-        and ref.get("filters") in (None, [], [NO_CHANGE])
-        for ref in rule["backendRefs"]
+        _is_service(ref) and ref.get("filters") in (None, [], [NO_CHANGE]) for ref in rule["backendRefs"]
     )
+
+
+def _is_service(ref: Object) -> bool:
+    return not ref.get("group") and ref.get("kind", "Service") == "Service" and not ref.get("namespace")
 
 
 def _copy(rule: Object, wanted: list[Object]) -> Object:
@@ -139,12 +144,31 @@ def _at(rules: list[Object], i: int) -> Object | None:
     return rules[i] if i < len(rules) else None
 
 
-def _stage(wanted: Object, present: Object | None, accepted: bool) -> Object:
+def _stage(wanted: Object, present: Object | None, accepted: bool, settled: bool) -> Object:
     if present is None:
         return _hidden(wanted)
-    if _is_hidden(present):
-        return wanted if accepted and _backends(present) == _backends(wanted) else _hidden(wanted)
-    return _shifted(wanted, present, accepted)
+    if not _is_hidden(present):
+        return _shifted(wanted, present, accepted, settled)
+    if accepted and _backends(present) == _backends(wanted):
+        return wanted
+    return _unused(wanted, present, settled=settled)
+
+
+def _unused(wanted: Object, present: Object, *, settled: bool) -> Object:
+    """The next stage of a rule that is not in use. Until it is ``settled`` that no request goes
+    there any more, the backends that the rule has keep their clusters.
+    """
+    if not _is_apart(present):
+        return _hidden(wanted)
+    old, new = present.get("backendRefs") or [], wanted["backendRefs"]
+    taken, refs = _taken(old, new), []
+    for m, (o, n) in _pairs(old, new):
+        stays = o is not None and (n is None or m in taken or (o.get("weight", 1) > 0 and n["weight"] == 0))
+        if stays and not settled:
+            refs.append(o)
+        elif n is not None:
+            refs.append(o | {"weight": 0} if m in taken else n)
+    return _hidden(wanted | {"backendRefs": refs})
 
 
 def _as_before(rule: Object, present: Object | None) -> Object:
@@ -153,21 +177,60 @@ def _as_before(rule: Object, present: Object | None) -> Object:
     return rule | {"matches": present.get("matches") or [{}]} if present and in_use else rule
 
 
-def _shifted(wanted: Object, present: Object, accepted: bool) -> Object:
-    """One rule from its present weights to those that are wanted."""
+def _shifted(wanted: Object, present: Object, accepted: bool, settled: bool) -> Object:
+    """One rule from its present weights to those that are wanted.
+
+    A position that has a cluster keeps its Service until its weight is 0. If it is to have another
+    one, a further position at the end stands in for it meanwhile.
+    """
     old, new, weights = present.get("backendRefs") or [], wanted["backendRefs"], _weights(present)
     kept = {m for m, w in enumerate(weights) if w == _KEPT and sum(weights) == WHOLE}
     loaded = {m for m, w in enumerate(weights) if w > 0} - kept
     needed = {m for m, ref in enumerate(new) if ref["weight"] > 0}
-    if not loaded or not needed:
+    if not loaded or not needed or not all(map(_is_service, old)):
         return wanted
-    if missing := needed - loaded - (kept if accepted else set()):
-        refs = [n if m in missing or o is None else o for m, (o, n) in _pairs(old, new)]
-        return _with_shares(wanted, refs, {m: weights[m] for m in loaded}, missing | kept)
-    if leaving := (loaded if accepted else loaded | kept) - needed:
-        refs = [o if m in leaving or n is None else n for m, (o, n) in _pairs(old, new)]
-        return _with_shares(wanted, refs, {m: new[m]["weight"] for m in needed}, leaving)
-    return wanted
+    ready, taken = loaded | (kept if accepted else set()), _taken(old, new)
+    if not settled:  # clusters of some may not have gone yet
+        taken |= {m for m in needed if m < len(old) and not _is_same(old[m], new[m])}
+    refs = [o if n is None or m in taken else n for m, (o, n) in _pairs(old, new)]
+    carriers: dict[int, int] = {}  # of each that is needed, where its requests go
+    for m in sorted(needed):
+        further = (x for x in range(len(new), len(old)) if weights[x] > 0 and _is_same(old[x], new[m]))
+        stands_in = next(further, None)
+        if m not in taken and (m in ready or stands_in not in ready):
+            carriers[m] = m
+        elif stands_in is not None:
+            carriers[m] = stands_in
+        elif m in loaded:
+            free = (x for x in count(len(new)) if x not in loaded | kept and x not in carriers.values())
+            carriers[m] = next(free)
+            refs[carriers[m] : carriers[m] + 1] = [new[m]]
+    if len(refs) > MAX_BACKENDS:
+        return wanted
+    announced = (needed - taken | set(carriers.values())) - ready
+    if carriers.keys() == needed and ready.issuperset(carriers.values()):
+        shares: dict[int, int] = {}
+        for m, x in carriers.items():
+            shares[x] = shares.get(x, 0) + new[m]["weight"]
+        staying = (loaded if settled else loaded | kept) - shares.keys()
+    else:
+        shares = {m: weights[m] for m in loaded}
+        staying = kept - taken if settled else kept
+        shares[max(shares)] += _KEPT * len(kept - staying)  # the sum stays
+    made = _with_shares(wanted, refs, shares, announced | staying)["backendRefs"]
+    while len(made) > len(new) and made[-1]["weight"] == 0:
+        made.pop()
+    return wanted | {"backendRefs": made}
+
+
+def _taken(old: list[Object], new: list[Object]) -> set[int]:
+    """Positions that have a cluster of another Service than is wanted there."""
+    both = enumerate(zip(old, new, strict=False))
+    return {m for m, (o, n) in both if o.get("weight", 1) > 0 and not _is_same(o, n)}
+
+
+def _is_same(ref: Object, other: Object) -> bool:
+    return (ref["name"], ref.get("port")) == (other["name"], other.get("port"))
 
 
 def _pairs(old: list[Object], new: list[Object]) -> Iterator[tuple[int, tuple[Any, Any]]]:
@@ -178,11 +241,13 @@ def _with_shares(rule: Object, refs: list[Object], weights: dict[int, int], kept
     """The rule with these backends: ``weights`` of nearly all requests, and of none worth speaking
     of those ``kept``.
     """
-    rest, total = WHOLE - _KEPT * len(kept), sum(weights.values())
-    shares = {m: rest * w // total for m, w in weights.items()}
-    largest = max(shares, key=lambda m: shares[m])
-    shares[largest] += rest - sum(shares.values())
-    shares |= dict.fromkeys(kept, _KEPT)
+    shares = dict(weights)
+    if kept:
+        rest, total = WHOLE - _KEPT * len(kept), sum(weights.values())
+        shares = {m: rest * w // total for m, w in weights.items()}
+        largest = max(shares, key=lambda m: shares[m])
+        shares[largest] += rest - sum(shares.values())
+        shares |= dict.fromkeys(kept, _KEPT)
     return rule | {"backendRefs": [ref | {"weight": shares.get(m, 0)} for m, ref in enumerate(refs)]}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import re
 import ssl
 import threading
@@ -26,6 +25,7 @@ from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
 from urllib3.util.retry import Retry
 
+from modelrollout import nesting
 from modelrollout.analysis.problem import MeasurementProblem, MeasurementReason
 from modelrollout.analysis.providers.prometheus import namespace_queries
 from modelrollout.analysis.providers.prometheus.answers import Answer, Series
@@ -492,7 +492,7 @@ def _error_text(text: str) -> str:
     """Prometheus's own message about a bad query, which quotes the query only."""
     with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, AttributeError):
         body = re.search(r"\(b(['\"])(.*)\1\)", text, re.S)
-        error = json.loads(body[2].encode().decode("unicode_escape"))["error"] if body else None
+        error = nesting.parse(body[2].encode().decode("unicode_escape"))["error"] if body else None
         if isinstance(error, str):
             return f": {error[:300]}"
     return ""
