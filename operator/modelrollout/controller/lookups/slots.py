@@ -397,7 +397,8 @@ def _holder(lease: Object) -> SlotRequest | None:
         annotations.get(names.ANNOTATION_ROLLOUT),
     )
     whole = str(annotations.get(names.ANNOTATION_GPUS, "0"))
-    gpus = exact(int(whole) if re.fullmatch("[0-9]{1,9}", whole) else 0, annotations.get(names.ANNOTATION_EXACT_GPUS))
+    rounded = int(whole) if re.fullmatch("[0-9]{1,9}", whole) else 0
+    gpus = exact(rounded, annotations.get(names.ANNOTATION_EXACT_GPUS))
     return SlotRequest(holder, rollout, gpus) if holder.count("/") == 2 and rollout else None
 
 
