@@ -35,8 +35,8 @@ def name(block: Block) -> str:
 
 
 def structural(schema: dict[str, Any]) -> dict[str, Any]:
-    """The chart's schema in the form that definitions have: of a type or nothing, the type. What may
-    be of several types is left to Helm (tests/integration/test_page_blocks.py).
+    """The chart's schema in the form that definitions have: of a type or nothing, the type. What
+    may be of several types is left to Helm (tests/integration/test_page_blocks.py).
     """
     made = {key: structural(value) if isinstance(value, dict) else value for key, value in schema.items()}
     if isinstance(kinds := schema.get("type"), list):
