@@ -64,6 +64,7 @@ VERBS = (
     "abort",
     "retry",
     "rollback",
+    "follow",
     "restart",
     "restart-allow-downtime",
 )

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import ModelDeploymentSpec, RolloutStatus, VerbRecord, same_version
+from modelrollout.api.v1alpha1 import (
+    ModelDeploymentSpec,
+    RevisionRef,
+    RolloutStatus,
+    VerbRecord,
+    same_version,
+)
 from modelrollout.cli.cluster import Revision, Rollout
 from modelrollout.cli.errors import Refused
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION, Resource
@@ -175,6 +181,27 @@ def rollback(rollout: Rollout, to: str | None, token: str) -> Request:
     return _on_revision(
         "rollback", target.name, token, None, f"roll back to {target.name} (number {target.spec.number})"
     )
+
+
+def follow(rollout: Rollout, token: str) -> Request:
+    """Look at the source again now, also where following has stopped."""
+    if rollout.spec is not None and rollout.spec.model.follow is None:
+        raise Refused("nothing to follow: spec.model.follow is not set")
+    flying = in_flight(rollout)
+    if flying is not None:
+        raise Refused(
+            f"cannot follow: {flying.revision or rollout.name} is in flight (stage {flying.stage}); it ends"
+            " first"
+        )
+    # the request is about the source; it stands on a revision, which Git does not manage
+    on = rollout.status.stable or max(
+        (RevisionRef(revision=r.name, number=r.spec.number) for r in rollout.revisions),
+        key=lambda ref: ref.number,
+        default=None,
+    )
+    if on is None:
+        raise Refused(f"nothing to follow yet: {idle(rollout)}; retry it")
+    return _on_revision("follow", on.revision, token, None, f"look at the source of {rollout.name} again")
 
 
 def _target(rollout: Rollout, to: str | None) -> Revision:

@@ -6,7 +6,7 @@ import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from typer.testing import Result
@@ -516,3 +516,28 @@ class TestPauseResumeFullRestart:
         assert "it stays in 8m unless it is proven worse, else digits-6c9f comes back" in shown
         assert cli("promote", "digits").exit_code == 0 and asked(kube)[3].startswith("bake ")
         refused(cli("promote", "digits", "--full"), "promote ends its bake")
+
+
+class TestFollow:
+    FOLLOW: ClassVar[dict[str, Any]] = {"every": "10m"}
+
+    def follows(self, kube: FakeKube, **status: Any) -> None:
+        made = deployment(phase="Stable", stable=STABLE, **status)
+        made["spec"]["model"] = {"uri": "s3://models/digits/model.onnx", "follow": self.FOLLOW}
+        kube.add(MODEL_DEPLOYMENT, made)
+
+    def test_stands_on_stable_which_git_does_not_manage(self, cli: Cli, kube: FakeKube) -> None:
+        self.follows(kube, rollout=rollout("Failed", "digits-8d1b", number=3, outcome="Aborted"))
+        result = cli("follow", "digits")
+        assert result.exit_code == 0, result.output
+        plural, name, key, value = asked(kube)
+        assert (plural, name, key) == ("modelrevisions", STABLE["revision"], "modelrollout.dev/follow")
+        assert re.fullmatch(NONCE, value)
+
+    def test_of_what_does_not_follow(self, cli: Cli, kube: FakeKube) -> None:
+        idle(kube)
+        refused(cli("follow", "digits"), "spec.model.follow is not set")
+
+    def test_while_in_flight(self, cli: Cli, kube: FakeKube) -> None:
+        self.follows(kube, rollout=rollout("Prepare", "digits-8d1b", number=3))
+        refused(cli("follow", "digits"), "digits-8d1b is in flight", "it ends first")
