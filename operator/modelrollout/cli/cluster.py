@@ -158,13 +158,12 @@ class Cluster:
         except KubeError as e:
             raise self._explained(e, "read", "get", "modeldeployments") from e
         revisions, unread = await self._revisions(name)
-        spec, status = _spec(deployment), _read_status(deployment)
         return Rollout(
             name=name,
             namespace=self.namespace,
             generation=deployment["metadata"].get("generation", 0),
-            spec=spec.following(status.follow) if spec is not None else None,
-            status=status,
+            spec=_spec(deployment),
+            status=_read_status(deployment),
             revisions=revisions,
             unread=unread,
             replicas=await self._replicas(name) if pods else None,

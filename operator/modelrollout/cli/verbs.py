@@ -274,7 +274,8 @@ def _desired_revision(rollout: Rollout) -> str | None:
         return last.revision
     if rollout.spec is None:
         return None
-    return next((r.name for r in rollout.revisions if is_version(r, rollout.spec)), None)
+    asked = rollout.spec.following(rollout.status.follow)
+    return next((r.name for r in rollout.revisions if is_version(r, asked)), None)
 
 
 def is_version(revision: Revision, spec: ModelDeploymentSpec) -> bool:

@@ -488,10 +488,10 @@ class ModelCluster:
         """The running Job ends: ok, lost, bad (input), gate, or oom."""
         name = next((n for n, w in self.jobs.items() if w.state == "Running"), None)
         rollout = self.status.rollout
-        if name is None or rollout is None:
-            return
-        if is_look(self.snapshot()):
+        if name is not None and is_look(self.snapshot()):
             self.jobs[name] = self._look(how)
+            return
+        if name is None or rollout is None:
             return
         if how == "ok" and rollout.stage == "Prepare" and self.source not in (None, rollout.sha256):
             moved = TaskResult(reason=Reason.DIGEST_MISMATCH, message="the source has other bytes again")
