@@ -456,6 +456,21 @@ class TestStops:
             assert world.digest == digest
         assert len(world.revisions) == 2
 
+    def test_older_bytes_are_judged_again_and_held_by_a_freeze(self) -> None:
+        """A revert in Git within rollbackWindow is not; but a path has other writers."""
+        window = {"start": "2026-11-22T12:40:00Z", "end": "2026-11-22T13:30:00Z"}
+        world = World.serving(rollout={"rollbackWindow": "24h", "canary": {"steps": b.STEPS}})
+        world.source = B
+        world.wait()
+        assert world.digest == B
+        world.rules = combine([read({"metadata": {"name": "p"}, "spec": {"freezeWindows": [window]}})])
+        world.source = A
+        world.wait(30)
+        assert (world.follow.sha256, world.digest) == (A, B), "the freeze holds it"
+        del world.history[:]
+        world.wait(60)
+        assert world.digest == A and "Canary" in {r.stage for r in world.history}
+
     def test_a_lost_status_does_not_let_go_on_what_a_person_stopped(self) -> None:
         world = self.by_hand()
         world.source = C
