@@ -48,7 +48,7 @@ def look_at_source(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
     if before is None or before.uri != s.spec.model.uri:
         return Transition(_with(s.status, _first(s, settings)))
     if before.settings != settings:
-        changed = before.model_copy(update={"settings": settings, "looking": None})
+        changed = before.model_copy(update={"settings": settings})
         return Transition(_with(s.status, changed if in_flight(s.status.rollout) else _resumed(s, changed)))
     if before.looking is None:
         due = _may_look(s) and s.write_problem is None and now >= next_look(s, before)

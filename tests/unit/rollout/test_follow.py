@@ -116,6 +116,7 @@ class TestLooks:
         world = World.serving()
         assert (world.follow.uri, world.follow.sha256, world.follow.etag) == (b.uri(1), A, None)
         assert world.condition() == ("True", "Following")
+        assert [r.stage for r in world.history] == ["Resolve", "Prepare", "Provision", "Promote", "Done"]
 
     def test_what_has_not_changed_changes_nothing(self) -> None:
         world = World.serving()
@@ -163,6 +164,12 @@ class TestLooks:
         world = World.serving()
         world.begin_look()
         assert known_source(world.snapshot()) is None
+
+    def test_what_is_known_of_another_uri_does_not_count(self) -> None:
+        elsewhere = FollowStatus(uri=b.uri(2), sha256=B)
+        assert followed().following(elsewhere).model.sha256 is None
+        assert b.spec(2).following(elsewhere).model.sha256 is None, "it does not follow"
+        assert followed().following(FollowStatus(uri=b.uri(1), sha256=B)).model.sha256 == B
 
     def test_another_uri_is_read_anew_and_nothing_of_the_old_one_holds(self) -> None:
         world = World.serving()
