@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -617,6 +618,17 @@ class TestInFlight:
 
 
 class TestOneWriter:
+    def test_no_look_takes_the_result_of_an_earlier_one(self) -> None:
+        """Finished Jobs stay for a while, and in a fleet there are many looks."""
+        world = World.serving()
+        names = set()
+        for _ in range(3):
+            names.add(world.begin_look())
+            world.end_job("ok")
+            world.reconcile()
+        assert len(names) == 3
+        assert all(re.fullmatch("digits-resolve-[0-9a-f]{12}", name) for name in names)
+
     def test_an_operator_that_restarts_finds_its_look(self) -> None:
         world = World.serving()
         name = world.begin_look()

@@ -56,7 +56,8 @@ def stage_job(s: Observed) -> tuple[str, str] | None:
     """
     rollout = s.status.rollout
     if is_look(s) and s.status.follow is not None:
-        look = names.short_hash([s.status.follow.uri, s.status.follow.looking], 4)
+        # long: the result of an earlier look, whose Job may still be there, is an older digest
+        look = names.short_hash([s.status.follow.uri, s.status.follow.looking], 12)
         return names.COMPONENT_RESOLVE, names.resolve_job_name(s.name, look)
     if rollout is None:
         return None
