@@ -14,6 +14,7 @@ from modelrollout.api.v1alpha1 import (
     FollowStatus,
     ModelDeploymentSpec,
     ModelDeploymentStatus,
+    ShadowStatus,
     StepEvidence,
     UserPause,
 )
@@ -22,7 +23,7 @@ from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
 from modelrollout.rollout.decide import decide
 from modelrollout.rollout.desired.jobs import known_source, stage_job, work_since
-from modelrollout.rollout.follow import next_look
+from modelrollout.rollout.follow import makes_way, next_look
 from modelrollout.rollout.plan import Converge, Write
 from modelrollout.rollout.policy.requirements import first_violation, sources
 from modelrollout.rollout.policy.rules import combine, read
@@ -600,6 +601,24 @@ class TestInFlight:
         last: StepEvidence = world.status.rollout.history[-1]
         assert last.verdict == verdict and world.condition("Stalled")[0] == "True"
         assert self.looks(world) == makes_way
+
+    @pytest.mark.parametrize(
+        ("phase", "reason", "expected"),
+        [
+            ("Paused", "Inconclusive", True),
+            ("Paused", "AgreementLow", False),
+            ("Observing", None, False),
+            ("Leaving", "Inconclusive", False),
+        ],
+    )
+    def test_a_shadow_makes_way_only_where_it_waits_without_evidence(
+        self, phase: Any, reason: str | None, expected: bool
+    ) -> None:
+        wanted = followed(rollout={"shadow": {"minSamples": 10}}, follow={"supersede": "Paused"})
+        shadow = ShadowStatus(phase=phase, since=b.ago(10))
+        s = b.second("Shadow", wanted=wanted, changes={"shadow": shadow, "reason": reason})
+        assert s.status.rollout is not None
+        assert makes_way(Specified.of(s), s.status.rollout) == expected
 
     def test_a_look_is_dropped_when_the_pause_ends(self) -> None:
         world = self.canary(steps=WAITING, follow={"supersede": "Paused"})
