@@ -15,7 +15,9 @@ from typing import Literal
 from modelrollout.api import names
 from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import (
+    Follow,
     FollowStatus,
+    ModelDeploymentSpec,
     ModelDeploymentStatus,
     RolloutStatus,
     seconds,
@@ -25,7 +27,7 @@ from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of
-from modelrollout.rollout.snapshot import QUARANTINED, Observed, Snapshot, in_flight
+from modelrollout.rollout.snapshot import QUARANTINED, Observed, Revision, Snapshot, in_flight
 from modelrollout.rollout.stages.job import RESULT_LOST
 from modelrollout.rollout.stages.waiting import CHECK_SECONDS
 from modelrollout.rollout.transitions import cut, is_pinned, known_version, seen_at
@@ -44,7 +46,7 @@ def look_at_source(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
     before = s.status.follow
     if s.spec.model.follow is None:
         return None if before is None else Transition(_with(s.status, None))
-    settings = _settings(s)
+    settings = _settings(s.spec.model.follow)
     if before is None or before.uri != s.spec.model.uri:
         return Transition(_with(s.status, _first(s, settings)))
     if before.settings != settings:
@@ -62,12 +64,11 @@ def _with(status: ModelDeploymentStatus, follow: FollowStatus | None) -> ModelDe
     return status.model_copy(update={"follow": follow})
 
 
-def _settings(s: Specified) -> str:
-    """Changes with what lets following go on again: the version without its digest, and follow
-    itself. Replicas that an autoscaler sets are no part of it.
+def _settings(follow: Follow) -> str:
+    """Changes where a person edits follow. Its parts are named, so that a field that a newer
+    operator adds lets nothing go on.
     """
-    follow = s.spec.model.follow
-    return names.short_hash([s.spec.user_input(), follow.wire() if follow else None])
+    return names.short_hash([follow.every, follow.supersede])
 
 
 def _first(s: Specified, settings: str) -> FollowStatus:
@@ -111,8 +112,20 @@ def stopped(s: Specified) -> Problem | None:
         return None
     if is_missed(s, rollout.reason):
         return None
+    tried = s.revision(rollout.revision)
+    if tried is not None and not _is_of_input(tried, s.spec):
+        return None
     message = f"the rollout of {rollout.revision or 'the source'} ended as {rollout.outcome}"
     return Problem(rollout.reason or Reason.FAILED, f"{message}: {rollout.message}")
+
+
+def _is_of_input(revision: Revision, spec: ModelDeploymentSpec) -> bool:
+    """Whether spec asks for that version, whatever its bytes. What an operator of another version
+    recorded is read with today's types, and replicas are no part of it.
+    """
+    return revision.is_version(
+        spec.model_copy(update={"model": spec.model.model_copy(update={"sha256": None})})
+    )
 
 
 def is_missed(s: Specified, reason: str | None) -> bool:

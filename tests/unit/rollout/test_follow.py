@@ -436,6 +436,31 @@ class TestStops:
         world.wait(16)
         assert world.digest == C and world.condition() == ("True", "Following")
 
+    def test_a_new_version_of_the_operator_lets_nothing_go_on(self) -> None:
+        """Which knows of fields that the revisions were made without."""
+        world = self.rolled_back()
+        for name, made in world.revisions.items():
+            older = dict(made.input) | {
+                "serving": {k: v for k, v in made.input["serving"].items() if k != "triton"}
+            }
+            assert older != made.input
+            world.revisions[name] = replace(made, input=older)
+        self.stays(world, "AccuracyLow")
+
+    def test_a_change_of_the_version_goes_on_looking_in_a_freeze(self) -> None:
+        world = self.rolled_back()
+        world.source = C
+        window = {"start": "2026-11-22T12:00:00Z", "end": "2026-11-22T20:00:00Z"}
+        world.rules = combine([read({"metadata": {"name": "p"}, "spec": {"freezeWindows": [window]}})])
+        batching = {
+            "replicas": 2,
+            "resources": {"limits": {"nvidia.com/gpu": 1}},
+            "batching": {"maxBatchSize": 4},
+        }
+        world.edit(followed(steps=b.STEPS, serving=batching))
+        world.wait()
+        assert (world.follow.sha256, world.digest) == (C, A)
+
     def test_flapping_comes_back_to_what_was_refused_and_stops_again(self) -> None:
         """A, B (refused), A, C, B."""
         world = self.rolled_back()

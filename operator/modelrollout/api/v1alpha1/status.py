@@ -242,7 +242,7 @@ class FollowStatus(StatusModel):
     """What spec.model.follow has found."""
 
     uri: str = Field(description="The source that was looked at; what is known of another one is dropped.")
-    settings: str = Field("", description="Hash of the part of spec whose change lets it follow again.")
+    settings: str = Field("", description="Hash of every and supersede, whose change lets it follow again.")
     sha256: str | None = Field(
         None, description="SHA-256 of the source as it was seen last: the version that is followed."
     )
