@@ -95,11 +95,11 @@ def test_unsigned_and_elsewhere_nothing_begins(stage: Stage, pipeline: Pipeline)
 
 
 def test_the_api_server_refuses_a_digest_beside_it_and_what_a_uri_pins(stage: Stage) -> None:
-    for model, told in (
+    for model, expected in (
         ({"uri": stage.uri(PATH), "sha256": "0" * 64}, "leave one of them out"),
         ({"uri": f"oci://r.example.com/m@sha256:{'0' * 64}"}, "behind which nothing changes"),
     ):
-        with pytest.raises(DemoError, match=told):
+        with pytest.raises(DemoError, match=expected):
             stage.apply(stage.deployment("refused", model=model | {"follow": {"every": "10m"}}))
     with pytest.raises(DemoError, match="at least 5m"):
         short = {"uri": stage.uri(PATH), "follow": {"every": "4m"}}

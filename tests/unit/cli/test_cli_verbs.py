@@ -583,7 +583,7 @@ class TestFollow:
         assert "sha256" not in result.stdout, result.stdout
 
     @pytest.mark.parametrize(
-        ("model", "told"),
+        ("model", "expected"),
         [
             ({}, None),
             ({"sha256": "0" * 64}, "leave one of them out"),
@@ -594,11 +594,11 @@ class TestFollow:
         ids=["good", "digest", "short", "oci", "hf"],
     )
     def test_what_the_api_server_refuses(
-        self, cli: Cli, tmp_path: Path, model: dict[str, Any], told: str | None
+        self, cli: Cli, tmp_path: Path, model: dict[str, Any], expected: str | None
     ) -> None:
         manifest = deployment()
         manifest = {k: manifest[k] for k in ("apiVersion", "kind", "spec")} | {"metadata": {"name": "digits"}}
         manifest["spec"]["model"] = {"uri": "s3://models/m.onnx", "follow": self.FOLLOW} | model
         (tmp_path / "m.yaml").write_text(yaml.safe_dump(manifest))
         result = cli("validate", str(tmp_path / "m.yaml"))
-        assert result.exit_code == (1 if told else 0) and (told or "") in result.output
+        assert result.exit_code == (1 if expected else 0) and (expected or "") in result.output

@@ -173,7 +173,7 @@ class TestLooks:
         assert b.spec(2).following(elsewhere).model.sha256 is None, "it does not follow"
         assert followed().following(FollowStatus(uri=b.uri(1), sha256=B)).model.sha256 == B
 
-    def test_another_uri_is_read_anew_and_nothing_of_the_old_one_holds(self) -> None:
+    def test_another_uri_is_read_again_and_nothing_of_the_old_one_holds(self) -> None:
         world = World.serving()
         world.source = B
         elsewhere = {"uri": b.uri(2), "follow": {"every": "10m"}}
@@ -273,15 +273,15 @@ class TestTheStore:
         world.wait()
         assert world.digest == B and world.condition() == ("True", "Following")
 
-    def test_it_is_told_once(self) -> None:
+    def test_it_is_reported_once(self) -> None:
         world = World.serving()
-        world.store, told = AWAY, []
+        world.store, posted = AWAY, []
         for _ in range(3):
             world.begin_look()
             world.end_job("ok")
             _, plan = world.one_pass()
-            told += [e.reason for e in b.events(plan)]
-        assert told == ["StoreUnreachable"]
+            posted += [e.reason for e in b.events(plan)]
+        assert posted == ["StoreUnreachable"]
 
     @pytest.mark.parametrize("how", ["lost", "oom"])
     def test_a_look_without_a_result_is_only_a_failed_look(self, how: str) -> None:
@@ -470,7 +470,7 @@ class TestStops:
         assert world.digest == A and world.condition("Ready")[0] == "True"
         world.source = B
         world.wait()
-        assert world.digest == A, "it was refused, and nobody said retry"
+        assert world.digest == A, "it was refused, and no person said retry"
         world.source = C
         world.wait()
         assert world.digest == C
@@ -728,7 +728,7 @@ class TestWhoMay:
         return f"{problem.reason}: {problem.message}" if problem else None
 
     @pytest.mark.parametrize(
-        ("policies", "told"),
+        ("policies", "expected"),
         [
             (
                 [],
@@ -754,9 +754,9 @@ class TestWhoMay:
         ],
         ids=["no-policy", "place-for-models", "allowed", "half-a-name", "two-policies", "digest-demanded"],
     )
-    def test_unsigned_takes_a_policy(self, policies: list[dict[str, Any]], told: str | None) -> None:
+    def test_unsigned_takes_a_policy(self, policies: list[dict[str, Any]], expected: str | None) -> None:
         found = self.violation(followed(), *policies)
-        assert found is None if told is None else found is not None and told in found
+        assert found is None if expected is None else found is not None and expected in found
 
     def test_a_signature_takes_none(self) -> None:
         model = followed().model.wire() | {"signature": {"keySecretRef": {"name": "signer", "key": "pub"}}}
