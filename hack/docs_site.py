@@ -32,6 +32,7 @@ NAV: Mapping[str, tuple[str, ...]] = {
     "How-to guides": (
         "docs/how-to/install.md",
         "docs/how-to/air-gapped.md",
+        "docs/how-to/follow.md",
         "docs/how-to/few-gpus.md",
         "docs/how-to/gpus.md",
         "docs/how-to/tensorrt.md",

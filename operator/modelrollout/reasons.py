@@ -1092,6 +1092,12 @@ class Reason(StrEnum):
         "the model may carry code (`spec.serving.triton.code`), and its place is not in "
         "`allowedSources.code` of a RolloutPolicy; or no policy has such a list",
     )
+    FOLLOW_UNSIGNED = (
+        "FollowUnsigned",
+        ROLLOUT,
+        "spec follows its source (`spec.model.follow`) without a signature, and its place is not in "
+        "`allowedSources.followUnsigned` of a RolloutPolicy; or no policy has such a list",
+    )
     IMAGE_NOT_ALLOWED = (
         "ImageNotAllowed",
         ROLLOUT,
@@ -1333,6 +1339,12 @@ class Reason(StrEnum):
     ROLLED_BACK = "RolledBack", ROLLOUT, "the revision was rolled back"
     FAILED = "Failed", ROLLOUT, "the rollout failed, and its stage gave no reason of its own"
     UNCHANGED = "Unchanged", ROLLOUT, "the source is still that of stable"
+    FOLLOWING = "Following", ROLLOUT, "the source is looked at again, as `spec.model.follow` says"
+    SOURCE_CHANGED = (
+        "SourceChanged",
+        ROLLOUT,
+        "a source that is followed has other bytes; the message has their SHA-256",
+    )
     IN_PLACE = "InPlace", ROLLOUT, "stable makes room for the new revision, or is about to"
     PREVIEW_ENDED = (
         "PreviewEnded",
@@ -1343,6 +1355,7 @@ class Reason(StrEnum):
     PROMOTED_BY_USER = "PromotedByUser", ROLLOUT, "a user promoted a step, or the whole rollout"
     RESUMED_BY_USER = "ResumedByUser", ROLLOUT, "a user resumed the rollout"
     RETRIED_BY_USER = "RetriedByUser", ROLLOUT, "a user retried a revision"
+    FOLLOWED_BY_USER = "FollowedByUser", ROLLOUT, "a user let the source be followed again"
     RESTARTED_BY_USER = "RestartedByUser", ROLLOUT, "a user restarted the pods"
     VERB_REFUSED = "VerbRefused", ROLLOUT, "the operator could not carry out a verb; the message says why"
     SIGNATURE_UNKNOWN = (

@@ -142,6 +142,18 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         "must not carry a user name",
     ),
     "digest": (put("spec.model.sha256", "sha256:abc"), "spec.model.sha256"),
+    "follow beside a digest": (
+        put("spec.model", {"uri": "s3://models/m.onnx", "sha256": "0" * 64, "follow": {"every": "10m"}}),
+        "and model.sha256 one file alone: leave one of them out",
+    ),
+    "follow of what a URI pins": (
+        put("spec.model", {"uri": f"hf://org/model@{'0' * 40}/m.onnx", "follow": {"every": "10m"}}),
+        "hf:// and oci:// URIs name a commit or a digest, behind which nothing changes",
+    ),
+    "follow too often": (
+        put("spec.model", {"uri": "s3://models/m.onnx", "follow": {"every": "4m"}}),
+        "follow.every must be at least 5m",
+    ),
     "static without calibration": (
         put("spec.optimization.steps.0.int8", {"method": "Static"}),
         "int8 with method Static needs calibration",
@@ -544,6 +556,10 @@ BAD_POLICY: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "place of code that is no URI": (
         put("spec.allowedSources.code", ["/models"]),
         "spec.allowedSources.code[0]",
+    ),
+    "place to follow that is no URI": (
+        put("spec.allowedSources.followUnsigned", ["/models"]),
+        "spec.allowedSources.followUnsigned[0]",
     ),
     "account that is no name": (
         put("spec.allowedServiceAccounts", ["Model_Server"]),

@@ -16,6 +16,7 @@ from modelrollout.analysis.reading import CounterReading
 from modelrollout.api.v1alpha1 import (
     Counter,
     Draining,
+    FollowStatus,
     InPlaceStatus,
     MetricStatus,
     ModelDeploymentStatus,
@@ -38,7 +39,12 @@ from modelrollout.testing import builders as b
 pytestmark = pytest.mark.heavy
 
 V1, V2 = b.revision_name(1), b.revision_name(2)
-SPEC = b.spec(2, steps=b.STEPS, rollout={"bake": "5m", "shadow": {"minSamples": 10}})
+SPEC = b.spec(
+    2,
+    steps=b.STEPS,
+    rollout={"bake": "5m", "shadow": {"minSamples": 10}},
+    model={"uri": b.uri(2), "follow": {"every": "10m", "supersede": "Paused"}},
+)
 COUNTED = Counter(total=100, bad=3, last={"g": [100, 3, 1.0]}, scraped=1.0, spread=[5, 1, 3, 0.1, 100, 3])
 METRIC = MetricStatus(
     name="errors",
@@ -59,6 +65,18 @@ SHADOW = ShadowStatus(
     observed_since=b.ago(4),
     measured=b.ago(3),
     metric=METRIC,
+)
+FOLLOWED = FollowStatus(
+    uri=b.uri(2),
+    settings="0",
+    sha256=b.sha(2),
+    etag='"1"',
+    seen=b.ago(2000),
+    checked=b.ago(900),
+    looking=b.ago(2),
+    resumed=b.ago(60),
+    reason="StoreUnreachable",
+    message="m",
 )
 ENDED = {"outcome": "RolledBack", "reason": "x", "message": "m"}
 STAGES: dict[str, dict[str, Any]] = {
@@ -150,10 +168,12 @@ def test_no_damage_crashes_a_pass_or_costs_stable_its_pods(stage: str) -> None:
         "restarts": {V1: RestartStatus(at=b.ago(3))},
     }
     pinned = Pinned(revision=V1, generation=1, rolled_back_from=V2) if stage == "Failed" else None
-    wire = s.status.model_copy(update=more | {"pinned": pinned, "handled_verbs": [f"promote:{V2}:n"]}).wire()
+    kept = {"pinned": pinned, "handled_verbs": [f"promote:{V2}:n"], "follow": FOLLOWED}
+    wire = s.status.model_copy(update=more | kept).wire()
     for place in places(wire):
         for wrong in WRONG:
             try:
-                two_passes(replace(s, status=parse_status({"status": with_wrong(wire, place, wrong)})))
+                status = parse_status({"status": with_wrong(wire, place, wrong)})
+                two_passes(replace(s, spec=SPEC.following(status.follow), status=status))
             except Exception as e:
                 raise AssertionError(f"{'.'.join(map(str, place))} = {wrong!r}") from e

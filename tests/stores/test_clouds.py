@@ -158,6 +158,33 @@ def test_a_large_object_of_google_goes_on_where_it_broke_off(
     assert google_object.digest(max_bytes=len(LARGE)).sha256 == hashlib.sha256(LARGE).hexdigest()
 
 
+def followed(store: Store) -> str | None:
+    """The ETag of what is there, once it was not read again."""
+    found = store.newer(None, max_bytes=len(LARGE))
+    assert found is not None and found[0].sha256 == hashlib.sha256(b"one").hexdigest()
+    assert store.newer(found[1], max_bytes=1) is None, "not even its size is looked at"
+    return found[1]
+
+
+def test_what_has_not_changed_in_azure_is_not_read_again(azure: Cloud) -> None:
+    folder = azure.store("models/followed")
+    folder.write("m.json", b"one")
+    store = azure.store("models/followed/m.json")
+    before = followed(store)
+    folder.write("m.json", b"two")
+    found = store.newer(before, max_bytes=9)
+    assert found is not None and found[0].size == 3 and found[1] not in (None, before)
+
+
+def test_what_has_not_changed_at_google_is_not_read_again(google: Cloud) -> None:
+    upload(google, "followed", b"one")
+    store = google.store("models/followed")
+    before = followed(store)
+    upload(google, "followed", b"two")
+    found = store.newer(before, max_bytes=9)
+    assert found is not None and found[0].size == 3 and found[1] != before
+
+
 def test_keys_that_azure_refuses(azure: Cloud) -> None:
     azure.store("models/a").write("m.json", b"one")
     for name, told in (("wrong", "AccessDenied"), (None, "CredentialsMissing")):

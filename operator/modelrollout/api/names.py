@@ -65,6 +65,7 @@ VERBS = (
     "abort",
     "retry",
     "rollback",
+    "follow",
     "restart",
     "restart-allow-downtime",
 )

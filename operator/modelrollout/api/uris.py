@@ -77,12 +77,14 @@ STORE_KINDS: Mapping[str, StoreKind] = {
     "oci": _OCI,
 }
 _KINDS = tuple(dict.fromkeys(STORE_KINDS.values()))
+# schemes whose URIs may lead to other bytes tomorrow
+FOLLOWED = tuple(scheme for scheme, kind in STORE_KINDS.items() if not kind.pattern)
 FORMS = " or ".join(kind.form for kind in _KINDS)
 SECRETS = "; ".join(f"{kind.name}: {kind.secret}" for kind in _KINDS)
 # a URI in some kind of store, and the beginning of one; RE2 and Python read them alike
 PATTERN = "|".join(
     [
-        rf"^({'|'.join(scheme for scheme, kind in STORE_KINDS.items() if not kind.pattern)})://[^\s]+$",
+        rf"^({'|'.join(FOLLOWED)})://[^\s]+$",
         *(kind.pattern for kind in _KINDS if kind.pattern),
     ]
 )

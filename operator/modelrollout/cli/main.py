@@ -50,7 +50,7 @@ EVENTS_EVERY = 5  # polls
 app = typer.Typer(
     name="modelrollout",
     help=(
-        "Roll out machine-learning models: watch, promote, pause, abort, retry, roll back, restart. "
+        "Roll out machine-learning models: watch, promote, pause, abort, retry, roll back, follow, restart. "
         "Exit code 0: done; 1: refused; 2: no answer from the cluster or the operator."
     ),
     no_args_is_help=True,
@@ -289,6 +289,18 @@ def retry(
     patch modeldeployments; a GitOps tool may remove it later without harm.
     """
     return lambda rollout, token: verbs.retry(rollout, revision, token)
+
+
+@app.command()
+@verb_command
+def follow(
+    name: Name,
+) -> Choice:
+    """Look at the source now (spec.model.follow), also where a rollback, an abort or a failed
+    version has stopped that. A version that failed, or was rolled back, is not tried again: see
+    retry.
+    """
+    return verbs.follow
 
 
 @app.command()

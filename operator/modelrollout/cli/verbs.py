@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import ModelDeploymentSpec, RolloutStatus, VerbRecord, same_version
+from modelrollout.api.v1alpha1 import (
+    ModelDeploymentSpec,
+    RevisionRef,
+    RolloutStatus,
+    VerbRecord,
+    same_version,
+)
 from modelrollout.cli.cluster import Revision, Rollout
 from modelrollout.cli.errors import Refused
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT, MODEL_REVISION, Resource
@@ -177,6 +183,27 @@ def rollback(rollout: Rollout, to: str | None, token: str) -> Request:
     )
 
 
+def follow(rollout: Rollout, token: str) -> Request:
+    """Look at the source again now, also where following has stopped."""
+    if rollout.spec is not None and rollout.spec.model.follow is None:
+        raise Refused("nothing to follow: spec.model.follow is not set")
+    flying = in_flight(rollout)
+    if flying is not None:
+        raise Refused(
+            f"cannot follow: {flying.revision or rollout.name} is in flight (stage {flying.stage}); it ends"
+            " first"
+        )
+    # the request is about the source; it stands on a revision, which Git does not manage
+    on = rollout.status.stable or max(
+        (RevisionRef(revision=r.name, number=r.spec.number) for r in rollout.revisions),
+        key=lambda ref: ref.number,
+        default=None,
+    )
+    if on is None:
+        raise Refused(f"nothing to follow yet: {idle(rollout)}; retry it")
+    return _on_revision("follow", on.revision, token, None, f"look at the source of {rollout.name} again")
+
+
 def _target(rollout: Rollout, to: str | None) -> Revision:
     """Stable itself, or a revision that was stable once."""
     stable = rollout.status.stable
@@ -247,7 +274,8 @@ def _desired_revision(rollout: Rollout) -> str | None:
         return last.revision
     if rollout.spec is None:
         return None
-    return next((r.name for r in rollout.revisions if is_version(r, rollout.spec)), None)
+    asked = rollout.spec.following(rollout.status.follow)
+    return next((r.name for r in rollout.revisions if is_version(r, asked)), None)
 
 
 def is_version(revision: Revision, spec: ModelDeploymentSpec) -> bool:

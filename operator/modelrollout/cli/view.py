@@ -378,6 +378,7 @@ def _next_when_idle(rollout: Rollout) -> list[str]:
                 " another version"
             ),
             f"change spec, or try its version again: modelrollout retry {rollout.name}",
+            *_follow(rollout),
         ]
     if stalled and last is not None and last.stage == "Failed":
         what = last.revision or "this source"
@@ -385,12 +386,19 @@ def _next_when_idle(rollout: Rollout) -> list[str]:
             f"nothing by itself: {what} has failed and is not tried again until spec changes"
             + (f"; {s.stable.revision} serves on" if s.stable else ""),
             f"try it again: modelrollout retry {rollout.name}",
+            *_follow(rollout),
         ]
     if stalled:
         return [f"nothing by itself: {stalled.reason}: {stalled.message}"]
     if last is None and s.stable is None:
         return ["the operator begins the first rollout; if that lasts, look whether it runs"]
     return [f"nothing: {idle(rollout)}"]
+
+
+def _follow(rollout: Rollout) -> list[str]:
+    """What lets the source be followed again, where that has stopped."""
+    stopped = any(c.type == "Following" and c.status == "False" for c in rollout.status.conditions)
+    return [f"look at the source again: modelrollout follow {rollout.name}"] if stopped else []
 
 
 def _next_in_shadow(rollout: Rollout, r: RolloutStatus, now: datetime) -> list[str]:

@@ -121,6 +121,7 @@ class TaskResult(ContractModel):
     # resolve, prepare
     sha256: str | None = None
     size_bytes: int | None = None  # of the source file
+    etag: str | None = None  # resolve: strong, of these bytes
     # prepare
     artifact_uri: str | None = None
     artifact_digest: str | None = None  # sha256:<hex> of manifest.json

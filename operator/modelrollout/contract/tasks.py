@@ -51,11 +51,22 @@ class Signature(ContractModel):
     key_file: str
 
 
+class Known(ContractModel):
+    """What the source was the last time: the bytes with this (strong) ETag have this digest."""
+
+    etag: str
+    sha256: str
+
+
 class ResolveTask(ContractModel):
-    """Find the sha256 and the size of the source."""
+    """Find the sha256 and the size of the source. ``follow``: also the ETag of these bytes, and
+    nothing is read where it is still that of ``known``.
+    """
 
     task: Literal["resolve"] = "resolve"
     source: Location
+    follow: bool = False
+    known: Known | None = None
     max_bytes: int = MAX_MODEL_BYTES
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from modelrollout.api.v1alpha1 import ModelDeploymentStatus
 from modelrollout.config import OperatorConfig
-from modelrollout.controller.apply.actor import Actor, ChildRefused
+from modelrollout.controller.apply.actor import Actor, ChildRefused, LookRefused
 from modelrollout.controller.lookups.lookups import LookedUp, Lookups
 from modelrollout.controller.lookups.reread_stable import reread_dead_stable
 from modelrollout.controller.observe.observation import Observation, observe
@@ -84,6 +84,7 @@ class Reconciler:
         # Why the last pass could not write a child, or a NetworkPolicy, for status. In memory only:
         # the next attempt finds it again.
         self._refused: dict[Key, Problem] = {}
+        self._look_refused: dict[Key, Problem] = {}
         self._network_policy_problems: dict[Key, Problem | None] = {}
         # since when the data plane has not answered for the present routes; in memory only, too
         self._silent_since: dict[Key, datetime] = {}
@@ -112,6 +113,7 @@ class Reconciler:
         )
         if observation is None:
             self._refused.pop(key, None)
+            self._look_refused.pop(key, None)
             self._network_policy_problems.pop(key, None)
             self._silent_since.pop(key, None)
             self._lookups.slots.forget(key)
@@ -146,6 +148,7 @@ class Reconciler:
                 else None
             ),
             write_problem=refused,
+            look_problem=self._look_refused.pop(key, None),
             network_policy_problem=self._network_policy_problems.get(
                 key, recorded_network_policy_problem(observed.status)
             ),
@@ -198,6 +201,11 @@ class Reconciler:
             acted, refusal = await self._actor.converge(observation, plan.desired)
             wrote, refusal = wrote | acted, first_refusal or refusal
             wrote |= await self._lookups.slots.acquire_or_release(observation, s.slots)
+        except LookRefused as e:
+            # it came last: all other children are as desired. The next pass ends the look
+            self._refused.pop(key, None)
+            self._look_refused[key] = Problem(e.reason, e.message)
+            return 0.0
         except ChildRefused as e:
             self._refused[key] = Problem(e.reason, e.message)
             if plan.requeue_after is not None:

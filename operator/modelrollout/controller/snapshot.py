@@ -17,12 +17,13 @@ def build_snapshot(
     assessment: Assessment | None,
     *,
     write_problem: Problem | None,
+    look_problem: Problem | None,
     network_policy_problem: Problem | None,
     definition_problem: Problem | None,
     silent_since: datetime | None,
     leading_since: datetime | None,
 ) -> Snapshot:
-    """The input of the decision. The last five are what the process remembers."""
+    """The input of the decision. The last six are what the process remembers."""
     return Snapshot(
         **(vars(observation.observed) | {"triton_versions": looked_up.triton_versions}),
         spec_problem=observation.spec_problem,
@@ -36,6 +37,7 @@ def build_snapshot(
         gpus=looked_up.gpus,
         assessment=assessment,
         write_problem=write_problem,
+        look_problem=look_problem,
         network_policy_problem=network_policy_problem,
         definition_problem=definition_problem,
         silent_since=silent_since,

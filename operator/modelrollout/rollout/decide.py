@@ -15,6 +15,7 @@ from modelrollout.rollout.desired import desired, desired_traffic_only
 from modelrollout.rollout.desired.pods import has_all_pods
 from modelrollout.rollout.desired.revisions import revision_status
 from modelrollout.rollout.desired.traffic import is_confirmed
+from modelrollout.rollout.follow import is_missed, look_at_source, seconds_until_look
 from modelrollout.rollout.plan import Converge, Desired, Event, Plan, Transition, Wait, Write
 from modelrollout.rollout.pod_restarts import waiting_restart, withdraw_incompatible_restart
 from modelrollout.rollout.policy.freeze import block_while_frozen
@@ -68,10 +69,12 @@ def decide(s: Snapshot, now: datetime) -> Plan:
     transition = cap_unproven_weight(counted, block_while_frozen(counted, transition, now), now)
     if _would_lose_evidence(counted, transition):
         return Converge(s.status, desired(specified, now), requeue_after=0.0)
-    status = derive_status(s, transition.status, now)
+    # what a look has just found is what spec asks for
+    asked = replace(specified, spec=specified.spec.following(transition.status.follow))
+    status = derive_status(asked, transition.status, now)
     if status != s.status:
         return Write(
-            status, tuple(dict.fromkeys((*transition.events, *changed_condition_events(s, status, now))))
+            status, tuple(dict.fromkeys((*transition.events, *changed_condition_events(asked, status, now))))
         )
     waits = [
         *still_draining(s, now).values(),
@@ -79,7 +82,8 @@ def decide(s: Snapshot, now: datetime) -> Plan:
     ]
     until_dead = seconds_until_dead if in_flight(s.status.rollout) else seconds_until_outage
     dead_in = until_dead(s, now, s.leading_since)
-    waits += [left for left in (dead_in, silence_left(s, now)) if left is not None and left > 0]
+    timed = (dead_in, silence_left(s, now), seconds_until_look(specified, now))
+    waits += [left for left in timed if left is not None and left > 0]
     if (not waits and s.spec_problem) or waiting_restart(s, s.status) is not None:
         # the cause may lie in another object, whose events do not wake this ModelDeployment
         waits.append(CHECK_SECONDS)
@@ -156,7 +160,10 @@ def end_superseded(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
         return None
     if kept := keep_what_serves(s, now):
         return kept
-    message = f"spec (generation {s.generation}) requests another version"
+    if s.spec.model.follow is not None and s.generation == rollout.generation:
+        message = f"{s.spec.model.uri}, which spec follows, has another version: sha256 {s.spec.model.sha256}"
+    else:
+        message = f"spec (generation {s.generation}) requests another version"
     end = revert if STAGES[rollout.stage].carries_weight else fail
     return Transition(
         end(s.status, now, "Superseded", Reason.SUPERSEDED, message), (Event(Reason.SUPERSEDED, message),)
@@ -253,7 +260,11 @@ def start_rollout(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
         return Transition(begin_rollback(s, known, now, proven=True), (Event(Reason.ROLLOUT_STARTED, text),))
     if freeze := active_freeze(s.rules, now):
         return Transition(status, requeue_after=freeze.left(now))
-    if known is not None and known.status.outcome in QUARANTINED and not is_declared(s, known.status.reason):
+    if (
+        known is not None
+        and known.status.outcome in QUARANTINED
+        and not (is_declared(s, known.status.reason) or is_missed(s, known.status.reason))
+    ):
         message = (
             f"revision {known.name} is this version and ended as {known.status.outcome}"
             f" ({known.status.reason}); retry that revision, or change the model"
@@ -296,6 +307,7 @@ CHECKS: tuple[Check, ...] = (
     enlarge_slot,
     wait_for_replicas,
     follow_stable,
+    look_at_source,
     run_stage,
     start_rollout,
 )

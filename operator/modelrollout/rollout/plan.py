@@ -39,6 +39,7 @@ class Desired:
 
     new_revision: NewRevision | None = None
     work: tuple[str, str] | None = None  # (component, name) of the Job of the present stage
+    look: bool = False  # it is a look at a source that is followed: refused, it is no problem of the rest
     # a Job of that name that exists does not count (``controller.observe.job_state``)
     recreate_work: bool = False
     servers: Mapping[str, int] = field(default_factory=dict)  # replicas by revision; others go away

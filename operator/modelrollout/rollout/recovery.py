@@ -6,12 +6,14 @@ present version out again, treat a refused version as new, and remove the pods o
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any
 
 from modelrollout.analysis.process_groups import GROUP, GROUP_FIELDS
 from modelrollout.api.times import stamp
 from modelrollout.api.v1alpha1 import (
+    FollowStatus,
     MetricStatus,
     ModelDeploymentStatus,
     RestartEvidence,
@@ -38,6 +40,8 @@ def sanitize(status: ModelDeploymentStatus) -> ModelDeploymentStatus:
         changes["draining"] = drains
     if status.stable_down_since is not None and not _is_time(status.stable_down_since):
         changes["stable_down_since"] = None
+    if status.follow is not None and not _is_followable(status.follow):
+        changes["follow"] = None
     rollout = status.rollout
     if rollout is not None and not all(_is_usable(m) for e in rollout.history for m in e.metrics):
         history = [
@@ -110,6 +114,13 @@ def _is_consistent(status: ModelDeploymentStatus, rollout: RolloutStatus) -> boo
         and (step is not None or stage.view is not AtStep)
         and (rollout.shadow is not None or stage.view is not InShadow)
     )
+
+
+def _is_followable(follow: FollowStatus) -> bool:
+    """Whether what was seen of a source is usable: it names the version that is rolled out."""
+    times = [t for t in (follow.seen, follow.checked, follow.looking) if t is not None]
+    digest = follow.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", follow.sha256) is not None
+    return digest and all(map(_is_time, times))
 
 
 def _is_usable(metric: MetricStatus) -> bool:

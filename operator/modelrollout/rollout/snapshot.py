@@ -342,6 +342,8 @@ class Snapshot(Observed):
     taken: Problem | None = None
     # why the last pass could not write a child: quota, admission, a taken name
     write_problem: Problem | None = None
+    # why it could not write the Job of a look (``rollout.follow``), which nothing else needs
+    look_problem: Problem | None = None
     # why the last pass could not write or remove a NetworkPolicy
     network_policy_problem: Problem | None = None
     # why the API server may have dropped fields of the spec, or will drop fields of status

@@ -29,6 +29,7 @@ from modelrollout.rollout import strategy
 from modelrollout.rollout.dead_stable import down_since, seconds_until_outage
 from modelrollout.rollout.desired.pods import real_share
 from modelrollout.rollout.desired.traffic import split
+from modelrollout.rollout.follow import following
 from modelrollout.rollout.plan import Event
 from modelrollout.rollout.pod_restarts import (
     TOO_OLD,
@@ -65,6 +66,7 @@ _PHASE_OF_TRIAL: dict[Strategy, Phase] = {"Canary": "Canary", "BlueGreen": "Prev
 HEALTHY, HARDENED, ISOLATED = "ServersHealthy", "Hardened", "Isolated"
 RESTARTED, PATCHED, VERIFIED, DRAINED = "Restarted", "Patched", "EvidenceVerified", "Drained"
 COUNTED = "CountedByGateway"
+FOLLOWING = "Following"
 DRAIN = "DrainCurrent"
 _WELL = {
     HEALTHY: "all servers answer again",
@@ -179,6 +181,8 @@ def _conditions(s: Snapshot, status: ModelDeploymentStatus, now: datetime) -> li
         rows.append(
             (DRAINED, "False", why.reason, f"revision {', '.join(unconfirmed)}: {text}: {why.message}")
         )
+    if (follows := following(s, status)) is not None:
+        rows.append((FOLLOWING, *follows))
     if freeze:
         rows.append(
             (

@@ -11,6 +11,7 @@ from modelrollout.api import names
 from modelrollout.api.times import since, stamp
 from modelrollout.api.v1alpha1 import (
     Draining,
+    FollowStatus,
     MetricStatus,
     ModelDeploymentStatus,
     Outcome,
@@ -391,3 +392,18 @@ def _evidence_only(metrics: list[MetricStatus]) -> list[MetricStatus]:
 def known_version(s: Specified) -> Revision | None:
     """The newest kept revision of the version that spec requests."""
     return max((r for r in s.revisions if r.is_version(s.spec)), key=lambda r: r.number, default=None)
+
+
+def seen_at(follow: FollowStatus, sha256: str, etag: str | None, at: str) -> FollowStatus:
+    """What is known of a source that is followed after a look that began at that time."""
+    return follow.model_copy(
+        update={
+            "sha256": sha256,
+            "etag": etag,
+            "seen": follow.seen if follow.sha256 == sha256 and follow.seen else at,
+            "checked": at,
+            "looking": None,
+            "reason": None,
+            "message": None,
+        }
+    )

@@ -12,6 +12,7 @@ from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RestartStatus, User
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
 from modelrollout.rollout.dead_stable import is_all_that_serves
+from modelrollout.rollout.follow import resume
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of, within_window
 from modelrollout.rollout.policy.rules import active_freeze
@@ -326,6 +327,24 @@ def _rollback(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
     )
 
 
+def _follow(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
+    """Look at the source again, at once. What it was stopped at is not tried again: that takes
+    ``retry``.
+    """
+    s = SpecifiedSnapshot.narrowed(snapshot)
+    follow, rollout = s.status.follow, s.status.rollout
+    if s.spec.model.follow is None or follow is None:
+        return "spec.model.follow is not set, so there is nothing to follow", None
+    if in_flight(rollout):
+        return "a rollout is in flight; it ends first", None
+    if problem := s.spec_problem or s.definition_problem:
+        return problem.message, None
+    text = f"{follow.uri} is followed again; it is looked at now"
+    return None, Transition(
+        s.status.model_copy(update={"follow": resume(s, follow)}), (Event(Reason.FOLLOWED_BY_USER, text),)
+    )
+
+
 _ACTIONS = {
     "promote": _promote,
     "promote-full": _promote,
@@ -334,6 +353,7 @@ _ACTIONS = {
     "abort": _abort,
     "retry": _retry,
     "rollback": _rollback,
+    "follow": _follow,
     "restart": _restart,
     "restart-allow-downtime": _restart,
 }

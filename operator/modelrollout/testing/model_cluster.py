@@ -33,9 +33,10 @@ from modelrollout.api.v1alpha1 import (
 from modelrollout.config import OperatorConfig
 from modelrollout.contract.results import TaskResult
 from modelrollout.problem import Problem
+from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
 from modelrollout.rollout.decide import decide
-from modelrollout.rollout.desired.jobs import asks_made_up, stage_job
+from modelrollout.rollout.desired.jobs import asks_made_up, is_look, stage_job
 from modelrollout.rollout.desired.pods import has_pods_for, stable_floor
 from modelrollout.rollout.desired.traffic import needs_measurement, split
 from modelrollout.rollout.plan import Converge, Desired, Plan, Wait, Write
@@ -149,6 +150,9 @@ class ModelCluster:
     verdict: VerdictName | None = None
     golden_verdict: VerdictName = "Successful"
     refusal: Problem | None = None
+    # digest of what lies at the URI now; None: of the version that the URI names, and it stays
+    source: str | None = None
+    store: Problem | None = None  # why looks at the source fail
     rules: Rules = NO_RULES
     wrong: set[str] = field(default_factory=set)  # revisions of a wrong model
     # percent of the requests that a wrong model may ever have; None: no bound
@@ -171,6 +175,11 @@ class ModelCluster:
     last_ready: dict[str, datetime] = field(default_factory=dict)
     seen_ready: set[str] = field(default_factory=set)  # at the last look
 
+    @property
+    def in_effect(self) -> ModelDeploymentSpec | None:
+        """The spec with the digest that it follows."""
+        return self.spec.following(self.status.follow) if self.spec else None
+
     # --- the operator
 
     def snapshot(self) -> Snapshot:
@@ -180,7 +189,7 @@ class ModelCluster:
             name=builders.NAME,
             namespace=builders.NAMESPACE,
             generation=self.generation,
-            spec=self.spec,
+            spec=self.in_effect,
             parse_error=None if self.spec else "spec.rollout: not valid; correct these fields",
             status=self.status,
             revisions=tuple(sorted(self.revisions.values(), key=lambda r: r.number)),
@@ -479,9 +488,16 @@ class ModelCluster:
         """The running Job ends: ok, lost, bad (input), gate, or oom."""
         name = next((n for n, w in self.jobs.items() if w.state == "Running"), None)
         rollout = self.status.rollout
+        if name is not None and is_look(self.snapshot()):
+            self.jobs[name] = self._look(how)
+            return
         if name is None or rollout is None:
             return
-        source = builders.sha_of(self.spec.model.uri) if self.spec and rollout.stage == "Resolve" else None
+        if how == "ok" and rollout.stage == "Prepare" and self.source not in (None, rollout.sha256):
+            moved = TaskResult(reason=Reason.DIGEST_MISMATCH, message="the source has other bytes again")
+            self.jobs[name] = JobState("Failed", 10, moved)
+            return
+        source = self._digest() if rollout.stage == "Resolve" else None
         uri = f"s3://artifacts/{rollout.revision}"
         result = builders.job_result(rollout.stage.lower(), source or rollout.sha256, uri)
         self.jobs[name] = {
@@ -493,6 +509,18 @@ class ModelCluster:
             ),
             "oom": JobState("Failed", 137, None, Problem("OutOfMemory", "raise the limit")),
         }[how]
+
+    def _digest(self) -> str | None:
+        return self.source or (builders.sha_of(self.spec.model.uri) if self.spec else None)
+
+    def _look(self, how: str) -> JobState:
+        if self.store is not None and how == "ok":
+            return JobState("Failed", 1, None, self.store)
+        digest = self._digest()
+        found = TaskResult(sha256=digest, etag=f'"{digest}"')
+        return {"ok": JobState("Succeeded", 0, found), "lost": JobState("Succeeded")}.get(
+            how, JobState("Failed", 137, None, Problem("OutOfMemory", "raise the limit"))
+        )
 
     def serve(self) -> None:
         """All goes well for a while: pods start, Jobs end, the gateway accepts, and the
@@ -668,7 +696,9 @@ class ModelCluster:
         assert self.revisions[name].status == status
         if self.outcomes.get(name) != status.outcome:
             self.outcomes[name] = status.outcome
-            if status.outcome in QUARANTINED:
+            if status.outcome in QUARANTINED and not (
+                self.source is not None and status.reason == Reason.DIGEST_MISMATCH
+            ):
                 self.quarantined.add(name)  # until a person retries it
 
     # --- invariants
@@ -708,7 +738,7 @@ class ModelCluster:
         if new is not None and (old is None or new.started != old.started or new.stage != old.stage):
             self.history.append(new)
         if after.pinned is not None and after.pinned != before.pinned and self.spec is not None:
-            self.pinned_against = self.spec.model_dump(include=VERSION)
+            self.pinned_against = self._version()
         same = old is not None and new is not None and old.started == new.started
         if new is not None and self.weight(after) > (self.weight(before) if same else 0):
             self._check_raise(before, after, old if same else None, new)
@@ -743,7 +773,15 @@ class ModelCluster:
         )
         if truth["Ready"] == "True" and self.deciding and self.spec:
             stable = self.deciding.revision(after.stable.revision if after.stable else None)
-            assert stable is not None and stable.is_version(self.spec), "Ready speaks of the present spec"
+            assert self.in_effect is not None
+            assert stable is not None and stable.is_version(self.in_effect), (
+                "Ready speaks of the present spec"
+            )
+
+    def _version(self) -> dict[str, Any]:
+        """What spec asks for, with the digest that it follows."""
+        assert self.in_effect is not None
+        return self.in_effect.model_dump(include=VERSION)
 
     def _serves_alone(self, before: ModelDeploymentStatus, after: ModelDeploymentStatus) -> bool:
         """Whether the transition gives what it does because stable has no ready pod."""
@@ -811,11 +849,7 @@ class ModelCluster:
         assert active_freeze(self.rules, self.now) is None or (
             after.rollout and after.rollout.mode == "Rollback"
         ), "a rollout begins in a freeze"
-        if (
-            before.pinned is not None
-            and self.spec is not None
-            and self.pinned_against == self.spec.model_dump(include=VERSION)
-        ):
+        if before.pinned is not None and self.spec is not None and self.pinned_against == self._version():
             assert any(v.startswith(("retry:", "rollback:")) for v in asked), (
                 "a person rolled back, and has said nothing since"
             )

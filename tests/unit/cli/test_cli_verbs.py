@@ -6,9 +6,10 @@ import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import yaml
 from typer.testing import Result
 
 from modelrollout.cli import cluster, main
@@ -18,6 +19,7 @@ from modelrollout.kube.objects import Object
 from tests.unit.cli.cli_fakes import STABLE, FakeKube, ago, canary_status, deployment, revision, rollout
 
 Cli = Callable[..., Result]
+STOPPED = {"Stalled": "True", "Following": "False"}
 NONCE = r"[0-9a-f]{4,}"
 
 
@@ -516,3 +518,87 @@ class TestPauseResumeFullRestart:
         assert "it stays in 8m unless it is proven worse, else digits-6c9f comes back" in shown
         assert cli("promote", "digits").exit_code == 0 and asked(kube)[3].startswith("bake ")
         refused(cli("promote", "digits", "--full"), "promote ends its bake")
+
+
+class TestFollow:
+    FOLLOW: ClassVar[dict[str, Any]] = {"every": "10m"}
+
+    def follows(self, kube: FakeKube, **status: Any) -> None:
+        made = deployment(phase="Stable", stable=STABLE, **status)
+        made["spec"]["model"] = {"uri": "s3://models/digits/model.onnx", "follow": self.FOLLOW}
+        kube.add(MODEL_DEPLOYMENT, made)
+
+    def test_stands_on_stable_which_git_does_not_manage(self, cli: Cli, kube: FakeKube) -> None:
+        self.follows(kube, rollout=rollout("Failed", "digits-8d1b", number=3, outcome="Aborted"))
+        result = cli("follow", "digits")
+        assert result.exit_code == 0, result.output
+        plural, name, key, value = asked(kube)
+        assert (plural, name, key) == ("modelrevisions", STABLE["revision"], "modelrollout.dev/follow")
+        assert re.fullmatch(NONCE, value)
+
+    def test_of_what_does_not_follow(self, cli: Cli, kube: FakeKube) -> None:
+        idle(kube)
+        refused(cli("follow", "digits"), "spec.model.follow is not set")
+
+    def test_while_in_flight(self, cli: Cli, kube: FakeKube) -> None:
+        self.follows(kube, rollout=rollout("Prepare", "digits-8d1b", number=3))
+        refused(cli("follow", "digits"), "digits-8d1b is in flight", "it ends first")
+
+    def test_retry_means_the_version_that_is_followed(self, cli: Cli, kube: FakeKube) -> None:
+        """And not the newest revision."""
+        for name, number, digest in (
+            ("digits-6c9f", 2, "a"),
+            ("digits-8d1b", 3, "b"),
+            ("digits-9e2a", 4, "c"),
+        ):
+            made = revision(name, number, "Retired", sha256=digest * 64)
+            made["spec"]["input"]["model"] = {"uri": "s3://models/digits/model.onnx"}
+            kube.add(MODEL_REVISION, made)
+        seen = {"uri": "s3://models/digits/model.onnx", "sha256": "b" * 64}
+        last = rollout("Done", "digits-6c9f", number=2, mode="Rollback")
+        self.follows(kube, rollout=last, follow=seen)
+        result = cli("retry", "digits")
+        assert result.exit_code == 0, result.output
+        assert asked(kube)[1] == "digits-8d1b"
+
+    def test_status_says_how_it_goes_on(self, cli: Cli, kube: FakeKube) -> None:
+        why = {"reason": "AccuracyLow", "message": "m", "lastTransitionTime": ago(minutes=1)}
+        conditions = [
+            {"type": "Stalled", "status": "True", **why},
+            {"type": "Following", "status": "False", **why},
+        ]
+        failed = rollout("Failed", "digits-8d1b", number=3, outcome="RolledBack")
+        self.follows(kube, rollout=failed, conditions=conditions)
+        assert "modelrollout follow digits" in cli("status", "digits").stdout
+
+    def test_diff_names_no_digest_that_the_manifest_never_had(
+        self, cli: Cli, kube: FakeKube, tmp_path: Path
+    ) -> None:
+        seen = {"uri": "s3://models/digits/model.onnx", "sha256": "a" * 64}
+        self.follows(kube, rollout=rollout("Done", STABLE["revision"], number=2), follow=seen)
+        live = kube.objects[MODEL_DEPLOYMENT.plural, "default", "digits"]
+        manifest = {k: live[k] for k in ("apiVersion", "kind", "spec")} | {"metadata": {"name": "digits"}}
+        (tmp_path / "m.yaml").write_text(yaml.safe_dump(manifest))
+        result = cli("diff", str(tmp_path / "m.yaml"))
+        assert "sha256" not in result.stdout, result.stdout
+
+    @pytest.mark.parametrize(
+        ("model", "expected"),
+        [
+            ({}, None),
+            ({"sha256": "0" * 64}, "leave one of them out"),
+            ({"follow": {"every": "299s"}}, "at least 5m"),
+            ({"uri": f"oci://r.example.com/m@sha256:{'0' * 64}"}, "behind which nothing changes"),
+            ({"uri": f"hf://o/n@{'0' * 40}/m.onnx"}, "behind which nothing changes"),
+        ],
+        ids=["good", "digest", "short", "oci", "hf"],
+    )
+    def test_what_the_api_server_refuses(
+        self, cli: Cli, tmp_path: Path, model: dict[str, Any], expected: str | None
+    ) -> None:
+        manifest = deployment()
+        manifest = {k: manifest[k] for k in ("apiVersion", "kind", "spec")} | {"metadata": {"name": "digits"}}
+        manifest["spec"]["model"] = {"uri": "s3://models/m.onnx", "follow": self.FOLLOW} | model
+        (tmp_path / "m.yaml").write_text(yaml.safe_dump(manifest))
+        result = cli("validate", str(tmp_path / "m.yaml"))
+        assert result.exit_code == (1 if expected else 0) and (expected or "") in result.output

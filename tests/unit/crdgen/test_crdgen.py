@@ -229,6 +229,7 @@ def test_full_example_names_every_field_of_the_spec() -> None:
         "training-image",
         "trees",
         "sessions",
+        "follow",
     )
     examples = [yaml.safe_load((ROOT / f"examples/{name}.yaml").read_text())["spec"] for name in files]
 

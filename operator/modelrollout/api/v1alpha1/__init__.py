@@ -25,7 +25,7 @@ from modelrollout.api.v1alpha1.evidence import (
     VerbRecord,
     VerdictName,
 )
-from modelrollout.api.v1alpha1.model import Credentials, Data, Model, ModelFile, SecretKey, Signature
+from modelrollout.api.v1alpha1.model import Credentials, Data, Follow, Model, ModelFile, SecretKey, Signature
 from modelrollout.api.v1alpha1.optimization import (
     Auto,
     Container,
@@ -105,6 +105,7 @@ from modelrollout.api.v1alpha1.status import (
     Condition,
     CrashStatus,
     Draining,
+    FollowStatus,
     InPlaceStatus,
     MirrorMethod,
     ModelDeploymentStatus,
@@ -158,6 +159,8 @@ __all__ = [
     "Duration",
     "EvaluationEvidence",
     "Filters",
+    "Follow",
+    "FollowStatus",
     "Gate",
     "GateBudget",
     "GateMetric",

@@ -16,8 +16,10 @@ from modelrollout.api.v1alpha1.rollout import Rollout
 from modelrollout.api.v1alpha1.said import said
 from modelrollout.api.v1alpha1.schema import ApiModel, Rule
 from modelrollout.api.v1alpha1.serving import Serving
+from modelrollout.api.v1alpha1.status import FollowStatus
 from modelrollout.api.v1alpha1.traffic import Traffic
 
+_NO_PART_OF_MODEL = {"lineage", "sha256", "follow", "interface_change"}
 _BACKEND = "has(self.serving.triton) && has(self.serving.triton.backend)"
 
 
@@ -122,6 +124,14 @@ class ModelDeploymentSpec(ApiModel):
         serving = {field: value for field, value in whole["serving"].items() if field != "pod"}
         return whole | {"serving": serving | ({"pod": pod} if pod else {})}
 
+    def following(self, seen: FollowStatus | None) -> ModelDeploymentSpec:
+        """The spec in effect: where it follows its source, as if it named the digest that was seen
+        there last. So a new digest is a version like any other.
+        """
+        if self.model.follow is None or seen is None or seen.sha256 is None or seen.uri != self.model.uri:
+            return self
+        return self.model_copy(update={"model": self.model.model_copy(update={"sha256": seen.sha256})})
+
 
 def user_input(model: Model, optimization: Optimization, serving: Serving) -> dict[str, Any]:
     """Canonical form of the three parts, without sha256: the pinned digest stands for it."""
@@ -135,9 +145,7 @@ def user_input(model: Model, optimization: Optimization, serving: Serving) -> di
 
 def _dumped(model: Model, optimization: Optimization, serving: Serving) -> dict[str, dict[str, Any]]:
     return {
-        "model": model.model_dump(
-            mode="json", by_alias=True, exclude_none=True, exclude={"lineage", "sha256", "interface_change"}
-        ),
+        "model": model.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_NO_PART_OF_MODEL),
         "optimization": optimization.model_dump(
             mode="json",
             by_alias=True,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
-from modelrollout.api.uris import FORMS, SECRETS
-from modelrollout.api.v1alpha1.schema import KEYS, ApiModel, LocalName, Name, Sha256, Uri
+from modelrollout.api.uris import FOLLOWED, FORMS, SECRETS
+from modelrollout.api.v1alpha1.schema import KEYS, ApiModel, Duration, LocalName, Name, Rule, Sha256, Uri
 from modelrollout.contract.formats import FLAVOUR_BY_FORMAT, Flavour, Rounds, SourceFormat
 
 Lineage = Annotated[dict[str, Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=32), KEYS]
@@ -49,6 +49,27 @@ class Signature(ApiModel):
     )
 
 
+class Follow(ApiModel):
+    """New bytes at spec.model.uri are new versions, without a change of spec."""
+
+    every: Duration = Field(
+        description=(
+            "How often the source is looked at: at least 5m. A source whose ETag has not changed costs one"
+            " request and no download."
+        )
+    )
+    supersede: Literal["Never", "Paused"] = Field(
+        "Never",
+        description=(
+            "What becomes of a rollout that is paused when the source has a newer version. Never: it ends"
+            " first. Paused: it makes way, unless it was proven worse or a person paused it."
+        ),
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("duration(self.every) >= duration('5m')", "follow.every must be at least 5m, for example 10m"),
+    )
+
+
 class Model(ApiModel):
     """The trained model."""
 
@@ -57,6 +78,14 @@ class Model(ApiModel):
     )
     sha256: Sha256 | None = Field(
         None, description="SHA-256 of the file, hexadecimal. Left out: pinned at first sight."
+    )
+    follow: Follow | None = Field(
+        None,
+        description=(
+            "Look at the URI again, and roll out what lies there, as any version is. Left out: only a change"
+            " of spec brings a new version. It needs a signature, or a RolloutPolicy that names the place in"
+            " allowedSources.followUnsigned. No part of the version."
+        ),
     )
     format: SourceFormat | None = Field(
         None,
@@ -100,6 +129,18 @@ class Model(ApiModel):
         None,
         description=(
             "Free text kept with the revision: commit, data set, training run. No part of the version."
+        ),
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.follow) || !has(self.sha256)",
+            "model.follow takes what lies at the URI, and model.sha256 one file alone: leave one of them out",
+        ),
+        Rule(
+            f"!has(self.follow) || self.uri.matches('^({'|'.join(FOLLOWED)})://')",
+            "model.follow: hf:// and oci:// URIs name a commit or a digest, behind which nothing changes;"
+            f" copy the model to a path in a store of {', '.join(FOLLOWED)}, or change the URI for each"
+            " version",
         ),
     )
 

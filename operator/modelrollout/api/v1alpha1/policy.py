@@ -229,7 +229,7 @@ class PolicyGates(ApiModel):
 
 class AllowedSources(ApiModel):
     """Prefixes that URIs and images must lie in. They narrow the stores of the operator's
-    configuration and never widen them; only code opens something.
+    configuration and never widen them; only code and followUnsigned open something.
     """
 
     models: Annotated[list[SourcePrefix], Field(min_length=1, max_length=64)] | None = Field(
@@ -243,6 +243,14 @@ class AllowedSources(ApiModel):
         description=(
             "Where models may lie that carry code (spec.serving.triton.code: Allowed). Without a policy that"
             " says so there is no such place; where several do, the model must lie in a place of each."
+        ),
+    )
+    follow_unsigned: Annotated[list[SourcePrefix], Field(min_length=1, max_length=64)] | None = Field(
+        None,
+        description=(
+            "Where models may lie that are followed (spec.model.follow) without a signature: whoever may"
+            " write there deploys. Without a policy that says so there is no such place; where several do,"
+            " the model must lie in a place of each."
         ),
     )
     images: Annotated[list[ImagePrefix], Field(min_length=1, max_length=64)] | None = Field(

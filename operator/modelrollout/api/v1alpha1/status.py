@@ -240,6 +240,28 @@ class Pinned(StatusModel):
     input_hash: str = ""
 
 
+class FollowStatus(StatusModel):
+    """What spec.model.follow has found."""
+
+    uri: str = Field(description="The source that was looked at; what is known of another one is dropped.")
+    settings: str = Field("", description="Hash of every and supersede, whose change lets it follow again.")
+    sha256: str | None = Field(
+        None, description="SHA-256 of the source as it was seen last: the version that is followed."
+    )
+    etag: str | None = Field(None, description="The store's ETag of these bytes, where it gave a strong one.")
+    seen: str | None = Field(None, description="When they were seen first.")
+    checked: str | None = Field(None, description="Start of the last look that has ended.")
+    looking: str | None = Field(None, description="Start of the look under way.")
+    resumed: str | None = Field(
+        None,
+        description=(
+            "Start of the rollout whose end no longer stops it, since a person said follow or spec changed."
+        ),
+    )
+    reason: str | None = Field(None, description="Why the last look failed.")
+    message: str | None = None
+
+
 class RestartStatus(StatusModel):
     """A person requested new pods of a revision."""
 
@@ -295,6 +317,7 @@ class ModelDeploymentStatus(StatusModel):
     crash: CrashStatus | None = Field(None, description="The last server that crashed.")
     rollout: RolloutStatus | None = None
     pinned: Pinned | None = None
+    follow: FollowStatus | None = None
     last_number: int = 0
     handled_verbs: list[str] = Field(
         default_factory=list, description="The last verbs that were carried out or refused."

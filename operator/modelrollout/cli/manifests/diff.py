@@ -33,7 +33,8 @@ def _what_follows(spec: ModelDeploymentSpec, live: Rollout, changed: bool, now: 
     stable = live.revision(live.status.stable.revision if live.status.stable else None)
     flying = in_flight(live)
     on_trial = live.revision(flying.revision if flying else None)
-    known = next((r for r in live.revisions if is_version(r, spec)), None)
+    asked = spec.following(live.status.follow)
+    known = next((r for r in live.revisions if is_version(r, asked)), None)
     if known is not None and on_trial is not None and known.name == on_trial.name:
         yield f"no new version: {known.name} is being rolled out" + ("; it goes on" if changed else "")
         return

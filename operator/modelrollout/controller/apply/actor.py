@@ -84,6 +84,10 @@ class ChildRefused(KubeError):
     """
 
 
+class LookRefused(ChildRefused):
+    """The Job of a look at a source that is followed: nothing that serves needs it."""
+
+
 class NotLeading(KubeError):
     """Another replica took the lease since this pass began, so nothing more may be written."""
 
@@ -227,16 +231,26 @@ class Actor:
         for name in desired.forget:
             wrote |= await self._delete(MODEL_REVISION, observation.children[(MODEL_REVISION.kind, name)])
         # last: a Job that cannot be created holds up nothing else
-        if desired.work is not None and (job := self._job(observation, *desired.work)) is not None:
-            live_job = observation.children.get((JOB.kind, desired.work[1]))
-            if live_job is None:
-                await writer.add(job)
-            # immutable, and its name says what it is for
-            elif desired.recreate_work or queued_for_outdated_request(live_job, job):
-                wrote |= await self._delete(JOB, live_job)
+        try:
+            wrote |= await self._work(observation, desired, writer)
+        except ChildRefused as e:
+            if desired.look:
+                raise LookRefused(e.status, e.reason, e.message) from e
+            raise
         await self._shorten_grace(observation, desired)
         await self._report_disruptions(observation)
         return wrote or writer.wrote, writer.refused
+
+    async def _work(self, observation: Observation, desired: Desired, writer: ChildWriter) -> bool:
+        if desired.work is None or (job := self._job(observation, *desired.work)) is None:
+            return False
+        live = observation.children.get((JOB.kind, desired.work[1]))
+        if live is None:
+            await writer.add(job)
+        # immutable, and its name says what it is for
+        elif desired.recreate_work or queued_for_outdated_request(live, job):
+            return await self._delete(JOB, live)
+        return False
 
     async def _report_disruptions(self, observation: Observation) -> None:
         """Say which pods are taken away in the middle of a trial: fewer pods answer for a while,

@@ -30,6 +30,7 @@ from modelrollout.resources.jobs.evaluate import ask_job, evaluate_job
 from modelrollout.resources.jobs.prepare import prepare_job
 from modelrollout.resources.jobs.resolve import resolve_job
 from modelrollout.resources.jobs.tune import tune_job
+from modelrollout.rollout.desired.jobs import is_look, known_source
 from modelrollout.rollout.desired.traffic import ALL_REVISIONS
 from modelrollout.rollout.plan import Desired, NewRevision
 from modelrollout.rollout.shared_preparation import recorded
@@ -206,10 +207,12 @@ def render_job(
     ValidationError if another version of the operator wrote the revision.
     """
     s, spec = observation.observed, observation.observed.spec
-    assert spec is not None and s.status.rollout is not None
+    assert spec is not None
     if component == names.COMPONENT_RESOLVE:
         owner = owner_of(observation.deployment, MODEL_DEPLOYMENT.kind)
-        return resolve_job(JobContext(owner, s.name, None, name, spec.model, spec.serving, config))
+        context = JobContext(owner, s.name, None, name, spec.model, spec.serving, config)
+        return resolve_job(context, look=is_look(s), known=known_source(s))
+    assert s.status.rollout is not None
     live = observation.children.get((MODEL_REVISION.kind, s.status.rollout.revision or ""))
     if live is None:
         return None

@@ -19,7 +19,7 @@ from modelrollout.kube.kinds import MODEL_DEPLOYMENT
 from modelrollout.kube.objects import Object, label
 from modelrollout.problem import Problem
 from modelrollout.reasons import Reason
-from modelrollout.rollout.desired.jobs import stage_job
+from modelrollout.rollout.desired.jobs import stage_job, work_since
 from modelrollout.rollout.policy.rules import NO_RULES
 from modelrollout.rollout.snapshot import JobState, SharedPreparation
 
@@ -55,15 +55,15 @@ class JobTurns:
     def lookup(self, observation: Observation, work: JobState, shared: SharedPreparation) -> JobState:
         """``work``, queued if it is not this one's turn."""
         s = observation.observed
-        key, rollout, job = (s.namespace, s.name), s.status.rollout, stage_job(s)
+        key, since, job = (s.namespace, s.name), work_since(s), stage_job(s)
         limits = [*s.rules.job_limits, *([("", self._most)] if self._most is not None else [])]
         wants = job is not None and job[0] in COMPONENTS and work.state == "Absent"
-        if not limits or rollout is None or not wants or shared.by or shared.artifact:
+        if not limits or since is None or not wants or shared.by or shared.artifact:
             works = job is not None and job[0] in COMPONENTS and work.state == "Running"
             self._note(key, works=works)
             return work
-        mine = self._waiting.setdefault(key, _Waiting(rollout.since, frozenset()))
-        mine.since, mine.limits = rollout.since, frozenset(name for name, _ in limits if name)
+        mine = self._waiting.setdefault(key, _Waiting(since, frozenset()))
+        mine.since, mine.limits = since, frozenset(name for name, _ in limits if name)
         for policy, most in limits:
             running, ahead = self._running(policy), self._ahead(key, policy)
             if running + ahead >= most:

@@ -124,6 +124,7 @@ def observe(
     )
     spec, parse_error = parse_spec(deployment, rules)
     status, folder = parse_status(deployment), tenant_uri(config, key[0])
+    in_effect = spec.following(status.follow) if spec is not None else None
     known_revisions = revisions(children, folder)
     open_routes = tuple(overly_open_routes(children, key[1]))
     routes = routes_in(children)
@@ -141,7 +142,7 @@ def observe(
         name=key[1],
         namespace=key[0],
         generation=deployment["metadata"].get("generation", 1),
-        spec=spec,
+        spec=in_effect,
         parse_error=parse_error,
         status=status,
         revisions=known_revisions,

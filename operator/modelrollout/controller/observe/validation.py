@@ -21,7 +21,7 @@ from modelrollout.rollout.policy.requirements import (
     sources,
 )
 from modelrollout.rollout.policy.rules import Rules
-from modelrollout.rollout.snapshot import Observed
+from modelrollout.rollout.snapshot import Observed, in_flight
 from modelrollout.traffic.gateway_facts import GatewayFacts
 from modelrollout.traffic.registry import kind_for
 
@@ -92,8 +92,10 @@ def job_violation(s: Observed, component: str, config: OperatorConfig) -> Proble
 
     A return to a version that was prepared already is held up by neither.
     """
-    assert s.spec is not None and s.status.rollout is not None
-    if s.status.rollout.mode == "Rollback" and component != names.COMPONENT_EVALUATE:
+    assert s.spec is not None
+    rollout = s.status.rollout
+    returns = rollout is not None and in_flight(rollout) and rollout.mode == "Rollback"
+    if returns and component != names.COMPONENT_EVALUATE:
         return None
     source = {names.COMPONENT_TUNE: tuning_data, names.COMPONENT_EVALUATE: golden_data}.get(component)
     data = source(s.spec) if source else None

@@ -9,9 +9,17 @@ from modelrollout.optimizer.store.object_store import ObjectStore
 
 
 def resolve(task: ResolveTask, progress: Progress) -> TaskResult:
-    """Read the source once and keep nothing; raises JobError."""
+    """Read the source once, unless it is known to be unchanged, and keep nothing; raises
+    JobError.
+    """
+    store, known = ObjectStore(task.source, "spec.model.uri"), task.known
     with progress.stage("resolve"):
-        source = ObjectStore(task.source, "spec.model.uri").digest(
-            max_bytes=task.max_bytes, advance=progress.update
-        )
-    return TaskResult(sha256=source.sha256, size_bytes=source.size)
+        if not task.follow:
+            source = store.digest(max_bytes=task.max_bytes, advance=progress.update)
+            return TaskResult(sha256=source.sha256, size_bytes=source.size)
+        found = store.newer(known.etag if known else None, max_bytes=task.max_bytes, advance=progress.update)
+    if found is None:
+        assert known is not None
+        return TaskResult(sha256=known.sha256, etag=known.etag)
+    fetched, etag = found
+    return TaskResult(sha256=fetched.sha256, size_bytes=fetched.size, etag=etag)

@@ -12,7 +12,7 @@ from urllib.parse import SplitResult
 
 from modelrollout.contract.common import Location
 from modelrollout.jobs.errors import JobError, denied
-from modelrollout.optimizer.store.http_client import Client, Fault
+from modelrollout.optimizer.store.http_client import Client, Fault, Newer
 from modelrollout.reasons import Reason
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ class Backend(Protocol):
     def get(self, path: str) -> tuple[int, Generator[bytes, None, None]]:
         """The announced size and the content of an object."""
 
+    def newer(self, path: str, etag: str | None) -> Newer | None:
+        """The object, unless it still has that ETag; Fault Unfit where a URI pins what it names."""
+
     def put(self, path: str, content: bytes | Path, *, create: bool) -> bool:
         """Write an object. False where ``create`` is set, the object exists already, and the store
         can tell; then nothing is written.
@@ -72,6 +75,9 @@ class ReadOnly:
 
     def get(self, path: str) -> tuple[int, Generator[bytes, None, None]]:
         return self._client.get(path)
+
+    def newer(self, path: str, etag: str | None) -> Newer | None:
+        raise Fault("Unfit", detail="names what never changes; leave spec.model.follow out")
 
     def put(self, path: str, content: bytes | Path, *, create: bool) -> bool:
         raise Fault("ReadOnly")

@@ -23,7 +23,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 from modelrollout.contract.common import Location
 from modelrollout.optimizer.store import backend
 from modelrollout.optimizer.store.backend import Listed, incomplete
-from modelrollout.optimizer.store.http_client import Client, Fault, fault_of, is_expired
+from modelrollout.optimizer.store.http_client import Client, Fault, Newer, fault_of, is_expired
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
@@ -49,6 +49,9 @@ class Bucket:
 
     def get(self, path: str) -> tuple[int, Generator[bytes, None, None]]:
         return self._client.get(path)
+
+    def newer(self, path: str, etag: str | None) -> Newer | None:
+        return self._client.newer(path, etag)
 
     def put(self, path: str, content: bytes | Path, *, create: bool) -> bool:
         with faults():

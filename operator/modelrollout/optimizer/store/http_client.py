@@ -39,6 +39,8 @@ _TIMEOUT = urllib3.Timeout(connect=5, read=30)
 _ERROR_BYTES = 65536  # of a store's own words, in which codes are looked for
 _REDIRECTS = (301, 302, 303, 307, 308)
 _AGAIN = (408, 425, 429)  # and all of 5xx
+# A strong ETag of bounded length: only that says that the bytes are the same.
+_STRONG = re.compile(r'"[\x21\x23-\x7e]{1,254}"')
 
 Kind = Literal[
     "BucketMissing",
@@ -110,6 +112,15 @@ def fault_of(status: int, body: str) -> Fault:
 
 
 @dataclass(frozen=True)
+class Newer:
+    """An object that is to be read, with its strong ETag where the store gave one."""
+
+    size: int
+    etag: str | None
+    content: Generator[bytes, None, None]
+
+
+@dataclass(frozen=True)
 class Client:
     """One store. ``address`` gives the URL for a method and a path; it is called for every try,
     because a signature expires.
@@ -138,7 +149,27 @@ class Client:
 
         Raises Fault, also while it is read.
         """
-        answer = self._request("GET", path)
+        return self._opened(path, self._request("GET", path))
+
+    def newer(self, path: str, etag: str | None) -> Newer | None:
+        """The object, unless it still has that ETag: one request, and no download then. Raises
+        Fault, also while it is read.
+        """
+        try:
+            answer = self._request("GET", path, {"If-None-Match": etag} if etag else None)
+        except Fault as fault:
+            if etag and fault.status == 304:
+                return None
+            raise
+        mark = answer.headers.get("ETag", "")
+        now = mark if _STRONG.fullmatch(mark) else None
+        if etag is not None and now == etag:  # the store does not know If-None-Match
+            answer.close()
+            return None
+        size, content = self._opened(path, answer)
+        return Newer(size, now, content)
+
+    def _opened(self, path: str, answer: BaseHTTPResponse) -> tuple[int, Generator[bytes, None, None]]:
         try:
             size = _length(answer)
         except Fault:

@@ -9,12 +9,15 @@ from urllib.parse import SplitResult, quote, unquote
 from modelrollout.contract.common import Location
 from modelrollout.optimizer.store import backend
 from modelrollout.optimizer.store.backend import LINE, ReadOnly, Scheme, incomplete, read_secret
-from modelrollout.optimizer.store.http_client import Client
+from modelrollout.optimizer.store.http_client import Client, Newer
 from modelrollout.telemetry.redaction import hide
 
 
 class _Http(ReadOnly):
     """A host; what it has is overwritten."""
+
+    def newer(self, path: str, etag: str | None) -> Newer | None:
+        return self._client.newer(path, etag)
 
     def put(self, path: str, content: bytes | Path, *, create: bool) -> bool:
         self._client.put(path, content)  # a web server cannot create conditionally

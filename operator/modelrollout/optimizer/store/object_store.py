@@ -5,7 +5,7 @@ its own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,22 +216,27 @@ class ObjectStore:
 
     def chunks(self, max_bytes: int, advance: Advance | None = None, name: str = "") -> Iterator[bytes]:
         """The object's bytes; at most ``max_bytes``, else TooLarge."""
+        with self._reasons(name):
+            total, content = self._backend.get(self._path(name))
+            yield from self._bounded(total, content, max_bytes, advance)
+
+    def _bounded(
+        self, total: int, content: Generator[bytes, None, None], max_bytes: int, advance: Advance | None
+    ) -> Iterator[bytes]:
         too_large = bad_input(
             Reason.TOO_LARGE, f"{self.field}: {self.uri} is larger than the limit of {max_bytes} bytes"
         )
-        with self._reasons(name):
-            total, content = self._backend.get(self._path(name))
-            with closing(content):
-                if total > max_bytes:
+        with closing(content):
+            if total > max_bytes:
+                raise too_large
+            done = 0
+            for chunk in content:
+                done += len(chunk)
+                if done > max_bytes:  # the announced size may be a lie
                     raise too_large
-                done = 0
-                for chunk in content:
-                    done += len(chunk)
-                    if done > max_bytes:  # the announced size may be a lie
-                        raise too_large
-                    if advance:
-                        advance(done, total)
-                    yield chunk
+                if advance:
+                    advance(done, total)
+                yield chunk
 
     def download(
         self, target: Path, *, max_bytes: int, advance: Advance | None = None, name: str = ""
@@ -247,11 +252,17 @@ class ObjectStore:
 
     def digest(self, *, max_bytes: int, advance: Advance | None = None) -> Fetched:
         """Read the whole object and keep nothing."""
-        digest, size = hashlib.sha256(), 0
-        for chunk in self.chunks(max_bytes, advance):
-            digest.update(chunk)
-            size += len(chunk)
-        return Fetched(digest.hexdigest(), size)
+        return _digest(self.chunks(max_bytes, advance))
+
+    def newer(
+        self, etag: str | None, *, max_bytes: int, advance: Advance | None = None
+    ) -> tuple[Fetched, str | None] | None:
+        """The digest of the object and its strong ETag; None if it still has ``etag``."""
+        with self._reasons():
+            found = self._backend.newer(self._path(""), etag)
+            if found is None:
+                return None
+            return _digest(self._bounded(found.size, found.content, max_bytes, advance)), found.etag
 
     def read(self, name: str, *, max_bytes: int) -> bytes | None:
         """A small object below this place; None when there is none."""
@@ -295,6 +306,14 @@ class ObjectStore:
         except JobError as error:
             if error.reason != Reason.OBJECT_MISSING:
                 raise
+
+
+def _digest(chunks: Iterator[bytes]) -> Fetched:
+    digest, size = hashlib.sha256(), 0
+    for chunk in chunks:
+        digest.update(chunk)
+        size += len(chunk)
+    return Fetched(digest.hexdigest(), size)
 
 
 def expect_digest(fetched: Fetched, expected: str, field: str, uri: str) -> None:

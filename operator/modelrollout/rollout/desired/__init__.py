@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
-from modelrollout.rollout.desired.jobs import stage_job, waits_for_turn
+from modelrollout.rollout.desired.jobs import is_look, stage_job, waits_for_turn
 from modelrollout.rollout.desired.pods import candidate_revision, replicas, trial_pods
 from modelrollout.rollout.desired.revisions import beyond_history, new_revision, revision_status
 from modelrollout.rollout.desired.traffic import header_revision, preview_revision, service_selector, split
@@ -27,6 +27,7 @@ def desired(s: SpecifiedSnapshot, now: datetime) -> Desired:
     return Desired(
         new_revision=new_revision(s),
         work=None if s.shared.by or waits_for_turn(s.work) else stage_job(s),
+        look=is_look(s),
         recreate_work=s.work.state == "Absent",
         servers=servers,
         restarts={name: at for name in servers if (at := restart_requested_at(s, name))},

@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 from modelrollout.api import names
+from modelrollout.contract.tasks import Known
 from modelrollout.rollout.snapshot import JobState, Observed, rollout_id
 
 
 def waits_for_turn(work: JobState) -> bool:
     """Whether the Job is not to be created yet: others have their turn."""
     return work.state == "Absent" and work.queued is not None
+
+
+def is_look(s: Observed) -> bool:
+    """Whether the Job is a look at a source that is followed: where the rollout has none, or there
+    is no rollout.
+    """
+    follow, rollout = s.status.follow, s.status.rollout
+    if follow is None or follow.looking is None:
+        return False
+    return rollout is None or rollout.stage in ("Failed", "Done", "Canary", "Shadow")
+
+
+def known_source(s: Observed) -> Known | None:
+    """What a look compares the source with, where its store said how."""
+    follow = s.status.follow
+    if follow is None or follow.sha256 is None or follow.etag is None or not is_look(s):
+        return None
+    return Known(etag=follow.etag, sha256=follow.sha256)
+
+
+def work_since(s: Observed) -> str | None:
+    """Since when the work of the Job is to be done."""
+    if is_look(s) and s.status.follow is not None:
+        return s.status.follow.looking
+    return s.status.rollout.since if s.status.rollout else None
 
 
 def asks_made_up(s: Observed) -> bool:
@@ -29,6 +55,10 @@ def stage_job(s: Observed) -> tuple[str, str] | None:
     may do the same work (``Snapshot.shared``); then this one is not created.
     """
     rollout = s.status.rollout
+    if is_look(s) and s.status.follow is not None:
+        # long: the result of an earlier look, whose Job may still be there, is an older digest
+        look = names.short_hash([s.status.follow.uri, s.status.follow.looking], 12)
+        return names.COMPONENT_RESOLVE, names.resolve_job_name(s.name, look)
     if rollout is None:
         return None
     if rollout.stage == "Resolve":

@@ -30,8 +30,11 @@ def first_weight(s: Observed) -> int | None:
 
 def is_return(s: Observed, target: Revision | None, now: datetime) -> bool:
     """Whether it was stable within the rollback window, for the clients of the present host
-    names.
+    names. Not where spec follows its source: whoever writes there is not the one who reverts a
+    commit, so older bytes are judged like any others.
     """
+    if s.spec is not None and s.spec.model.follow is not None:
+        return False
     last = target.status.retired if target is not None else None
     if target is None or last is None or not within_window(s, target, now):
         return False

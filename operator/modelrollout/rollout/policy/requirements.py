@@ -39,7 +39,7 @@ def first_violation(
         )
     if problem := source_violation(rules, uris):
         return problem
-    if problem := _code(rules, spec):
+    if problem := _code(rules, spec) or _unsigned_follow(rules, spec):
         return problem
     for name, gates in rules.gates:
         if missing := next(chain(_golden_missing(gates, spec), _missing(gates, spec)), None):
@@ -160,20 +160,45 @@ def _code(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
     if triton.code is None and triton.backend != "Python":
         return None
     text = f"spec.serving.triton.code: {spec.model.uri} may run its own code, which "
-    places = [(name, sources.code) for name, sources in rules.sources if sources.code is not None]
+    return _opened(
+        [(name, sources.code) for name, sources in rules.sources],
+        spec.model.uri,
+        Problem(Reason.CODE_NOT_ALLOWED, text),
+        "code",
+        "serve a format without code",
+    )
+
+
+def _unsigned_follow(rules: Rules, spec: ModelDeploymentSpec) -> Problem | None:
+    """Why the source may not be followed without a signature: whoever may write there deploys, so
+    some policy must allow the place, and every policy that names such places must.
+    """
+    if spec.model.follow is None or spec.model.signature is not None:
+        return None
+    text = f"spec.model.follow: whoever may write {spec.model.uri} deploys, without a signature, which "
+    return _opened(
+        [(name, sources.follow_unsigned) for name, sources in rules.sources],
+        spec.model.uri,
+        Problem(Reason.FOLLOW_UNSIGNED, text),
+        "followUnsigned",
+        "set spec.model.signature",
+    )
+
+
+def _opened(
+    lists: Sequence[tuple[str, Sequence[str] | None]], uri: str, refusal: Problem, field: str, instead: str
+) -> Problem | None:
+    """``refusal``, completed, unless some policy lists the place of the URI, and every policy that
+    lists any does.
+    """
+    places = [(name, prefixes) for name, prefixes in lists if prefixes is not None]
     if not places:
-        remedy = (
-            "have the platform team name its place in allowedSources.code of a RolloutPolicy, or serve a"
-            " format without code"
-        )
-        return Problem(Reason.CODE_NOT_ALLOWED, f"{text}no RolloutPolicy allows; {remedy}")
+        remedy = f"have the platform team name its place in allowedSources.{field} of a RolloutPolicy"
+        return Problem(refusal.reason, f"{refusal.message}no RolloutPolicy allows; {remedy}, or {instead}")
     for name, prefixes in places:
-        if not any(lies_in(spec.model.uri, prefix) for prefix in prefixes):
-            return Problem(
-                Reason.CODE_NOT_ALLOWED,
-                f"{text}RolloutPolicy {name} allows only in {', '.join(prefixes)}; copy it there, or serve"
-                " another format",
-            )
+        if not any(lies_in(uri, prefix) for prefix in prefixes):
+            only = f"RolloutPolicy {name} allows only in {', '.join(prefixes)}; copy it there, or {instead}"
+            return Problem(refusal.reason, refusal.message + only)
     return None
 
 
@@ -202,7 +227,9 @@ def _golden_missing(gates: PolicyGates, spec: ModelDeploymentSpec) -> Iterator[s
 
 def _missing(gates: PolicyGates, spec: ModelDeploymentSpec) -> Iterator[str]:
     gate = spec.optimization.gate
-    if gates.digest and spec.model.sha256 is None:
+    if gates.digest and spec.model.follow is not None:
+        yield "spec.model.follow: leave it out, and give the digest of each file in spec.model.sha256"
+    elif gates.digest and spec.model.sha256 is None:
         yield "spec.model.sha256: give the digest of the file"
     if gates.held_out and spec.optimization.steps and gate is None:
         yield "spec.optimization.gate: give held-out data and budgets"
