@@ -187,9 +187,7 @@ class _Archive:
         self._stream = _Stream(_unpacked(blob) if layer.media.endswith("gzip") else blob)
         stream: Any = self._stream  # reads, and does nothing else that a file does
         # what it remembers of entries is in attributes that its annotations do not have
-        self._tar: Any = _Tar.open(  # noqa: SIM115
-            mode="r|", fileobj=stream, bufsize=_READ_BYTES, tarinfo=_Entry
-        )
+        self._tar: Any = _Tar.open(mode="r|", fileobj=stream, bufsize=_READ_BYTES, tarinfo=_Entry)
 
     def entries(self) -> Iterator[tarfile.TarInfo]:
         """The entries that are left; also raises Fault (TooLarge)."""
