@@ -8,7 +8,7 @@ from pathlib import Path
 
 from demo.audit import events
 from fleet.control_plane import OPERATOR
-from modelrollout.controller.process import LEASE_NAME
+from modelrollout.controller.shards import LEASE_NAME
 
 WRITES = frozenset({"create", "update", "patch", "delete"})
 
@@ -29,7 +29,7 @@ class Requests:
                 continue
             self._seen = n + 1
             about = event.get("objectRef") or {}
-            if event["verb"] == "watch" or about.get("name") == LEASE_NAME:
+            if event["verb"] == "watch" or str(about.get("name")).startswith(LEASE_NAME):
                 continue
             resource = "/".join(filter(None, (about.get("resource"), about.get("subresource"))))
             kinds[f"{event['verb']} {resource or event['requestURI'].partition('?')[0]}"] += 1
