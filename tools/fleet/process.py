@@ -17,12 +17,12 @@ STOP_SECONDS = 15.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def operator(config: Path, kubeconfig: Path, health_port: int) -> list[str]:
+def operator(config: Path, kubeconfig: Path, health_port: int, identity: str = "fleet") -> list[str]:
     """Its command. A second life has the same identity, and so need not wait for the Lease."""
     return [
         *(sys.executable, "-m", "modelrollout.cli.main", "run"),
         *("--config", str(config), "--kubeconfig", str(kubeconfig), "--health-port", str(health_port)),
-        *("--identity", "fleet", "--lease-namespace", OPERATORS),
+        *("--identity", identity, "--lease-namespace", OPERATORS),
     ]
 
 

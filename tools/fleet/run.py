@@ -178,11 +178,30 @@ class Fleet:
         )
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A control plane and the world, without an operator."""
+
+    plane: ControlPlane
+    api: Api
+    world: World
+    playing: asyncio.Task[None]
+    prometheus: str  # its URL
+
+    def process(self, folder: Path, name: str = "operator", **config: object) -> MeasuredProcess:
+        """An operator that has not started, with these fields of its configuration beside those of
+        the fleet; its log is NAME.log.
+        """
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(objects.configuration(self.prometheus) | config))
+        (port,) = free_ports(1)
+        command = operator(file, self.plane.kubeconfig(OPERATOR), port, name)
+        return MeasuredProcess(command, folder / f"{name}.log")
+
+
 @asynccontextmanager
-async def fleet(count: int, folder: Path, say: Say) -> AsyncIterator[Fleet]:
-    """A control plane, the world, and the operator, which has started; ``folder`` takes everything
-    that they write.
-    """
+async def stage(folder: Path, say: Say) -> AsyncIterator[Stage]:
+    """``folder`` takes everything that is written."""
     with ControlPlane(folder) as plane:
         say(f"# API server at {plane.server}, logs in {folder}")
         async with AsyncExitStack() as stack:
@@ -193,14 +212,22 @@ async def fleet(count: int, folder: Path, say: Say) -> AsyncIterator[Fleet]:
             await _prepare(api, world, plane)
             playing = asyncio.create_task(world.run())
             stack.push_async_callback(_end, playing)
-            config = folder / "operator.json"
-            config.write_text(json.dumps(objects.configuration(url)))
-            command = operator(config, plane.kubeconfig(OPERATOR), *free_ports(1))
-            process = MeasuredProcess(command, folder / "operator.log")
-            stack.callback(process.stop)
-            made = Fleet(count, api, world, playing, process, Requests(plane.audit), say)
+            yield Stage(plane, api, world, playing, url)
+
+
+@asynccontextmanager
+async def fleet(count: int, folder: Path, say: Say) -> AsyncIterator[Fleet]:
+    """A control plane, the world, and the operator, which has started; ``folder`` takes everything
+    that they write.
+    """
+    async with stage(folder, say) as on:
+        process = on.process(folder)
+        try:
+            made = Fleet(count, on.api, on.world, on.playing, process, Requests(on.plane.audit), say)
             await made.start()
             yield made
+        finally:
+            process.stop()
 
 
 async def _prepare(api: Api, world: World, plane: ControlPlane) -> None:

@@ -30,6 +30,8 @@ from modelrollout.kube.objects import Object, annotations_of, microtime
 
 log = logging.getLogger(__name__)
 JITTER = 1.2
+TRIES = 4  # writes in one attempt, of a lease that is held together
+BEAT = 2  # retry periods after which each of those that hold a lease together writes it
 
 
 class LeaseApi(Protocol):
@@ -87,6 +89,8 @@ class LeaderElector:
         self._wanted, self._members = wanted, members
         self._lease: Object | None = None  # as last seen
         self._observed = 0.0  # when its spec was last seen to change
+        # when the look was sent that saw it so, and the last successful write
+        self._looked = self._wrote = 0.0
         # when the last successful renewal was sent; None: not ours
         self._renewed: float | None = None
         self._closing = asyncio.Event()
@@ -129,7 +133,7 @@ class LeaderElector:
             await self._release()
 
     async def _lead(self) -> None:
-        log.info("leading as %s", self._holder)
+        log.info("leading as %s, by Lease %s", self._holder, self._name)
         started = asyncio.ensure_future(self._started())
         renewing = asyncio.create_task(self._renew())
         ends: set[asyncio.Future[Any]] = {
@@ -145,7 +149,7 @@ class LeaderElector:
                     log.error("could not start leading, giving the lease back", exc_info=started.exception())
                     break
         finally:
-            log.info("no longer leading")
+            log.info("no longer leading, by Lease %s", self._name)
             await _cancel(started)
             try:
                 await self._stopped()
@@ -178,9 +182,10 @@ class LeaderElector:
         """
         leading = self._renewed is not None
         try:
-            if leading and self._members is None:
-                # from the last observed state: saves a read, and the guard detects a stale one.
-                # Of a lease that is held together it is always stale.
+            if self._members is not None:
+                return await self._attempt_together()
+            if leading:
+                # from the last observed state: saves a read, and the guard detects a stale one
                 if await self._write():
                     return True
             else:
@@ -192,7 +197,28 @@ class LeaderElector:
             log.warning("lease %s/%s: %s", self._namespace, self._name, e)
             return False
 
+    async def _attempt_together(self) -> bool:
+        """``_attempt``, of a lease that others hold under the same holder. Their renewals count as
+        one's own would that was sent with the look before the one that saw it: it came later than
+        that. So few of them have to write, and seldom at the same time.
+        """
+        leading, looked, before = self._renewed is not None, self._looked, _spec(self._lease)
+        await self._read_lease()
+        if leading and not self.is_leader():
+            return False  # lost, or another may have had it meanwhile: stop first, contend later
+        if self._renewed is not None and _spec(self._lease) != before:
+            self._renewed = max(self._renewed, looked)
+            if self._clock() - self._wrote < BEAT * self._retry:
+                return True
+        for _ in range(TRIES):  # another one may write at the same time
+            if (leading and self._renewed is None) or not self._may_take():
+                return False
+            if await self._write():
+                return True
+        return False
+
     async def _read_lease(self) -> None:
+        sent = self._clock()
         try:
             lease: Object | None = await self._kube.get(LEASE, self._namespace, self._name)
         except NotFound:
@@ -200,6 +226,7 @@ class LeaderElector:
         if self._lease is None or _spec(lease) != _spec(self._lease):
             self._observed = self._clock()
         self._saw(lease)
+        self._looked = sent
         if self.leader != self._holder:
             self._renewed = None  # another replica has it, or none
 
@@ -251,6 +278,7 @@ class LeaderElector:
             if not ours or self._members is not None:
                 return False
         self._observed = self._clock()
+        self._looked = self._wrote = sent
         self._renewed = sent if holder else None
         return True
 
@@ -265,8 +293,9 @@ class LeaderElector:
             return
         with contextlib.suppress(KubeError, TimeoutError):
             async with asyncio.timeout(self._left()):
-                if self._members is not None:
-                    await self._attempt()  # this one may have left
+                if self._members is not None:  # says that this one has left
+                    if not await self._write() and self._renewed is not None:
+                        await self._write()
                 elif not await self._write(holder=""):
                     await self._read_lease()  # a renewal that was cut off may have been done
                     if self.is_leader():

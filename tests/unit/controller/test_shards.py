@@ -264,6 +264,25 @@ def test_a_replica_without_the_api_server_stops_before_others_may_begin() -> Non
     run(main())
 
 
+def test_a_slow_api_server_costs_no_replica_its_shard() -> None:
+    """They do not keep each other from renewing the Lease that they hold together."""
+
+    async def main() -> None:
+        api = FakeApi()
+        replicas = [Replica(api, f"r{n}", 5, seed=n) for n in range(5)]
+        await until(lambda: spread(replicas) == [1] * 5)
+        await asyncio.sleep(20)
+        api.latency = 0.3
+        for _ in range(600):
+            await asyncio.sleep(0.5)
+            assert spread(replicas) == [1] * 5
+        api.latency = 0
+        for replica in replicas:
+            await replica.close()
+
+    run(main())
+
+
 def test_a_damaged_list_of_replicas_costs_no_more_than_evenness() -> None:
     async def main() -> None:
         api = FakeApi()
