@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from modelrollout.controller.intake import Intake
 from modelrollout.controller.process import Operator, counted_conditions
-from modelrollout.controller.shards import shard_of
+from modelrollout.controller.shards import shard_lease, shard_of
 from modelrollout.kube.cache import Key
 from modelrollout.kube.errors import Conflict, Forbidden, TooManyRequests
 from modelrollout.kube.kinds import DEPLOYMENT, GATEWAY, GATEWAY_CLASS, HTTP_ROUTE, MODEL_DEPLOYMENT, Resource
@@ -242,6 +243,28 @@ async def test_a_replica_queues_and_passes_over_the_keys_of_its_own_shards_alone
 
     await operator._shards._stop(0)
     assert operator._queue.paused
+    operator._shards.close()
+    await contending
+
+
+async def test_before_the_first_pass_of_a_shard_everything_is_read_that_its_former_holder_wrote() -> None:
+    """Claims of host names too, which no watch shows; once for shards that are won together."""
+    cluster = Cluster()
+    operator, contending = await sharded(cluster, "me")
+    until_then: dict[int, list[str]] = {}
+    working = operator._shards._working
+
+    def begins(shard: int) -> None:
+        until_then[shard] = list(cluster.requests)
+        working(shard)
+
+    operator._shards._working = begins
+    await until(lambda: len(until_then) == 2)
+    for shard, requests in until_then.items():
+        won = requests.index(f"create Lease {shard_lease(shard)}")
+        assert "list Lease" in requests[won:]
+    listed = Counter(r for r in cluster.requests if r.startswith("list"))
+    assert listed["list ModelDeployment"] == 1 and listed["list Lease"] <= 3
     operator._shards.close()
     await contending
 
