@@ -243,6 +243,29 @@ def test_a_job_that_is_about_to_be_made_keeps_its_place() -> None:
     run(main())
 
 
+def test_a_place_that_was_lost_is_no_place_though_a_look_of_before_has_it() -> None:
+    """The Job ended, another replica removed it from the list and took the place, and then someone
+    deleted the Job: its stage asks for it again.
+    """
+
+    async def main() -> None:
+        fleet = Sharded(10, 1)
+        first = next(name for name in fleet.names if fleet.worker(name) is fleet.operators[0])
+        second = [name for name in fleet.names if fleet.worker(name) is fleet.operators[1]]
+        await fleet.passes(4, among=[first])
+        (job,) = fleet.listed()
+        fleet.worker(first).deaf = True
+        fleet.cluster.end_jobs()
+        await fleet.passes(4, among=second)
+        assert fleet.running == 1 and job not in fleet.listed()
+        fleet.cluster.remove(JOB, job)
+        fleet.worker(first).hear()
+        await fleet.passes(3, among=[first])
+        assert fleet.running == 1
+
+    run(main())
+
+
 def test_a_place_whose_job_is_refused_is_another_replicas_after_a_while() -> None:
     async def main() -> None:
         fleet = Sharded(10, 1)

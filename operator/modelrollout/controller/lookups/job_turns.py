@@ -63,7 +63,8 @@ class JobTurns:
         """``work``, queued if it is not this one's turn. Raises KubeError."""
         s = observation.observed
         key, rollout, job = (s.namespace, s.name), s.status.rollout, stage_job(s)
-        limits = [*s.rules.job_limits, *([("", self._most)] if self._most is not None else [])]
+        # in one order everywhere: who has a place of one limit may wait for another's
+        limits = [*sorted(s.rules.job_limits), *([("", self._most)] if self._most is not None else [])]
         wants = job is not None and job[0] in COMPONENTS and work.state == "Absent"
         if not limits or rollout is None or job is None or not wants or shared.by or shared.artifact:
             works = job is not None and job[0] in COMPONENTS and work.state == "Running"
@@ -81,11 +82,9 @@ class JobTurns:
             return _queued(work, *limits[0], self._ahead(key, limits[0][0]))
         for policy, most in limits:
             listed = await self._register.listed(policy) if self._register is not None else frozenset()
-            if entry in listed:
-                continue
             running, ahead = self._running(policy), self._ahead(key, policy)
-            counted = len(listed.union(running))
-            if counted + ahead >= most or not await self._enter(policy, most, entry, running):
+            is_full = entry not in listed and len(listed.union(running)) + ahead >= most
+            if is_full or not await self._enter(policy, most, entry, running):
                 mine.turn = None
                 return _queued(work, policy, most, ahead)
         mine.turn = self._clock() if mine.turn is None else mine.turn
