@@ -693,6 +693,15 @@ class OperatorConfig(_Config):
     )
     namespaces: list[str] = Field(default_factory=list, description="Namespaces to watch; empty: all.")
     workers: int = Field(4, ge=1, le=64)
+    shards: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description=(
+            "Parts in which the ModelDeployments are worked; the replicas share them. 1: one replica works"
+            " all, the others stand by."
+        ),
+    )
     resync_seconds: float = Field(300.0, gt=0)
     job_ttl_seconds: int = 3600
     max_jobs: int | None = Field(

@@ -64,6 +64,19 @@ CASES: dict[str, tuple[Series, Series, dict[str, str], str]] = {
         {"severity": "critical"},
         "10m",
     ),
+    "OperatorShardUnworked": (
+        {
+            'modelrollout_shard{instance="a", shard="0"}': "1x60",
+            'modelrollout_shard{instance="a", shard="1"}': "0x60",
+            'modelrollout_shard{instance="b", shard="1"}': "0x60",
+        },
+        {
+            'modelrollout_shard{instance="a", shard="1"}': "0x60",
+            'modelrollout_shard{instance="b", shard="1"}': "1x60",
+        },
+        {"severity": "critical", "shard": "1"},
+        "10m",
+    ),
     "OperatorQueueOld": (
         {
             'modelrollout_queue_depth{instance="a"}': "500x60",

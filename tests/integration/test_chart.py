@@ -29,7 +29,7 @@ from modelrollout.config import (
     load_config,
 )
 from modelrollout.contract.tasks import CleanTask
-from modelrollout.controller import process as operator
+from modelrollout.controller.shards import LEASE_NAME
 from modelrollout.feedback.settings import SETTINGS_ENV, FeedbackLimits, FeedbackSettings
 from modelrollout.jobs.runner import parse_task
 from tests.integration.helm import CHART, TEMPLATE, helm
@@ -247,7 +247,7 @@ class TestWithoutHelm:
         helpers = (CHART / "templates" / "_helpers.tpl").read_text()
         found = re.search(r'define "modelrollout.lease" -}}(.+?){{- end', helpers)
         assert found is not None
-        assert found[1] == operator.LEASE_NAME
+        assert found[1] == LEASE_NAME
 
     def test_no_right_is_a_wildcard_and_none_is_to_secrets(self) -> None:
         for path in (CHART / "templates").glob("*"):
@@ -301,6 +301,7 @@ class TestRendered:
             selector=f'{label}="modelrollout"', namespaces=["modelrollout"]
         )
         assert config.scrape.namespace_label == label
+        assert config.shards == (4 if which == "full" else 1)
         if which == "full":
             assert config.namespaces == ["models", "models-staging"]
             assert config.images.optimizer == "registry.example.com/model-rollout-optimizer:1.2"

@@ -31,6 +31,7 @@ def known() -> set[str]:
     metrics = Metrics()
     metrics.queue_depth(lambda: 0)
     metrics.leading(lambda: True)
+    metrics.shards(dict)
     metrics.deployments(list, 10)
     metrics.rollouts(dict)
     metrics.conditions(dict)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet.api import Api
+from fleet.launch import Launch
 from fleet.objects import NAMESPACES, an_object, namespace_of
 from fleet.player import Key, Player
 from modelrollout.kube.kinds import NAMESPACE, SERVICE, TRAEFIK_SERVICE, Resource
@@ -114,14 +115,14 @@ def is_done(rollout: Object, version: int) -> bool:
     )
 
 
-def command(_folder: Path, kubeconfig: Path, _prometheus: str) -> list[str]:
+def command(launch: Launch) -> list[str]:
     """Its defaults, limits of requests included. Without a Lease, so that a second life need not
     wait for the first one's, as ours need not.
     """
     metrics, health = free_ports(2)
     return [
         str(build_parts.home(pins.ROLLOUTS_PART) / pins.ROLLOUTS_PART.name),
-        *("--kubeconfig", str(kubeconfig), "--leader-elect=false"),
+        *("--kubeconfig", str(launch.kubeconfig), "--leader-elect=false"),
         *("--metricsPort", str(metrics), "--healthzPort", str(health)),
         *("--traefik-api-group", TRAEFIK_SERVICE.group),
         *("--traefik-api-version", TRAEFIK_SERVICE.api_version),

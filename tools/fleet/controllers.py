@@ -11,8 +11,9 @@ from pathlib import Path
 
 from fleet import argo, objects, world
 from fleet.api import Api
+from fleet.launch import Launch
 from fleet.player import Player
-from modelrollout.controller.process import LEASE_NAME
+from modelrollout.controller.shards import LEASE_NAME
 from modelrollout.kube.kinds import MODEL_DEPLOYMENT, Resource
 from modelrollout.kube.objects import Object
 from sandbox import build_parts, pins
@@ -25,14 +26,13 @@ class Controller:
     """A program that is measured, and what surrounds it."""
 
     kind: Resource  # what users create, and change for a new version
-    lease: str  # of its leader
+    lease: str  # how the names of its leaders' Leases begin
     part: pins.Part | None  # what has to be built
     definitions: Callable[[], Iterable[Path]]
     # by the URL of a Prometheus, what the platform team creates
     platform: Callable[[str], Iterable[tuple[Resource, Object]]]
     world: Callable[[Api], AbstractAsyncContextManager[Player]]
-    # (folder for its files, kubeconfig, URL of a Prometheus)
-    command: Callable[[Path, Path, str], list[str]]
+    command: Callable[[Launch], list[str]]
     # by number, what a user creates; the last one is of ``kind``
     created: Callable[[int], Iterable[tuple[Resource, Object]]]
     # (number, version) -> a merge patch
@@ -48,14 +48,14 @@ def _definitions() -> list[Path]:
     ]
 
 
-def _command(folder: Path, kubeconfig: Path, prometheus: str) -> list[str]:
+def _command(launch: Launch) -> list[str]:
     """A second life has the same identity, and so need not wait for the Lease."""
-    config = folder / "operator.json"
-    config.write_text(json.dumps(objects.configuration(prometheus)))
+    config = launch.folder / f"{launch.name}.json"
+    config.write_text(json.dumps(objects.configuration(launch.prometheus) | dict(launch.config)))
     return [
         *(sys.executable, "-m", "modelrollout.cli.main", "run"),
-        *("--config", str(config), "--kubeconfig", str(kubeconfig)),
-        *("--health-port", str(free_ports(1)[0]), "--identity", "fleet"),
+        *("--config", str(config), "--kubeconfig", str(launch.kubeconfig)),
+        *("--health-port", str(free_ports(1)[0]), "--identity", launch.name),
         *("--lease-namespace", objects.OPERATORS),
     ]
 

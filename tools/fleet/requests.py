@@ -14,7 +14,8 @@ WRITES = frozenset({"create", "update", "patch", "delete"})
 
 class Requests:
     """Counts by verb and resource (``"create jobs"``, ``"update modeldeployments/status"``),
-    without watches and without what the leader's ``lease`` costs, which go on whatever happens.
+    without watches and without Leases of leaders, which go on whatever happens; ``lease``: how
+    their names begin.
     """
 
     def __init__(self, audit: Path, lease: str) -> None:
@@ -28,7 +29,7 @@ class Requests:
                 continue
             self._seen = n + 1
             about = event.get("objectRef") or {}
-            if event["verb"] == "watch" or about.get("name") == self._lease:
+            if event["verb"] == "watch" or str(about.get("name")).startswith(self._lease):
                 continue
             resource = "/".join(filter(None, (about.get("resource"), about.get("subresource"))))
             kinds[f"{event['verb']} {resource or event['requestURI'].partition('?')[0]}"] += 1

@@ -17,6 +17,7 @@ from fleet import FleetError, servers
 from fleet.api import Api, ApiError
 from fleet.control_plane import OPERATOR, WORLD, ControlPlane
 from fleet.controllers import CONTROLLERS, Controller
+from fleet.launch import Launch
 from fleet.player import Player
 from fleet.process import MeasuredProcess, Rest
 from fleet.requests import Requests, writes
@@ -70,24 +71,33 @@ class Figures:
         yield f"# {phase}, for each object: {', '.join(shown) or 'nothing'}"
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A control plane and the world, without what is measured."""
+
+    controller: Controller
+    plane: ControlPlane
+    api: Api
+    world: Player
+    playing: asyncio.Task[None]
+    prometheus: str  # its URL
+
+    def process(self, folder: Path, name: str = "fleet", **config: object) -> MeasuredProcess:
+        """A controller that has not started; ``folder`` and ``config`` as in Launch. Its log is
+        NAME.log.
+        """
+        launch = Launch(folder, self.plane.kubeconfig(OPERATOR), self.prometheus, name, config)
+        return MeasuredProcess(self.controller.command(launch), folder / f"{name}.log")
+
+
 class Fleet:
     """N objects, what is measured, and the world; ``fleet`` makes one."""
 
-    def __init__(
-        self,
-        count: int,
-        controller: Controller,
-        api: Api,
-        world: Player,
-        playing: asyncio.Task[None],
-        process: MeasuredProcess,
-        requests: Requests,
-        say: Say,
-    ) -> None:
-        """``playing``: the world's task."""
+    def __init__(self, count: int, on: Stage, process: MeasuredProcess, say: Say) -> None:
         self.count = count
-        self._controller, self._api, self._world, self._playing = controller, api, world, playing
-        self._process, self._requests, self._say = process, requests, say
+        self._controller, self._api, self._world, self._playing = on.controller, on.api, on.world, on.playing
+        self._process, self._requests = process, Requests(on.plane.audit, on.controller.lease)
+        self._say = say
 
     async def start(self) -> None:
         """It starts and rests."""
@@ -187,10 +197,8 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(who: str, count: int, folder: Path, say: Say) -> AsyncIterator[Fleet]:
-    """A control plane, the world, and the one of ``CONTROLLERS`` that is measured, which has
-    started; ``folder`` takes everything that they write.
-    """
+async def stage(who: str, folder: Path, say: Say) -> AsyncIterator[Stage]:
+    """For one of ``CONTROLLERS``; ``folder`` takes everything that is written."""
     controller = CONTROLLERS[who]
     if controller.part is not None:
         await asyncio.to_thread(_build, controller.part, say)
@@ -203,13 +211,22 @@ async def fleet(who: str, count: int, folder: Path, say: Say) -> AsyncIterator[F
             await world.begin(await _prepare(api, controller, url))
             playing = asyncio.create_task(world.run())
             stack.push_async_callback(_end, playing)
-            command = controller.command(folder, plane.kubeconfig(OPERATOR), url)
-            process = MeasuredProcess(command, folder / f"{who}.log")
-            stack.callback(process.stop)
-            requests = Requests(plane.audit, controller.lease)
-            made = Fleet(count, controller, api, world, playing, process, requests, say)
+            yield Stage(controller, plane, api, world, playing, url)
+
+
+@asynccontextmanager
+async def fleet(who: str, count: int, folder: Path, say: Say) -> AsyncIterator[Fleet]:
+    """On a stage, with what is measured, which has started; ``folder`` takes everything that they
+    write.
+    """
+    async with stage(who, folder, say) as on:
+        process = on.process(folder)
+        try:
+            made = Fleet(count, on, process, say)
             await made.start()
             yield made
+        finally:
+            process.stop()
 
 
 def _build(part: pins.Part, say: Say) -> None:

@@ -134,6 +134,7 @@ capabilities: {drop: [ALL]}
   "namespaces" .Values.namespaces
   "stampedVerbs" (ne (include "modelrollout.stampVersion" .) "")
   "workers" .Values.workers
+  "shards" .Values.shards
   "resyncSeconds" .Values.resyncSeconds
   "maxJobs" .Values.maxJobs
   "metricsObjects" .Values.metricsObjects

@@ -52,7 +52,11 @@ ANNOTATION_RESERVED = f"{GROUP}/reserved"
 ANNOTATION_VERSION = f"{GROUP}/version"  # on the same: hash of that version
 ANNOTATION_RELEASED = f"{GROUP}/released"  # on the same: when it was released
 ANNOTATION_PROTOCOL = f"{GROUP}/protocol"  # on the same: http where models may share the name
-# on the same: JSON of the claims after the first, which is the Lease's holder
+# on the operator's Lease, of several shards: JSON of the replicas that work them
+ANNOTATION_REPLICAS = f"{GROUP}/replicas"
+# on the Lease of a limit of Jobs, of several shards: JSON of the Jobs that count
+ANNOTATION_JOBS = f"{GROUP}/jobs"
+# on the Lease of a host name: JSON of the claims after the first, which is the Lease's holder
 ANNOTATION_SHARED_WITH = f"{GROUP}/shared-with"
 
 # Verbs: annotations on the ModelRevision that they mean; the value is "[STEP ]NONCE", see
@@ -127,6 +131,13 @@ def preview_name(deployment: str) -> str:
 def slot_name(policy: str, index: int) -> str:
     """Name of the Lease of a slot of a RolloutPolicy, from 0."""
     return f"modelrollout-slot-{policy}-{index}"
+
+
+def jobs_lease(policy: str) -> str:
+    """Name of the Lease that lists the Jobs that count for a limit; empty: that of the
+    configuration.
+    """
+    return f"modelrollout-jobs-{policy}" if policy else "modelrollout-jobs"
 
 
 def own_name(namespace: str, name: str) -> str:

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from modelrollout.analysis.providers.registry import check_config
@@ -26,6 +27,7 @@ from modelrollout.controller.lookups.lookups import Lookups
 from modelrollout.controller.lookups.metrics import MetricsAssessor
 from modelrollout.controller.observe.observation import Observation
 from modelrollout.controller.reconciler import Reconciler
+from modelrollout.controller.shards import Shards
 from modelrollout.controller.unreadable import UnreadableObjects
 from modelrollout.controller.workqueue import WorkQueue, run_workers
 from modelrollout.kube.cache import Key, ObjectCache
@@ -42,7 +44,6 @@ from modelrollout.kube.kinds import (
     Resource,
     namespaces_to_list,
 )
-from modelrollout.kube.leader_election import LeaderElector
 from modelrollout.kube.leader_election import identity as new_identity
 from modelrollout.kube.objects import Object
 from modelrollout.reasons import Reason
@@ -55,7 +56,6 @@ from modelrollout.traffic.registry import ROUTES
 
 log = logging.getLogger(__name__)
 
-LEASE_NAME = "modelrollout-operator"
 COUNTED_CONDITIONS = (
     "Ready",
     "Available",
@@ -105,13 +105,22 @@ class Operator:
         self._queue: WorkQueue[Key] = WorkQueue(
             on_add=metrics.queue_added, on_retry=metrics.queue_retried, lane=lambda key: key[0]
         )
-        self._queue.pause()  # only the leader works it
+        self._queue.pause()  # only who leads works it
         self._synced = False
-        self._elector = LeaderElector(
-            kube, lease_namespace, LEASE_NAME, identity, started=self._lead, stopped=self._follow
+        self._shards = Shards(
+            kube,
+            lease_namespace,
+            identity,
+            config.shards,
+            started=self._lead,
+            working=self._work_shard,
+            stopped=self._follow,
+            prepared=self._read_everything,
         )
+        self._reading = asyncio.Lock()
+        self._read_since = float("-inf")  # when the last complete look at everything began
         self._events = Events(kube, instance=identity)
-        self._unread = UnreadableObjects(self._events, self._elector.is_leader)
+        self._unread = UnreadableObjects(self._events, self._shards.may_write)
         kube.on_unread = self._unread.note
         self._cache = ObjectCache(self._unread.note)
         self._assessor = MetricsAssessor(config)
@@ -120,11 +129,10 @@ class Operator:
             self._cache,
             config,
             lease_namespace,
-            self._queue.add_after,
+            self._wake_after,
             lambda: datetime.now(UTC),
-            self._elector.is_leader,
+            self._shards.may_write,
         )
-        self._leading_since: datetime | None = None
         self._reconciler = Reconciler(
             kube=kube,
             cache=self._cache,
@@ -133,13 +141,14 @@ class Operator:
             reporter=self,
             lookups=self._lookups,
             now=lambda: datetime.now(UTC),
-            may_write=self._elector.is_leader,
-            wake=self._queue.add_after,
-            leading_since=lambda: self._leading_since,
+            may_write=self._shards.may_write,
+            wake=self._wake_after,
+            leading_since=self._shards.since,
         )
         self._resources: tuple[Resource, ...] = ()
         metrics.queue_depth(lambda: len(self._queue))
-        metrics.leading(self._elector.is_leader)
+        metrics.leading(self._shards.works_any)
+        metrics.shards(self._shards.held)
         metrics.rollouts(self._phases)
         metrics.conditions(self._conditions)
         metrics.deployments(lambda: self._cache.all(MODEL_DEPLOYMENT), config.metrics_objects)
@@ -172,7 +181,7 @@ class Operator:
         )
         port = await health.start("0.0.0.0", health_port)
         log.info("health and metrics on port %d", port)
-        self._intake = Intake(self._kube, self._cache, self._unread, watched, self._queue.add)
+        self._intake = Intake(self._kube, self._cache, self._unread, watched, self._wake)
         registry = watch.registry(self._intake, watched, kubeconfig, context)
         ready = asyncio.Event()
         watching = asyncio.create_task(watch.run(registry, self._config.namespaces, ready, self._identity))
@@ -194,7 +203,7 @@ class Operator:
                 if task.exception():
                     log.error("ending: %s", task.exception())
         finally:
-            self._elector.close()
+            self._shards.close()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(others[1]), 8)
             self._queue.close()
@@ -237,23 +246,49 @@ class Operator:
     async def _contend(self, ready: asyncio.Event) -> None:
         await ready.wait()
         self._synced = True
-        await self._elector.run()
+        await self._shards.run()
 
-    async def _lead(self) -> None:
-        self._leading_since = datetime.now(UTC)
-        await self._lookups.definitions.compare()
-        await self._resync(unless_within=JUST_SECONDS)
-        self._wake_all()
-        self._lookups.policies.mark_as_known()
+    async def _lead(self, shard: int) -> None:
+        """The shard was won: what its former holder did is read before any pass."""
+        await self._read_everything()
+
+    async def _read_everything(self) -> None:
+        """Look at everything; of shards that were won together the first does it for all."""
+        asked = time.monotonic()
+        async with self._reading:
+            if self._read_since >= asked:
+                return
+            began = time.monotonic()
+            await self._lookups.definitions.compare()
+            await self._resync(unless_within=JUST_SECONDS)
+            self._read_since = began
+
+    def _work_shard(self, shard: int) -> None:
+        self._wake_all(partial(self._shards.is_of, shard))
+        if self._queue.paused:  # it worked none: no ModelDeployment is left to wake
+            self._lookups.policies.mark_as_known()
         self._queue.resume()
 
-    def _wake_all(self) -> None:
-        for o in self._cache.all(MODEL_DEPLOYMENT):
-            self._queue.add((o["metadata"]["namespace"], o["metadata"]["name"]))
+    def _wake(self, key: Key) -> None:
+        if self._shards.concerns(key):
+            self._queue.add(key)
 
-    async def _follow(self) -> None:
-        self._queue.pause()
-        await self._queue.drain(4)
+    def _wake_after(self, key: Key, seconds: float) -> None:
+        if self._shards.concerns(key):
+            self._queue.add_after(key, seconds)
+
+    def _wake_all(self, of: Callable[[Key], bool] = lambda key: True) -> None:
+        for o in self._cache.all(MODEL_DEPLOYMENT):
+            key = o["metadata"]["namespace"], o["metadata"]["name"]
+            if of(key):
+                self._wake(key)
+
+    async def _follow(self, shard: int) -> None:
+        if self._shards.works_none():
+            self._queue.pause()
+        of = partial(self._shards.is_of, shard)
+        await self._queue.drain(4, of)
+        self._reconciler.let_go(of)
 
     async def _resync(self, unless_within: float = 0.0) -> None:
         """Read everything: kopf never reports deletions that its watch missed, and no event may be
@@ -269,10 +304,11 @@ class Operator:
                     if resource not in DISPENSABLE:
                         raise
                     log.warning("%s: %s", DISPENSABLE[resource], e.message)
-        await self._lookups.slots.release_finished()
+        if self._shards.may_write():
+            await self._lookups.slots.release_finished()
         await self._lookups.hostnames.refresh()
         for policy in self._lookups.policies.all():
-            self._queue.add(("", policy.name))  # recounts its matches
+            self._wake(("", policy.name))  # recounts its matches
 
     async def _may_list(self, resource: Resource) -> bool:
         try:
@@ -296,7 +332,7 @@ class Operator:
                 log.exception("%s failed unexpectedly, the next time will do", what)
 
     async def _keep_in_sync(self) -> None:
-        if self._elector.is_leader():
+        if self._shards.works_any():
             await self._resync()
 
     async def _keep_verified(self) -> None:
@@ -313,12 +349,15 @@ class Operator:
         definitions = self._lookups.definitions
         if definitions.is_due() and await definitions.compare():
             for policy in self._lookups.policies.all():
-                self._queue.add(("", policy.name))
+                self._wake(("", policy.name))
             self._wake_all()
 
     async def _work(self, key: Key) -> None:
+        if not self._shards.concerns(key):  # it was queued before its shard was given up
+            self._queue.forget(key)
+            return
         started = time.monotonic()
-        with logs.log_context(namespace=key[0], name=key[1]):
+        with logs.log_context(namespace=key[0], name=key[1]), self._shards.passing(key):
             try:
                 again = await self._reconciler.reconcile(key)
             except Conflict as e:

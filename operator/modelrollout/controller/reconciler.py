@@ -173,6 +173,13 @@ class Reconciler:
             case Wait():
                 return plan.requeue_after
 
+    def let_go(self, of: Callable[[Key], bool]) -> None:
+        """Another replica works these keys now: what this one remembers of them grows old."""
+        for remembered in (self._refused, self._network_policy_problems, self._silent_since):
+            for key in [k for k in remembered if of(k)]:
+                del remembered[key]
+        self._lookups.let_go(of)
+
     def _silence(self, key: Key, traffic: Traffic) -> datetime | None:
         """Since when the data plane has neither confirmed the present routes nor refused them."""
         if traffic.programmed or traffic.problem is not None:

@@ -62,8 +62,7 @@ class WorkQueue(Generic[K]):
         self._sequence = itertools.count()
         self._failures: dict[K, int] = {}
         self._waiters: deque[asyncio.Future[None]] = deque()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._ended = asyncio.Event()  # set when some key is done
         self._progress = clock()
         self._paused = False
         self._closed = False
@@ -131,7 +130,6 @@ class WorkQueue(Generic[K]):
             self._ready[lane] = keys  # behind all others
         self._dirty.discard(key)
         self._progress = self._processing[key] = self._clock()
-        self._idle.clear()
         return key
 
     async def get(self) -> K:
@@ -164,8 +162,7 @@ class WorkQueue(Generic[K]):
         del self._processing[key]
         if key in self._dirty:
             self._enqueue(key, self._clock())
-        if not self._processing:
-            self._idle.set()
+        self._ended.set()
 
     def pause(self) -> None:
         """Hand out no more keys, but accept adds. Keys in work are finished (see ``drain``)."""
@@ -182,13 +179,15 @@ class WorkQueue(Generic[K]):
         self._closed = True
         self._wake(len(self._waiters))
 
-    async def drain(self, limit: float) -> bool:
-        """Wait until nothing is in work; pause or close first. False when ``limit`` seconds were
-        not enough.
+    async def drain(self, limit: float, of: Callable[[K], bool] = lambda key: True) -> bool:
+        """Wait until none of these keys is in work; see to it first that none of them is handed
+        out. False when ``limit`` seconds were not enough.
         """
         try:
             async with asyncio.timeout(limit):
-                await self._idle.wait()
+                while any(map(of, self._processing)):
+                    self._ended.clear()
+                    await self._ended.wait()
         except TimeoutError:
             return False
         return True

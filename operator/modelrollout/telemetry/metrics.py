@@ -99,7 +99,11 @@ class Metrics:
             buckets=STAGE_BUCKETS,
             registry=self.registry,
         )
-        self._leader = Gauge("modelrollout_leader", "1 while this process leads.", registry=self.registry)
+        self._leader = Gauge(
+            "modelrollout_leader",
+            "1 while this process leads, or works one of several shards.",
+            registry=self.registry,
+        )
 
     def queue_added(self) -> None:
         """For ``WorkQueue(on_add=...)``."""
@@ -128,6 +132,12 @@ class Metrics:
     def leading(self, is_leader: Callable[[], bool]) -> None:
         """Ask ``is_leader`` at each scrape."""
         self._leader.set_function(lambda: float(is_leader()))
+
+    def shards(self, held: Callable[[], Mapping[Any, int]]) -> None:
+        """Ask ``held`` at each scrape: (shard,) -> 1 where this process works it."""
+        self.registry.register(
+            _Counts("modelrollout_shard", "1 while this process works this shard.", ["shard"], held)
+        )
 
     def rollouts(self, count: Callable[[], Mapping[Any, int]]) -> None:
         """Ask ``count`` at each scrape: (namespace, phase) -> ModelDeployments."""

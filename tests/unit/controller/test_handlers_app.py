@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from modelrollout.controller.intake import Intake
 from modelrollout.controller.process import Operator, counted_conditions
+from modelrollout.controller.shards import shard_lease, shard_of
 from modelrollout.kube.cache import Key
 from modelrollout.kube.errors import Conflict, Forbidden, TooManyRequests
 from modelrollout.kube.kinds import DEPLOYMENT, GATEWAY, GATEWAY_CLASS, HTTP_ROUTE, MODEL_DEPLOYMENT, Resource
 from modelrollout.telemetry.metrics import Metrics
+from modelrollout.testing import builders as b
 from modelrollout.testing import virtual_clock
 from modelrollout.testing.fake_cluster import CONFIG, KEY, Cluster
 
@@ -175,6 +179,112 @@ def test_an_unforeseen_error_is_told_on_the_object(error: Exception) -> None:
 def test_until_it_leads_the_queue_hands_nothing_out() -> None:
     operator = work(0.0)
     assert operator._queue.paused and operator._queue.get_nowait() is None
+
+
+# --- shards
+
+
+def names_of(shard: int) -> list[Key]:
+    return [key for n in range(20) if shard_of(key := ("ml", f"m{n}"), 2) == shard]
+
+
+async def sharded(cluster: Cluster, name: str) -> tuple[Operator, asyncio.Task[None]]:
+    operator = Operator(CONFIG.model_copy(update={"shards": 2}), cluster, Metrics(), "ml", name)  # type: ignore[arg-type]
+    watched = await operator._choose_kinds()
+    operator._intake = Intake(cluster, operator._cache, operator._unread, watched, operator._wake)  # type: ignore[arg-type]
+    return operator, asyncio.create_task(operator._shards.run())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("never")
+
+
+async def test_a_replica_queues_and_passes_over_the_keys_of_its_own_shards_alone() -> None:
+    cluster = Cluster()
+    for n in range(20):
+        wire = b.spec(1, pinned=True, gateway=False).wire()
+        cluster.put(MODEL_DEPLOYMENT, {"metadata": {"name": f"m{n}", "namespace": "ml"}, "spec": wire})
+    operator, contending = await sharded(cluster, "me")
+    passed: list[tuple[Key, bool]] = []
+
+    class Seen:
+        async def reconcile(self, key: Key) -> float | None:
+            passed.append((key, operator._shards.may_write()))
+            return None
+
+        def let_go(self, of: Callable[[Key], bool]) -> None:
+            gone.extend(key for shard in (0, 1) for key in names_of(shard) if of(key))
+
+    gone: list[Key] = []
+    operator._reconciler = Seen()  # type: ignore[assignment]
+    await until(lambda: all(operator._shards.concerns(names_of(shard)[0]) for shard in (0, 1)))
+    while (key := operator._queue.get_nowait()) is not None:
+        await operator._work(key)
+        operator._queue.done(key)
+    assert sorted(passed) == sorted((("ml", f"m{n}"), True) for n in range(20)), "all were woken once"
+
+    await operator._shards._stop(1)
+    assert gone == names_of(1) and not operator._queue.paused
+    passed.clear()
+    mine, other = names_of(0)[0], names_of(1)[0]
+    operator._queue.add(other)  # it was queued before its shard was given up
+    for key in (mine, other, ("", "policy")):
+        operator._wake(key)
+        operator._wake_after(key, 1.0)
+    while (key := operator._queue.get_nowait()) is not None:
+        await operator._work(key)
+        operator._queue.done(key)
+    assert {key for key, _ in passed} == {mine, ("", "policy")}
+    assert other not in operator._queue._due and mine in operator._queue._due
+
+    await operator._shards._stop(0)
+    assert operator._queue.paused
+    operator._shards.close()
+    await contending
+
+
+async def test_before_the_first_pass_of_a_shard_everything_is_read_that_its_former_holder_wrote() -> None:
+    """Claims of host names too, which no watch shows; once for shards that are won together."""
+    cluster = Cluster()
+    operator, contending = await sharded(cluster, "me")
+    until_then: dict[int, list[str]] = {}
+    working = operator._shards._working
+
+    def begins(shard: int) -> None:
+        until_then[shard] = list(cluster.requests)
+        working(shard)
+
+    operator._shards._working = begins
+    await until(lambda: len(until_then) == 2)
+    for shard, requests in until_then.items():
+        won = requests.index(f"create Lease {shard_lease(shard)}")
+        assert "list Lease" in requests[won:]
+    listed = Counter(r for r in cluster.requests if r.startswith("list"))
+    assert listed["list ModelDeployment"] == 1 and listed["list Lease"] <= 3
+    operator._shards.close()
+    await contending
+
+
+async def test_a_shard_is_given_up_when_no_pass_over_its_objects_is_under_way() -> None:
+    operator, contending = await sharded(Cluster(), "me")
+    await until(lambda: all(operator._shards.concerns(names_of(shard)[0]) for shard in (0, 1)))
+    mine, other = names_of(0)[0], names_of(1)[0]
+    for key in (mine, other):
+        operator._queue.add(key)
+    assert {operator._queue.get_nowait(), operator._queue.get_nowait()} == {mine, other}
+    stopping = asyncio.create_task(operator._shards._stop(1))
+    operator._queue.done(mine)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not stopping.done()
+    operator._queue.done(other)
+    await stopping
+    operator._shards.close()
+    await contending
 
 
 def test_conditions_that_a_stranger_wrote_cost_the_metrics_nothing() -> None:

@@ -5,15 +5,20 @@ and none is kept by one whose Job cannot be made.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Coroutine
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from modelrollout.api import names
 from modelrollout.controller.lookups import job_turns
-from modelrollout.kube.errors import Forbidden
-from modelrollout.kube.kinds import JOB, MODEL_DEPLOYMENT, ROLLOUT_POLICY, Resource
+from modelrollout.controller.shards import shard_of
+from modelrollout.kube.errors import Forbidden, KubeError, Unavailable
+from modelrollout.kube.kinds import JOB, LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY, Resource
 from modelrollout.testing import builders as b
+from modelrollout.testing.fake_cluster import CONFIG, KEY, Operator
 from tests.unit.controller.test_fleets import Fleet
 
 
@@ -107,6 +112,207 @@ def test_one_whose_job_is_refused_keeps_no_other_waiting_for_long(monkeypatch: p
         monkeypatch.setattr(job_turns, "IDLE_SECONDS", -1.0)
         await fleet.passes(3)
         assert fleet.running == 1
+
+    run(main())
+
+
+class Sharded(Commit):
+    """Two replicas, each with a cache of its own, and the models between them by their shards."""
+
+    def __init__(self, size: int, jobs: int | None, seed: int = 0, **config: Any) -> None:
+        super().__init__(size, jobs, seed)
+        self.cluster.requests.clear()
+        self.config = CONFIG.model_copy(update={"shards": 2} | config)
+        self.operators = [Operator(self.cluster, self.config) for _ in range(2)]
+
+    def worker(self, name: str) -> Operator:
+        return self.operators[shard_of((KEY[0], name), 2)]
+
+    async def once(self, name: str) -> None:
+        try:
+            await self.worker(name).reconciler.reconcile((KEY[0], name))
+        except KubeError as e:
+            self.error = e
+
+    def listed(self, policy: str = "calm") -> set[str]:
+        lease = self.cluster.find(LEASE, names.jobs_lease(policy), "operators")
+        return (
+            {job for _, _, job in json.loads(lease["metadata"]["annotations"][names.ANNOTATION_JOBS])}
+            if lease
+            else set()
+        )
+
+    def later(self) -> None:
+        """Those that wait look at the list again."""
+        self.cluster.now += timedelta(seconds=6)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("seed", range(2))
+def test_two_replicas_hold_a_limit_together(seed: int, at_once: bool, late: bool) -> None:
+    """``late``: neither sees the other's Jobs before they end."""
+
+    async def main() -> None:
+        fleet = Sharded(7, 2, seed)
+        assert {shard_of((KEY[0], name), 2) for name in fleet.names} == {0, 1}
+        most = 0
+
+        def before(verb: str, resource: Resource, name: str) -> None:
+            nonlocal most
+            most = max(most, fleet.running)
+
+        fleet.cluster.before = before
+        for _ in range(12):
+            for operator in fleet.operators if late else ():
+                operator.deaf = True
+            await fleet.passes(3, at_once=at_once)
+            most = max(most, fleet.running)
+            for operator in fleet.operators if late else ():
+                operator.hear()
+            fleet.end()
+            fleet.later()
+        assert most == 2
+        assert {fleet.rollout(name).stage for name in fleet.names} == {"Provision"}
+        assert len(fleet.made) == 7
+        await fleet.passes(1)
+        assert not fleet.listed()
+
+    run(main())
+
+
+def test_the_configurations_limit_holds_across_replicas_too() -> None:
+    async def main() -> None:
+        fleet = Sharded(8, 5, max_jobs=3)
+        most = 0
+        for _ in range(8):
+            await fleet.passes(3)
+            most = max(most, fleet.running)
+            fleet.end()
+            fleet.later()
+        assert most == 3
+        assert {fleet.rollout(name).stage for name in fleet.names} == {"Provision"}
+
+    run(main())
+
+
+def test_what_a_dead_replica_has_listed_is_removed_by_the_next_that_wants_the_place() -> None:
+    async def main() -> None:
+        fleet = Sharded(10, 1)
+        first = [name for name in fleet.names if fleet.worker(name) is fleet.operators[0]]
+        second = [name for name in fleet.names if fleet.worker(name) is fleet.operators[1]]
+        await fleet.passes(4, among=first[:1])
+        assert fleet.running == 1 and len(fleet.listed()) == 1
+        fleet.later()
+        await fleet.passes(4, among=second)
+        assert fleet.running == 1, "its Job runs"
+        fleet.end()
+        fleet.later()
+        await fleet.passes(4, among=second)
+        assert fleet.running == 1
+        (job,) = fleet.listed()
+        assert any(job.startswith(str(fleet.rollout(name).revision)) for name in second)
+
+    run(main())
+
+
+def test_a_job_that_is_about_to_be_made_keeps_its_place() -> None:
+    """Listed, and its replica stands still: no other may take the place."""
+
+    async def main() -> None:
+        fleet = Sharded(10, 1)
+        first = next(name for name in fleet.names if fleet.worker(name) is fleet.operators[0])
+        second = [name for name in fleet.names if fleet.worker(name) is fleet.operators[1]]
+        await fleet.passes(2, among=[first])
+
+        def stands(verb: str, resource: Resource, name: str) -> None:
+            if verb in ("create", "apply") and resource is JOB:
+                raise Unavailable(503, "ServiceUnavailable", "away")
+
+        fleet.cluster.before = stands
+        await fleet.passes(3, among=[first])
+        assert fleet.running == 0 and len(fleet.listed()) == 1
+        fleet.cluster.before = lambda verb, resource, name: None
+        for _ in range(4):
+            fleet.later()
+            await fleet.passes(2, among=second)
+        assert fleet.running == 0
+        await fleet.passes(2, among=[first])
+        assert fleet.running == 1
+
+    run(main())
+
+
+def test_a_place_that_was_lost_is_no_place_though_a_look_of_before_has_it() -> None:
+    """The Job ended, another replica removed it from the list and took the place, and then someone
+    deleted the Job: its stage asks for it again.
+    """
+
+    async def main() -> None:
+        fleet = Sharded(10, 1)
+        first = next(name for name in fleet.names if fleet.worker(name) is fleet.operators[0])
+        second = [name for name in fleet.names if fleet.worker(name) is fleet.operators[1]]
+        await fleet.passes(4, among=[first])
+        (job,) = fleet.listed()
+        fleet.worker(first).deaf = True
+        fleet.cluster.end_jobs()
+        await fleet.passes(4, among=second)
+        assert fleet.running == 1 and job not in fleet.listed()
+        fleet.cluster.remove(JOB, job)
+        fleet.worker(first).hear()
+        await fleet.passes(3, among=[first])
+        assert fleet.running == 1
+
+    run(main())
+
+
+def test_a_place_whose_job_is_refused_is_another_replicas_after_a_while() -> None:
+    async def main() -> None:
+        fleet = Sharded(10, 1)
+        first = next(name for name in fleet.names if fleet.worker(name) is fleet.operators[0])
+        second = [name for name in fleet.names if fleet.worker(name) is fleet.operators[1]]
+        await fleet.passes(2, among=[first])
+        revision = str(fleet.rollout(first).revision)
+
+        def quota(verb: str, resource: Resource, name: str) -> None:
+            if resource is JOB and name.startswith(revision) and verb in ("create", "apply"):
+                raise Forbidden(403, "Forbidden", "exceeded quota")
+
+        fleet.cluster.before = quota
+        await fleet.passes(3, among=[first])
+        assert fleet.running == 0 and len(fleet.listed()) == 1
+        fleet.cluster.now += timedelta(seconds=61)
+        await fleet.passes(1, among=[first])
+        assert not fleet.listed()
+        await fleet.passes(4, among=second)
+        assert fleet.running == 1
+
+    run(main())
+
+
+def test_jobs_of_the_time_with_one_shard_count_though_no_list_has_them() -> None:
+    async def main() -> None:
+        fleet = Sharded(10, 2)
+        alone = Operator(fleet.cluster)
+        for _ in range(8):
+            for name in fleet.names[:2]:
+                await alone.reconciler.reconcile((KEY[0], name))
+        assert fleet.running == 2 and not fleet.listed()
+        await fleet.passes(4)
+        assert fleet.running == 2
+        fleet.end()
+        fleet.later()
+        await fleet.passes(4)
+        assert fleet.running == 2
+
+    run(main())
+
+
+def test_with_one_shard_no_list_is_kept() -> None:
+    async def main() -> None:
+        fleet = Commit(3, 1)
+        await fleet.passes(6)
+        assert not any("Lease modelrollout-jobs" in request for request in fleet.cluster.requests)
 
     run(main())
 

@@ -24,7 +24,7 @@ from modelrollout.kube.kinds import (
     Resource,
 )
 from modelrollout.testing import builders as b
-from modelrollout.testing.fake_cluster import Cluster, Operator
+from modelrollout.testing.fake_cluster import KEY, Cluster, Operator
 
 
 def told(cluster: Cluster, name: str = "p") -> RolloutPolicyStatus:
@@ -354,3 +354,16 @@ class TestLabelsOfNamespaces:
             assert told(cluster).matches == 0
 
         asyncio.run(main())
+
+
+async def test_every_replica_wakes_its_models_for_a_policy_and_one_writes_its_status() -> None:
+    cluster = Cluster()
+    cluster.user(b.spec(1, pinned=True, gateway=False))
+    cluster.policy("calm", limits={"jobs": 2})
+    operator = Operator(cluster)
+    operator.leads = False  # the policy's shard is another replica's
+    await operator.lookups.policies.reconcile("calm")
+    assert KEY in operator.woken and "status RolloutPolicy calm" not in cluster.requests
+    operator.leads = True
+    await operator.lookups.policies.reconcile("calm")
+    assert "status RolloutPolicy calm" in cluster.requests

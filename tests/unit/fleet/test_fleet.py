@@ -27,7 +27,7 @@ from modelrollout.analysis.reading import CounterReading
 from modelrollout.analysis.target import Target
 from modelrollout.api.v1alpha1 import Metric, ModelDeploymentSpec, RevisionRef
 from modelrollout.config import OperatorConfig
-from modelrollout.controller.process import LEASE_NAME
+from modelrollout.controller.shards import LEASE_NAME
 
 
 def test_what_a_run_creates_is_valid() -> None:

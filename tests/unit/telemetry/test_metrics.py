@@ -22,6 +22,7 @@ def test_everything_that_is_counted_is_exposed(metrics: Metrics) -> None:
     metrics.reconcile_failed(KeyError("x"))
     metrics.api_request("get", "pods", "404")
     metrics.leading(lambda: True)
+    metrics.shards(lambda: {("0",): 1, ("1",): 0})
     value = metrics.registry.get_sample_value
     assert value("modelrollout_queue_adds_total") == 1
     assert value("modelrollout_queue_retries_total") == 1
@@ -30,6 +31,7 @@ def test_everything_that_is_counted_is_exposed(metrics: Metrics) -> None:
     assert value("modelrollout_reconcile_errors_total", {"kind": "KeyError"}) == 1
     assert value("modelrollout_api_requests_total", {"verb": "get", "resource": "pods", "code": "404"}) == 1
     assert value("modelrollout_leader") == 1
+    assert [value("modelrollout_shard", {"shard": shard}) for shard in "01"] == [1, 0]
     assert b"process_cpu_seconds_total" in generate_latest(metrics.registry)
 
 

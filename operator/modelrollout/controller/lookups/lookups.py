@@ -16,6 +16,7 @@ from modelrollout.controller.lookups.definitions import Definitions
 from modelrollout.controller.lookups.finished_pods import reread_finished_job
 from modelrollout.controller.lookups.gateways import Gateways
 from modelrollout.controller.lookups.host_names import HostClaims
+from modelrollout.controller.lookups.job_register import JobRegister
 from modelrollout.controller.lookups.job_turns import JobTurns
 from modelrollout.controller.lookups.kueue import with_queue_reason
 from modelrollout.controller.lookups.missing_pod import explain_missing_pod
@@ -66,15 +67,27 @@ class Lookups:
         self._kube, self._cache, self._now = kube, cache, now
         self.definitions = Definitions(kube)
         self.policies = Policies(
-            kube, cache, wake, now, outdated=lambda: self.definitions.problem(ROLLOUT_POLICY.kind)
+            kube,
+            cache,
+            wake,
+            now,
+            outdated=lambda: self.definitions.problem(ROLLOUT_POLICY.kind),
+            may_write=may_write,
         )
         self.slots = SlotLeases(kube, cache, self.policies, namespace, wake, clock)
         self.gateways = Gateways(kube, cache, wake)
         self.hostnames = HostClaims(kube, cache, config, namespace, wake, may_write, now)
         self.shared_preparations = SharedPreparations(cache, wake, clock)
-        self.job_turns = JobTurns(cache, self.policies, config.max_jobs, wake, clock)
+        register = JobRegister(kube, cache, namespace, clock) if config.shards > 1 else None
+        self.job_turns = JobTurns(cache, self.policies, config.max_jobs, wake, clock, register)
         self._versions = ServerVersions(wake, clock)
         self._capacity = Capacity(kube, config, clock)
+
+    def let_go(self, of: Callable[[Key], bool]) -> None:
+        """Another replica works these keys now."""
+        self.slots.let_go(of)
+        self.shared_preparations.let_go(of)
+        self.job_turns.let_go(of)
 
     async def look_up(self, observation: Observation) -> LookedUp:
         """What the present state needs to know. Raises KubeError."""
@@ -82,7 +95,7 @@ class Lookups:
         versions = self._versions.look_up((s.namespace, s.name), s.servers, _server_pods(observation))
         shared = self.shared_preparations.lookup(observation)
         work = await reread_finished_job(self._kube, self._cache, observation)
-        work = self.job_turns.lookup(observation, work, shared)
+        work = await self.job_turns.lookup(observation, work, shared)
         slots = await self.slots.larger(observation) if waiting_replicas(s) else ()
         gpus = None
         if work.queued and work.state != "Absent":

@@ -46,10 +46,13 @@ class Policies:
         now: Callable[[], datetime],
         uniform: Callable[[], float] = random.random,
         outdated: Callable[[], Problem | None] = lambda: None,
+        may_write: Callable[[], bool] = lambda: True,
     ) -> None:
-        """``outdated``: why the API server may have dropped fields of the policies."""
+        """``outdated``: why the API server may have dropped fields of the policies. ``may_write``:
+        whether the policy of this pass is this replica's.
+        """
         self._kube, self._cache, self._wake, self._now, self._uniform = kube, cache, wake, now, uniform
-        self._outdated = outdated
+        self._outdated, self._may_write = outdated, may_write
         self._namespaces = Namespaces(kube, now)
         self._read: dict[str, tuple[tuple[Any, ...], Policy]] = {}
         self._rules: dict[tuple[Any, ...], Rules] = {}
@@ -137,7 +140,7 @@ class Policies:
         if policy is None or obj is None or obj["metadata"].get("deletionTimestamp"):
             return None
         status = self._status(policy, obj)
-        if status.wire() != (obj.get("status") or {}):
+        if status.wire() != (obj.get("status") or {}) and self._may_write():
             try:
                 answer = await self._kube.replace_status(ROLLOUT_POLICY, {**obj, "status": status.wire()})
             except NotFound:

@@ -98,6 +98,11 @@ class SharedPreparations:
         for name in () if waited else sorted(waiting):
             self._wake((key[0], name), 0.0)
 
+    def let_go(self, of: Callable[[Key], bool]) -> None:
+        """Another replica works these keys now."""
+        for key in [k for k in self._works if of(k)]:
+            self.forget(key)
+
     def _choose(self, place: tuple[str, str], members: list[Member]) -> str | None:
         before, now = self._chosen.get(place), self._clock()
         idle = before is not None and not before.works and now - before.at >= IDLE_SECONDS

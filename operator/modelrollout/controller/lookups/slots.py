@@ -132,6 +132,10 @@ class SlotLeases:
         if self._mine.pop(key, None):
             self._wake_waiting()
 
+    def let_go(self, of: Callable[[Key], bool]) -> None:
+        """Another replica works these keys now, and finds their slots in the Leases."""
+        self._mine = {key: policies for key, policies in self._mine.items() if not of(key)}
+
     # --- the Leases
 
     async def _list(self, policy: str, *, fresh: bool = False) -> list[Object]:
