@@ -244,7 +244,7 @@ def test_slices_of_a_gpu_count_exactly_and_find_their_node(
             slices,
             file,
             serving={"replicas": replicas, "resources": resources},
-            rollout={"canary": {"steps": [{"pause": {}}]}, "progressDeadline": "5m"},
+            rollout={"canary": {"steps": [{"weight": 5}]}, "progressDeadline": "5m"},
         )
 
     stage.apply(deployment("good.onnx", 3))

@@ -71,7 +71,8 @@ def test_triton_takes_the_settings_of_tensorrt_and_serves(stage: Stage) -> None:
     }
     assert stage.answers("accelerated", np.ones((1, FEATURES), np.float32))["logits"].shape == (1, CLASSES)
     revision = stage.get("accelerated")["status"]["stable"]["revision"]
-    [pod] = stage.cluster.pods(stage.namespace, f"{names.LABEL_REVISION}={revision}")
+    servers = f"{names.LABEL_REVISION}={revision},{names.LABEL_COMPONENT}={names.COMPONENT_SERVER}"
+    [pod] = stage.cluster.pods(stage.namespace, servers)
 
     def own() -> list[str]:
         pod_name, command = pod["metadata"]["name"], ("-c", "triton", "--", "ls", "-A", engines)
