@@ -337,10 +337,10 @@ def _serves(serving: Serving) -> Object:
 def _no_gpu(serving: Serving, gpus: GpuTable) -> list[Object]:
     """Hides the node's GPUs from a server that requests none: images of CUDA ask for all of them,
     and NVIDIA's runtime gives what an image asks for. Where a GPU is requested the device plugin
-    says which, and a variable here would win.
+    says which, and a variable here would win; so would it where the table does not know the plugin.
     """
     pod = serving.pod or Pod()
-    if pod.runtime_class_name is None or gpus.has_gpu(serving.resources.limits):
+    if pod.runtime_class_name is None or gpus.may_have_gpu(serving.resources.limits):
         return []
     return [{"name": VISIBLE_GPUS, "value": "void"}]
 

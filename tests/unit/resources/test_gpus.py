@@ -85,6 +85,7 @@ def test_a_name_without_a_row_counts_in_budgets_and_is_no_gpu_otherwise() -> Non
     limits = {"example.com/vgpu": 3, "cpu": 64, "hugepages-2Mi": "1Gi", "ephemeral-storage": "1Gi"}
     assert TABLE.share(limits) == 3
     assert not TABLE.has_gpu(limits) and TABLE.tolerated(limits) == []
+    assert TABLE.may_have_gpu(limits) and not config(weight=0).gpu_table.may_have_gpu(limits)
     assert config(weight=0).gpu_table.share(limits) == 0
 
 
