@@ -161,6 +161,12 @@ def test_a_row_is_for_a_resource_with_a_domain(name: str) -> None:
         OperatorConfig.model_validate(raw | {"gpus": {name: {"weight": 1}}})
 
 
+def test_a_row_that_is_null_is_none() -> None:
+    raw = o.CONFIG.model_dump(by_alias=True, exclude={"gpus"})
+    made = OperatorConfig.model_validate(raw | {"gpus": {"a.b/c": {"weight": 1}, "a.b/d": None}})
+    assert list(made.gpus) == ["a.b/c"]
+
+
 def test_a_toleration_of_the_spec_is_not_repeated_and_kinds_add_theirs() -> None:
     own = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
     limits = {"nvidia.com/mig-1g.5gb": 1, "nvidia.com/gpu": 1, "example.com/vgpu": 1}
