@@ -541,6 +541,13 @@ class GpuConfig(_Config):
     )
 
 
+def _without_removed(rows: object) -> object:
+    """Rows without those that are null. Helm itself leaves out what its own values have; of a row
+    that they have no longer it passes the null on.
+    """
+    return {name: row for name, row in rows.items() if row is not None} if isinstance(rows, dict) else rows
+
+
 def _usual_gpus() -> dict[str, GpuConfig]:
     return {
         name: GpuConfig(weight=row.weight, toleration=row.toleration, one_device=row.one_device)
@@ -674,7 +681,7 @@ class OperatorConfig(_Config):
     routes: RoutesConfig = Field(default_factory=RoutesConfig)
     workloads: WorkloadRules = Field(default_factory=WorkloadRules)
     capacity: CapacityConfig = Field(default_factory=CapacityConfig)
-    gpus: dict[ResourceName, GpuConfig] = Field(
+    gpus: Annotated[dict[ResourceName, GpuConfig], BeforeValidator(_without_removed)] = Field(
         default_factory=_usual_gpus,
         description=(
             "The whole table of GPUs: names of resources, or the beginning of names and a *; the longest"

@@ -106,6 +106,14 @@ class GpuTable:
         """Whether a container with these limits gets a GPU, or a part of one."""
         return any(row.weight > 0 for _, row, _ in self._listed(limits))
 
+    def may_have_gpu(self, limits: Mapping[str, Any] | None) -> bool:
+        """Whether a container with these limits gets a GPU for all that is known: a resource
+        without a row whose name says so may be a share of one.
+        """
+        return self.has_gpu(limits) or any(
+            self.row(kind) is None and "gpu" in kind for kind, _ in _extended(limits)
+        )
+
     def tolerated(self, limits: Mapping[str, Any] | None) -> list[str]:
         """Keys of the taints that nodes with these resources usually have."""
         return list(dict.fromkeys(r.toleration for _, r, _ in self._listed(limits) if r.toleration))

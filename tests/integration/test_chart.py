@@ -232,7 +232,21 @@ class TestWithoutHelm:
         assert table.row("google.com/tpu") is None
         assert table.share({"nvidia.com/mig-1g.5gb": 7}) == 1
 
-    @pytest.mark.parametrize("weight", ["-1", "a", "1/0", "true"])
+    def test_a_row_may_be_removed_that_the_chart_has_not(self, tmp_path: Path) -> None:
+        """It had it once, and whoever removed it then upgrades the chart."""
+        path = tmp_path / "config.yaml"
+        path.write_text(configuration(objects(r"gpus.example\.com/npu=null")))
+        assert load_config(path).gpus == OperatorConfig.model_fields["gpus"].get_default(
+            call_default_factory=True
+        )
+
+    @pytest.mark.parametrize("name", ["gpu", "nvidia.com/g*u", "*/gpu"])
+    def test_a_row_that_the_operator_would_refuse_is_refused(self, name: str) -> None:
+        escaped = name.replace(".", r"\.")
+        why = template(f"gpus.{escaped}.weight=1", ok=False)
+        assert f"'{name}' does not match pattern" in why
+
+    @pytest.mark.parametrize("weight", ["-1", "a", "1/0", "true", "10000"])
     def test_a_weight_that_is_no_number_is_refused(self, weight: str) -> None:
         why = template(f"gpus.rdma/hca.weight={weight}", ok=False)
         assert "gpus" in why and "weight" in why

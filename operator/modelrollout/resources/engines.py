@@ -25,7 +25,7 @@ SHARED = "/engines"
 # again: it is built, and replaces the other.
 _START = """\
 model=@MODEL@ number=@NUMBER@
-kept=$(sed -n 's|.*"\\(@ENGINES@/[0-9a-f]*-[0-9]*\\)".*|\\1|p' @REPOSITORY@/$model/config.pbtxt)
+kept=$(sed -n 's|^ *value: "\\(@ENGINES@/[0-9a-f]*-[0-9]*\\)"$|\\1|p' @REPOSITORY@/$model/config.pbtxt)
 is_ready() {
   timeout 10 bash -p -c 'exec 3<>/dev/tcp/127.0.0.1/@PORT@ && printf "GET $0 HTTP/1.0\\r\\n\\r\\n" >&3 \\
     && read -r answer <&3 && [[ $answer == *" 200 "* ]]' \\
@@ -46,7 +46,7 @@ hand_on() {
 if [ -n "$kept" ]; then
   shared= copied=
   if [ -d @SHARED@ ] && [ ! -e "$kept/.whole" ]; then
-    gpu=$(nvidia-smi -L 2> /dev/null | sed 's/ *(UUID.*//' | tr -cs 'A-Za-z0-9.' - | cut -c -200)
+    gpu=$(nvidia-smi -L 2> /dev/null | sed -n 's/ *(UUID.*//p' | tr -cs 'A-Za-z0-9.' - | cut -c -200)
     library=$(ls /usr/lib/*-linux-gnu/libnvinfer.so.*.*.* 2> /dev/null | tail -n 1)
     version=$(printf %s "${TRT_VERSION:-${library##*.so.}}" | tr -cs 'A-Za-z0-9.' -)
     if [ -n "$gpu" ] && [ -n "$version" ]; then

@@ -55,6 +55,7 @@ _EXIT_FLAG = "--exit-timeout-secs"
 _DEFAULT, _STREAMS = "default", "streams"  # values of ANNOTATION_EXIT
 _TAKES_WARMUP = 5  # the first whose init container takes a config.pbtxt with warm-up requests
 _FETCH_CPU = "50m"
+_MOST_CPUS = 999_999  # more than any node has; the loader takes no number of any length
 FETCH = "fetch"
 # On the node's disk: the model, twice while the leftover of a lost container is replaced, and what
 # the server unpacks.
@@ -228,7 +229,7 @@ def _cpus(serving: Serving) -> int:
     CPUs, and one at least; 0: it has no limit.
     """
     limit = quantity((serving.resources.limits or {}).get("cpu", 0))
-    return max(1, math.floor(limit)) if limit else 0
+    return min(max(1, math.floor(limit)), _MOST_CPUS) if limit else 0
 
 
 def _tensorrt(serving: Serving) -> list[Object]:
@@ -337,10 +338,10 @@ def _serves(serving: Serving) -> Object:
 def _no_gpu(serving: Serving, gpus: GpuTable) -> list[Object]:
     """Hides the node's GPUs from a server that requests none: images of CUDA ask for all of them,
     and NVIDIA's runtime gives what an image asks for. Where a GPU is requested the device plugin
-    says which, and a variable here would win.
+    says which, and a variable here would win; so would it where the table does not know the plugin.
     """
     pod = serving.pod or Pod()
-    if pod.runtime_class_name is None or gpus.has_gpu(serving.resources.limits):
+    if pod.runtime_class_name is None or gpus.may_have_gpu(serving.resources.limits):
         return []
     return [{"name": VISIBLE_GPUS, "value": "void"}]
 

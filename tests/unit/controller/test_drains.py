@@ -85,6 +85,37 @@ def test_a_budget_that_cannot_be_deleted_holds_no_traffic_up(verdict: Any, winne
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("verdict", "winner"), [("Successful", V2), ("Failed", V1)])
+def test_a_budget_that_cannot_be_written_holds_no_rollout_up(verdict: Any, winner: str) -> None:
+    """A quota of the namespace may be for one budget of each model."""
+
+    async def main() -> None:
+        cluster = Cluster()
+        cluster.user(serving(1))
+        operator = Operator(cluster)
+        await operator.live()
+        said = "exceeded quota: count/poddisruptionbudgets.policy=1"
+
+        def refuse(verb: str, resource: Resource, name: str) -> None:
+            if resource == POD_DISRUPTION_BUDGET and name == V2:
+                raise Forbidden(403, "Forbidden", said)
+
+        cluster.before = refuse
+        operator.assessment = b.judged("Inconclusive")
+        cluster.user(serving(2))
+        for _ in range(40):
+            await operator.live(rounds=1)
+            if cluster.weights().get(V2) == 50:
+                break
+        assert cluster.weights() == {V1: 50, V2: 50}
+        assert protected(cluster) == {b.NAME: V1}
+        operator.assessment = b.judged(verdict)
+        await operator.live(rounds=40)
+        assert cluster.weights() == {winner: 100} and protected(cluster) == {b.NAME: winner}
+
+    asyncio.run(main())
+
+
 def pod_of(cluster: Cluster, revision: str, **condition: str) -> None:
     """A pod of the revision that is being deleted."""
     deployment = cluster.find(DEPLOYMENT, revision)

@@ -221,10 +221,14 @@ def test_of_two_pods_that_have_built_at_once_the_first_hands_on(machine: Machine
     assert (machine.shared / "graph_sm90.engine").read_text() == "of-the-other\n"
 
 
+@pytest.mark.parametrize(
+    "said", ["", "NVIDIA-SMI has failed because it could not communicate with the driver.\n"]
+)
 def test_without_a_known_gpu_the_server_starts_and_nothing_is_kept(
-    machine: Machine, capfd: pytest.CaptureFixture[str]
+    machine: Machine, capfd: pytest.CaptureFixture[str], said: str
 ) -> None:
-    machine.gpus = ""
+    """nvidia-smi says on its standard output, too, why it names no GPU."""
+    machine.gpus = said
     assert machine.run() == "built"
     assert list(machine.volume.iterdir()) == [] and "none are kept" in capfd.readouterr().err
 
@@ -247,6 +251,14 @@ def test_a_loader_that_wrote_no_engines_starts_the_server_alone(machine: Machine
     with machine.server() as found:
         assert found == "built"
     assert not (machine.kept / ".tried").exists() and list(machine.volume.iterdir()) == []
+
+
+def test_a_tensor_with_the_name_of_a_folder_is_no_folder_of_engines(machine: Machine) -> None:
+    named = printed(parse(f'input {{ name: "{machine.local}/aa-0" dims: 1 }}'))
+    config = machine.models / MODEL / "config.pbtxt"
+    config.write_text(named + config.read_text())
+    assert machine.run() == "built"
+    assert (machine.shared / "graph_sm90.engine").exists() and not (machine.local / "aa-0").exists()
 
 
 def test_engines_that_no_pod_has_taken_for_long_and_parts_of_lost_pods_are_removed(machine: Machine) -> None:

@@ -85,6 +85,7 @@ def test_a_name_without_a_row_counts_in_budgets_and_is_no_gpu_otherwise() -> Non
     limits = {"example.com/vgpu": 3, "cpu": 64, "hugepages-2Mi": "1Gi", "ephemeral-storage": "1Gi"}
     assert TABLE.share(limits) == 3
     assert not TABLE.has_gpu(limits) and TABLE.tolerated(limits) == []
+    assert TABLE.may_have_gpu(limits) and not config(weight=0).gpu_table.may_have_gpu(limits)
     assert config(weight=0).gpu_table.share(limits) == 0
 
 
@@ -158,6 +159,12 @@ def test_a_row_is_for_a_resource_with_a_domain(name: str) -> None:
     raw = o.CONFIG.model_dump(by_alias=True, exclude={"gpus"})
     with pytest.raises(ValidationError, match="gpus"):
         OperatorConfig.model_validate(raw | {"gpus": {name: {"weight": 1}}})
+
+
+def test_a_row_that_is_null_is_none() -> None:
+    raw = o.CONFIG.model_dump(by_alias=True, exclude={"gpus"})
+    made = OperatorConfig.model_validate(raw | {"gpus": {"a.b/c": {"weight": 1}, "a.b/d": None}})
+    assert list(made.gpus) == ["a.b/c"]
 
 
 def test_a_toleration_of_the_spec_is_not_repeated_and_kinds_add_theirs() -> None:

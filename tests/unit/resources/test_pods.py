@@ -234,7 +234,8 @@ def test_a_server_that_is_tuned_has_the_same_runtime_and_displaces_no_pod() -> N
         ({"nvidia.com/anything": 1}, False),
         ({"amd.com/gpu": 1}, False),
         ({"gpu.intel.com/millicores": 1}, True),
-        ({"example.com/vgpu-number": 1}, True),
+        ({"example.com/vgpu-number": 1}, False),
+        ({"example.com/vgpu-number": 0}, True),
     ],
 )
 def test_with_a_runtime_a_server_that_requests_no_gpu_sees_none(limits: dict[str, Any], hidden: bool) -> None:

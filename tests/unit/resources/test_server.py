@@ -164,7 +164,18 @@ def test_startup_may_take_as_long_as_it_says(timeout: str, failures: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("cpu", "cpus"), [("500m", "1"), ("1", "1"), ("2500m", "2"), (4, "4"), ("0", None), (None, None)]
+    ("cpu", "cpus"),
+    [
+        ("500m", "1"),
+        ("0.1", "1"),
+        ("1", "1"),
+        ("1500m", "1"),
+        ("2500m", "2"),
+        (4, "4"),
+        ("10G", "999999"),
+        ("0", None),
+        (None, None),
+    ],
 )
 def test_the_loader_knows_how_many_cpus_the_server_may_use(cpu: str | int | None, cpus: str | None) -> None:
     """Whole ones: with a thread for a part of one the limit would stop all of them for a while."""

@@ -558,7 +558,8 @@ def _name_conflict(live: Object, desired: Object) -> str:
 @dataclass
 class ChildWriter:
     """Writes children one after the other. A name that is taken, servers that cannot be changed, or
-    a policy by which sessions stick that cannot be written, block only what needs that very object.
+    a policy by which sessions stick that cannot be written, block only what needs that very object;
+    a budget that cannot be written (a quota of the namespace) blocks nothing.
     """
 
     actor: Actor
@@ -576,17 +577,17 @@ class ChildWriter:
         if self._backends & (backends_of(obj) - (backends_of(live) if live is not None else set())):
             self.routes_incomplete = True  # it would newly send clients to an unrelated object
             return
-        # no backend: routes divide requests without it, one by one
-        keeps_sessions = kind == BACKEND_TRAFFIC_POLICY.kind
+        # no backend: routes divide requests without it, sessions or not
+        is_beside = kind in (BACKEND_TRAFFIC_POLICY.kind, POD_DISRUPTION_BUDGET.kind)
         try:
             self.wrote |= await self.actor._match(self.observation, obj)
         except ChildRefused as e:
             # Existing servers that cannot be changed keep running: weights follow the ready pods.
             is_running = kind == DEPLOYMENT.kind and live is not None
-            if e.reason != NAME_TAKEN and not is_running and not keeps_sessions:
+            if e.reason != NAME_TAKEN and not is_running and not is_beside:
                 raise
             self.refused = self.refused or Problem(e.reason, e.message)
-            if CHILDREN[kind].guarded and not keeps_sessions:
+            if CHILDREN[kind].guarded and not is_beside:
                 self._backends.add((kind, name))
                 self.routes_incomplete |= kind != SERVICE.kind or (
                     name == self.observation.observed.name and not self.observation.observed.exact_weights
