@@ -26,9 +26,10 @@ from modelrollout.feedback import items
 from modelrollout.kube import decoding
 from modelrollout.optimizer.formats import keras
 from modelrollout.optimizer.formats.exported_program import checked_program
-from modelrollout.optimizer.passthrough import vllm
+from modelrollout.optimizer.passthrough import devices, vllm
 from modelrollout.optimizer.store import oci_layers, signature
 from modelrollout.optimizer.store.artifact import parse_report
+from modelrollout.triton.config import pb
 from tests.unit.optimizer.torch_files import program
 
 # The first is read by all, the others by none. Python's own reader of JSON gets to 900 or 2,400,
@@ -101,6 +102,13 @@ def of_an_engine(deep: str, folder: Path) -> None:
     vllm._read(folder / "model.json")
 
 
+def of_a_divided_engine(deep: str, folder: Path) -> None:
+    sizes = '{"mapping":{"tp_size":2,"pp_size":1}}'
+    (folder / "config.json").write_text(f'{{"pretrained_config":{sizes},"x":{deep}}}')
+    if not devices.division("Python", {"config.json": folder / "config.json"}, pb.ModelConfig()):
+        raise ValueError("nothing is known of it")
+
+
 def of_a_lease(deep: str, _: Path) -> None:
     about = {
         names.ANNOTATION_HOSTNAME: "a.example.com",
@@ -148,6 +156,7 @@ READERS: dict[str, Callable[[str, Path], None]] = {
     "the containers of a program": of_containers,
     "Keras": of_keras,
     "an engine": of_an_engine,
+    "an engine of TensorRT-LLM": of_a_divided_engine,
     "a Lease": of_a_lease,
     "a refused query": of_a_refused_query,
     "a recording": of_a_recording,

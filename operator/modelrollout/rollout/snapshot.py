@@ -201,7 +201,7 @@ class Revision:
         except (ValidationError, KeyError):
             # Written by a newer operator with fields that these types do not know: a downgrade of
             # the operator is no reason for a canary.
-            return _within(spec.user_input(), self.input)
+            return any(_within(x, self.input) for x in (spec.user_input(), spec.user_input_as_written()))
 
 
 def _within(requested: Any, recorded: Any) -> bool:

@@ -845,6 +845,21 @@ def test_a_revision_of_a_newer_operator_is_told_and_breaks_nothing() -> None:
     run(main())
 
 
+def test_a_revision_records_what_is_empty_so_that_an_earlier_operator_begins_no_rollout() -> None:
+    """That one compares it with spec, where it keeps what is empty."""
+    empty = {"nodeSelector": {}, "affinity": {"podAffinity": {}}, "pod": {"labels": {}}}
+    plain = b.spec(1, traffic=BOTH)
+    written = b.spec(1, traffic=BOTH, serving=plain.serving.wire() | empty)
+
+    async def main() -> None:
+        cluster, _ = await serving(written)
+        recorded = cluster.all(MODEL_REVISION)[V1]["spec"]["input"]["serving"]
+        of_today = plain.user_input()["serving"]
+        assert recorded == of_today | {"nodeSelector": {}, "affinity": {"podAffinity": {}}}
+
+    run(main())
+
+
 # --- traffic settings that are refused after the version serves
 
 

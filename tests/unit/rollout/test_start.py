@@ -154,6 +154,16 @@ def test_going_back_to_an_older_operator_begins_nothing_either() -> None:
     assert begins(at_rest(2, revisions=(newer,)))
 
 
+def test_what_is_empty_in_a_list_begins_nothing_after_a_newer_operator_either() -> None:
+    term = {"topologyKey": "zone", "labelSelector": {"matchLabels": {}}}
+    affinity = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+    spec = b.spec(1, serving=b.spec(1).serving.wire() | {"affinity": affinity})
+    recorded = spec.user_input_as_written()
+    newer = recorded | {"model": recorded["model"] | {"quantum": True}}
+    s = at_rest(1, revisions=(replace(b.revision(1, "Stable"), input=newer),))
+    assert not begins(replace(s, spec=spec))
+
+
 def test_an_input_of_a_newer_operator_does_no_harm() -> None:
     old = b.revision(1, "Retired")
     newer = replace(

@@ -17,6 +17,7 @@ from modelrollout.rollout.snapshot import Split
 from modelrollout.testing import builders as b
 from modelrollout.traffic.gateway_api.extras import Extras
 from modelrollout.traffic.gateway_api.router import GatewayRouter, weights
+from modelrollout.traffic.gateway_api.routes import NO_CHANGE
 from modelrollout.traffic.gateway_api.staging import WHOLE, StagedRoutes, next_stage
 
 Object = dict[str, Any]
@@ -361,6 +362,43 @@ def wished(wish: Wish) -> Object:
         OWNER, split
     )
     return made
+
+
+def of_all_clients(made: Object, path: str) -> set[str]:
+    """Services that get requests for this path without a test's headers."""
+    first = next(
+        rule
+        for rule in made["spec"]["rules"]
+        for m in rule["matches"]
+        if m["path"]["value"] == path and not m.get("headers")
+    )
+    return {ref["name"] for ref in first["backendRefs"] if ref["weight"] > 1}
+
+
+INFER, STREAM = "/v2/models/digits/infer", "/v2/models/digits/generate_stream"
+
+
+def test_streams_that_get_the_place_of_a_tests_rule_never_go_to_its_revision() -> None:
+    """Timeouts that come in the same edit as another model end the test and give streams a rule."""
+    live, desired = wished((["v1", "v2"], STABLE, "v2", False)), wished((["v1"], STABLE, None, True))
+    written = stages(live, desired)
+    assert [of_all_clients(made, STREAM) for made in written] == [{"v1"}] * len(written)
+    tested = [made["spec"]["rules"][1] for made in written]
+    assert "is not in use" in str(tested[0]["matches"]), "its requests go to stable at once"
+
+
+@pytest.mark.parametrize("written_before", range(5))
+def test_a_test_that_begins_in_a_detour_gets_no_requests_without_its_headers(written_before: int) -> None:
+    live, canary = plain(), route((("v1", 50), ("v3", 50)), "v1", "v3")
+    for _ in range(written_before):
+        live = next_stage(canary, live, accepted=True)
+    written = stages(live, route(STABLE, *AT, matched="v2"))
+    assert not any("v2" in of_all_clients(made, INFER) for made in written)
+
+
+def test_a_backend_without_a_weight_has_that_of_the_gateway_api() -> None:
+    backend = {"name": "v1", "port": 8000, "filters": [NO_CHANGE]}
+    stages(plain(STABLE, FURTHER | {"backendRefs": [backend]}), route(STABLE, *AT))
 
 
 def services(made: Object) -> dict[tuple[int, int], tuple[str, int]]:

@@ -118,7 +118,9 @@ class ModelDeploymentSpec(ApiModel):
         return user_input(self.model, self.optimization, self.serving)
 
     def user_input_as_written(self) -> dict[str, Any]:
-        """The same with what is empty outside of ``pod``: an earlier operator recorded that."""
+        """The same with what is empty outside of ``pod``. Revisions record that: an earlier
+        operator, which takes what is empty for a part of the version, knows its version again.
+        """
         pod = self.user_input()["serving"].get("pod")
         whole = _dumped(self.model, self.optimization, self.serving)
         serving = {field: value for field, value in whole["serving"].items() if field != "pod"}

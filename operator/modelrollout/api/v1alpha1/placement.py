@@ -2,8 +2,8 @@
 the API server's schema.
 
 The operator passes them on as they are written, so that a version's input stays the same to the
-letter, whatever of these fields Kubernetes adds. It only leaves out of the input what is empty
-(``said``). Sizes are bounded here, which Kubernetes leaves open.
+letter, whatever of these fields Kubernetes adds. What is empty makes no other version (``said``).
+Sizes are bounded here, which Kubernetes leaves open.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def render_revision(observation: Observation, new: NewRevision, config: Operator
         "number": new.number,
         "deployment": s.name,
         "sha256": new.sha256,
-        "input": spec.user_input(),
+        "input": spec.user_input_as_written(),
         "builder": server.BUILDER,
         "template": server.template(
             version,

@@ -7,13 +7,13 @@ is refused.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from modelrollout import nesting
 from modelrollout.contract.common import REPOSITORY
 from modelrollout.contract.formats import Backend
 from modelrollout.jobs.errors import bad_input
@@ -42,7 +42,7 @@ def division(backend: Backend, files: Mapping[str, Path], config: Any) -> Divisi
     """Of the served ``files`` with this config.pbtxt; None: not divided, or it cannot be known."""
     if backend == "VLLM":
         name = KINDS["VLLM"].file
-        return _vllm(json.loads(files[name].read_bytes()))
+        return _vllm(nesting.parse(files[name].read_bytes()))
     if backend == "Python":
         engines = dict(_engines(files))
         return _chosen(engines, config) if engines else _llm_api(files)
@@ -87,9 +87,9 @@ def _engines(files: Mapping[str, Path]) -> Iterator[tuple[str, Division]]:
         if PurePosixPath(name).name != _ENGINE_FILE or path.stat().st_size > _READ_BYTES:
             continue
         try:
-            mapping = json.loads(path.read_bytes())["pretrained_config"]["mapping"]
+            mapping = nesting.parse(path.read_bytes())["pretrained_config"]["mapping"]
             made = _product(name, mapping["tp_size"], mapping["pp_size"])
-        except (ValueError, RecursionError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             continue
         if made is not None:
             yield PurePosixPath(name).parent.as_posix(), made

@@ -75,7 +75,10 @@ def next_stage(desired: Object, live: Object, *, accepted: bool, refused: bool =
     if not all(map(_is_apart, present)):
         detour = None if refused else _detour(wanted, present, accepted)
         return desired if detour is None else desired | {"spec": desired["spec"] | {"rules": detour}}
-    rules = [_stage(rule, _at(present, i), accepted, accepted or refused) for i, rule in enumerate(wanted)]
+    rules = [
+        _of_other_clients(rule, present, i) or _stage(rule, _at(present, i), accepted, accepted or refused)
+        for i, rule in enumerate(wanted)
+    ]
     if any(map(_is_hidden, rules)):
         # requests of a rule that is not in use yet stay where they are
         rules = [_as_before(rule, _at(present, i)) for i, rule in enumerate(rules)]
@@ -144,6 +147,19 @@ def _at(rules: list[Object], i: int) -> Object | None:
     return rules[i] if i < len(rules) else None
 
 
+def _of_other_clients(wanted: Object, present: list[Object], i: int) -> Object | None:
+    """The next stage of a rule that is to be for a test and was for all clients, or the other way
+    round: none of the others goes to the test's revision meanwhile. None: it is for the same ones.
+    """
+    if not 0 < i < len(present) or _is_hidden(present[i]):
+        return None
+    tests = _is_of_a_test(present[i]), _is_of_a_test(wanted)
+    if tests == (True, False):
+        return _hidden(present[i])
+    # a copy of the detour, until the rule before it is in use again
+    return _only(present[i]) if tests == (False, True) and _is_hidden(present[0]) else None
+
+
 def _stage(wanted: Object, present: Object | None, accepted: bool, settled: bool) -> Object:
     if present is None:
         return _hidden(wanted)
@@ -163,7 +179,9 @@ def _unused(wanted: Object, present: Object, *, settled: bool) -> Object:
     old, new = present.get("backendRefs") or [], wanted["backendRefs"]
     taken, refs = _taken(old, new), []
     for m, (o, n) in _pairs(old, new):
-        stays = o is not None and (n is None or m in taken or (o.get("weight", 1) > 0 and n["weight"] == 0))
+        stays = o is not None and (
+            n is None or m in taken or (o.get("weight", 1) > 0 and n.get("weight", 1) == 0)
+        )
         if stays and not settled:
             refs.append(o)
         elif n is not None:
@@ -281,6 +299,11 @@ def _only(rule: Object) -> Object:
 
 def _is_hidden(rule: Object) -> bool:
     return all(_NO_REQUEST in (m.get("headers") or []) for m in rule.get("matches") or [{}])
+
+
+def _is_of_a_test(rule: Object) -> bool:
+    """Whether only requests with certain headers fit it; the others fit a rule before it."""
+    return all(m.get("headers") for m in rule.get("matches") or [{}])
 
 
 def split_of(rule: Object) -> dict[str, int]:
