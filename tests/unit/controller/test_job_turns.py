@@ -314,7 +314,7 @@ def test_none_keeps_the_place_of_one_limit_while_it_waits_for_anothers() -> None
                 }
             },
         )
-        job = {"spec": {"template": {"metadata": {}, "spec": {"containers": []}}}}
+        job: Object = {"spec": {"template": {"metadata": {}, "spec": {"containers": []}}}}
         fleet.cluster.put(JOB, {"metadata": {"name": "busy", "namespace": KEY[0]}, **job})
         await fleet.passes(4, among=first)
         assert fleet.listed("") == {"busy"} and not fleet.listed()
@@ -468,7 +468,7 @@ def test_a_damaged_list_counts_for_nothing() -> None:
         register = fleet.operators[0].lookups.job_turns._register
         assert register is not None
         entry = Entry(KEY[0], "m0", "m0-job")
-        for damage in ("{", "{}", "[1]", '[["a"]]', "[" * 100_000):
+        for damage in ("{", "{}", "[1]", '[["a"]]', '[["", "..", "a/b"]]', "[" * 100_000):
             assert await register.add("calm", 1, entry, ())
 
             def edit(lease: Object, damage: str = damage) -> None:
@@ -476,7 +476,29 @@ def test_a_damaged_list_counts_for_nothing() -> None:
 
             fleet.cluster.change(LEASE, names.jobs_lease("calm"), edit, "operators")
             fleet.later()
+            fleet.cluster.requests.clear()
             assert not await register.listed("calm")
+            assert fleet.cluster.requests == [f"get Lease {names.jobs_lease('calm')}"]
+
+    run(main())
+
+
+def test_a_model_that_is_being_deleted_keeps_no_place_however_long_that_takes() -> None:
+    async def main() -> None:
+        fleet = Sharded(10, 1)
+        first = next(name for name in fleet.names if fleet.worker(name) is fleet.operators[0])
+        second = [name for name in fleet.names if fleet.worker(name) is fleet.operators[1]]
+        await fleet.passes(4, among=[first])
+        (job,) = fleet.listed()
+        fleet.cluster.remove(JOB, job)
+        fleet.cluster.change(
+            MODEL_DEPLOYMENT,
+            first,
+            lambda o: o["metadata"].update(deletionTimestamp="2026-01-01T00:00:00Z", finalizers=["a/b"]),
+        )
+        fleet.later()
+        await fleet.passes(4, among=second)
+        assert fleet.running == 1 and job not in fleet.listed()
 
     run(main())
 

@@ -12,6 +12,7 @@ So a crash leaves at most an entry too many, which the next replica that wants t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -23,12 +24,13 @@ from modelrollout.kube.cache import ObjectCache
 from modelrollout.kube.client import Kube
 from modelrollout.kube.errors import AlreadyExists, Conflict, Forbidden, NotFound, Unreadable
 from modelrollout.kube.kinds import JOB, LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY
-from modelrollout.kube.objects import Object, annotations_of, is_over
+from modelrollout.kube.objects import Object, annotations_of, is_deleting, is_over
 from modelrollout.rollout.desired.jobs import look_job_name, looks
 from modelrollout.rollout.snapshot import rollout_id
 
 REMEMBER_SECONDS = 5.0  # those that wait share one look at the list for this long
 TRIES = 4  # another pass, or another replica, may write the list at the same time
+_NAME = re.compile("[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 
 
 class Entry(NamedTuple):
@@ -162,6 +164,8 @@ def _may_make(deployment: Object, job: str) -> bool:
     """Whether a ModelDeployment's rollout, or its look at a source that it follows, may still make
     this Job, by its status.
     """
+    if is_deleting(deployment):
+        return False
     name, status = deployment["metadata"]["name"], deployment.get("status")
     status = status if isinstance(status, dict) else {}
     raw_follow, raw_rollout = status.get("follow"), status.get("rollout")
@@ -192,5 +196,10 @@ def _entries(lease: Object | None) -> frozenset[Entry]:
     return frozenset(
         Entry(*item)
         for item in (listed if isinstance(listed, list) else ())
-        if isinstance(item, list) and len(item) == 3 and all(isinstance(part, str) for part in item)
+        if isinstance(item, list) and len(item) == 3 and all(map(_is_name, item))
     )
+
+
+def _is_name(value: object) -> bool:
+    """Whether an object may have this name; others would ask the API server for something else."""
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None

@@ -113,7 +113,9 @@ class JobTurns:
 
     async def _enter(self, limits: Iterable[_Limit], entry: Entry) -> _Limit | None:
         """The Job counts from now on; else the first limit that has no room for it (any more)."""
-        for policy, most in limits if self._register is not None else ():
+        if self._register is None:
+            return None
+        for policy, most in limits:
             if not await self._register.add(policy, most, entry, self._running(policy)):
                 return policy, most
             before = self._entered.get(entry[:2])
