@@ -293,12 +293,14 @@ class Operator:
     async def _resync(self, unless_within: float = 0.0) -> None:
         """Read everything: kopf never reports deletions that its watch missed, and no event may be
         lost forever. ``unless_within``: what was listed within so many seconds has been watched
-        since.
+        since. Not the states, where another replica wrote them until a moment ago: its last ones
+        may still be under way, and to go by older ones would undo what the later ones say.
         """
         for resource in self._resources:
+            within = 0.0 if resource is MODEL_DEPLOYMENT and self._shards.count > 1 else unless_within
             for namespace in namespaces_to_list(resource, self._config.namespaces):
                 try:
-                    await self._intake.list_unless(resource, namespace, unless_within)
+                    await self._intake.list_unless(resource, namespace, within)
                 except Forbidden as e:
                     # Each ModelDeployment shows the missing right; nothing else depends on it.
                     if resource not in DISPENSABLE:

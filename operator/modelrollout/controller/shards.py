@@ -73,7 +73,9 @@ class Shards:
         self.count = count
         self._started, self._working, self._stopped = started, working, stopped
         self._prepared = prepared
-        self._since: dict[int, datetime] = {}  # of the shards that are worked
+        self._worked: set[int] = set()
+        # when each was won last; passes that end while it is given up count from then too
+        self._since: dict[int, datetime] = {}
         elector = partial(
             LeaderElector, kube, namespace, lease_duration=LEASE_SECONDS, clock=clock, uniform=uniform
         )
@@ -129,13 +131,13 @@ class Shards:
 
     def works_none(self) -> bool:
         """Whether passes may begin over no ModelDeployment."""
-        return not self._since
+        return not self._worked
 
     def concerns(self, key: Key) -> bool:
         """Whether passes over it may begin here. All replicas pass over RolloutPolicies, to wake
         what a change affects; with one shard it is the queue that waits.
         """
-        return self.count == 1 or not key[0] or shard_of(key, self.count) in self._since
+        return self.count == 1 or not key[0] or shard_of(key, self.count) in self._worked
 
     def is_of(self, shard: int, key: Key) -> bool:
         """Whether the key is of this shard."""
@@ -159,7 +161,7 @@ class Shards:
         return self.holds(_shard.get())
 
     def since(self) -> datetime | None:
-        """Since when this replica has worked the shard of this pass."""
+        """When this replica has won the shard of this pass (last)."""
         return self._since.get(_shard.get())
 
     # --- contending
@@ -185,11 +187,11 @@ class Shards:
         return shard in mine[: len(share)] + free[: max(0, len(share) - len(mine))]
 
     async def _start(self, shard: int) -> None:
-        won = datetime.now(UTC)
+        self._since[shard] = datetime.now(UTC)
         await self._started(shard)
-        self._since[shard] = won
+        self._worked.add(shard)
         self._working(shard)
 
     async def _stop(self, shard: int) -> None:
-        self._since.pop(shard, None)
+        self._worked.discard(shard)
         await self._stopped(shard)

@@ -46,7 +46,7 @@ class Members:
         """The lease has this; whatever cannot be read counts for nothing."""
         try:
             listed = json.loads(written) if isinstance(written, str) else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             listed = {}
         now, counts = self._clock(), listed if isinstance(listed, dict) else {}
         self._seen = {

@@ -5,18 +5,24 @@ and none is kept by one whose Job cannot be made.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from modelrollout.api import names
+from modelrollout.api.v1alpha1 import FollowStatus
 from modelrollout.controller.lookups import job_turns
+from modelrollout.controller.lookups.job_register import Entry, JobRegister
 from modelrollout.controller.shards import shard_of
 from modelrollout.kube.errors import Forbidden, KubeError, Unavailable
 from modelrollout.kube.kinds import JOB, LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY, Resource
+from modelrollout.kube.objects import Object
+from modelrollout.rollout.desired.jobs import look_job_name
+from modelrollout.rollout.snapshot import SharedPreparation
 from modelrollout.testing import builders as b
 from modelrollout.testing.fake_cluster import CONFIG, KEY, Operator
 from tests.unit.controller.test_fleets import Fleet
@@ -286,6 +292,213 @@ def test_a_place_whose_job_is_refused_is_another_replicas_after_a_while() -> Non
         assert not fleet.listed()
         await fleet.passes(4, among=second)
         assert fleet.running == 1
+
+    run(main())
+
+
+def test_none_keeps_the_place_of_one_limit_while_it_waits_for_anothers() -> None:
+    """Else it would keep out those before it, for whom it waits at the other limit."""
+
+    async def main() -> None:
+        fleet = Sharded(12, 1, max_jobs=1)
+        first = [name for name in fleet.names if fleet.worker(name) is fleet.operators[0]]
+        other = next(name for name in fleet.names if fleet.worker(name) is fleet.operators[1])
+        # the configuration's place is taken by a model that the policy does not limit
+        fleet.cluster.put(
+            LEASE,
+            {
+                "metadata": {
+                    "name": names.jobs_lease(""),
+                    "namespace": "operators",
+                    "annotations": {names.ANNOTATION_JOBS: json.dumps([[KEY[0], other, "busy"]])},
+                }
+            },
+        )
+        job: Object = {"spec": {"template": {"metadata": {}, "spec": {"containers": []}}}}
+        fleet.cluster.put(JOB, {"metadata": {"name": "busy", "namespace": KEY[0]}, **job})
+        await fleet.passes(4, among=first)
+        assert fleet.listed("") == {"busy"} and not fleet.listed()
+
+    run(main())
+
+
+def test_the_place_of_a_former_replica_is_set_free_by_the_next_whose_model_does_not_use_it() -> None:
+    """As when another model now prepares for both, and may itself wait for this very place."""
+
+    async def main() -> None:
+        fleet = Sharded(10, 1)
+        first = next(name for name in fleet.names if fleet.worker(name) is fleet.operators[0])
+        second = [name for name in fleet.names if fleet.worker(name) is fleet.operators[1]]
+        await fleet.passes(2, among=[first])
+
+        def stands(verb: str, resource: Resource, name: str) -> None:
+            if verb in ("create", "apply") and resource is JOB:
+                raise Unavailable(503, "ServiceUnavailable", "away")
+
+        fleet.cluster.before = stands
+        await fleet.passes(3, among=[first])
+        assert len(fleet.listed()) == 1
+        fleet.cluster.before = lambda verb, resource, name: None
+        index = fleet.operators.index(fleet.worker(first))
+        fleet.operators[index] = after = Operator(fleet.cluster, fleet.config)  # it knows nothing
+        sharing = SharedPreparation(by="other")
+        after.lookups.shared_preparations.lookup = lambda observation: sharing  # type: ignore[method-assign]
+        await fleet.passes(2, among=[first])
+        assert not fleet.listed()
+        fleet.later()
+        await fleet.passes(4, among=second)
+        assert fleet.running == 1
+
+    run(main())
+
+
+def test_a_replica_whose_shard_was_lost_in_mid_pass_leaves_the_list_alone() -> None:
+    async def main() -> None:
+        fleet = Sharded(3, 1)
+        fleet.operators[0].leads = fleet.operators[1].leads = False
+        register = JobRegister(
+            fleet.cluster,  # type: ignore[arg-type]
+            fleet.operators[0].store,
+            "operators",
+            lambda: fleet.cluster.now.timestamp(),
+            lambda: leads,
+        )
+        entry, leads = Entry(KEY[0], "m0", "m0-job"), True
+        assert await register.add("calm", 1, entry, ())
+        leads = False
+        await register.remove("calm", entry)
+        assert not await register.add("calm", 9, entry._replace(job="late"), ())
+        assert fleet.listed() == {"m0-job"}
+
+    run(main())
+
+
+def test_another_write_at_the_same_time_costs_no_place_and_keeps_none() -> None:
+    async def main() -> None:
+        fleet = Sharded(3, 9)
+        registers = [
+            JobRegister(
+                fleet.cluster,  # type: ignore[arg-type]
+                fleet.operators[0].store,
+                "operators",
+                lambda: fleet.cluster.now.timestamp(),
+                lambda: True,
+            )
+            for _ in range(2)
+        ]
+        entries = [Entry(KEY[0], name, name) for name in fleet.names]
+        assert await registers[0].add("calm", 9, entries[0], ())
+
+        def meanwhile(change: Callable[[], Awaitable[object]]) -> None:
+            replace = fleet.cluster.replace
+
+            async def after_another(resource: Resource, obj: Object) -> Object:
+                fleet.cluster.replace = replace  # type: ignore[method-assign]
+                await change()
+                return await replace(resource, obj)
+
+            fleet.cluster.replace = after_another  # type: ignore[method-assign]
+
+        meanwhile(lambda: registers[1].add("calm", 9, entries[1], ()))
+        assert await registers[0].add("calm", 9, entries[2], ())
+        assert fleet.listed() == set(fleet.names)
+        meanwhile(lambda: registers[1].remove("calm", entries[1]))
+        await registers[0].remove("calm", entries[2])
+        assert fleet.listed() == {fleet.names[0]}
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [(Forbidden(403, "Forbidden", "may not get"), False), (Unavailable(503, "Unavailable", "away"), True)],
+    ids=["not-ours", "away"],
+)
+def test_a_job_of_a_namespace_that_is_worked_no_more_keeps_no_place(answer: KubeError, kept: bool) -> None:
+    async def main() -> None:
+        fleet = Sharded(3, 1)
+        register = fleet.operators[0].lookups.job_turns._register
+        assert register is not None
+        assert await register.add("calm", 1, Entry("gone", "m0", "theirs"), ())
+        fleet.later()
+
+        def refuse(verb: str, resource: Resource, name: str) -> None:
+            if resource is JOB and name == "theirs":
+                raise answer
+
+        fleet.cluster.before = refuse
+        with contextlib.suppress(Unavailable):
+            await register.listed("calm")
+        assert fleet.listed() == ({"theirs"} if kept else set())
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("status", "asks"),
+    [
+        ({}, False),
+        ({"follow": {"uri": "s3://a/m", "looking": "now"}}, True),
+        ({"follow": {"uri": "s3://a/m", "looking": "then"}}, False),
+        ({"follow": {"uri": "s3://a/m"}}, False),
+        ({"follow": {"looking": 1}}, True),
+    ],
+    ids=["nothing", "looks", "another-look", "no-look", "damaged"],
+)
+def test_a_look_at_a_source_that_is_followed_keeps_its_place_until_its_job_is_made(
+    status: Object, asks: bool
+) -> None:
+    async def main() -> None:
+        fleet = Sharded(3, 1)
+        job = look_job_name("m0", FollowStatus(uri="s3://a/m", looking="now"))
+        register = fleet.operators[0].lookups.job_turns._register
+        assert register is not None
+        fleet.cluster.change(MODEL_DEPLOYMENT, "m0", lambda o: o.update(status=status))
+        assert await register.add("calm", 1, Entry(KEY[0], "m0", job), ())
+        fleet.later()
+        await register.listed("calm")
+        assert fleet.listed() == ({job} if asks else set())
+
+    run(main())
+
+
+def test_a_damaged_list_counts_for_nothing() -> None:
+    async def main() -> None:
+        fleet = Sharded(3, 1)
+        register = fleet.operators[0].lookups.job_turns._register
+        assert register is not None
+        entry = Entry(KEY[0], "m0", "m0-job")
+        for damage in ("{", "{}", "[1]", '[["a"]]', '[["", "..", "a/b"]]', "[" * 100_000):
+            assert await register.add("calm", 1, entry, ())
+
+            def edit(lease: Object, damage: str = damage) -> None:
+                lease["metadata"]["annotations"][names.ANNOTATION_JOBS] = damage
+
+            fleet.cluster.change(LEASE, names.jobs_lease("calm"), edit, "operators")
+            fleet.later()
+            fleet.cluster.requests.clear()
+            assert not await register.listed("calm")
+            assert fleet.cluster.requests == [f"get Lease {names.jobs_lease('calm')}"]
+
+    run(main())
+
+
+def test_a_model_that_is_being_deleted_keeps_no_place_however_long_that_takes() -> None:
+    async def main() -> None:
+        fleet = Sharded(10, 1)
+        first = next(name for name in fleet.names if fleet.worker(name) is fleet.operators[0])
+        second = [name for name in fleet.names if fleet.worker(name) is fleet.operators[1]]
+        await fleet.passes(4, among=[first])
+        (job,) = fleet.listed()
+        fleet.cluster.remove(JOB, job)
+        fleet.cluster.change(
+            MODEL_DEPLOYMENT,
+            first,
+            lambda o: o["metadata"].update(deletionTimestamp="2026-01-01T00:00:00Z", finalizers=["a/b"]),
+        )
+        fleet.later()
+        await fleet.passes(4, among=second)
+        assert fleet.running == 1 and job not in fleet.listed()
 
     run(main())
 

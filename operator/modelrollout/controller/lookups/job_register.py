@@ -12,21 +12,25 @@ So a crash leaves at most an entry too many, which the next replica that wants t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from modelrollout.api import names
-from modelrollout.api.v1alpha1 import RolloutStatus
+from modelrollout.api.v1alpha1 import FollowStatus, RolloutStatus
 from modelrollout.kube.cache import ObjectCache
 from modelrollout.kube.client import Kube
-from modelrollout.kube.errors import AlreadyExists, Conflict, NotFound, Unreadable
+from modelrollout.kube.errors import AlreadyExists, Conflict, Forbidden, NotFound, Unreadable
 from modelrollout.kube.kinds import JOB, LEASE, MODEL_DEPLOYMENT, ROLLOUT_POLICY
-from modelrollout.kube.objects import Object, annotations_of, is_over
+from modelrollout.kube.objects import Object, annotations_of, is_deleting, is_over
+from modelrollout.rollout.desired.jobs import look_job_name, looks
 from modelrollout.rollout.snapshot import rollout_id
 
 REMEMBER_SECONDS = 5.0  # those that wait share one look at the list for this long
+TRIES = 4  # another pass, or another replica, may write the list at the same time
+_NAME = re.compile("[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 
 
 class Entry(NamedTuple):
@@ -39,11 +43,19 @@ class Entry(NamedTuple):
 
 class JobRegister:
     """``policy`` is empty for the limit of the configuration. ``clock`` is monotonic, in
-    seconds.
+    seconds; ``may_write``: whether the ModelDeployment of this pass is this replica's.
     """
 
-    def __init__(self, kube: Kube, cache: ObjectCache, namespace: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        cache: ObjectCache,
+        namespace: str,
+        clock: Callable[[], float],
+        may_write: Callable[[], bool],
+    ) -> None:
         self._kube, self._cache, self._namespace, self._clock = kube, cache, namespace, clock
+        self._may_write = may_write
         self._known: dict[str, tuple[float, frozenset[Entry]]] = {}
 
     async def listed(self, policy: str) -> frozenset[Entry]:
@@ -65,21 +77,26 @@ class JobRegister:
         they may not be listed, made when there was one shard. Whether it is listed now. Raises
         KubeError.
         """
-        lease = await self._read(policy)
-        entries = _entries(lease)
-        if entry in entries:
-            self._known[policy] = (self._clock(), entries)
-            return True
-        if len(entries.union(beside)) >= most:
-            return False
-        return await self._write(policy, lease, entries | {entry})
+        beside = frozenset(beside)
+        for _ in range(TRIES):
+            lease = await self._read(policy)
+            entries = _entries(lease)
+            if entry in entries:
+                self._known[policy] = (self._clock(), entries)
+                return True
+            if len(entries | beside) >= most:
+                return False
+            if await self._write(policy, lease, entries | {entry}):
+                return True
+        return False
 
     async def remove(self, policy: str, entry: Entry) -> None:
         """Its own replica knows that the Job has ended, or will not be made. Raises KubeError."""
-        lease = await self._read(policy)
-        entries = _entries(lease)
-        if lease is not None and entry in entries:
-            await self._write(policy, lease, entries - {entry})
+        for _ in range(TRIES):
+            lease = await self._read(policy)
+            entries = _entries(lease)
+            if entry not in entries or await self._write(policy, lease, entries - {entry}):
+                return
 
     async def _read(self, policy: str) -> Object | None:
         try:
@@ -90,6 +107,8 @@ class JobRegister:
     async def _write(self, policy: str, lease: Object | None, entries: frozenset[Entry]) -> bool:
         """Write the list if it is still as read; False if not."""
         self._known.pop(policy, None)
+        if not self._may_write():
+            return False
         body = lease or {
             "apiVersion": LEASE.api_version,
             "kind": LEASE.kind,
@@ -130,6 +149,8 @@ class JobRegister:
             pass
         except Unreadable:  # it may be running
             return False
+        except Forbidden:  # this operator works its namespace no more
+            return True
         try:
             owner = await self._kube.get(MODEL_DEPLOYMENT, entry.namespace, entry.name)
         except NotFound:
@@ -140,17 +161,25 @@ class JobRegister:
 
 
 def _may_make(deployment: Object, job: str) -> bool:
-    """Whether the rollout of a ModelDeployment may still make this Job, by its status."""
-    status = deployment.get("status")
-    raw = status.get("rollout") if isinstance(status, dict) else None
+    """Whether a ModelDeployment's rollout, or its look at a source that it follows, may still make
+    this Job, by its status.
+    """
+    if is_deleting(deployment):
+        return False
+    name, status = deployment["metadata"]["name"], deployment.get("status")
+    status = status if isinstance(status, dict) else {}
+    raw_follow, raw_rollout = status.get("follow"), status.get("rollout")
     try:
-        rollout = RolloutStatus.model_validate(raw) if raw else None
+        follow = FollowStatus.model_validate(raw_follow) if raw_follow else None
+        rollout = RolloutStatus.model_validate(raw_rollout) if raw_rollout else None
     except ValidationError:  # not written by an operator
         return True
+    if follow is not None and looks(follow, rollout):
+        return look_job_name(name, follow) == job
     if rollout is None:
         return False
     if rollout.stage == "Resolve":
-        return names.resolve_job_name(deployment["metadata"]["name"], rollout_id(rollout)) == job
+        return names.resolve_job_name(name, rollout_id(rollout)) == job
     return (
         rollout.stage == "Prepare"
         and rollout.revision is not None
@@ -162,10 +191,15 @@ def _entries(lease: Object | None) -> frozenset[Entry]:
     """The list; what cannot be read in it counts for nothing."""
     try:
         listed = json.loads(annotations_of(lease).get(names.ANNOTATION_JOBS) or "[]") if lease else []
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return frozenset()
     return frozenset(
         Entry(*item)
         for item in (listed if isinstance(listed, list) else ())
-        if isinstance(item, list) and len(item) == 3 and all(isinstance(part, str) for part in item)
+        if isinstance(item, list) and len(item) == 3 and all(map(_is_name, item))
     )
+
+
+def _is_name(value: object) -> bool:
+    """Whether an object may have this name; others would ask the API server for something else."""
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None

@@ -29,6 +29,7 @@ COMPONENTS = (names.COMPONENT_RESOLVE, names.COMPONENT_PREPARE)
 IDLE_SECONDS = 60.0  # whoever has had a turn for so long without a Job is passed over: it is refused
 _TOLD = 10  # places in line that status shows
 _WOKEN = 8  # of those that wait, when a Job has ended
+_Limit = tuple[str, int]  # name of the policy, empty: the configuration's; the most Jobs
 
 
 @dataclass
@@ -66,27 +67,27 @@ class JobTurns:
         # in one order everywhere: who has a place of one limit may wait for another's
         limits = [*sorted(s.rules.job_limits), *([("", self._most)] if self._most is not None else [])]
         wants = job is not None and job[0] in COMPONENTS and work.state == "Absent"
-        if not limits or since is None or job is None or not wants or shared.by or shared.artifact:
-            works = job is not None and job[0] in COMPONENTS and work.state == "Running"
+        entry = Entry(*key, job[1]) if job is not None and job[0] in COMPONENTS else None
+        if not limits or since is None or entry is None or not wants or shared.by or shared.artifact:
+            works = entry is not None and work.state == "Running"
             if not works:
-                await self._leave(key)
+                await self._leave(key, limits, entry)
             self._note(key, works=works)
             return work
         mine = self._waiting.setdefault(key, _Waiting(since, frozenset()))
         mine.since, mine.limits = since, frozenset(name for name, _ in limits if name)
-        entry = Entry(*key, job[1])
         if self._register is not None and self._is_idle(mine) and mine.turn is not None:
             mine.turn, mine.passed = None, True
-            await self._leave(key)
+            await self._leave(key, limits, entry)
             self._wake_next()
             return _queued(work, *limits[0], self._ahead(key, limits[0][0]))
-        for policy, most in limits:
-            listed = await self._register.listed(policy) if self._register is not None else frozenset()
-            running, ahead = self._running(policy), self._ahead(key, policy)
-            is_full = entry not in listed and len(listed.union(running)) + ahead >= most
-            if is_full or not await self._enter(policy, most, entry, running):
-                mine.turn = None
-                return _queued(work, policy, most, ahead)
+        # All limits first have room for it: who kept the place of one while he waits for another's
+        # would keep out those that come before him, for whom he waits there.
+        full = await self._full(key, limits, entry) or await self._enter(limits, entry)
+        if full is not None:
+            mine.turn = None
+            await self._leave(key, limits, entry)
+            return _queued(work, *full, self._ahead(key, full[0]))
         mine.turn = self._clock() if mine.turn is None else mine.turn
         return work
 
@@ -101,25 +102,41 @@ class JobTurns:
         self._working = {key for key in self._working if not of(key)}
         self._entered = {key: entered for key, entered in self._entered.items() if not of(key)}
 
-    async def _enter(self, policy: str, most: int, entry: Entry, running: Iterable[Entry]) -> bool:
-        """Whether the Job counts for the limit from now on."""
-        if self._register is None:
-            return True
-        if not await self._register.add(policy, most, entry, running):
-            return False
-        before = self._entered.get(entry[:2])
-        others = before[1] if before is not None and before[0] == entry else set()
-        self._entered[entry[:2]] = (entry, others | {policy})
-        return True
+    async def _full(self, key: Key, limits: Iterable[_Limit], entry: Entry) -> _Limit | None:
+        """The first limit that has no room for the Job, as far as this process knows."""
+        for policy, most in limits:
+            listed = await self._register.listed(policy) if self._register is not None else frozenset()
+            counted = listed.union(self._running(policy))
+            if entry not in listed and len(counted) + self._ahead(key, policy) >= most:
+                return policy, most
+        return None
 
-    async def _leave(self, key: Key) -> None:
-        """Its Job has ended, or is not made: the place is another's."""
-        if self._register is None or key not in self._entered:
+    async def _enter(self, limits: Iterable[_Limit], entry: Entry) -> _Limit | None:
+        """The Job counts from now on; else the first limit that has no room for it (any more)."""
+        if self._register is None:
+            return None
+        for policy, most in limits:
+            if not await self._register.add(policy, most, entry, self._running(policy)):
+                return policy, most
+            before = self._entered.get(entry[:2])
+            others = before[1] if before is not None and before[0] == entry else set()
+            self._entered[entry[:2]] = (entry, others | {policy})
+        return None
+
+    async def _leave(self, key: Key, limits: Iterable[_Limit], entry: Entry | None) -> None:
+        """Its Job has ended, or is not made: the place is another's. Also one that an earlier
+        replica took for it: as long as the stage lasts no other removes it.
+        """
+        if self._register is None:
             return
-        entry, policies = self._entered[key]
-        for policy in sorted(policies):
-            await self._register.remove(policy, entry)
-        del self._entered[key]
+        known = self._entered.get(key)
+        places = {(policy, known[0]) for policy in known[1]} if known is not None else set()
+        for policy, _ in limits if entry is not None else ():
+            if entry in await self._register.listed(policy):
+                places.add((policy, entry))
+        for policy, listed in sorted(places):
+            await self._register.remove(policy, listed)
+        self._entered.pop(key, None)
 
     def _is_idle(self, waiting: _Waiting) -> bool:
         """Whether it has had a turn for so long without a Job: it is passed over."""

@@ -78,7 +78,7 @@ class Lookups:
         self.gateways = Gateways(kube, cache, wake)
         self.hostnames = HostClaims(kube, cache, config, namespace, wake, may_write, now)
         self.shared_preparations = SharedPreparations(cache, wake, clock)
-        register = JobRegister(kube, cache, namespace, clock) if config.shards > 1 else None
+        register = JobRegister(kube, cache, namespace, clock, may_write) if config.shards > 1 else None
         self.job_turns = JobTurns(cache, self.policies, config.max_jobs, wake, clock, register)
         self._versions = ServerVersions(wake, clock)
         self._capacity = Capacity(kube, config, clock)

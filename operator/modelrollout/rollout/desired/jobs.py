@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from modelrollout.api import names
+from modelrollout.api.v1alpha1 import FollowStatus, RolloutStatus
 from modelrollout.contract.tasks import Known
 from modelrollout.rollout.snapshot import JobState, Observed, rollout_id
 
@@ -16,10 +17,20 @@ def is_look(s: Observed) -> bool:
     """Whether the Job is a look at a source that is followed: where the rollout has none, or there
     is no rollout.
     """
-    follow, rollout = s.status.follow, s.status.rollout
+    return looks(s.status.follow, s.status.rollout)
+
+
+def looks(follow: FollowStatus | None, rollout: RolloutStatus | None) -> bool:
+    """``is_look``, by the status."""
     if follow is None or follow.looking is None:
         return False
     return rollout is None or rollout.stage in ("Failed", "Done", "Canary", "Shadow")
+
+
+def look_job_name(name: str, follow: FollowStatus) -> str:
+    """Of the look under way, of a ModelDeployment of this name."""
+    # long: the result of an earlier look, whose Job may still be there, is an older digest
+    return names.resolve_job_name(name, names.short_hash([follow.uri, follow.looking], 12))
 
 
 def known_source(s: Observed) -> Known | None:
@@ -56,9 +67,7 @@ def stage_job(s: Observed) -> tuple[str, str] | None:
     """
     rollout = s.status.rollout
     if is_look(s) and s.status.follow is not None:
-        # long: the result of an earlier look, whose Job may still be there, is an older digest
-        look = names.short_hash([s.status.follow.uri, s.status.follow.looking], 12)
-        return names.COMPONENT_RESOLVE, names.resolve_job_name(s.name, look)
+        return names.COMPONENT_RESOLVE, look_job_name(s.name, s.status.follow)
     if rollout is None:
         return None
     if rollout.stage == "Resolve":
