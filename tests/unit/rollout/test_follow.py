@@ -520,6 +520,24 @@ class TestStops:
         world.wait()
         assert world.digest == A and world.condition() == ("False", "Quarantined")
 
+    def test_a_revert_of_spec_in_a_freeze_returns_to_the_bytes_that_serve(self) -> None:
+        """Who reverts a commit is not who writes the path: rollbackWindow holds for the former."""
+        window = {"start": "2026-11-22T12:20:00Z", "end": "2026-11-23T12:00:00Z"}
+        rollout = {"rollbackWindow": "24h", "canary": {"steps": b.STEPS}}
+        world = World.serving(rollout=rollout)
+        first = world.revision
+        serving = {"replicas": 2, "resources": {"limits": {"nvidia.com/gpu": 1}}}
+        world.edit(followed(rollout=rollout, serving=serving | {"batching": {"maxBatchSize": 4}}))
+        world.serve()
+        assert world.revision != first and world.digest == A
+        world.rules = combine([read({"metadata": {"name": "p"}, "spec": {"freezeWindows": [window]}})])
+        world.tick(30 * 60)
+        del world.history[:]
+        world.edit(followed(rollout=rollout))
+        world.serve()
+        assert world.status.stable is not None and world.status.stable.revision == first
+        assert "Canary" not in {r.stage for r in world.history}
+
     def test_the_verb_is_refused_where_there_is_nothing_to_follow(self) -> None:
         world = World(b.spec(1))
         world.serve()
