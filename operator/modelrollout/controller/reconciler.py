@@ -175,7 +175,12 @@ class Reconciler:
 
     def let_go(self, of: Callable[[Key], bool]) -> None:
         """Another replica works these keys now: what this one remembers of them grows old."""
-        for remembered in (self._refused, self._network_policy_problems, self._silent_since):
+        for remembered in (
+            self._refused,
+            self._look_refused,
+            self._network_policy_problems,
+            self._silent_since,
+        ):
             for key in [k for k in remembered if of(k)]:
                 del remembered[key]
         self._lookups.let_go(of)

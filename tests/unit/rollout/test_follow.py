@@ -242,6 +242,15 @@ class TestTimes:
     def test_never_more_often_than_every_five_minutes(self) -> None:
         assert {round(gap) for gap in self.moments("m", "1m")[1:]} == {298}
 
+    def test_a_look_from_the_future_is_not_waited_for(self) -> None:
+        """A clock was wrong: it would not be looked at for years, and Following be True."""
+        world = World.serving()
+        ahead = world.follow.model_copy(update={"checked": "2099-01-01T00:00:00Z"})
+        world.status = world.status.model_copy(update={"follow": ahead})
+        world.source = B
+        world.wait()
+        assert world.digest == B and world.follow.checked is not None and world.follow.checked < "2027"
+
     def test_the_pass_wakes_for_the_next_look(self) -> None:
         world = World.serving()
         plan = world.reconcile()
@@ -519,6 +528,18 @@ class TestStops:
         world.wait()
         world.wait()
         assert world.digest == A and world.condition() == ("False", "Quarantined")
+
+    def test_what_is_known_is_lost_and_lets_nothing_go_on(self) -> None:
+        """Without the rest of status: by an edit, or since a part of it was damaged."""
+        world = World.serving(steps=b.STEPS)
+        world.source = B
+        world.tick(16 * 60)
+        world.until("Canary")
+        world.say("abort", world.revision, "ab0a")
+        world.serve()
+        world.status = world.status.model_copy(update={"follow": None})
+        self.stays(world, "AbortedByUser")
+        self.goes_on(world)
 
     def test_a_revert_of_spec_in_a_freeze_returns_to_the_bytes_that_serve(self) -> None:
         """Who reverts a commit is not who writes the path: rollbackWindow holds for the former."""
