@@ -151,6 +151,14 @@ def _may_look(s: SpecifiedSnapshot) -> bool:
     return s.status.stable is not None or (s.status.follow is not None and s.status.follow.sha256 is not None)
 
 
+def is_unseen(s: SpecifiedSnapshot) -> bool:
+    """Whether spec follows a path whose bytes a look is about to find: what is known of it from
+    earlier times may lie there no more.
+    """
+    follow = s.status.follow
+    return s.spec.model.follow is not None and follow is not None and follow.sha256 is None and _may_look(s)
+
+
 def makes_way(s: Specified, rollout: RolloutStatus) -> bool:
     """Whether the rollout waits for a person who allowed that a newer version takes its place:
     without evidence, or at a pause step without an end. Not what was proven worse, and not what a

@@ -33,7 +33,7 @@ from modelrollout.rollout.views import Specified
 from modelrollout.testing import builders as b
 from modelrollout.testing.model_cluster import ModelCluster, Refused
 
-A, B, C = b.sha(1), b.sha(2), b.sha(3)
+A, B, C, D = (b.sha(number) for number in (1, 2, 3, 4))
 WAITING = [{"pause": {}}, {"weight": 50}]
 AWAY = Problem("StoreUnreachable", "the store does not answer")
 
@@ -528,6 +528,27 @@ class TestStops:
         world.wait()
         world.wait()
         assert world.digest == A and world.condition() == ("False", "Quarantined")
+
+    @pytest.mark.parametrize("left", ["served", "refused"])
+    def test_spec_goes_back_to_a_path_and_takes_what_lies_there_now(self, left: str) -> None:
+        """Not what lay there when it was left, which may be gone."""
+        world = self.rolled_back() if left == "refused" else World.serving(steps=b.STEPS)
+        world.source = C
+        elsewhere = b.spec(1, model={"uri": b.uri(2), "follow": {"every": "10m"}}, steps=b.STEPS)
+        world.edit(elsewhere)
+        world.serve()
+        assert (world.follow.uri, world.digest) == (b.uri(2), C)
+        del world.history[:]
+        world.source, world.store = D, AWAY
+        world.edit(followed(steps=b.STEPS))
+        world.reconcile()
+        world.end_job("ok")
+        world.reconcile()
+        assert world.digest == C and world.condition() == ("Unknown", "StoreUnreachable")
+        assert world.condition("Ready")[0] == "False" and world.condition("Reconciling")[0] == "True"
+        world.store = None
+        world.wait()
+        assert world.digest == D and {r.sha256 for r in world.history} == {D}
 
     def test_what_is_known_is_lost_and_lets_nothing_go_on(self) -> None:
         """Without the rest of status: by an edit, or since a part of it was damaged."""
