@@ -147,8 +147,14 @@ def _may_look(s: SpecifiedSnapshot) -> bool:
     rollout = s.status.rollout
     if rollout is not None and in_flight(rollout):
         return makes_way(s, rollout)
-    # what is there when nothing serves yet is for the first rollout to find
-    return s.status.stable is not None or (s.status.follow is not None and s.status.follow.sha256 is not None)
+    return not is_before_first(s)
+
+
+def is_before_first(s: Observed) -> bool:
+    """Whether what lies there is for the first rollout to find: nothing serves yet, and nothing
+    has been seen.
+    """
+    return s.status.stable is None and (s.status.follow is None or s.status.follow.sha256 is None)
 
 
 def is_unseen(s: SpecifiedSnapshot) -> bool:
@@ -274,7 +280,8 @@ def following(s: Snapshot, status: ModelDeploymentStatus) -> tuple[Truth, str, s
     if problem is not None:
         return "False", problem.reason, f"the source is not looked at: {problem.message}"
     if (end := stopped(after)) is not None:
-        remedy = f"run modelrollout follow {s.name}, or change the version in spec"
+        verb = "retry" if is_before_first(after) else "follow"
+        remedy = f"run modelrollout {verb} {s.name}, or change the version in spec"
         return "False", end.reason, f"{end.message}; to follow the source again {remedy}"
     if follow.reason is not None:
         text = f"{follow.message}; the source is looked at again every {s.spec.model.follow.every}"

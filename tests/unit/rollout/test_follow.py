@@ -28,7 +28,7 @@ from modelrollout.rollout.plan import Converge, Write
 from modelrollout.rollout.policy.requirements import first_violation, sources
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.recovery import sanitize
-from modelrollout.rollout.snapshot import JobState, Snapshot
+from modelrollout.rollout.snapshot import JobState, Snapshot, Verb
 from modelrollout.rollout.views import Specified
 from modelrollout.testing import builders as b
 from modelrollout.testing.model_cluster import ModelCluster, Refused
@@ -586,6 +586,20 @@ class TestStops:
         world.say("follow", world.revision, "f0110")
         world.reconcile()
         assert "spec.model.follow is not set" in world.status.handled_verbs[-1]
+
+    def test_what_was_never_resolved_takes_retry(self) -> None:
+        """To follow again would look at nothing: the first rollout finds what lies there."""
+        world = World(followed(steps=b.STEPS), source=A)
+        world.reconcile()
+        world.end_job("bad")
+        world.reconcile()
+        row = next(c for c in world.status.conditions if c.type == "Following")
+        assert (row.status, row.reason) == ("False", "NotOnnx")
+        assert "run modelrollout retry digits" in row.message
+        plan = decide(
+            replace(world.snapshot(), verbs=(Verb("follow", b.revision_name(9), "f0110"),)), world.now
+        )
+        assert "retry it" in plan.status.handled_verbs[-1]
 
     def test_the_verb_is_refused_while_a_rollout_is_in_flight(self) -> None:
         world = World.serving(steps=b.STEPS)
