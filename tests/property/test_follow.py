@@ -145,6 +145,11 @@ class FollowMachine(RuleBasedStateMachine):
     def status_is_lost(self) -> None:
         self.world.lose_status()
 
+    @rule()
+    def what_is_known_of_the_source_is_lost(self) -> None:
+        self.world.status = self.world.status.model_copy(update={"follow": None})
+        self.world.version += 1
+
     # --- what holds
 
     @invariant()

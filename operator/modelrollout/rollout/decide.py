@@ -15,7 +15,7 @@ from modelrollout.rollout.desired import desired, desired_traffic_only
 from modelrollout.rollout.desired.pods import has_all_pods
 from modelrollout.rollout.desired.revisions import revision_status
 from modelrollout.rollout.desired.traffic import is_confirmed
-from modelrollout.rollout.follow import is_missed, look_at_source, seconds_until_look
+from modelrollout.rollout.follow import is_missed, is_unseen, look_at_source, seconds_until_look
 from modelrollout.rollout.plan import Converge, Desired, Event, Plan, Transition, Wait, Write
 from modelrollout.rollout.pod_restarts import waiting_restart, withdraw_incompatible_restart
 from modelrollout.rollout.policy.freeze import block_while_frozen
@@ -252,6 +252,8 @@ def start_rollout(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
     if problem := s.spec_problem or s.definition_problem:
         # No rollout begins, so that one begins by itself once the reason is gone.
         return Transition(status, (Event(problem.reason, problem.message, "Warning"),), CHECK_SECONDS)
+    if known is not None and is_unseen(s):
+        return Transition(status)
     if known is not None and _is_proven_return(s, known, now):
         text = (
             f"generation {s.generation} goes back to revision {known.name}, which was stable within"

@@ -53,7 +53,7 @@ def look_at_source(s: SpecifiedSnapshot, now: datetime) -> Transition | None:
         changed = before.model_copy(update={"settings": settings})
         return Transition(_with(s.status, changed if in_flight(s.status.rollout) else _resumed(s, changed)))
     if before.looking is None:
-        due = _may_look(s) and s.write_problem is None and now >= next_look(s, before)
+        due = _may_look(s) and s.write_problem is None and _is_due(s, before, now)
         return Transition(_with(s.status, before.model_copy(update={"looking": stamp(now)}))) if due else None
     if not _may_look(s):
         return Transition(_with(s.status, before.model_copy(update={"looking": None})))
@@ -72,17 +72,20 @@ def _settings(follow: Follow) -> str:
 
 
 def _first(s: Specified, settings: str) -> FollowStatus:
-    """Begin to follow, past whatever has ended before spec said so. Two ends stop it all the same:
-    a person's rollback; and, where status was lost with the last rollout, a version that failed,
-    which therefore counts as the one seen last.
+    """Begin to follow, past whatever has ended before spec said so. These ends stop it all the
+    same: a person's rollback; that of a rollout of spec as it is, since then what was known is
+    lost; and, where that rollout is lost too, a version that failed, which therefore counts as the
+    one seen last.
     """
     seen = known_version(s) if s.status.rollout is None else None
     refused = seen is not None and seen.status.outcome in QUARANTINED
     fresh = FollowStatus(
         uri=s.spec.model.uri, settings=settings, sha256=seen.sha256 if seen is not None and refused else None
     )
+    rollout = s.status.rollout
+    was_lost = rollout is not None and rollout.generation == s.generation
     # a rollout in flight has not ended yet: its end still stops
-    return fresh if is_pinned(s) or in_flight(s.status.rollout) else _resumed(s, fresh)
+    return fresh if is_pinned(s) or in_flight(rollout) or was_lost else _resumed(s, fresh)
 
 
 def _resumed(s: Observed, follow: FollowStatus) -> FollowStatus:
@@ -144,8 +147,22 @@ def _may_look(s: SpecifiedSnapshot) -> bool:
     rollout = s.status.rollout
     if rollout is not None and in_flight(rollout):
         return makes_way(s, rollout)
-    # what is there when nothing serves yet is for the first rollout to find
-    return s.status.stable is not None or (s.status.follow is not None and s.status.follow.sha256 is not None)
+    return not is_before_first(s)
+
+
+def is_before_first(s: Observed) -> bool:
+    """Whether what lies there is for the first rollout to find: nothing serves yet, and nothing
+    has been seen.
+    """
+    return s.status.stable is None and (s.status.follow is None or s.status.follow.sha256 is None)
+
+
+def is_unseen(s: SpecifiedSnapshot) -> bool:
+    """Whether spec follows a path whose bytes a look is about to find: what is known of it from
+    earlier times may lie there no more.
+    """
+    follow = s.status.follow
+    return s.spec.model.follow is not None and follow is not None and follow.sha256 is None and _may_look(s)
 
 
 def makes_way(s: Specified, rollout: RolloutStatus) -> bool:
@@ -168,12 +185,23 @@ def makes_way(s: Specified, rollout: RolloutStatus) -> bool:
     return rollout.reason == Reason.PAUSE_STEP and not (pause is not None and pause.duration)
 
 
+def _every(follow: Follow) -> float:
+    return max(LEAST_SECONDS, seconds(follow.every))
+
+
+def _is_due(s: SpecifiedSnapshot, follow: FollowStatus, now: datetime) -> bool:
+    """Also where the last look is recorded for a time far ahead: by a clock that was wrong."""
+    assert s.spec.model.follow is not None
+    due = next_look(s, follow)
+    return now >= due or (due - now).total_seconds() > 2 * _every(s.spec.model.follow)
+
+
 def next_look(s: Specified, follow: FollowStatus) -> datetime:
     """When the next look is due. Each ModelDeployment has its own moment within ``every``, so that
     a thousand that were applied, or woken by a new leader, at one time do not look together.
     """
     assert s.spec.model.follow is not None
-    every = max(LEAST_SECONDS, seconds(s.spec.model.follow.every))
+    every = _every(s.spec.model.follow)
     if follow.checked is None:
         return datetime.fromtimestamp(0, UTC)
     own = int(names.short_hash([s.namespace, s.name]), 16) % every
@@ -252,7 +280,8 @@ def following(s: Snapshot, status: ModelDeploymentStatus) -> tuple[Truth, str, s
     if problem is not None:
         return "False", problem.reason, f"the source is not looked at: {problem.message}"
     if (end := stopped(after)) is not None:
-        remedy = f"run modelrollout follow {s.name}, or change the version in spec"
+        verb = "retry" if is_before_first(after) else "follow"
+        remedy = f"run modelrollout {verb} {s.name}, or change the version in spec"
         return "False", end.reason, f"{end.message}; to follow the source again {remedy}"
     if follow.reason is not None:
         text = f"{follow.message}; the source is looked at again every {s.spec.model.follow.every}"

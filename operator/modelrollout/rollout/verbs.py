@@ -12,7 +12,7 @@ from modelrollout.api.v1alpha1 import ModelDeploymentStatus, RestartStatus, User
 from modelrollout.reasons import Reason
 from modelrollout.rollout import strategy
 from modelrollout.rollout.dead_stable import is_all_that_serves
-from modelrollout.rollout.follow import resume
+from modelrollout.rollout.follow import is_before_first, resume
 from modelrollout.rollout.plan import Event, Transition
 from modelrollout.rollout.policy.mandatory_metrics import steps_of, within_window
 from modelrollout.rollout.policy.rules import active_freeze
@@ -339,6 +339,8 @@ def _follow(snapshot: Snapshot, verb: Verb, now: datetime) -> _Answer:
         return "a rollout is in flight; it ends first", None
     if problem := s.spec_problem or s.definition_problem:
         return problem.message, None
+    if is_before_first(s):
+        return "nothing of the source was rolled out yet; retry it", None
     text = f"{follow.uri} is followed again; it is looked at now"
     return None, Transition(
         s.status.model_copy(update={"follow": resume(s, follow)}), (Event(Reason.FOLLOWED_BY_USER, text),)

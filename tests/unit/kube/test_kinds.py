@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from modelrollout.api import names
 from modelrollout.kube.kinds import KINDS, POD, WATCHED
 
 CHART = Path(__file__).resolve().parents[3] / "charts" / "model-rollout-operator" / "templates"
@@ -35,3 +36,11 @@ def test_every_watched_kind_may_be_listed_and_watched() -> None:
 def test_all_that_is_watched_is_ours_a_child_or_a_pod() -> None:
     assert all(r.watch_all or r.child or r == POD for r in WATCHED)
     assert all(r.child for r in KINDS if r.pruned or r.guarded)
+
+
+def test_the_author_of_each_verb_is_stamped() -> None:
+    """One that is left out has no author, and anyone may write one beside it."""
+    (stamped,) = re.findall(
+        r"name: verbs\n\s*expression: \"\[(.*)\]\"", (CHART / "verb-authors.yaml").read_text()
+    )
+    assert tuple(verb.strip("'") for verb in stamped.split(", ")) == names.VERBS

@@ -90,6 +90,17 @@ def test_an_etag_that_says_nothing_of_the_bytes_is_not_kept(server: ObjectStore,
     assert look(put(server, "http", mark=mark)) == (SHA, len(CONTENT), None)
 
 
+@pytest.mark.parametrize(
+    "mark",
+    ["v7\r\nX-More: 1", "*", '"\u2603"', '"' + "x" * 10_000 + '"'],
+    ids=["lines", "any", "no-ascii", "long"],
+)
+def test_what_is_no_strong_etag_is_not_sent(server: ObjectStore, mark: str) -> None:
+    """Of a status that a person edited: each look would fail, or none see other bytes."""
+    assert look(put(server, "http", b"other"), mark) == (OTHER, 5, MARK)
+    assert "if-none-match" not in server.headers[0]
+
+
 def test_a_304_that_was_not_asked_for_is_no_answer(server: ObjectStore) -> None:
     source = put(server, "http")
     server.statuses[KINDS["http"].path("m.onnx")] = (304, b"")

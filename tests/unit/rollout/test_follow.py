@@ -28,12 +28,12 @@ from modelrollout.rollout.plan import Converge, Write
 from modelrollout.rollout.policy.requirements import first_violation, sources
 from modelrollout.rollout.policy.rules import combine, read
 from modelrollout.rollout.recovery import sanitize
-from modelrollout.rollout.snapshot import JobState, Snapshot
+from modelrollout.rollout.snapshot import JobState, Snapshot, Verb
 from modelrollout.rollout.views import Specified
 from modelrollout.testing import builders as b
 from modelrollout.testing.model_cluster import ModelCluster, Refused
 
-A, B, C = b.sha(1), b.sha(2), b.sha(3)
+A, B, C, D = (b.sha(number) for number in (1, 2, 3, 4))
 WAITING = [{"pause": {}}, {"weight": 50}]
 AWAY = Problem("StoreUnreachable", "the store does not answer")
 
@@ -241,6 +241,15 @@ class TestTimes:
 
     def test_never_more_often_than_every_five_minutes(self) -> None:
         assert {round(gap) for gap in self.moments("m", "1m")[1:]} == {298}
+
+    def test_a_look_from_the_future_is_not_waited_for(self) -> None:
+        """A clock was wrong: it would not be looked at for years, and Following be True."""
+        world = World.serving()
+        ahead = world.follow.model_copy(update={"checked": "2099-01-01T00:00:00Z"})
+        world.status = world.status.model_copy(update={"follow": ahead})
+        world.source = B
+        world.wait()
+        assert world.digest == B and world.follow.checked is not None and world.follow.checked < "2027"
 
     def test_the_pass_wakes_for_the_next_look(self) -> None:
         world = World.serving()
@@ -520,12 +529,77 @@ class TestStops:
         world.wait()
         assert world.digest == A and world.condition() == ("False", "Quarantined")
 
+    @pytest.mark.parametrize("left", ["served", "refused"])
+    def test_spec_goes_back_to_a_path_and_takes_what_lies_there_now(self, left: str) -> None:
+        """Not what lay there when it was left, which may be gone."""
+        world = self.rolled_back() if left == "refused" else World.serving(steps=b.STEPS)
+        world.source = C
+        elsewhere = b.spec(1, model={"uri": b.uri(2), "follow": {"every": "10m"}}, steps=b.STEPS)
+        world.edit(elsewhere)
+        world.serve()
+        assert (world.follow.uri, world.digest) == (b.uri(2), C)
+        del world.history[:]
+        world.source, world.store = D, AWAY
+        world.edit(followed(steps=b.STEPS))
+        world.reconcile()
+        world.end_job("ok")
+        world.reconcile()
+        assert world.digest == C and world.condition() == ("Unknown", "StoreUnreachable")
+        assert world.condition("Ready")[0] == "False" and world.condition("Reconciling")[0] == "True"
+        world.store = None
+        world.wait()
+        assert world.digest == D and {r.sha256 for r in world.history} == {D}
+
+    def test_what_is_known_is_lost_and_lets_nothing_go_on(self) -> None:
+        """Without the rest of status: by an edit, or since a part of it was damaged."""
+        world = World.serving(steps=b.STEPS)
+        world.source = B
+        world.tick(16 * 60)
+        world.until("Canary")
+        world.say("abort", world.revision, "ab0a")
+        world.serve()
+        world.status = world.status.model_copy(update={"follow": None})
+        self.stays(world, "AbortedByUser")
+        self.goes_on(world)
+
+    def test_a_revert_of_spec_in_a_freeze_returns_to_the_bytes_that_serve(self) -> None:
+        """Who reverts a commit is not who writes the path: rollbackWindow holds for the former."""
+        window = {"start": "2026-11-22T12:20:00Z", "end": "2026-11-23T12:00:00Z"}
+        rollout = {"rollbackWindow": "24h", "canary": {"steps": b.STEPS}}
+        world = World.serving(rollout=rollout)
+        first = world.revision
+        serving = {"replicas": 2, "resources": {"limits": {"nvidia.com/gpu": 1}}}
+        world.edit(followed(rollout=rollout, serving=serving | {"batching": {"maxBatchSize": 4}}))
+        world.serve()
+        assert world.revision != first and world.digest == A
+        world.rules = combine([read({"metadata": {"name": "p"}, "spec": {"freezeWindows": [window]}})])
+        world.tick(30 * 60)
+        del world.history[:]
+        world.edit(followed(rollout=rollout))
+        world.serve()
+        assert world.status.stable is not None and world.status.stable.revision == first
+        assert "Canary" not in {r.stage for r in world.history}
+
     def test_the_verb_is_refused_where_there_is_nothing_to_follow(self) -> None:
         world = World(b.spec(1))
         world.serve()
         world.say("follow", world.revision, "f0110")
         world.reconcile()
         assert "spec.model.follow is not set" in world.status.handled_verbs[-1]
+
+    def test_what_was_never_resolved_takes_retry(self) -> None:
+        """To follow again would look at nothing: the first rollout finds what lies there."""
+        world = World(followed(steps=b.STEPS), source=A)
+        world.reconcile()
+        world.end_job("bad")
+        world.reconcile()
+        row = next(c for c in world.status.conditions if c.type == "Following")
+        assert (row.status, row.reason) == ("False", "NotOnnx")
+        assert "run modelrollout retry digits" in row.message
+        plan = decide(
+            replace(world.snapshot(), verbs=(Verb("follow", b.revision_name(9), "f0110"),)), world.now
+        )
+        assert "retry it" in plan.status.handled_verbs[-1]
 
     def test_the_verb_is_refused_while_a_rollout_is_in_flight(self) -> None:
         world = World.serving(steps=b.STEPS)

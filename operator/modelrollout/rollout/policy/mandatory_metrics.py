@@ -30,15 +30,20 @@ def first_weight(s: Observed) -> int | None:
 
 def is_return(s: Observed, target: Revision | None, now: datetime) -> bool:
     """Whether it was stable within the rollback window, for the clients of the present host
-    names. Not where spec follows its source: whoever writes there is not the one who reverts a
-    commit, so older bytes are judged like any others.
+    names. Not with other bytes where spec follows its source: whoever writes there is not the one
+    who reverts a commit, so older bytes are judged like any others.
     """
-    if s.spec is not None and s.spec.model.follow is not None:
-        return False
     last = target.status.retired if target is not None else None
     if target is None or last is None or not within_window(s, target, now):
         return False
+    if s.spec is not None and s.spec.model.follow is not None and not _has_bytes_of_stable(s, target):
+        return False
     return s.names_since is None or datetime.fromisoformat(last) >= s.names_since
+
+
+def _has_bytes_of_stable(s: Observed, target: Revision) -> bool:
+    stable = s.revision(s.status.stable.revision) if s.status.stable else None
+    return stable is not None and stable.sha256 == target.sha256
 
 
 def within_window(s: Observed, target: Revision, now: datetime) -> bool:
