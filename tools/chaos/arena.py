@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -122,8 +123,9 @@ class Arena(Scope):
         return Api.of(self.box.state.kubeconfig, self.box.state.pki, "sandbox")
 
     def _prometheus_address(self) -> str:
-        host, _, _ = self.cluster.target.gateway.http.partition(":")
-        return f"{host}:9090"
+        url = urlsplit(self.cluster.target.prometheus)
+        name, namespace, *_ = (url.hostname or "").split(".")
+        return self.cluster.service_address(namespace, name, url.port or 80)
 
     # --- set-up ---
 
