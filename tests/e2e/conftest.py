@@ -160,14 +160,18 @@ class Stage:
 
     def until_stalled(self, name: str, reason: str, limit: float = 150) -> str:
         """The message of Stalled once it is True for that reason; another reason is a failure at
-        once.
+        once, unless it is what was said of an earlier spec.
         """
 
         def look() -> dict[str, Any] | None:
-            stalled = self.condition(name, "Stalled")
-            if stalled["status"] == "True":
-                assert stalled["reason"] == reason, f"{name}: {stalled['reason']}: {stalled['message']}"
+            now = self.get(name)
+            stalled = condition(now, "Stalled")
+            if stalled["status"] != "True":
+                return None
+            if stalled["reason"] == reason:
                 return stalled
+            is_current = stalled["observedGeneration"] == now["metadata"]["generation"]
+            assert not is_current, f"{name}: {stalled['reason']}: {stalled['message']}"
             return None
 
         return str(self.until(f"{name} is Stalled for {reason}", look, limit)["message"])
