@@ -153,6 +153,24 @@ class Sharded(Commit):
         self.cluster.now += timedelta(seconds=6)
 
 
+async def with_one_that_stands() -> tuple[Sharded, str, list[str]]:
+    """Two replicas under a limit of one. The first has listed the Job of a model (its name) and
+    stands still before it makes it; the names of the other's models.
+    """
+    fleet = Sharded(10, 1)
+    first = next(name for name in fleet.names if fleet.worker(name) is fleet.operators[0])
+    second = [name for name in fleet.names if fleet.worker(name) is fleet.operators[1]]
+    await fleet.passes(2, among=[first])
+
+    def stands(verb: str, resource: Resource, name: str) -> None:
+        if verb in ("create", "apply") and resource is JOB:
+            raise Unavailable(503, "ServiceUnavailable", "away")
+
+    fleet.cluster.before = stands
+    await fleet.passes(3, among=[first])
+    return fleet, first, second
+
+
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("seed", range(2))
@@ -226,17 +244,7 @@ def test_a_job_that_is_about_to_be_made_keeps_its_place() -> None:
     """Listed, and its replica stands still: no other may take the place."""
 
     async def main() -> None:
-        fleet = Sharded(10, 1)
-        first = next(name for name in fleet.names if fleet.worker(name) is fleet.operators[0])
-        second = [name for name in fleet.names if fleet.worker(name) is fleet.operators[1]]
-        await fleet.passes(2, among=[first])
-
-        def stands(verb: str, resource: Resource, name: str) -> None:
-            if verb in ("create", "apply") and resource is JOB:
-                raise Unavailable(503, "ServiceUnavailable", "away")
-
-        fleet.cluster.before = stands
-        await fleet.passes(3, among=[first])
+        fleet, first, second = await with_one_that_stands()
         assert fleet.running == 0 and len(fleet.listed()) == 1
         fleet.cluster.before = lambda verb, resource, name: None
         for _ in range(4):
@@ -326,17 +334,7 @@ def test_the_place_of_a_former_replica_is_set_free_by_the_next_whose_model_does_
     """As when another model now prepares for both, and may itself wait for this very place."""
 
     async def main() -> None:
-        fleet = Sharded(10, 1)
-        first = next(name for name in fleet.names if fleet.worker(name) is fleet.operators[0])
-        second = [name for name in fleet.names if fleet.worker(name) is fleet.operators[1]]
-        await fleet.passes(2, among=[first])
-
-        def stands(verb: str, resource: Resource, name: str) -> None:
-            if verb in ("create", "apply") and resource is JOB:
-                raise Unavailable(503, "ServiceUnavailable", "away")
-
-        fleet.cluster.before = stands
-        await fleet.passes(3, among=[first])
+        fleet, first, second = await with_one_that_stands()
         assert len(fleet.listed()) == 1
         fleet.cluster.before = lambda verb, resource, name: None
         index = fleet.operators.index(fleet.worker(first))

@@ -109,10 +109,10 @@ def _chosen(engines: Mapping[str, Division], config: Any) -> Division | None:
 
 def _llm_api(files: Mapping[str, Path]) -> Division | None:
     """Of TensorRT-LLM's LLM API, whose model.py reads model.yaml beside it."""
-    told, program = files.get(_LLM_API_FILE), files[KINDS["Python"].file]
-    if told is None or told.stat().st_size > _READ_BYTES or _LIBRARY not in program.read_bytes():
+    options, program = files.get(_LLM_API_FILE), files[KINDS["Python"].file]
+    if options is None or options.stat().st_size > _READ_BYTES or _LIBRARY not in program.read_bytes():
         return None
-    text = told.read_text(errors="replace")
+    text = options.read_text(errors="replace")
     if re.search(r"^(orchestrator_type|gpus_per_node)\s*:", text, re.M):
         return None  # its workers may be elsewhere
     sizes: list[int | None] = []
