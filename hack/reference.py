@@ -21,6 +21,7 @@ from hack.markdown import wrap
 from modelrollout.api.v1alpha1 import DURATION_RE
 from modelrollout.cli.main import app
 from modelrollout.crdgen.kinds import MODEL_DEPLOYMENT, ROLLOUT_POLICY, Kind, crd
+from modelrollout.generated import put
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
@@ -244,15 +245,7 @@ def pages() -> dict[Path, str]:
 
 
 def main(arguments: Iterable[str]) -> int:
-    made = pages()
-    if "--check" not in arguments:
-        for path, text in made.items():
-            path.write_text(text)
-        return 0
-    drifted = [path for path, text in made.items() if not path.is_file() or path.read_text() != text]
-    for path in drifted:
-        sys.stderr.write(f"{path.relative_to(ROOT)} is not up to date; run: make generate\n")
-    return 1 if drifted else 0
+    return put(pages(), check="--check" in arguments, complaint="is not up to date; run: make generate")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from modelrollout.crdgen.kinds import KINDS, Kind, crd
+from modelrollout.generated import put
 
 HEADER = "# Written by `python -m modelrollout.crdgen` from operator/modelrollout/api; do not edit.\n"
 # The chart installs its own copy, byte for byte the same.
@@ -47,15 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     folders: list[Path] = args.out or list(DEFAULT_OUT)
 
     files = {folder / kind.file_name: render(kind) for folder in folders for kind in KINDS}
-    if not args.check:
-        for path, text in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return 0
-    drifted = [path for path, text in files.items() if not path.is_file() or path.read_text() != text]
-    for path in drifted:
-        sys.stderr.write(f"{path} is not up to date with the types; run: python -m modelrollout.crdgen\n")
-    return 1 if drifted else 0
+    complaint = "is not up to date with the types; run: python -m modelrollout.crdgen"
+    return put(files, check=args.check, complaint=complaint)
 
 
 if __name__ == "__main__":

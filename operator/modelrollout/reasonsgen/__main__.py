@@ -12,6 +12,7 @@ import re
 import sys
 from pathlib import Path
 
+from modelrollout.generated import put
 from modelrollout.reasons import Place, Reason
 
 DEFAULT_OUT = Path("docs/reference")
@@ -65,14 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     pages = {args.out / name: render(name) for name in PAGES}
-    if not args.check:
-        for path, text in pages.items():
-            path.write_text(text)
-        return 0
-    drifted = [path for path, text in pages.items() if not path.is_file() or path.read_text() != text]
-    for path in drifted:
-        sys.stderr.write(f"{path} is not up to date; run: python -m modelrollout.reasonsgen\n")
-    return 1 if drifted else 0
+    complaint = "is not up to date; run: python -m modelrollout.reasonsgen"
+    return put(pages, check=args.check, complaint=complaint)
 
 
 if __name__ == "__main__":
